@@ -22,6 +22,7 @@ mod dial;
 mod fleet;
 mod gateway;
 mod measure;
+mod processor;
 mod reference;
 mod report;
 mod server;

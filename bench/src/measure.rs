@@ -14,6 +14,7 @@ mod hostile;
 mod idle;
 mod operator;
 mod others;
+mod sizing;
 mod submission;
 mod telemetry;
 
@@ -40,11 +41,13 @@ pub(crate) enum Measurement {
     Idle,
     /// How soon all agents are back after one of two backends is killed, where PostgreSQL and Redis are installed.
     Failover,
+    /// What each thing costs that a site's size is computed from, where PostgreSQL and Redis are installed.
+    Sizing,
 }
 
 impl Measurement {
     /// All of them.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Commands,
         Self::Agent,
         Self::Submission,
@@ -55,6 +58,7 @@ impl Measurement {
         Self::Engine,
         Self::Idle,
         Self::Failover,
+        Self::Sizing,
     ];
 }
 
@@ -135,5 +139,6 @@ pub(crate) async fn run(what: Measurement, plan: &Plan) -> anyhow::Result<Vec<Fi
         Measurement::Engine => Box::pin(engine::measure(plan)).await,
         Measurement::Idle => Box::pin(idle::measure(plan)).await,
         Measurement::Failover => Box::pin(failover::measure(plan)).await,
+        Measurement::Sizing => Box::pin(sizing::measure(plan)).await,
     }
 }

@@ -18,8 +18,12 @@ pub(crate) enum Unit {
     Seconds,
     /// Something in each second.
     PerSecond,
+    /// Bytes.
+    Bytes,
     /// 1024 bytes.
     Kib,
+    /// 1024 KiB.
+    Mib,
 }
 
 impl Unit {
@@ -29,7 +33,9 @@ impl Unit {
             Self::Microseconds => "µs",
             Self::Seconds => "s",
             Self::PerSecond => "/s",
+            Self::Bytes => "bytes",
             Self::Kib => "KiB",
+            Self::Mib => "MiB",
         }
     }
 }
@@ -52,8 +58,9 @@ pub(crate) struct Figure {
     what: String,
     unit: Unit,
     ours: f64,
-    reference: f64,
-    ratio: f64,
+    /// The same of the reference, where there is one.
+    reference: Option<f64>,
+    ratio: Option<f64>,
     target: Option<Target>,
     met: Option<bool>,
     /// What a hostile gateway sent while this was measured.
@@ -71,8 +78,8 @@ impl Figure {
             what: what.into(),
             unit,
             ours,
-            reference,
-            ratio: ours / reference,
+            reference: Some(reference),
+            ratio: Some(ours / reference),
             target: None,
             met: None,
             hostile_messages: None,
@@ -80,8 +87,17 @@ impl Figure {
         }
     }
 
+    /// A figure of ours that nothing is compared with: what it costs on this machine.
+    pub(crate) fn alone(what: impl Into<String>, unit: Unit, ours: f64) -> Self {
+        Self {
+            reference: None,
+            ratio: None,
+            ..Self::new(what, unit, (ours, ours))
+        }
+    }
+
     /// Of the same figure, measured again and again, the one in the middle: by its ratio, or by ours where that is what
-    /// has to reach something. None of none.
+    /// has to reach something or there is no ratio. None of none.
     pub(crate) fn median(mut repetitions: Vec<Self>) -> Option<Self> {
         repetitions.sort_by(|a, b| a.decisive().total_cmp(&b.decisive()));
         let repeated = if repetitions.len() > 1 {
@@ -98,7 +114,10 @@ impl Figure {
     const fn decisive(&self) -> f64 {
         match self.target {
             Some(Target::Most(_)) => self.ours,
-            Some(Target::TimesAtMost(_) | Target::TimesAtLeast(_)) | None => self.ratio,
+            Some(Target::TimesAtMost(_) | Target::TimesAtLeast(_)) | None => match self.ratio {
+                Some(ratio) => ratio,
+                None => self.ours,
+            },
         }
     }
 
@@ -111,11 +130,11 @@ impl Figure {
     /// With what it has to reach.
     pub(crate) fn aiming(mut self, target: Target) -> Self {
         self.target = Some(target);
-        self.met = Some(match target {
-            Target::TimesAtMost(times) => self.ratio <= times,
-            Target::TimesAtLeast(times) => self.ratio >= times,
-            Target::Most(most) => self.ours <= most,
-        });
+        self.met = match target {
+            Target::TimesAtMost(times) => self.ratio.map(|ratio| ratio <= times),
+            Target::TimesAtLeast(times) => self.ratio.map(|ratio| ratio >= times),
+            Target::Most(most) => Some(self.ours <= most),
+        };
         self
     }
 
@@ -216,9 +235,12 @@ impl fmt::Display for Report {
             table.add_row([
                 figure.what.clone(),
                 number(figure.ours),
-                number(figure.reference),
+                figure.reference.map(number).unwrap_or_default(),
                 figure.unit.name().to_owned(),
-                format!("{:.2}", figure.ratio),
+                figure
+                    .ratio
+                    .map(|ratio| format!("{ratio:.2}"))
+                    .unwrap_or_default(),
                 figure.span(),
                 figure.target(),
                 match figure.met {
@@ -253,7 +275,7 @@ impl fmt::Display for Report {
         if self.repetitions > 1 {
             writeln!(
                 f,
-                "Medians of {} runs; behind each ratio the least and the greatest (of ours where that has a target).",
+                "Medians of {} runs; behind each ratio the least and the greatest (of ours where that has a target, or no reference).",
                 self.repetitions
             )?;
         }
@@ -289,7 +311,7 @@ mod tests {
         };
         assert_eq!(
             (median.ours, median.reference, median.ratio),
-            (3.0, 1.0, 3.0)
+            (3.0, Some(1.0), Some(3.0))
         );
         assert_eq!(median.repeated, [2.0, 3.0, 9.0]);
     }
@@ -300,6 +322,14 @@ mod tests {
         let runs = vec![bounded(23.0, 1.0), bounded(20.0, 20.0), bounded(25.0, 24.0)];
         let median = Figure::median(runs).expect("there are some");
         assert_eq!((median.ours, median.met), (23.0, Some(true)));
+    }
+
+    #[test]
+    fn what_is_compared_with_nothing_is_compared_by_itself() {
+        let runs = [3.0, 9.0, 4.0].map(|ours| Figure::alone("cost", Unit::Bytes, ours));
+        let median = Figure::median(runs.to_vec()).expect("there are some");
+        assert_eq!((median.ours, median.ratio), (4.0, None));
+        assert_eq!(median.repeated, [3.0, 4.0, 9.0]);
     }
 
     #[test]

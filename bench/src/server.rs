@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 use viworks_runtime::config::environment;
 
+use crate::processor;
 use crate::system::System;
 
 /// Tells a process started from this very program what it is.
@@ -200,22 +201,9 @@ impl Server {
         Ok(kib * 1024)
     }
 
-    /// Processor time used so far, user and system: fields 14 and 15 of `stat` (proc(5)).
+    /// Processor time used so far.
     pub(crate) fn cpu_time(&self) -> anyhow::Result<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let rest = stat
-            .rsplit_once(')')
-            .context("a stat line without a name")?
-            .1;
-        let ticks: Vec<u64> = rest
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .filter_map(|field| field.parse().ok())
-            .collect();
-        let per_second = rustix::param::clock_ticks_per_second();
-        let sum: u64 = ticks.iter().sum();
-        Ok(Duration::from_micros(sum * 1_000_000 / per_second.max(1)))
+        processor::of_process(self.child.id())
     }
 
     /// How often its threads have waited for something and gone on: `voluntary_ctxt_switches` of each (proc(5)).

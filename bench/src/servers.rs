@@ -1,8 +1,12 @@
 //! The servers of a scaled site, private to one measurement: a PostgreSQL and a Redis, which end with it.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use viworks_testkit::postgres;
 use viworks_testkit::redis;
+
+use crate::processor;
 
 /// The database of the backend.
 const OURS: &str = "ours";
@@ -55,6 +59,21 @@ impl Servers {
             .lines()
             .find_map(|line| line.strip_prefix("total_commands_processed:"));
         Ok(line.context("no such counter")?.trim().parse()?)
+    }
+
+    /// What the queue holds in memory, in bytes.
+    pub(crate) fn queue_bytes(&self) -> anyhow::Result<u64> {
+        let said: String = self.redis.place().ask(&["INFO", "memory"])?;
+        let line = said
+            .lines()
+            .find_map(|line| line.strip_prefix("used_memory:"));
+        Ok(line.context("no such counter")?.trim().parse()?)
+    }
+
+    /// Processor time that the database has used so far, its processes that ended among it.
+    pub(crate) fn database_time(&self) -> anyhow::Result<Duration> {
+        let file = self.ask("SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)")?;
+        processor::of_family(file.parse().context("no process id")?)
     }
 
     /// The answer of a query to the backend's database.

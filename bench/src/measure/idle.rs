@@ -1,6 +1,8 @@
 //! What a fleet adds that does nothing: transactions of the database, commands of the queue, and how often the
 //! backend's threads are woken, in each second, over those of a backend without gateways.
 
+use std::ops::Range;
+
 use anyhow::Context;
 use tokio::time::{Instant, sleep};
 
@@ -74,18 +76,7 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
 async fn of(servers: &Servers, plan: &Plan, agents: usize) -> anyhow::Result<Rates> {
     let system = System::on(Some(servers), agents).await?;
     let server = Server::start(Role::Ours, &system, None).await?;
-    let mut fleet = Vec::new();
-    let parts = PARTS as usize;
-    for part in 0..parts {
-        let numbers = agents * part / parts..agents * (part + 1) / parts;
-        if !numbers.is_empty() {
-            fleet.push(Fleet::start(Role::Ours, &system, &server, numbers)?);
-        }
-        sleep(plan.watched / 2 / PARTS).await;
-    }
-    for part in &fleet {
-        part.all_up().await?;
-    }
+    let _fleet = spread(&system, &server, plan, 0..agents).await?;
     // A connection that has nothing to do tells the server's statistics after ten seconds what it did before.
     sleep(plan.watched / 2).await;
     let before = count(servers, &server)?;
@@ -98,6 +89,29 @@ async fn of(servers: &Servers, plan: &Plan, agents: usize) -> anyhow::Result<Rat
         queue_commands: rate(|it| it.queue_commands),
         wakeups: rate(|it| it.wakeups),
     })
+}
+
+/// Starts these agents in so many parts over half of the time that a fleet is watched, and waits until all are there.
+pub(super) async fn spread(
+    system: &System,
+    server: &Server,
+    plan: &Plan,
+    numbers: Range<usize>,
+) -> anyhow::Result<Vec<Fleet>> {
+    let (parts, agents) = (PARTS as usize, numbers.len());
+    let mut fleet = Vec::new();
+    for part in 0..parts {
+        let at = |part: usize| numbers.start + agents * part / parts;
+        let numbers = at(part)..at(part + 1);
+        if !numbers.is_empty() {
+            fleet.push(Fleet::start(Role::Ours, system, server, numbers)?);
+        }
+        sleep(plan.watched / 2 / PARTS).await;
+    }
+    for part in &fleet {
+        part.all_up().await?;
+    }
+    Ok(fleet)
 }
 
 fn count(servers: &Servers, server: &Server) -> anyhow::Result<Counted> {

@@ -78,8 +78,8 @@ pub(super) async fn on(
     ])
 }
 
-/// Delivers every agent's records; how long that took from the moment all were connected.
-async fn deliver(
+/// Delivers every agent's records, numbered in `epochs`; how long that took from the moment all were connected.
+pub(super) async fn deliver(
     system: &System,
     server: &Server,
     plan: &Plan,
