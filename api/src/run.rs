@@ -392,7 +392,7 @@ impl<'de> Deserialize<'de> for RequestedArguments {
                 while let Some(name) = map.next_key::<ArgumentName>()? {
                     if arguments.len() == limits::ARGUMENTS_MAX {
                         return Err(A::Error::custom(format_args!(
-                            "more than {} arguments",
+                            "arguments: more than {}",
                             limits::ARGUMENTS_MAX
                         )));
                     }

@@ -89,8 +89,8 @@ async fn look(scene: &Scene, broken: Option<Break>) -> std::io::Result<Finding> 
     )))
 }
 
-/// A backend that takes no configuration at all, for a shell to read: a program that was just written cannot be executed
-/// while somebody else, who was forked meanwhile, still holds it open.
+/// A backend that takes no configuration at all, for a shell to read: a program that was just written cannot be
+/// executed while somebody else, who was forked meanwhile, still holds it open.
 fn refusing(scene: &Scene) -> std::io::Result<PathBuf> {
     let script = scene.first().path().join("refusing.sh");
     std::fs::write(&script, "exit 78\n")?;

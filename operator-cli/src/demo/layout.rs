@@ -434,8 +434,8 @@ fn not_removed((path, error): &remove::Refused) -> Failure {
     cannot_use("cannot be removed", path, error)
 }
 
-/// What the system refuses of a place, with its cause. It ends as a file does for every other program: what somebody has
-/// to mend is no unexpected fault.
+/// What the system refuses of a place, with its cause. It ends as a file does for every other program: what somebody
+/// has to mend is no unexpected fault.
 fn cannot_use(what: &str, path: &Path, error: &std::io::Error) -> Failure {
     let refused = files::FileError::Io {
         action: "use",

@@ -39,8 +39,8 @@ pub(super) fn help(message: &str) -> &'static str {
     found.map_or(FORM, |(_, help)| help)
 }
 
-/// Whether what stands behind it may not have been read, so that a key that seems to be missing may be there. Of what is
-/// there twice the first counts.
+/// Whether what stands behind it may not have been read, so that a key that seems to be missing may be there. Of what
+/// is there twice the first counts.
 pub(super) fn hides_keys(message: &str) -> bool {
     !message.contains(REPEATED)
 }
@@ -59,7 +59,7 @@ mod tests {
             ("a = \"b\n", "with a quote"),
             ("a = [\"b\"\nc = 1\n", "a list"),
             ("[a\nb = 1\n", "a heading"),
-            ("a =\n", "key = value"),
+            ("a =\n", "text in quotes"),
             ("a\n", "key = value"),
         ] {
             let (_, errors) = tree::parse(text, 0);

@@ -46,7 +46,7 @@ async fn bodies_are_bounded_altogether_and_a_crowd_is_told_of() {
         .iter()
         .find(|found| found.name == "socket.crowded")
         .unwrap();
-    assert!(found.cause.contains("1 connections"), "{found:?}");
+    assert!(found.cause.contains("1 connection was cut"), "{found:?}");
     server.stop().await;
 }
 
