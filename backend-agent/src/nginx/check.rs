@@ -3,16 +3,20 @@
 use std::path::Path;
 
 use viworks_common::pin::SpkiPin;
-use viworks_runtime::config::Problems;
+use viworks_runtime::config::{Problem, Problems};
 use viworks_runtime::files;
+use zeroize::Zeroizing;
 
 use super::whole::{Findings, Whole};
 use super::{asked, directive, operators, passed, renewal, terminated};
-use crate::config::{Config, TlsEnd};
-use crate::pki::issue::server_pins;
+use crate::config::{AgentsConfig, Config, TlsEnd};
+use crate::pki::authority::Standby;
 
 /// Where certbot has its renewals.
 pub const RENEWALS: &str = "/etc/letsencrypt/renewal";
+
+/// More than any private key has.
+const KEY_BYTES_MAX: u64 = 64 * 1024;
 
 /// What is to be checked.
 #[derive(Debug, Clone)]
@@ -71,15 +75,41 @@ pub fn check(question: &Question<'_>) -> Result<Vec<String>, Problems> {
     Problems::refuse(problems).map(|()| right)
 }
 
+/// The keys that gateways pin, read whoever could change their files, as [`renewal::pin`] does.
+fn pinned(agents: &AgentsConfig, findings: &mut Findings) -> Result<Vec<SpkiPin>, Problem> {
+    let file = &agents.certificate_file;
+    let own = renewal::pin(file).map_err(|why| {
+        let help = "have it made by viworks-backend-agent pki init, and ask check-config about it";
+        Problem::of_file(file, why, help)
+    })?;
+    let mut pins = vec![own];
+    if let Some(next) = &agents.next_key_file {
+        match next_pin(next) {
+            Ok(pin) => pins.push(pin),
+            Err(why) => findings.unseen.push(format!(
+                "not looked at: the key that gateways pin beside it, {}: {why}",
+                next.display()
+            )),
+        }
+    }
+    Ok(pins)
+}
+
+fn next_pin(file: &Path) -> Result<SpkiPin, String> {
+    let read = files::read_at_most(file, KEY_BYTES_MAX).map_err(|error| error.to_string())?;
+    let read = Zeroizing::new(read);
+    let text = std::str::from_utf8(&read).map_err(|error| error.to_string())?;
+    let standby = Standby::load(text).map_err(|error| error.to_string())?;
+    Ok(standby.pin)
+}
+
 /// The keys that gateways pin, and whether they stay.
 fn pins(question: &Question<'_>, findings: &mut Findings) -> Vec<SpkiPin> {
     let agents = &question.config.agents;
-    let pins = match server_pins(agents) {
+    let pins = match pinned(agents, findings) {
         Ok(pins) => pins,
-        Err(error) => {
-            findings
-                .problems
-                .push(error.problem(&agents.certificate_file));
+        Err(problem) => {
+            findings.problems.push(problem);
             return Vec::new();
         }
     };

@@ -3,9 +3,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use viworks_common::pin::SpkiPin;
 use viworks_runtime::config::Problem;
-use viworks_runtime::tls::TlsError;
+use viworks_runtime::files::FileError;
 use viworks_runtime::{files, tls};
 
 /// More than any such file has.
@@ -86,10 +88,7 @@ fn judge(path: &Path, pins: &[SpkiPin], own: &[PathBuf]) -> Option<Problem> {
 fn first_pin<'p>(files: impl Iterator<Item = &'p PathBuf>) -> Result<Option<SpkiPin>, String> {
     for file in files {
         match file.canonicalize() {
-            Ok(path) => {
-                let pin = pin(&path).map_err(|error| error.problem(&path).message)?;
-                return Ok(Some(pin));
-            }
+            Ok(path) => return pin(&path).map(Some),
             // What is not there is in use nowhere.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(format!("{}: {error}", file.display())),
@@ -98,11 +97,15 @@ fn first_pin<'p>(files: impl Iterator<Item = &'p PathBuf>) -> Result<Option<Spki
     Ok(None)
 }
 
-/// The pin of the key of a file's first certificate. The file is no link.
-pub(super) fn pin(path: &Path) -> Result<SpkiPin, TlsError> {
-    let certificates = tls::load_certificates(path)?;
-    let first = certificates.first().map(AsRef::as_ref).unwrap_or_default();
-    tls::spki_sha256(first).map(SpkiPin::from_digest)
+/// The pin of the key of a file's first certificate, otherwise why it cannot be told. Root asks, as whom nginx starts,
+/// and the files are of several users: what is only compared is read whoever could change it.
+pub(super) fn pin(path: &Path) -> Result<SpkiPin, String> {
+    let told = |error: FileError| error.problem().message;
+    let text = files::read_at_most(path, BYTES_MAX).map_err(told)?;
+    let first = CertificateDer::from_pem_slice(&text)
+        .map_err(|error| format!("{} holds no certificate: {error}", path.display()))?;
+    let pin = tls::spki_sha256(&first).map_err(|error| error.problem(path).message)?;
+    Ok(SpkiPin::from_digest(pin))
 }
 
 /// The value of a key, wherever it stands: certbot writes each once.

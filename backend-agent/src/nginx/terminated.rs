@@ -121,7 +121,7 @@ fn certificates(whole: &Whole<'_>, way: &Way<'_>, pins: &[SpkiPin], findings: &m
                 ),
                 "name the certificate and the key of certificate_file and key_file in [agents], and no other",
             )),
-            Err(error) => findings.unseen(certificate, &error.problem(&path).message),
+            Err(why) => findings.unseen(certificate, &why),
         }
     }
 }

@@ -9,6 +9,7 @@ use viworks_testkit::machine::Machine;
 use viworks_testkit::packages::Packages;
 use viworks_testkit::process::eventually;
 
+mod proxy;
 mod restart;
 mod script;
 mod upgrade;
@@ -97,8 +98,14 @@ impl Site {
 
     /// A command's way through all of it.
     async fn works(&self) {
-        self.says(GATEWAY, "connected to wss://localhost:8081")
-            .await;
+        self.is_connected_to("wss://localhost:8081").await;
+        let said = self.viworks("run sys.uptime --gateway gw-1");
+        assert!(said.contains("load"), "{said}");
+    }
+
+    /// Waits until both ends say that the gateway is connected, to this URL.
+    async fn is_connected_to(&self, url: &str) {
+        self.says(GATEWAY, &format!("connected to {url}")).await;
         // It may have said so of the connection before.
         eventually("the backend has the gateway", PATIENCE, async || {
             let shown = self.attempt("gateway show gw-1 -o json").stdout;
@@ -106,8 +113,6 @@ impl Site {
             (gateway["status"] == "online").then_some(())
         })
         .await;
-        let said = self.viworks("run sys.uptime --gateway gw-1");
-        assert!(said.contains("load"), "{said}");
     }
 
     /// Runs as another process than `earlier`.
@@ -493,6 +498,7 @@ async fn the_packages_live_and_die_under_systemd() {
     site.machine.shell(&set_up());
     site.works().await;
     is_confined(&site);
+    site.nginx_stands_in_front_of_it_as_its_page_says().await;
     site.root_validates_it_as_the_backends_user_and_leaves_nothing();
     site.a_gateway_whose_service_is_restarted_is_back_in_time()
         .await;
