@@ -20,11 +20,13 @@ use viworks_runtime::logging::LogConfig;
 use viworks_runtime::settings;
 
 use crate::data::TelemetryLimits;
+use proxies::{check_proxies, no_strangers};
 use queue::{QueueAddress, QueueAddressError};
 use server::Named;
 
 mod enrolment;
 mod live;
+mod proxies;
 pub mod queue;
 pub mod reference;
 mod server;
@@ -32,6 +34,7 @@ mod store;
 
 pub use enrolment::EnrolmentConfig;
 pub use live::LIVE;
+pub use proxies::ProxyProtocol;
 pub use store::StoreConfig;
 
 const fn seconds(seconds: u64) -> Duration {
@@ -108,9 +111,9 @@ impl Config {
 
     /// Sockets of one gateway's place: where a proxy has to say first for whom it connects, as many may be about to.
     fn sockets_of_place(&self) -> usize {
-        match (self.agents.proxy_protocol, self.agents.tls_ends_at) {
-            (ProxyProtocol::Off, TlsEnd::Backend) => 1,
-            (ProxyProtocol::Require, _) | (_, TlsEnd::Proxy) => 2,
+        match self.agents.tls_ends_at {
+            TlsEnd::Backend => self.agents.proxy_protocol.sockets_of_place(),
+            TlsEnd::Proxy => 2,
         }
     }
 
@@ -213,15 +216,6 @@ pub enum TlsEnd {
     Proxy,
 }
 
-/// Whether connections begin with what a proxy says about them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProxyProtocol {
-    /// Gateways connect by themselves.
-    Off,
-    /// Every connection comes from a proxy and begins with its header.
-    Require,
-}
-
 settings! {
     /// The listener for gateway agents (mutual TLS).
     [agents]
@@ -260,10 +254,7 @@ settings! {
         /// Whether every connection begins with a header of the PROXY protocol, in which a proxy that passes TLS
         /// through says who connects. With `require`, what does not begin with one, or comes from elsewhere than
         /// `trusted_proxies`, is refused.
-        proxy_protocol: ProxyProtocol = one_of(
-            "off",
-            &[("off", ProxyProtocol::Off), ("require", ProxyProtocol::Require)],
-        ),
+        proxy_protocol: ProxyProtocol = one_of("off", &ProxyProtocol::ALL),
         /// The addresses and networks of the proxies that are believed about who connects, such as `127.0.0.1` or
         /// `10.0.8.0/24`.
         trusted_proxies: Vec<IpNetwork> = parsed_list("addresses and networks"),
@@ -317,42 +308,18 @@ impl AgentsConfig {
     }
 
     fn check_proxies(&self, section: &mut Section<'_>) {
-        let required = self.proxy_protocol == ProxyProtocol::Require;
-        if required && self.trusted_proxies.is_empty() {
-            section.problem(
-                "proxy_protocol",
-                "proxy_protocol is \"require\", and no proxy is believed: nobody could connect".to_owned(),
-                "name the addresses that the proxy connects from, such as trusted_proxies = [\"127.0.0.1\"]",
-            );
-        }
         let terminated = self.tls_ends_at == TlsEnd::Proxy;
-        if !required && !terminated && !self.trusted_proxies.is_empty() {
-            section.problem(
-                "trusted_proxies",
-                "trusted_proxies has entries, and nothing is asked of these proxies".to_owned(),
-                "set proxy_protocol = \"require\", or leave trusted_proxies out",
-            );
-        }
+        check_proxies(
+            section,
+            self.proxy_protocol,
+            &self.trusted_proxies,
+            terminated,
+        );
         if terminated {
             self.check_terminated(section);
         }
-        no_strangers(section, &self.trusted_proxies);
     }
-}
 
-/// Whoever may claim any address is not to be a stranger.
-fn no_strangers(section: &mut Section<'_>, trusted: &[IpNetwork]) {
-    let wide = trusted.iter().find(|network| network.holds_strangers());
-    if let Some(wide) = wide {
-        section.problem(
-            "trusted_proxies",
-            format!("{wide} is more than one site can have, and whoever is there could claim any address"),
-            "name the addresses of the proxies only",
-        );
-    }
-}
-
-impl AgentsConfig {
     /// What a proxy that ends TLS needs.
     fn check_terminated(&self, section: &mut Section<'_>) {
         if self.trusted_proxies.is_empty() {

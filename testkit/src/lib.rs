@@ -3,6 +3,7 @@
 pub mod binaries;
 pub mod corpus;
 pub mod deployment;
+pub mod door;
 pub mod dump;
 pub mod few_files;
 pub mod gateway;

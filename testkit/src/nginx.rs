@@ -48,13 +48,15 @@ struct Ports {
     nothing: u16,
 }
 
-/// What stands behind it: addresses with ports.
+/// What stands behind it: addresses with ports. Where there are none, nothing listens.
 #[derive(Debug, Clone, Default)]
 pub struct Backends {
     /// Where gateways are taken.
     pub agents: Vec<String>,
     /// Where the API is.
     pub api: Vec<String>,
+    /// Where machines enrol.
+    pub enrolment: Vec<String>,
 }
 
 impl Nginx {
@@ -152,6 +154,9 @@ impl Nginx {
             nothing,
         } = self.ports;
         let servers = |addresses: &[String]| {
+            if addresses.is_empty() {
+                return format!("server 127.0.0.1:{nothing};");
+            }
             let servers = addresses
                 .iter()
                 .map(|address| format!("server {address} max_fails=1 fail_timeout=5s;"));
@@ -196,8 +201,8 @@ impl Nginx {
                 servers(&self.backends.api),
             ),
             (
-                "server 127.0.0.1:8082;",
-                format!("server 127.0.0.1:{nothing};"),
+                "server 127.0.0.1:8082 max_fails=1 fail_timeout=5s;",
+                servers(&self.backends.enrolment),
             ),
             ("/etc/viworks/nginx/", format!("{folder}/")),
             ("/etc/viworks/backend/", format!("{}/", text(&self.backend))),

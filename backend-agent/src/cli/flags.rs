@@ -288,7 +288,7 @@ pub(super) enum NginxCommand {
         /// The name that gateways dial; the host of `public_url` in [agents] when left out
         #[arg(long, value_name = "NAME")]
         agents_name: Option<String>,
-        /// The name that is kept for gateways that enrol; enrol.DOMAIN when left out
+        /// The name at which machines enrol; the host of `public_url` in [enrolment], or enrol.DOMAIN, when left out
         #[arg(long, value_name = "NAME")]
         enrolment_name: Option<String>,
         /// The name that operators use
@@ -297,6 +297,9 @@ pub(super) enum NginxCommand {
         /// Where a backend takes gateways, may be repeated; `listen` of [agents] when left out
         #[arg(long = "agents-backend", value_name = "HOST:PORT")]
         agents_backends: Vec<String>,
+        /// Where a backend has the door for new gateways, may be repeated; `listen` of [enrolment] when left out
+        #[arg(long = "enrolment-backend", value_name = "HOST:PORT")]
+        enrolment_backends: Vec<String>,
         /// Where a backend has its API, may be repeated; `listen` of [api] when left out
         #[arg(long = "api-backend", value_name = "HOST:PORT")]
         api_backends: Vec<String>,

@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use viworks_runtime::config::Document;
+use viworks_common::network::IpNetwork;
+use viworks_runtime::config::{Document, Section};
 use viworks_runtime::settings;
 
+use super::proxies::{ProxyProtocol, check_proxies};
 use super::{KeysConfig, TIMEOUT, seconds, stand_in_the_way};
 
 const SECTION: &str = "enrolment";
@@ -20,6 +22,13 @@ settings! {
         listen: Option<SocketAddr> = optional_parsed("address:port") like "127.0.0.1:8082",
         /// Where they reach it, when not at `listen`: every ticket has it.
         public_url: Option<String> = optional_url(&["https"]) like "https://agents.example.org:8082",
+        /// Whether every connection begins with a header of the PROXY protocol, in which a proxy that passes TLS
+        /// through says who connects: a ticket's networks and the bounds of one address are about that one. With
+        /// `require`, what does not begin with one, or comes from elsewhere than `trusted_proxies`, is refused.
+        proxy_protocol: ProxyProtocol = one_of("off", &ProxyProtocol::ALL),
+        /// The addresses and networks of the proxies that are believed about who connects, such as `127.0.0.1` or
+        /// `10.0.8.0/24`.
+        trusted_proxies: Vec<IpNetwork> = parsed_list("addresses and networks"),
         /// How many days a gateway's certificate is valid.
         certificate_days: u32 = integer(90, 1..=397),
         /// Open sockets; more are closed at once.
@@ -29,16 +38,23 @@ settings! {
         /// Requests of one IPv4 address or IPv6 /64 network a minute, two for each machine, and as many at once after a
         /// pause; more are told when to come back.
         requests_per_minute: u32 = integer(600, 1..=1_000_000),
-        /// For a connection: the TLS handshake, the request and its answer.
+        /// For the header of a proxy, and again for the rest: the TLS handshake, the request and its answer.
         timeout: Duration = duration_ms(seconds(15), TIMEOUT),
     }
+    check EnrolmentConfig::check
 }
 
 impl EnrolmentConfig {
     /// Sockets that it may have open.
     #[must_use]
     pub fn sockets_max(&self) -> usize {
-        self.listen.map_or(0, |_door| self.connections_max)
+        let each = self.proxy_protocol.sockets_of_place();
+        self.listen
+            .map_or(0, |_door| self.connections_max.saturating_mul(each))
+    }
+
+    fn check(&self, section: &mut Section<'_>) {
+        check_proxies(section, self.proxy_protocol, &self.trusted_proxies, false);
     }
 
     /// Notes what only other sections show: an address that another listener has, and that nobody could be issued a

@@ -27,7 +27,9 @@ use super::quota::Sources;
 use super::redeem::{Answered, Enrolment};
 use super::refusal::Refusal;
 use crate::config::EnrolmentConfig;
-use crate::inbound::limits::{AdmissionLimits, Admitted, Gate};
+use crate::inbound::limits::{AdmissionLimits, Admitted, Gate, Turn};
+use crate::inbound::listener::{is_no_tls, prepare};
+use crate::inbound::proxy::{self, Proxies, Unarrived};
 use crate::inbound::upgrade::problem_document;
 use crate::metrics::BackendMetrics;
 
@@ -44,6 +46,7 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 pub struct Door {
     listener: TcpListener,
     gate: Gate,
+    proxies: Proxies,
     shared: Arc<Shared>,
     lifecycle: Lifecycle,
 }
@@ -75,6 +78,7 @@ impl Door {
                 per_source: config.per_source_max,
                 openings: OPENINGS_MAX,
             }),
+            proxies: Proxies::from(config),
             shared: Arc::new(Shared {
                 enrolment,
                 side,
@@ -96,13 +100,7 @@ impl Door {
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => match self.gate.admit(peer.ip()) {
-                    Ok(admitted) => {
-                        let served = Arc::clone(&self.shared).serve(stream, peer, admitted);
-                        drop(self.lifecycle.spawn("enrolment", Box::pin(served)));
-                    }
-                    Err(turned) => self.shared.metrics.enrolment(turned.name()),
-                },
+                Ok((stream, peer)) => self.admit(stream, peer),
                 Err(error) => {
                     self.shared.line(|left_out| {
                         warn!(%error, left_out, "a connection at the door for new gateways could not be accepted");
@@ -112,6 +110,27 @@ impl Door {
             }
         }
     }
+
+    /// Lets a connection in, or drops its socket.
+    fn admit(&self, stream: TcpStream, peer: SocketAddr) {
+        let shared = Arc::clone(&self.shared);
+        let taken = if !self.proxies.send_headers() {
+            self.gate.admit(peer.ip()).map(|admitted| {
+                let served = Box::pin(shared.serve(stream, peer, admitted));
+                drop(self.lifecycle.spawn("enrolment", served));
+            })
+        } else if self.proxies.trusts(peer.ip()) {
+            self.gate.arrive().map(|arrived| {
+                let served = Box::pin(shared.arrive(stream, peer, arrived, self.gate.clone()));
+                drop(self.lifecycle.spawn("enrolment", served));
+            })
+        } else {
+            return shared.not_a_proxy(peer);
+        };
+        if let Err(turned) = taken {
+            self.shared.metrics.enrolment(turned.name());
+        }
+    }
 }
 
 impl Shared {
@@ -119,6 +138,40 @@ impl Shared {
     fn line(&self, line: impl FnOnce(u64)) {
         if let Some(left_out) = self.lines.take(self.enrolment.clock().now()) {
             line(left_out);
+        }
+    }
+
+    /// Somebody else than a proxy connects where only proxies may.
+    fn not_a_proxy(&self, peer: SocketAddr) {
+        self.metrics.enrolment("not_a_proxy");
+        self.line(|left_out| {
+            warn!(%peer, left_out, "refused a connection at the door for new gateways that does not come through a proxy of enrolment.trusted_proxies");
+        });
+    }
+
+    /// Finds out for whom a proxy connects, and serves that one.
+    async fn arrive(
+        self: Arc<Self>,
+        mut stream: TcpStream,
+        proxy: SocketAddr,
+        arrived: Turn,
+        gate: Gate,
+    ) {
+        match proxy::arrive(&mut stream, proxy, arrived, &gate, self.timeout).await {
+            Ok((client, admitted)) => self.serve(stream, client, admitted).await,
+            Err(Unarrived::Header(error)) => {
+                self.metrics.enrolment("proxy_header_refused");
+                self.line(|left_out| {
+                    warn!(%proxy, %error, left_out, "refused a connection of a proxy at the door for new gateways: with enrolment.proxy_protocol = \"require\", each has to begin with a header (nginx: proxy_protocol on)");
+                });
+            }
+            Err(Unarrived::Late) => {
+                self.metrics.enrolment("proxy_header_timeout");
+                self.line(|left_out| {
+                    info!(%proxy, left_out, "a proxy connected at the door for new gateways and did not say for whom");
+                });
+            }
+            Err(Unarrived::Turned(turned)) => self.metrics.enrolment(turned.name()),
         }
     }
 
@@ -136,7 +189,7 @@ impl Shared {
     }
 
     async fn serve_one(&self, stream: TcpStream, peer: SocketAddr, admitted: &Admitted) {
-        crate::inbound::listener::prepare(&stream);
+        prepare(&stream);
         let turn = admitted.handshake().await;
         let config = Arc::clone(&self.side.borrow().open);
         let secured = TlsAcceptor::from(config).accept(stream).await;
@@ -146,7 +199,11 @@ impl Shared {
             Err(error) => {
                 self.metrics.enrolment("tls_failed");
                 return self.line(|left_out| {
-                    info!(%peer, %error, left_out, "a TLS handshake at the door for new gateways failed");
+                    if is_no_tls(&error) {
+                        info!(%peer, %error, left_out, "a TLS handshake at the door for new gateways failed: what came is no TLS; a proxy that sends a header of the PROXY protocol needs enrolment.proxy_protocol = \"require\"");
+                    } else {
+                        info!(%peer, %error, left_out, "a TLS handshake at the door for new gateways failed");
+                    }
                 });
             }
         };

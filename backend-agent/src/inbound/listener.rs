@@ -29,7 +29,7 @@ use super::connection::{self, Opening};
 use super::forwarded::{self, Forwarded};
 use super::limits::{Admitted, Gate, Turn};
 use super::opening::security_event;
-use super::proxy::{self, Proxies};
+use super::proxy::{self, Proxies, Unarrived};
 use super::upgrade::{self, Rules, Verdict};
 use super::{AgentStream, Inbound};
 use crate::agent::registry::{Peer, Unrecognised};
@@ -176,28 +176,24 @@ impl Handshake {
         let proxy = self.address;
         let metrics = &self.inbound.metrics;
         let limit = self.inbound.terms.tls_timeout;
-        match timeout(limit, proxy::client(&mut stream, proxy)).await {
-            Ok(Ok(client)) => self.address = client,
-            Ok(Err(error)) => {
+        match proxy::arrive(&mut stream, proxy, arrived, &gate, limit).await {
+            Ok((client, admitted)) => {
+                self.address = client;
+                self.run(stream, admitted).await;
+            }
+            Err(Unarrived::Header(error)) => {
                 metrics.handshake("proxy_header_refused");
                 self.strangers(|left_out| {
                     warn!(%proxy, %error, left_out, "refused a connection of a proxy: with agents.proxy_protocol = \"require\", each has to begin with a header (nginx: proxy_protocol on)");
                 });
-                return;
             }
-            Err(_elapsed) => {
+            Err(Unarrived::Late) => {
                 metrics.handshake("proxy_header_timeout");
                 self.strangers(|left_out| {
                     info!(%proxy, left_out, "a proxy connected and did not say for whom");
                 });
-                return;
             }
-        }
-        let admitted = gate.admit(self.address.ip());
-        drop(arrived);
-        match admitted {
-            Ok(admitted) => self.run(stream, admitted).await,
-            Err(turned) => metrics.refused(turned.name()),
+            Err(Unarrived::Turned(turned)) => metrics.refused(turned.name()),
         }
     }
 
@@ -476,7 +472,7 @@ impl Handshake {
 }
 
 /// Whether the first bytes were of another protocol.
-fn is_no_tls(error: &io::Error) -> bool {
+pub fn is_no_tls(error: &io::Error) -> bool {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
     matches!(
         cause,

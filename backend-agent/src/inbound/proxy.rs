@@ -2,15 +2,18 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use viworks_common::network::IpNetwork;
 use viworks_common::proxy_protocol::{self, HEADER_BYTES_MAX, Header, Origin, ProxyProtocolError};
 
-use crate::config::{AgentsConfig, ProxyProtocol, TlsEnd};
+use super::limits::{Admitted, Gate, Turn, Turned};
+use crate::config::{AgentsConfig, EnrolmentConfig, ProxyProtocol, TlsEnd};
 
-/// Whom the listener believes.
+/// Whom a listener believes.
 #[derive(Debug, Clone)]
 pub struct Proxies {
     protocol: ProxyProtocol,
@@ -23,6 +26,16 @@ impl From<&AgentsConfig> for Proxies {
         Self {
             protocol: config.proxy_protocol,
             tls_ends_at: config.tls_ends_at,
+            trusted: config.trusted_proxies.clone(),
+        }
+    }
+}
+
+impl From<&EnrolmentConfig> for Proxies {
+    fn from(config: &EnrolmentConfig) -> Self {
+        Self {
+            protocol: config.proxy_protocol,
+            tls_ends_at: TlsEnd::Backend,
             trusted: config.trusted_proxies.clone(),
         }
     }
@@ -59,12 +72,43 @@ pub enum HeaderError {
     Broken(#[source] io::Error),
 }
 
-/// Takes the header from the front of a connection, and not a byte more. The caller bounds the time.
+/// Why a connection of a proxy is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum Unarrived {
+    /// It does not say for whom it is.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// It did not say so in time.
+    #[error("the header of the PROXY protocol took too long")]
+    Late,
+    /// Whoever it is for has no room.
+    #[error("there is no room: {}", .0.name())]
+    Turned(Turned),
+}
+
+/// Finds out for whom a proxy connects, and whether there is room for that one. What the connection took up as one of a
+/// proxy is given back.
 ///
 /// # Errors
 ///
-/// When it begins with none, or breaks.
-pub async fn client(stream: &mut TcpStream, proxy: SocketAddr) -> Result<SocketAddr, HeaderError> {
+/// Why it is closed.
+pub async fn arrive(
+    stream: &mut TcpStream,
+    proxy: SocketAddr,
+    arrived: Turn,
+    gate: &Gate,
+    limit: Duration,
+) -> Result<(SocketAddr, Admitted), Unarrived> {
+    let client = timeout(limit, client(stream, proxy)).await;
+    let client = client.map_err(|_elapsed| Unarrived::Late)??;
+    let admitted = gate.admit(client.ip());
+    drop(arrived);
+    let admitted = admitted.map_err(Unarrived::Turned)?;
+    Ok((client, admitted))
+}
+
+/// Takes the header from the front of a connection, and not a byte more. The caller bounds the time.
+async fn client(stream: &mut TcpStream, proxy: SocketAddr) -> Result<SocketAddr, HeaderError> {
     let Header { origin, .. } = take_header(stream).await?;
     Ok(match origin {
         Origin::Client(client) => client,

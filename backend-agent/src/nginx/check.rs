@@ -55,9 +55,10 @@ pub fn check(question: &Question<'_>) -> Result<Vec<String>, Problems> {
                 directives: &directives,
             };
             match question.config.agents.tls_ends_at {
-                TlsEnd::Backend => passed::check(&whole, &mut findings),
+                TlsEnd::Backend => passed::agents(&whole, &mut findings),
                 TlsEnd::Proxy => terminated::check(&whole, &pins, &mut findings),
             }
+            passed::door(&whole, &mut findings);
             operators::check(&whole, &mut findings);
         }
         // nginx has said it better.

@@ -18,12 +18,14 @@ const SILENCE_MIN: Duration = Duration::from_secs(90);
 pub struct Site {
     /// The name that gateways dial.
     pub agents_name: String,
-    /// The name that is kept for gateways that enrol.
+    /// The name at which machines enrol.
     pub enrolment_name: String,
     /// The name that operators use.
     pub api_name: String,
     /// Where backends take gateways.
     pub agents: Vec<String>,
+    /// Where backends have the door for new gateways; what ships when there is none yet.
+    pub enrolment: Vec<String>,
     /// Where backends have their API.
     pub api: Vec<String>,
     /// The certificate for operators, with those that lead to its root.
@@ -79,6 +81,12 @@ pub fn render(end: TlsEnd, site: &Site, agents: &AgentsConfig) -> Result<String,
             .collect::<Vec<_>>()
             .join("\n        ")
     };
+    let shipped_door = "server 127.0.0.1:8082 max_fails=1 fail_timeout=5s;";
+    let door = if site.enrolment.is_empty() {
+        shipped_door.to_owned()
+    } else {
+        servers(&site.enrolment)
+    };
     let silence = agents.silence.as_millis().div_ceil(1_000);
     let timeout = SILENCE_MIN
         .as_secs()
@@ -91,6 +99,7 @@ pub fn render(end: TlsEnd, site: &Site, agents: &AgentsConfig) -> Result<String,
             "server 127.0.0.1:8081 max_fails=1 fail_timeout=5s;",
             servers(&site.agents),
         ),
+        (shipped_door, door),
         (
             "server 127.0.0.1:8080 max_fails=1 fail_timeout=5s;",
             servers(&site.api),
@@ -153,7 +162,8 @@ impl Site {
             let twice = if agents == enrolment { agents } else { api };
             return Err(RenderError::SameName(twice.clone()));
         }
-        let mut addresses = self.agents.iter().chain(&self.api);
+        let doors = self.enrolment.iter();
+        let mut addresses = self.agents.iter().chain(doors).chain(&self.api);
         if let Some(address) = addresses.find(|address| !is_address(address)) {
             return Err(RenderError::Address(address.clone()));
         }

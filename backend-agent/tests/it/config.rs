@@ -135,6 +135,20 @@ fn proxies_are_named_one_by_one_and_only_where_they_are_believed() {
             "{wide}"
         );
     }
+    let door = |settings: &[(&str, &str)]| {
+        let named = |key: &str| format!("VIWORKS__ENROLMENT__{key}");
+        let settings = settings
+            .iter()
+            .map(|(key, value)| (named(key), (*value).to_owned()));
+        let environment: Environment = settings.collect();
+        let loaded = Config::load(&initialised().path().join("b/backend.toml"), &environment);
+        loaded.map_or_else(|problems| problems.to_string(), |_config| String::new())
+    };
+    assert_eq!(door(&[require, trusted]), "");
+    assert!(door(&[require]).contains("no proxy is believed"));
+    assert!(door(&[trusted]).contains("nothing is asked of these proxies"));
+    let wide = [require, ("TRUSTED_PROXIES", "0.0.0.0/0")];
+    assert!(door(&wide).contains("is more than one site can have"));
     for (settings, told) in [
         (&[require][..], "no proxy is believed"),
         (

@@ -31,6 +31,10 @@ impl Scene {
         config.agents.trusted_proxies = vec!["127.0.0.1".parse().unwrap()];
         config.api.trusted_proxies = vec!["127.0.0.1".parse().unwrap()];
         config.agents.public_url = Some("wss://agents.example.org".to_owned());
+        config.enrolment.listen = Some("127.0.0.1:8082".parse().unwrap());
+        config.enrolment.proxy_protocol = ProxyProtocol::Require;
+        config.enrolment.trusted_proxies = vec!["127.0.0.1".parse().unwrap()];
+        config.enrolment.public_url = Some("https://enrol.example.org".to_owned());
         Self { folder, config }
     }
 
@@ -83,6 +87,7 @@ fn site() -> Site {
         enrolment_name: "enrol.example.org".to_owned(),
         api_name: "api.example.org".to_owned(),
         agents: vec!["127.0.0.1:8081".to_owned()],
+        enrolment: Vec::new(),
         api: vec!["127.0.0.1:8080".to_owned()],
         certificate_file: PathBuf::from("/etc/viworks/nginx/api.crt"),
         key_file: PathBuf::from("/etc/viworks/nginx/api.key"),
@@ -101,11 +106,17 @@ fn the_shipped_file_is_what_is_rendered_for_its_own_names_and_has_no_problem() {
 
 #[test]
 fn the_file_of_the_containers_fits_both_of_their_backends() {
-    for (agents, api) in [("9081", "9181"), ("9082", "9182")] {
+    for (agents, api, door) in [("9081", "9181", "9281"), ("9082", "9182", "9282")] {
         let mut scene = Scene::new();
-        scene.config.agents.listen = format!("127.0.0.1:{agents}").parse().unwrap();
-        scene.config.api.listen = format!("127.0.0.1:{api}").parse().unwrap();
-        assert_eq!(scene.told(CONTAINERS), "");
+        let address = |port: &str| format!("127.0.0.1:{port}").parse().unwrap();
+        scene.config.agents.listen = address(agents);
+        scene.config.api.listen = address(api);
+        scene.config.enrolment.listen = Some(address(door));
+        let right = scene.found(CONTAINERS, None).unwrap().join("\n");
+        for who in ["gateways", "machines that enrol"] {
+            let passed = format!("{who} are passed through to 127.0.0.1:");
+            assert!(right.contains(&passed), "{passed}: {right}");
+        }
     }
 }
 
@@ -184,6 +195,7 @@ fn a_site_has_its_names_backends_and_limits_in_what_is_rendered() {
             "[2001:db8::1]:8081".to_owned(),
             "b.internal:9".to_owned(),
         ],
+        enrolment: vec!["10.0.0.1:8082".to_owned(), "b.internal:10".to_owned()],
         ..site()
     };
     let rendered = render(TlsEnd::Backend, &site, &scene.config.agents).unwrap();
@@ -192,6 +204,7 @@ fn a_site_has_its_names_backends_and_limits_in_what_is_rendered() {
         "join.site.example   viworks_enrolment;",
         "server_name enrol.example.org;",
         "server 10.0.0.1:8081 max_fails=1 fail_timeout=5s;\n        server [2001:db8::1]:8081 max_fails=1 fail_timeout=5s;\n        server b.internal:9 ",
+        "server 10.0.0.1:8082 max_fails=1 fail_timeout=5s;\n        server b.internal:10 max_fails=1 ",
         "limit_conn viworks_sources 77;",
         "proxy_timeout 240s;",
     ] {
@@ -225,6 +238,10 @@ fn nothing_is_rendered_that_nginx_would_read_as_something_else() {
     ));
     assert!(matches!(
         with(|site| site.api.push("10.0.0.1:0".to_owned())),
+        RenderError::Address(_)
+    ));
+    assert!(matches!(
+        with(|site| site.enrolment.push("10.0.0.1".to_owned())),
         RenderError::Address(_)
     ));
     assert!(matches!(
@@ -288,6 +305,51 @@ fn what_would_keep_gateways_away_is_told() {
             .told_of("proxy_protocol on;", "")
             .contains("take all gateways for one")
     );
+}
+
+#[test]
+fn what_would_keep_machines_from_enrolling_is_told() {
+    let scene = Scene::new();
+    let right = scene.found(SHIPPED, None).unwrap().join("\n");
+    let passed = "machines that enrol are passed through to 127.0.0.1:8082";
+    assert!(right.contains(passed), "{right}");
+    for (this, other, told) in [
+        ("proxy_protocol on;", "", "none is sent: no machine could"),
+        (
+            "enrol.example.org   viworks_enrolment;",
+            "join.example.org   viworks_enrolment;",
+            "machines enrol at enrol.example.org (public_url in [enrolment]), and that name does not lead",
+        ),
+        (
+            "proxy_pass $viworks_target;",
+            "proxy_pass $viworks_target; proxy_bind 10.0.0.7;",
+            "not among trusted_proxies in [enrolment]: no machine could enrol",
+        ),
+        (
+            "listen 443;",
+            "listen 443 ssl;",
+            "TLS of machines that enrol would",
+        ),
+    ] {
+        let found = scene.told_of(this, other);
+        assert!(found.contains(told), "{told} is not in:\n{found}");
+    }
+    let mut direct = Scene::new();
+    direct.config.enrolment.proxy_protocol = ProxyProtocol::Off;
+    let found = direct.told(SHIPPED);
+    assert!(
+        found.contains("takes none: no machine could enrol"),
+        "{found}"
+    );
+    assert!(found.contains("trusted_proxies in [enrolment]"), "{found}");
+    // They may come by another way; and a backend may have no door.
+    let elsewhere = SHIPPED.replace("127.0.0.1:8082", "10.0.0.1:8082");
+    let right = scene.found(&elsewhere, None).unwrap().join("\n");
+    let unseen = "not looked at: how machines that enrol come to 127.0.0.1:8082";
+    assert!(right.contains(unseen), "{right}");
+    direct.config.enrolment.listen = None;
+    let right = direct.found(SHIPPED, None).unwrap().join("\n");
+    assert!(!right.contains("enrol"), "{right}");
 }
 
 #[test]

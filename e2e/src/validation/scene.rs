@@ -101,6 +101,7 @@ impl Scene {
             scene.nginx = Some(Nginx::start(Backends {
                 agents: scene.backends.iter().map(agents).collect(),
                 api: scene.backends.iter().map(api).collect(),
+                ..Backends::default()
             }));
         }
         scene.lead();

@@ -47,8 +47,26 @@ pub(crate) fn nginx_before(systems: &[&Deployment]) -> Nginx {
     let backends = Backends {
         agents: systems.iter().map(agents).collect(),
         api: systems.iter().map(|system| api(system)).collect(),
+        enrolment: Vec::new(),
     };
     Nginx::start_changed(backends, trusting_both)
+}
+
+/// In front of the door of a backend: machines that ask it for `localhost` enrol.
+pub(crate) fn nginx_before_door(system: &Deployment) -> Nginx {
+    let backends = Backends {
+        enrolment: vec![system.door_address().to_owned()],
+        ..Backends::default()
+    };
+    Nginx::start_changed(backends, |shipped| {
+        // The name that resolves on any machine.
+        from_its_own_address(shipped)
+            .replace(
+                "localhost  viworks_agents",
+                "agents.example.org  viworks_agents",
+            )
+            .replace("enrol.example.org ", "localhost ")
+    })
 }
 
 /// The part that ends TLS is told by the other part who connects, from its address.
@@ -274,7 +292,7 @@ async fn operators_reach_the_api_by_https_and_nothing_else_is_served() {
         answer.starts_with("HTTP/1.1 301") && answer.to_lowercase().contains(&there),
         "{answer}"
     );
-    // A name that is not served, and the one that is kept for enrolment.
+    // A name that is not served, and the one of a door that this backend does not have.
     for name in ["elsewhere.example.org", "enrol.example.org"] {
         let there = ([127, 0, 0, 1], nginx.port()).into();
         let client = reqwest::Client::builder()

@@ -14,6 +14,8 @@ use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, Start};
 use viworks_testkit::process::{Said, eventually, finish};
 
+mod behind_proxy;
+
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Where an enrolment dies here.

@@ -120,6 +120,7 @@ impl Site {
             site.nginx = Some(Nginx::start(Backends {
                 agents: backends.map(|it| it.agents_address().to_owned()).to_vec(),
                 api: backends.map(api).to_vec(),
+                enrolment: Vec::new(),
             }));
         }
         // With something between the backends there is something to be said between them.

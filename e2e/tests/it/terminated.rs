@@ -25,6 +25,7 @@ fn nginx_before(system: &Deployment) -> Nginx {
     let backends = Backends {
         agents: vec![system.agents_address().to_owned()],
         api: vec![system.api_url().trim_start_matches("http://").to_owned()],
+        enrolment: Vec::new(),
     };
     Nginx::start_terminating(backends, &system.path().join("backend"), |shipped| {
         let bound = format!("proxy_http_version 1.1;\n    proxy_bind {PROXY};");

@@ -26,6 +26,7 @@ pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
             enrolment_name,
             api_name,
             agents_backends,
+            enrolment_backends,
             api_backends,
             certificate,
             key,
@@ -39,7 +40,9 @@ pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
                 say("  fix: --agents-name NAME, or public_url in [agents]");
                 return Ok(ExitCode::Usage);
             };
-            let kept = || {
+            let door = &config.enrolment;
+            let of_door = door.public_url.as_deref().and_then(host);
+            let usual = || {
                 let domain = agents_name
                     .split_once('.')
                     .map_or("", |(_first, domain)| domain);
@@ -51,9 +54,15 @@ pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
                 format!("enrol.{domain}")
             };
             let site = Site {
-                enrolment_name: enrolment_name.unwrap_or_else(kept),
+                enrolment_name: enrolment_name
+                    .or_else(|| of_door.map(str::to_owned))
+                    .unwrap_or_else(usual),
                 api_name,
                 agents: or_listener(agents_backends, reached_at(config.agents.listen)),
+                enrolment: match door.listen {
+                    Some(listen) => or_listener(enrolment_backends, reached_at(listen)),
+                    None => enrolment_backends,
+                },
                 api: or_listener(api_backends, reached_at(config.api.listen)),
                 certificate_file: certificate,
                 key_file: key,
@@ -150,6 +159,13 @@ fn tell_rest(mode: Option<TlsEnd>, config: &Config) {
         }
     } else if config.agents.proxy_protocol == ProxyProtocol::Off {
         say("the backend does not know of a proxy yet; in [agents] of its configuration:");
+        say("  proxy_protocol = \"require\"");
+        say("  trusted_proxies = [\"127.0.0.1\"]");
+    }
+    let door = &config.enrolment;
+    let passes = mode.unwrap_or(own) == TlsEnd::Backend;
+    if passes && door.listen.is_some() && door.proxy_protocol == ProxyProtocol::Off {
+        say("the door for new gateways does not know of a proxy yet; in [enrolment]:");
         say("  proxy_protocol = \"require\"");
         say("  trusted_proxies = [\"127.0.0.1\"]");
     }

@@ -42,10 +42,12 @@ impl Host {
         let folder = TempDir::with_prefix("viworks-containers-").unwrap();
         let agents = free_port();
         let api = free_port();
+        let door = free_port();
         let secrets = folder.path().join("secrets");
         let variables = BTreeMap::from([
             ("VIWORKS_AGENTS_PORT", agents.to_string()),
             ("VIWORKS_API_PORT", api.to_string()),
+            ("VIWORKS_ENROLMENT_PORT", door.to_string()),
             ("VIWORKS_SECRETS", secrets.display().to_string()),
             (
                 "VIWORKS_GATEWAY",
@@ -54,6 +56,8 @@ impl Host {
         ]);
         let mut places = vec![
             ("0.0.0.0:8081".to_owned(), format!("127.0.0.1:{agents}")),
+            ("0.0.0.0:8082".to_owned(), format!("127.0.0.1:{door}")),
+            ("listen 8082".to_owned(), format!("listen 127.0.0.1:{door}")),
             (
                 "listen 8081".to_owned(),
                 format!("listen 127.0.0.1:{agents}"),
@@ -65,7 +69,7 @@ impl Host {
                 format!(" {}/tmp/", folder.path().display()),
             ),
         ];
-        let doors = ["127.0.0.1:8082", "127.0.0.1:9281", "127.0.0.1:9282"];
+        let doors = ["127.0.0.1:9281", "127.0.0.1:9282"];
         for address in addresses.iter().chain(&doors) {
             places.push(((*address).to_owned(), format!("127.0.0.1:{}", free_port())));
         }
@@ -185,13 +189,37 @@ impl Host {
         finish(self.command(service, &words), PATIENCE).await
     }
 
-    /// A gateway with the folder that the backend of `service` issues for it, until a command ran on it.
-    async fn gateway(&mut self, service: &str) {
+    /// A folder that the backend of `service` issues for a gateway.
+    async fn issued(&self, service: &str) {
         let config = "/etc/viworks/backend/backend.toml";
         let out = self.path("gateway").display().to_string();
         let issue =
             format!("viworks-backend-agent pki issue-gateway gw-1 --config {config} --out {out}");
         drop(self.exec(service, &issue).await.ended_with(0));
+        if !rustix::process::geteuid().is_root() {
+            let file = self.path("gateway/gateway.toml");
+            let text = std::fs::read_to_string(&file).unwrap();
+            let own = "\n[executor]\nallow_own_commands = \"for_demo_only\"\n";
+            std::fs::write(&file, text + own).unwrap();
+        }
+    }
+
+    /// The folder of a gateway that enrols with a ticket of the backend of `service`.
+    async fn enrolled(&self, service: &str) {
+        let line = "viworks ticket create --name gw-1 --from 127.0.0.0/8";
+        let ticket = self.exec(service, line).await.ended_with(0).stdout;
+        let file = self.path("ticket");
+        viworks_runtime::files::write_new(&file, ticket.as_bytes(), 0o600).unwrap();
+        let (out, file) = (self.path("gateway"), file.display());
+        let enroll = format!(
+            "viworks-gateway-agent enroll --demo --out {} --ticket-file {file}",
+            out.display()
+        );
+        drop(self.exec("gateway", &enroll).await.ended_with(0));
+    }
+
+    /// The catalogue of the gateway's image.
+    fn catalogue(&mut self) {
         let catalogue = self.path("commands.d");
         folder(&catalogue);
         for entry in std::fs::read_dir(workspace().join("common/catalogue")).unwrap() {
@@ -203,12 +231,10 @@ impl Host {
         let here = catalogue.display().to_string();
         self.places
             .push(("/etc/viworks/commands.d".to_owned(), here));
-        if !rustix::process::geteuid().is_root() {
-            let file = self.path("gateway/gateway.toml");
-            let text = std::fs::read_to_string(&file).unwrap();
-            let own = "\n[executor]\nallow_own_commands = \"for_demo_only\"\n";
-            std::fs::write(&file, text + own).unwrap();
-        }
+    }
+
+    /// Starts the gateway of that folder, until a command of the backend of `service` ran on it.
+    async fn gateway(&mut self, service: &str) {
         self.start("gateway", &["/usr/bin/viworks-gateway-agent"]);
         self.healthy("gateway").await;
         // The backend learns what a gateway allows a moment after it connected.
@@ -238,6 +264,8 @@ async fn the_embedded_profile_works_by_its_command_lines() {
     host.set_up("setup").await;
     host.start("backend", &["/usr/bin/viworks-backend-agent"]);
     host.healthy("backend").await;
+    host.catalogue();
+    host.issued("backend").await;
     host.gateway("backend").await;
     host.stop().await;
 }
@@ -334,6 +362,9 @@ async fn the_scale_profile_works_by_its_command_lines() {
     })
     .await;
     ciphers::are_intermediate(api.trim_start_matches("https://"), "localhost").await;
+    // Through nginx, to whichever door is there.
+    host.catalogue();
+    host.enrolled("backend-2").await;
     host.gateway("backend-2").await;
     host.stop().await;
 }
