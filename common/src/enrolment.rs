@@ -13,8 +13,9 @@ mod ticket;
 
 pub use configuration::{Home, configuration};
 pub use exchange::{
-    AgentSecrets, BadSeal, CHALLENGE_TIME, EnrolmentAnswer, EnrolmentChallenge, EnrolmentRequest,
-    Exchange, PATH, PROOF_HEADER, REQUEST_BYTES_MAX, RedeemRequest, WireChallenge,
+    AgentSecrets, BadSeal, CHALLENGE_TIME, CLOCK_OFF_MAX, EnrolmentAnswer, EnrolmentChallenge,
+    EnrolmentRequest, Exchange, PATH, PROOF_HEADER, REQUEST_BYTES_MAX, RedeemRequest,
+    WireChallenge,
 };
 pub use identity_file::identity_file;
 pub use naming::{NameRule, NoName};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use viworks_common::enrolment::{AgentSecrets, EnrolmentAnswer, InvalidTicket};
+use viworks_common::human;
 use viworks_common::pin::SpkiPin;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::FileError;
@@ -65,6 +66,19 @@ pub enum EnrolError {
         /// What it shows.
         seen: SpkiPin,
     },
+    /// The clock is wrong.
+    #[error(
+        "this machine's clock is {} {} the backend's, and a certificate of today would not be good by both: set it \
+         (timedatectl set-ntp true), and run enroll again",
+        human::span(*off),
+        if *ahead { "ahead of" } else { "behind" }
+    )]
+    Clock {
+        /// By how much.
+        off: Duration,
+        /// In which direction.
+        ahead: bool,
+    },
     /// The door is not reached.
     #[error("the backend at {place} is not reached: {failure}; run enroll again once it is")]
     Unreached {
@@ -113,7 +127,9 @@ impl EnrolError {
             Self::Ticket(_) | Self::NoTicket(_) | Self::Url { .. } => ExitCode::Usage,
             Self::Exists { .. } | Self::Left { .. } => ExitCode::Conflict,
             Self::File(error) => error.exit_code(),
-            Self::Key(_) | Self::Forged { .. } | Self::OtherServer { .. } => ExitCode::Error,
+            Self::Key(_) | Self::Forged { .. } | Self::OtherServer { .. } | Self::Clock { .. } => {
+                ExitCode::Error
+            }
             Self::Unreached { .. } | Self::Unanswered { .. } => ExitCode::Unavailable,
             Self::Refused {
                 retry_after: Some(_),

@@ -22,5 +22,6 @@ pub mod sim;
 pub mod size;
 pub mod small_disk;
 pub mod stand_in;
+pub mod terminal;
 pub mod thief;
 pub mod websocket;

@@ -57,6 +57,15 @@ impl Process {
         })
     }
 
+    /// One that was started with inputs and outputs of its own.
+    pub(crate) const fn unlogged(child: Child) -> Self {
+        Self {
+            child,
+            log: PathBuf::new(),
+            unread: None,
+        }
+    }
+
     /// The end of the pipe that nobody has read so far.
     pub const fn take_unread(&mut self) -> Option<PipeReader> {
         self.unread.take()

@@ -20,8 +20,8 @@ use http::StatusCode;
 use super::office::TicketOffice;
 use super::refusal::Refusal;
 use crate::data::{
-    Actor, ChallengeOutcome, NewCertificate, NewGateway, RedeemOutcome, Redemption, Store,
-    StoreError, StoredTicket, TicketRefusal,
+    Actor, ChallengeOutcome, NewCertificate, NewGateway, NotedRefusal, RedeemOutcome, Redemption,
+    Store, StoreError, StoredTicket, TicketRefusal,
 };
 use crate::pki::PkiError;
 use crate::pki::issue::{FIRST_GENERATION, Office};
@@ -102,7 +102,10 @@ impl Enrolment {
             .add_challenge(&self.tenant, ticket, challenge.0, until, now);
         match kept.await? {
             ChallengeOutcome::Kept => Ok(Answered {
-                body: json(&EnrolmentChallenge { challenge }),
+                body: json(&EnrolmentChallenge {
+                    challenge,
+                    time: self.clock.wall(),
+                }),
                 proof: None,
             }),
             ChallengeOutcome::Unknown => Err(Refusal::of_ticket(TicketRefusal::Unknown, None)),
@@ -130,10 +133,15 @@ impl Enrolment {
         let exchange = Exchange::new(&secret, id, &request.challenge);
         let digest: [u8; 32] = Sha256::digest(secret.expose()).into();
         if digest != ticket.sha256 || !exchange.proves(body, proof) {
-            return Err(self.refuse(&ticket, TicketRefusal::BadProof, peer).await?);
+            let refusal = Refusal::of_ticket(TicketRefusal::BadProof, Some(&ticket));
+            return Err(self.refuse(&ticket, refusal, peer).await?);
         }
+        let csr = match CertificateRequest::read(&request.csr) {
+            Ok(csr) => csr,
+            Err(bad) => return Err(self.refuse(&ticket, bad.into(), peer).await?),
+        };
         let proved = Proved {
-            csr: CertificateRequest::read(&request.csr)?,
+            csr,
             ticket: &ticket,
             request,
             peer,
@@ -168,7 +176,10 @@ impl Enrolment {
             ticket, request, ..
         } = proved;
         let url = self.office.agents_url().map_err(super::TicketError::from)?;
-        let wanted = ticket.naming.name(request.name.as_ref(), &request.host)?;
+        let wanted = match ticket.naming.name(request.name.as_ref(), &request.host) {
+            Ok(name) => name,
+            Err(none) => return Err(self.refuse(ticket, none.into(), proved.peer).await?),
+        };
         let agent_id = AgentId::from_uuid(random::uuid_v7(self.clock.wall()));
         let mut redeemed = self.redeem_as(office, proved, agent_id, &wanted).await;
         let free = request.name.is_none() && !matches!(ticket.naming, NameRule::Fixed(_));
@@ -178,7 +189,10 @@ impl Enrolment {
             redeemed = self.redeem_as(office, proved, agent_id, &beside).await;
         }
         let made = match redeemed {
-            Err(StoreError::Conflict { .. }) => return Err(Refusal::name_taken(&wanted)),
+            Err(StoreError::Conflict { .. }) => {
+                let refusal = Refusal::name_taken(&wanted);
+                return Err(self.refuse(ticket, refusal, proved.peer).await?);
+            }
             redeemed => redeemed?,
         };
         let made = match made {
@@ -288,19 +302,23 @@ impl Enrolment {
         })
     }
 
-    /// Records a refusal and says it.
+    /// Records a refusal that the store did not come to itself, and says it.
     async fn refuse(
         &self,
         ticket: &StoredTicket,
-        refusal: TicketRefusal,
+        refusal: Refusal,
         peer: IpAddr,
     ) -> Result<Refusal, StoreError> {
         let actor = Actor::stranger().at_address(Some(peer));
         let now = self.clock.line();
+        let noted = NotedRefusal {
+            why: refusal.code,
+            told: refusal.detail.clone(),
+        };
         self.store
-            .note_refused_ticket(&self.tenant, ticket.id, refusal, &actor, now)
+            .note_refused_ticket(&self.tenant, ticket.id, noted, &actor, now)
             .await?;
-        Ok(Refusal::of_ticket(refusal, Some(ticket)))
+        Ok(refusal)
     }
 }
 

@@ -118,7 +118,7 @@ impl Refusal {
 
 impl From<BadRequest> for Refusal {
     fn from(error: BadRequest) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "bad_csr", error.to_string())
+        Self::new(StatusCode::BAD_REQUEST, error.name(), error.to_string())
     }
 }
 

@@ -24,6 +24,8 @@ pub const PROOF_HEADER: &str = "enrolment-proof";
 pub const REQUEST_BYTES_MAX: usize = 8 * 1024;
 /// How long a challenge can be answered.
 pub const CHALLENGE_TIME: Duration = Duration::from_secs(60);
+/// How far a machine's clock may be off the backend's: beyond, certificates of today are not good by both.
+pub const CLOCK_OFF_MAX: Duration = Duration::from_secs(24 * 3_600);
 
 /// The random bytes of a challenge: 64 hexadecimal digits on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +85,8 @@ pub struct RedeemRequest {
 pub struct EnrolmentChallenge {
     /// Good for one redemption, within [`CHALLENGE_TIME`].
     pub challenge: WireChallenge,
+    /// What the backend's clock says.
+    pub time: Timestamp,
 }
 
 /// Everything a new gateway has to know.

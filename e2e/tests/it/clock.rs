@@ -25,7 +25,7 @@ fn library() -> Option<PathBuf> {
 
 /// Says so when no clock can be set here.
 #[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
-fn can_set_clocks() -> Option<PathBuf> {
+pub(crate) fn can_set_clocks() -> Option<PathBuf> {
     let found = library();
     if found.is_none() {
         eprintln!(

@@ -15,6 +15,8 @@ use viworks_testkit::deployment::{Deployment, Start};
 use viworks_testkit::process::{Said, eventually, finish};
 
 mod behind_proxy;
+mod machine;
+mod refused;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -74,6 +76,14 @@ async fn good_for(system: &Deployment, name: &str, ticket: &str) {
 async fn gateways(system: &Deployment) -> Vec<Value> {
     let page = system.get("/v1/gateways?limit=1000").await;
     page["items"].as_array().unwrap().clone()
+}
+
+/// What the audit trail has of the latest attempt to use a ticket.
+async fn latest_attempt(system: &Deployment) -> Value {
+    let audit = system.get("/v1/audit?limit=50").await;
+    let mut records = audit["items"].as_array().unwrap().iter();
+    let attempt = records.find(|record| record["action"] == "ticket.redeem");
+    attempt.unwrap_or_else(|| panic!("{audit}")).clone()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

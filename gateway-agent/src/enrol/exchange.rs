@@ -16,12 +16,14 @@ use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use viworks_common::enrolment::{
-    EnrolmentAnswer, EnrolmentChallenge, EnrolmentRequest, Exchange, PATH, PROOF_HEADER,
-    RedeemRequest, Ticket, WireChallenge,
+    CLOCK_OFF_MAX, EnrolmentAnswer, EnrolmentChallenge, EnrolmentRequest, Exchange, PATH,
+    PROOF_HEADER, RedeemRequest, Ticket, WireChallenge,
 };
 use viworks_common::id::{GatewayName, InstallId};
 use viworks_common::pin::SpkiPin;
 use viworks_common::text;
+use viworks_common::time::Timestamp;
+use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_runtime::{fault, random, tls};
 
 use super::{EnrolError, Papers};
@@ -102,7 +104,8 @@ async fn redeem_once(ticket: &Ticket, machine: &Machine) -> Result<Enrolled, Enr
     let mut door = Door::open(ticket, &host, port).await?;
     let asked = json(&EnrolmentRequest::Challenge { ticket: ticket.id });
     let (answer, _proof) = door.post(asked, None, false).await?;
-    let EnrolmentChallenge { challenge } = read(&answer, &place)?;
+    let EnrolmentChallenge { challenge, time } = read(&answer, &place)?;
+    clock_is_right(SystemClock.wall(), time)?;
     let request = request(ticket, machine, challenge);
     let exchange = Exchange::new(&ticket.secret, ticket.id, &challenge);
     let proof = exchange.prove(&request);
@@ -122,6 +125,22 @@ async fn redeem_once(ticket: &Ticket, machine: &Machine) -> Result<Enrolled, Enr
         papers: Papers { answer, secrets },
         pin: door.pin,
         place,
+    })
+}
+
+/// Refuses a clock by which the certificate would not be good.
+fn clock_is_right(own: Timestamp, backends: Timestamp) -> Result<(), EnrolError> {
+    let (ahead, behind) = (
+        own.saturating_since(backends),
+        backends.saturating_since(own),
+    );
+    let off = ahead.max(behind);
+    if off <= CLOCK_OFF_MAX {
+        return Ok(());
+    }
+    Err(EnrolError::Clock {
+        off,
+        ahead: !ahead.is_zero(),
     })
 }
 

@@ -27,6 +27,9 @@ const AUTHORITY: &str = "ca.crt";
 const IDENTITY: &str = "identity.json";
 const CONFIGURATION: &str = "gateway.toml";
 
+/// A file that is not whole yet.
+const PART: &str = "part";
+
 /// What is moved, in this order: the configuration last.
 const MOVED: [&str; 5] = [KEY, CERTIFICATE, AUTHORITY, IDENTITY, CONFIGURATION];
 
@@ -119,7 +122,8 @@ impl Staging {
         let pem = Zeroizing::new(key.serialize_pem());
         self.write(KEY, pem.as_bytes(), 0o600)?;
         self.write(INSTALL_ID, install_id.to_string().as_bytes(), 0o600)?;
-        self.write(REQUEST, request.as_bytes(), 0o600)?;
+        // Last: what has it has been asked with, whole.
+        self.write_whole(REQUEST, request.as_bytes())?;
         Ok((request, install_id))
     }
 
@@ -159,8 +163,8 @@ impl Staging {
         );
         self.write(IDENTITY, &identity, 0o600)?;
         fault::point("enrol.filling");
-        // Last: what has it has everything.
-        self.write(CONFIGURATION, toml.as_bytes(), 0o600)
+        // Last: what has it has everything, whole.
+        self.write_whole(CONFIGURATION, toml.as_bytes())
     }
 
     /// Moves everything to where the agent looks for it.
@@ -219,6 +223,15 @@ impl Staging {
 
     fn write(&self, name: &str, contents: &[u8], mode: u32) -> Result<(), EnrolError> {
         Ok(files::write_new(&self.folder.join(name), contents, mode)?)
+    }
+
+    /// Writes a file that says something by being there: under another name first.
+    fn write_whole(&self, name: &str, contents: &[u8]) -> Result<(), EnrolError> {
+        self.remove(&[PART])?;
+        self.write(PART, contents, 0o600)?;
+        let (part, whole) = (self.folder.join(PART), self.folder.join(name));
+        std::fs::rename(&part, &whole).map_err(|source| io("move", &part, source))?;
+        Ok(files::sync_folder(&self.folder)?)
     }
 
     fn remove(&self, names: &[&str]) -> Result<(), EnrolError> {

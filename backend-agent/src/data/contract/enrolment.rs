@@ -5,8 +5,8 @@ use viworks_common::id::{Tenant, TicketId};
 use viworks_common::time::Timestamp;
 
 use crate::data::{
-    Actor, ChallengeOutcome, Listing, NewTicket, Page, RedeemOutcome, Redemption, StoreResult,
-    StoredTicket, TicketRefusal,
+    Actor, ChallengeOutcome, Listing, NewTicket, NotedRefusal, Page, RedeemOutcome, Redemption,
+    StoreResult, StoredTicket,
 };
 
 /// Tickets, and machines that become gateways by them.
@@ -54,12 +54,12 @@ pub trait EnrolmentStore: Send + Sync {
         redemption: Redemption,
         now: Timestamp,
     ) -> StoreResult<RedeemOutcome>;
-    /// Records that somebody who knows a ticket was refused.
+    /// Records that somebody who knows a ticket, or its id, was refused.
     async fn note_refused_ticket(
         &self,
         tenant: &Tenant,
         ticket: TicketId,
-        refusal: TicketRefusal,
+        refusal: NotedRefusal,
         actor: &Actor,
         now: Timestamp,
     ) -> StoreResult<()>;

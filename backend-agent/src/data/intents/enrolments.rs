@@ -76,7 +76,8 @@ pub(super) fn redeem(tx: &Tx<'_>, redemption: &Redemption) -> StoreResult<Redeem
     let outcome = try_redeem(tx, redemption)?;
     if let RedeemOutcome::Refused(refusal) = outcome {
         let stranger = Actor::stranger().at_address(Some(redemption.peer));
-        tickets::note_refused(tx, id, refusal, &stranger)?;
+        let detail = json!({ "why": refusal.name() });
+        tickets::note_refused(tx, id, &detail, &stranger)?;
     }
     Ok(outcome)
 }

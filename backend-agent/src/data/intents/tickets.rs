@@ -13,7 +13,6 @@ use super::tx::{Tx, View};
 use super::{audit, enrolments};
 use crate::data::{
     Actor, AuditOutcome, Listing, NewTicket, Page, StoreError, StoreResult, StoredTicket,
-    TicketRefusal,
 };
 
 /// Tickets that are kept at most.
@@ -132,7 +131,7 @@ pub(super) fn take_use(tx: &Tx<'_>, id: TicketId) -> StoreResult<bool> {
 pub(super) fn note_refused(
     tx: &Tx<'_>,
     id: TicketId,
-    refusal: TicketRefusal,
+    detail: &Value,
     actor: &Actor,
 ) -> StoreResult<()> {
     let Some(ticket) = by_id(tx, id)? else {
@@ -142,9 +141,8 @@ pub(super) fn note_refused(
     if ticket.refusals >= REFUSALS_NOTED_MAX {
         return Ok(());
     }
-    let detail = json!({ "why": refusal.name() });
     let refused = AuditOutcome::Refused;
-    note(tx, actor, "ticket.redeem", id, refused, &detail)
+    note(tx, actor, "ticket.redeem", id, refused, detail)
 }
 
 /// Notes in the audit log what was done with a ticket.

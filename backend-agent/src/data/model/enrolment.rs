@@ -112,6 +112,15 @@ pub struct EnrolledBefore {
     pub certificate: String,
 }
 
+/// A refusal as the audit trail has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotedRefusal {
+    /// The word for programs.
+    pub why: &'static str,
+    /// What the machine was told.
+    pub told: String,
+}
+
 /// Why no gateway comes of a ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TicketRefusal {

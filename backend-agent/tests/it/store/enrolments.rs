@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use tokio::sync::Barrier;
 use uuid::Uuid;
 use viworks_backend_agent::data::{
-    Actor, ChallengeOutcome, GatewayRef, NewCertificate, NewGateway, NewTicket, Page,
+    Actor, ChallengeOutcome, GatewayRef, NewCertificate, NewGateway, NewTicket, NotedRefusal, Page,
     RedeemOutcome, Redemption, StoreError, StoredTicket, TicketRefusal,
 };
 use viworks_common::enrolment::NameRule;
@@ -340,7 +340,10 @@ pub(crate) async fn a_ticket_that_is_no_good_is_refused_and_recorded(bed: &Bed) 
     );
     // Without end, and the audit trail has an end of it.
     for _ in 0..120 {
-        let refusal = TicketRefusal::BadProof;
+        let refusal = NotedRefusal {
+            why: "bad_proof",
+            told: "the secret is another one".to_owned(),
+        };
         let noted =
             bed.store
                 .note_refused_ticket(&bed.tenant, ticket_id(1), refusal, &actor, at(1));

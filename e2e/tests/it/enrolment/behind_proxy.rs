@@ -1,7 +1,7 @@
 //! The door behind a proxy that passes TLS through: a ticket's networks, the bounds of one address and the audit trail
 //! are about whoever connects to the proxy.
 
-use serde_json::{Value, json};
+use serde_json::json;
 use viworks_common::enrolment::{EnrolmentRequest, Ticket};
 use viworks_common::id::TicketId;
 use viworks_testkit::binaries::Binaries;
@@ -10,7 +10,7 @@ use viworks_testkit::door;
 use viworks_testkit::nginx::Nginx;
 use viworks_testkit::process::{Said, eventually, finish};
 
-use super::{LIMIT, enroll, folder, gateways, ticket, with_door};
+use super::{LIMIT, enroll, folder, gateways, latest_attempt, ticket, with_door};
 use crate::behind_nginx::{PROXY, behind, nginx_before, nginx_before_door};
 
 /// A backend whose door is told by a proxy at this address who connects.
@@ -19,14 +19,6 @@ fn told_by(start: Start, proxy: &str) -> Start {
         .with("VIWORKS__ENROLMENT__LISTEN", "127.0.0.1:0")
         .with("VIWORKS__ENROLMENT__PROXY_PROTOCOL", "require")
         .with("VIWORKS__ENROLMENT__TRUSTED_PROXIES", proxy)
-}
-
-/// What the audit trail has of the latest attempt to use a ticket.
-async fn latest_attempt(system: &Deployment) -> Value {
-    let audit = system.get("/v1/audit?limit=50").await;
-    let mut records = audit["items"].as_array().unwrap().iter();
-    let attempt = records.find(|record| record["action"] == "ticket.redeem");
-    attempt.unwrap_or_else(|| panic!("{audit}")).clone()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

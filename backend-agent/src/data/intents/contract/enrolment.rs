@@ -1,6 +1,7 @@
 //! Tickets, and machines that become gateways by them.
 
 use async_trait::async_trait;
+use serde_json::json;
 use viworks_common::id::{Tenant, TicketId};
 use viworks_common::time::Timestamp;
 
@@ -8,8 +9,8 @@ use super::super::link::Engine;
 use super::super::store::SqlStore;
 use super::super::{enrolments, tickets};
 use crate::data::{
-    Actor, ChallengeOutcome, EnrolmentStore, Listing, NewTicket, Page, RedeemOutcome, Redemption,
-    StoreResult, StoredTicket, TicketRefusal,
+    Actor, ChallengeOutcome, EnrolmentStore, Listing, NewTicket, NotedRefusal, Page, RedeemOutcome,
+    Redemption, StoreResult, StoredTicket,
 };
 
 #[async_trait]
@@ -80,13 +81,14 @@ impl<E: Engine> EnrolmentStore for SqlStore<E> {
         &self,
         tenant: &Tenant,
         ticket: TicketId,
-        refusal: TicketRefusal,
+        refusal: NotedRefusal,
         actor: &Actor,
         now: Timestamp,
     ) -> StoreResult<()> {
         let actor = actor.clone();
         self.write(tenant, now, move |tx| {
-            tickets::note_refused(tx, ticket, refusal, &actor)
+            let detail = json!({ "why": refusal.why, "told": refusal.told });
+            tickets::note_refused(tx, ticket, &detail, &actor)
         })
         .await
     }
