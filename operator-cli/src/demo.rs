@@ -2,6 +2,7 @@
 
 mod absent;
 mod context;
+mod enrol;
 mod first;
 pub mod layout;
 mod named;

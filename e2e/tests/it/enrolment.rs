@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 use viworks_common::enrolment::Ticket;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, Start};
@@ -17,6 +16,7 @@ use viworks_testkit::process::{Said, eventually, finish};
 mod behind_proxy;
 mod machine;
 mod refused;
+mod speed;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -89,7 +89,6 @@ async fn latest_attempt(system: &Deployment) -> Value {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_with_a_ticket_becomes_a_gateway_and_answers_its_first_command() {
     let system = backend().await;
-    let begun = Instant::now();
     let ticket = ticket(
         &system,
         &json!({"uses": 1, "name_prefix": "gw-", "labels": {"site": "berlin"}}),
@@ -125,13 +124,6 @@ async fn a_machine_with_a_ticket_becomes_a_gateway_and_answers_its_first_command
     system.finished(&run).await;
     let commands = system.commands(&run).await;
     assert_eq!(commands[0]["state"], "succeeded", "{commands:?}");
-    let took = begun.elapsed();
-    assert!(took < Duration::from_secs(10), "{took:?}");
-    eprintln!(
-        "from the ticket to the first command: {} ms",
-        took.as_millis()
-    );
-
     let tickets = system.get("/v1/tickets").await;
     assert_eq!(tickets["items"][0]["status"], "used_up", "{tickets}");
     let audit = system.get("/v1/audit?limit=50").await;

@@ -87,6 +87,11 @@ impl Layout {
         self.root.join("gateways").join(name)
     }
 
+    /// The ticket by which a gateway becomes one, for as long as it is none.
+    pub fn ticket(&self, name: &str) -> PathBuf {
+        self.gateway(name).join(".ticket")
+    }
+
     /// The operator's API key.
     pub fn token(&self) -> PathBuf {
         self.root.join("operator.key")
@@ -450,7 +455,7 @@ fn cannot_use(what: &str, path: &Path, error: &std::io::Error) -> Failure {
 }
 
 /// A folder or file that cannot be made, with its cause.
-fn cannot_write(error: &files::FileError) -> Failure {
+pub(super) fn cannot_write(error: &files::FileError) -> Failure {
     Failure::new(error.exit_code(), chain(error))
         .with("fix: use another place: viworks up --data-dir DIR")
 }

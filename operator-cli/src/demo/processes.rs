@@ -54,20 +54,40 @@ impl Programs {
     }
 }
 
+/// A program that has failed.
+#[derive(Debug)]
+pub struct Ended {
+    /// What it ended with, when no signal did it.
+    pub code: Option<i32>,
+    /// Why.
+    pub failure: Failure,
+}
+
 /// Runs a program to its end; its output becomes the failure's detail when it fails.
 pub async fn run_to_end(
     layout: &Layout,
     program: &Path,
     arguments: &[&str],
 ) -> Result<(), Failure> {
+    let ended = end_of(layout, program, arguments).await?;
+    ended.map_err(|ended| ended.failure)
+}
+
+/// Runs a program to its end, with how it failed. It is killed when nobody waits for that any more.
+pub async fn end_of(
+    layout: &Layout,
+    program: &Path,
+    arguments: &[&str],
+) -> Result<Result<(), Ended>, Failure> {
     let output = tokio::process::Command::new(program)
         .args(arguments)
         .env(MARK, layout.root())
         .stdin(Stdio::null())
+        .kill_on_drop(true)
         .output()
         .await?;
     if output.status.success() {
-        return Ok(());
+        return Ok(Ok(()));
     }
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let failure = Failure::new(
@@ -78,11 +98,15 @@ pub async fn run_to_end(
             output.status
         ),
     );
-    Err(String::from_utf8_lossy(&output.stderr)
+    let failure = String::from_utf8_lossy(&output.stderr)
         .lines()
         .rev()
         .take(8)
-        .fold(failure, |failure, line| failure.with(line)))
+        .fold(failure, |failure, line| failure.with(line));
+    Ok(Err(Ended {
+        code: output.status.code(),
+        failure,
+    }))
 }
 
 /// A child that writes its log to a file and is in a process group of its own, so that Ctrl-C reaches `up` alone.

@@ -20,15 +20,19 @@ const BACKEND: [&str; 9] = [
     "next.key",
     "master.key",
 ];
-/// What `pki issue-gateway` writes.
-const GATEWAY: [&str; 6] = [
+/// What a gateway's agent writes when it enrols, and what `pki issue-gateway` wrote in demos of before.
+const GATEWAY: [&str; 8] = [
     "gateway.toml",
     "gateway.crt",
     "gateway.key",
     "ca.crt",
     "identity.json",
     ".unfinished",
+    ".ticket",
+    ENROLLING,
 ];
+/// Where its files are until all of them are whole.
+const ENROLLING: &str = ".enrolling";
 /// What lies beside the folders.
 const ROOT: [&str; 2] = ["operator.key", ".lock"];
 /// What the processes are remembered by.
@@ -76,6 +80,7 @@ fn gateway(folder: &Path) -> Result<(), Refused> {
         return Ok(());
     }
     state(&folder.join("state"))?;
+    state(&folder.join(ENROLLING))?;
     let shipped: Vec<&str> = SHIPPED.iter().map(|(name, _text)| *name).collect();
     named(&folder.join("commands.d"), &shipped)?;
     named(folder, &GATEWAY)

@@ -6,9 +6,11 @@ use std::path::Path;
 use tokio::time::Instant;
 use viworks_common::human;
 
+use super::enrol;
 use super::layout::{Addresses, FIRST, Layout};
 use super::processes::{Programs, Running, run_to_end, stop};
 use super::stores::Stores;
+use crate::client::Client;
 use crate::failure::Failure;
 use crate::{output, views};
 
@@ -55,58 +57,67 @@ pub(super) async fn certificates(programs: &Programs, layout: &Layout) -> Result
     Ok(())
 }
 
-/// Identities and the operator's key, whatever is missing of them, in the database.
+/// The operator's key, if it is missing, in the database.
+pub(super) async fn operator(
+    programs: &Programs,
+    layout: &Layout,
+    stores: Stores,
+) -> Result<(), Failure> {
+    let step = Instant::now();
+    if !layout.token().exists() {
+        key(programs, layout).await?;
+    }
+    views::demo::step("operator", "1 API key", stores.place(), step.elapsed());
+    Ok(())
+}
+
+/// Another key of the operator, in the place of one that may not do everything.
+pub(super) async fn operator_anew(programs: &Programs, layout: &Layout) -> Result<(), Failure> {
+    std::fs::remove_file(layout.token())?;
+    key(programs, layout).await
+}
+
+async fn key(programs: &Programs, layout: &Layout) -> Result<(), Failure> {
+    let (config, token) = (layout.backend_config(), layout.token());
+    let arguments = [
+        "apikey",
+        "create",
+        "--config",
+        path(&config)?,
+        "--name",
+        "demo",
+        "--scopes",
+        SCOPES,
+        "--out",
+        path(&token)?,
+    ];
+    run_to_end(layout, &programs.backend, &arguments).await
+}
+
+/// Identities of the gateways, whatever is missing of them.
 pub(super) async fn identities(
     programs: &Programs,
     layout: &Layout,
+    client: &Client,
     names: &[String],
-    stores: Stores,
 ) -> Result<(), Failure> {
-    let config = layout.backend_config();
     let step = Instant::now();
-    for (index, name) in names.iter().enumerate() {
-        let dir = layout.gateway(name);
-        if !dir.join("gateway.toml").exists() {
-            let site = format!("site={}", PLACES.get(index).copied().unwrap_or("elsewhere"));
-            let arguments = [
-                "pki",
-                "issue-gateway",
-                name,
-                "--config",
-                path(&config)?,
-                "--out",
-                path(&dir)?,
-                "--label",
-                &site,
-                "--demo",
-            ];
-            run_to_end(layout, &programs.backend, &arguments).await?;
-            layout.complete_catalogue(name)?;
-        }
-    }
-    let token = layout.token();
-    if !token.exists() {
-        let arguments = [
-            "apikey",
-            "create",
-            "--config",
-            path(&config)?,
-            "--name",
-            "demo",
-            "--scopes",
-            SCOPES,
-            "--out",
-            path(&token)?,
-        ];
-        run_to_end(layout, &programs.backend, &arguments).await?;
-    }
+    let site = |index| PLACES.get(index).copied().unwrap_or("elsewhere");
+    let gateways: Vec<(String, &str)> = names
+        .iter()
+        .enumerate()
+        .map(|(index, name)| (name.clone(), site(index)))
+        .collect();
+    let made = enrol::missing(programs, layout, client, &gateways).await?;
+    let how = match (made, names.len() - made) {
+        (0, _) => "of before".to_owned(),
+        (_, 0) => "enrolled by ticket".to_owned(),
+        (made, _) => format!("{made} enrolled by ticket"),
+    };
     views::demo::step(
         "identities",
-        &format!(
-            "{}, 1 operator",
-            human::counted(names.len(), "gateway", "gateways")
-        ),
-        stores.place(),
+        &human::counted(names.len(), "gateway", "gateways"),
+        &how,
         step.elapsed(),
     );
     Ok(())
@@ -206,6 +217,8 @@ async fn launch_backend(
     let mut environment = vec![
         ("VIWORKS__API__LISTEN", format!("127.0.0.1:{api}")),
         ("VIWORKS__AGENTS__LISTEN", format!("127.0.0.1:{agents}")),
+        // Each ticket says where.
+        ("VIWORKS__ENROLMENT__LISTEN", "127.0.0.1:0".to_owned()),
     ];
     if let Some(state) = state {
         environment.push(("VIWORKS__DATA__STATE_FOLDER", path(state)?.to_owned()));
@@ -258,7 +271,7 @@ pub(super) fn gateways(
     Ok(())
 }
 
-fn path(path: &Path) -> Result<&str, Failure> {
+pub(super) fn path(path: &Path) -> Result<&str, Failure> {
     path.to_str().ok_or_else(|| {
         Failure::usage(format!(
             "{} is not UTF-8; use another folder",

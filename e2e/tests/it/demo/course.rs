@@ -136,8 +136,9 @@ async fn down_finds_what_is_left_of_a_demo_that_was_killed_at_any_moment() {
     let data = place.data();
     for milestone in [
         "certificates",
-        "identities",
+        "operator",
         "backend",
+        "identities",
         "gateways",
         "answered",
     ] {
@@ -200,6 +201,38 @@ async fn a_revoked_gateway_is_left_out_at_once_and_how_it_comes_back_is_said() {
     shell.args(["-c", hint]);
     drop(finish(shell, PATIENCE).await.ended_with(0));
     assert_three_answers(&place.up(&["--once"]).await.ended_with(0));
+}
+
+#[tokio::test]
+async fn gateways_of_a_demo_enrol_by_tickets_and_go_on_where_a_start_was_interrupted() {
+    let place = Place::new();
+    let said = place.up(&["--once", "--agents", "2"]).await.ended_with(0);
+    assert!(said.stderr.contains("enrolled by ticket"), "{said:#?}");
+    let folder = |name: &str| place.data().join("gateways").join(name);
+    for left in [".ticket", ".enrolling"] {
+        assert!(!folder("gw-lyon").join(left).exists(), "{left}");
+    }
+    // As somebody left it who was interrupted before the ticket was used, and whose ticket ended meanwhile.
+    let third = folder("gw-oslo");
+    std::fs::create_dir(&third).unwrap();
+    std::fs::set_permissions(&third, std::fs::Permissions::from_mode(0o700)).unwrap();
+    viworks_runtime::files::write_new(&third.join(".ticket"), b"vwt1_", 0o600).unwrap();
+    // And with the key of a demo of before there were tickets.
+    let key = place.data().join("operator.key");
+    std::fs::remove_file(&key).unwrap();
+    let config = place.data().join("backend/backend.toml");
+    let mut create = Command::new(Binaries::shipped().backend());
+    create.args(["apikey", "create", "--config", text(&config), "--name"]);
+    create.args(["before", "--scopes", "gateways:read,runs:write", "--out"]);
+    create.arg(&key);
+    drop(finish(create, PATIENCE).await.ended_with(0));
+    let said = place.up(&["--once"]).await.ended_with(0);
+    assert_three_answers(&said);
+    assert!(said.stderr.contains("1 enrolled by ticket"), "{said:#?}");
+    let said = place.up(&["--once"]).await.ended_with(0);
+    assert!(said.stderr.contains("of before"), "{said:#?}");
+    place.assert_nothing_runs();
+    drop(place.up(&["--once", "--reset"]).await.ended_with(0));
 }
 
 #[tokio::test]
