@@ -571,7 +571,7 @@ fn telemetry_limits(section: &mut Section<'_>) -> TelemetryLimits {
         records_per_day: section.integer("gateway_records_per_day", default.records_per_day, 1..=10_000_000_000, "Records of one gateway on a day, and a sixteenth more of what its agent reads itself."),
         bytes_per_day: section.integer("gateway_bytes_per_day", default.bytes_per_day, 1024..=1 << 50, "Bytes of one gateway's records on a day, as stored, indexes included, and a sixteenth more of what its agent reads itself."),
         gaps_per_day: section.integer("gateway_gaps_per_day", default.gaps_per_day, 1..=100_000_000, "Gaps that one gateway may report on a day."),
-        retention_days: section.integer("retention_days", default.retention_days, 0..=36_500, "Days for which records are kept, by the time at which they were observed; 0 keeps them for ever. Older ones are deleted, and what is older when it arrives is refused, counted and told. Of several backends the longest time holds, also for seven days without the one that is set to it."),
+        retention_days: section.integer("retention_days", default.retention_days, 0..=36_500, "Days for which records are kept, by the time at which they were observed; 0 keeps them for ever. Older ones are deleted, and what tells of losses before that; what is older when it arrives is refused, counted and told. Of several backends the longest time holds, also for seven days without the one that is set to it."),
         rollup_days: section.integer("rollup_retention_days", default.rollup_days, 0..=36_500, "Days for which roll-ups are kept: what the numbers of each hour came to, told of in steps of hours, also when the records themselves are gone; 0 makes none."),
     }
 }

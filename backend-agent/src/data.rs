@@ -111,15 +111,6 @@ impl StoreError {
     }
 }
 
-/// A migration of a schema that was not applied yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pending {
-    /// Its number.
-    pub version: i64,
-    /// What it does.
-    pub description: String,
-}
-
 /// What lies beneath a store error.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 

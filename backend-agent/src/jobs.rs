@@ -497,7 +497,8 @@ impl Jobs {
 
     /// Deletes telemetry that is older than it is kept. The first time that may be very much.
     async fn purge_telemetry(&self, lifecycle: &Lifecycle) -> StoreResult<()> {
-        let (mut days, mut records, mut streams, mut after) = (0_u64, 0_u64, 0_u64, None);
+        let (mut days, mut records, mut streams, mut losses) = (0_u64, 0_u64, 0_u64, 0_u64);
+        let mut after = None;
         while !lifecycle.is_stopping() {
             let now = self.clock.line();
             let purged = self.store.purge_telemetry(&self.tenant, after, STEP, now);
@@ -505,16 +506,17 @@ impl Jobs {
             days = days.saturating_add(purged.days);
             records = records.saturating_add(purged.records);
             streams = streams.saturating_add(purged.streams);
+            losses = losses.saturating_add(purged.losses);
             after = purged.after;
             if !purged.more {
                 break;
             }
         }
-        if days > 0 || records > 0 || streams > 0 {
+        if days > 0 || records > 0 || streams > 0 || losses > 0 {
             self.metrics.telemetry_purged.inc_by(records);
             info!(
                 days,
-                records, streams, "deleted telemetry that is older than it is kept"
+                records, streams, losses, "deleted telemetry that is older than it is kept"
             );
         }
         Ok(())

@@ -153,7 +153,7 @@ fn examine_state(config: &Config) -> Vec<Problem> {
 /// there.
 fn newer(name: &str, folder: &Path, migrations: &[Migration]) -> Option<Problem> {
     let file = folder.join(name);
-    match sqlite::pending(&file, migrations) {
+    match sqlite::standing(&file, migrations) {
         Err(error @ sqlite::Error::SchemaTooNew { .. }) => {
             Some(Problem::of_file(&file, error.to_string(), ""))
         }

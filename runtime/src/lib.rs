@@ -2,11 +2,11 @@
 //!
 //! Everything impure that is not about the product lives here, each in one place: the clock ([`clock`]), randomness
 //! ([`random`]), the environment and the configuration file ([`config`]), tasks and shutdown ([`lifecycle`]), calls
-//! that may hang ([`blocking`]), TLS material ([`tls`]), the embedded database ([`sqlite`]), and what a process shows
-//! of itself ([`answers`], [`ask`], [`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`],
-//! [`throttle`], [`exit`]), what it shares out among its callers ([`door`], [`shares`]), how many files it may have
-//! ([`descriptors`]), what it hands to whoever is asked for help ([`bundle`]), and with the feature `websocket` the
-//! socket that both agents hold their sessions through.
+//! that may hang ([`blocking`]), TLS material ([`tls`]), the embedded database ([`sqlite`]), the steps of any
+//! database's schema ([`migrations`]), and what a process shows of itself ([`answers`], [`ask`], [`conditions`],
+//! [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`], [`throttle`], [`exit`]), what it shares out among
+//! its callers ([`door`], [`shares`]), how many files it may have ([`descriptors`]), what it hands to whoever is asked
+//! for help ([`bundle`]), and with the feature `websocket` the socket that both agents hold their sessions through.
 
 #![warn(missing_docs)]
 
@@ -25,6 +25,7 @@ pub mod files;
 pub mod lifecycle;
 pub mod logging;
 pub mod metrics;
+pub mod migrations;
 pub mod probe;
 mod problem;
 pub mod progress;

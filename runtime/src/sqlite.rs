@@ -28,10 +28,11 @@ mod writer;
 
 pub use connection::{Columns, Connection, Params, Row, Statement};
 pub use error::{Constraint, Error};
-pub use schema::{MigrateError, Migration, is_answered, pending};
+pub use schema::{MigrateError, is_answered, standing};
 pub use value::{Bind, Column, Value};
 pub use writer::Counters;
 
+pub use crate::migrations::Migration;
 pub use crate::{migration, params};
 
 use job::{Job, TypedJob};

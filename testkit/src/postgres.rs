@@ -112,11 +112,32 @@ impl Database {
         self
     }
 
+    /// Runs what `pg_dump` has written.
+    ///
+    /// # Panics
+    /// When the server does not take all of it.
+    pub fn restore(&self, dump: &Path) {
+        let restored = self.psql().arg("-f").arg(dump).output();
+        let restored = restored.expect("psql starts");
+        let said = String::from_utf8_lossy(&restored.stderr);
+        assert!(restored.status.success(), "{said}");
+    }
+
     /// What a query answers, its rows in lines and its columns between bars.
     ///
     /// # Errors
     /// What the server says about it.
     pub fn ask(&self, query: &str) -> Result<String, String> {
+        let output = self.psql().args(["-c", query]).output();
+        let output = output.map_err(|error| error.to_string())?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        }
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// The client, which ends at the first statement that fails.
+    fn psql(&self) -> Command {
         let mut psql = Command::new(self.programs.join("psql"));
         psql.args([
             "-X",
@@ -130,12 +151,8 @@ impl Database {
             "-h",
             "127.0.0.1",
         ]);
-        psql.args(["-p", &self.port.to_string(), "-d", &self.name, "-c", query]);
-        let output = psql.output().map_err(|error| error.to_string())?;
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
-        }
-        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        psql.args(["-p", &self.port.to_string(), "-d", &self.name]);
+        psql
     }
 }
 

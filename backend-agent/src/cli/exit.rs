@@ -57,7 +57,7 @@ pub(super) fn code_of(error: &anyhow::Error) -> ExitCode {
         return match moving {
             MoveError::NotEmpty(_) | MoveError::OtherSite => ExitCode::Conflict,
             MoveError::NotMoved => ExitCode::NotFound,
-            MoveError::NoSite(_) | MoveError::Elsewhere(_) => ExitCode::Config,
+            MoveError::NoSite(_) | MoveError::Elsewhere(_) | MoveError::Ahead => ExitCode::Config,
             MoveError::Target { source, .. } if source.is_lasting() => ExitCode::Config,
             MoveError::Target { .. } => ExitCode::Unavailable,
             MoveError::Stopped => ExitCode::Interrupted,

@@ -14,7 +14,7 @@ use viworks_common::human;
 use viworks_runtime::sqlite::{self, Params, Row, Value, params};
 
 use super::intents::link::{Link, LinkError, Sql};
-use super::postgres::{self, Address, Target};
+use super::postgres::{self, Address, MOVE_WITH_LATER, Target};
 use super::sqlite::SqliteStore;
 
 use table::{FIRST_PAGE, Held, Rows, Table};
@@ -112,6 +112,9 @@ pub enum MoveError {
         .0.display()
     )]
     NoSite(PathBuf),
+    /// What this program does not know would be left behind.
+    #[error("{}", MOVE_WITH_LATER)]
+    Ahead,
     /// Both do not hold the same.
     #[error(
         "{table}: {} in the embedded database, {} on the server, and they differ; {}",
@@ -154,14 +157,21 @@ pub struct Move {
     address: String,
 }
 
-/// Refuses a file that is none, or that no backend has made; it is not changed.
+/// Refuses a file that is none, or that no backend has made, or to which a later version has added; it is not changed.
 ///
 /// # Errors
 ///
-/// When there is no site.
+/// When there is no site, or not one that this program knows all of.
 pub fn look_for_site(file: &Path) -> Result<(), MoveError> {
-    let missing = super::sqlite::pending(file)?;
-    if missing.iter().any(|migration| migration.version == 1) {
+    let standing = super::sqlite::standing(file)?;
+    if standing.is_ahead {
+        return Err(MoveError::Ahead);
+    }
+    if standing
+        .missing
+        .iter()
+        .any(|missing| missing.version() == 1)
+    {
         return Err(MoveError::NoSite(file.to_owned()));
     }
     Ok(())
@@ -481,6 +491,7 @@ impl Move {
                 | MoveError::NotMoved
                 | MoveError::Row { .. }
                 | MoveError::NoSite(_)
+                | MoveError::Ahead
                 | MoveError::Elsewhere(_)
                 | MoveError::Differs { .. }
                 | MoveError::Stopped) => other,

@@ -42,6 +42,8 @@ pub use error::Error;
 pub use schema::{Found, inspect};
 pub use target::Target;
 
+pub(in crate::data) use target::MOVE_WITH_LATER;
+
 use connection::Connection;
 use era::Era;
 use lanes::Lanes;
@@ -107,9 +109,10 @@ impl PostgresStore {
             if role == Role::Backend {
                 lock::share(&connection)?;
             }
-            schema::prepare(&at, migrate, role)?;
+            let standing = schema::prepare(&at, migrate, role)?;
             schema::check_moved(&connection)?;
             if role == Role::Backend {
+                schema::tell(&standing);
                 // What it lacks and nothing fails without is told by its health.
                 fit::look(&connection)?;
                 return Lease::take(connection, at, of).map(Some);

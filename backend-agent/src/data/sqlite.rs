@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use viworks_common::id::{AgentId, InstanceId, Tenant};
 use viworks_common::telemetry::steps::Range;
 use viworks_common::time::Timestamp;
+use viworks_runtime::migrations::Standing;
 use viworks_runtime::sqlite::{
     Connection, Database, Error, Migration, Options, Params, Statement, migration, params,
 };
@@ -24,10 +25,11 @@ use super::intents::merged::{Answer, Item};
 use super::intents::store::REPORT_TIME;
 use super::intents::tx::View;
 use super::intents::upkeep;
-use super::{InstanceLoad, Neighbour, Pending, Retention, StoreError, StoreHealth, StoreResult};
+use super::{InstanceLoad, Neighbour, Retention, StoreError, StoreHealth, StoreResult};
 
 use ground::Ground;
 
+/// A file that is on the main branch is never changed; a test has their checksums.
 const MIGRATIONS: &[Migration] = &[
     migration!(
         "../../migrations/sqlite",
@@ -71,6 +73,10 @@ const MIGRATIONS: &[Migration] = &[
     migration!(
         "../../migrations/sqlite",
         "0019_forget_positions_of_telemetry.sql"
+    ),
+    migration!(
+        "../../migrations/sqlite",
+        "0020_forget_gaps_of_telemetry.sql"
     ),
 ];
 
@@ -326,20 +332,19 @@ fn bound<'c>(
     Ok(statement)
 }
 
-/// What a database file still lacks; everything, where there is no file.
+/// Where a database file stands; where there is none, it lacks everything.
 ///
 /// # Errors
 ///
 /// When the file cannot be read, or holds a newer schema.
-pub fn pending(file: &Path) -> Result<Vec<Pending>, Error> {
-    let missing = viworks_runtime::sqlite::pending(file, MIGRATIONS)?;
-    Ok(missing
-        .into_iter()
-        .map(|migration| Pending {
-            version: migration.version(),
-            description: migration.description(),
-        })
-        .collect())
+pub fn standing(file: &Path) -> Result<Standing, Error> {
+    viworks_runtime::sqlite::standing(file, MIGRATIONS)
+}
+
+/// Whether a file lacks one of the migrations.
+fn lacks(file: &Path, version: i64) -> Result<bool, Error> {
+    let missing = standing(file)?.missing;
+    Ok(missing.iter().any(|missing| missing.version() == version))
 }
 
 /// Whether a database file has a gateway; it is not changed, and there may be none.
@@ -349,7 +354,7 @@ pub fn pending(file: &Path) -> Result<Vec<Pending>, Error> {
 /// When the file cannot be read, or holds a newer schema.
 pub fn has_gateways(file: &Path) -> Result<bool, Error> {
     const GATEWAYS: &str = "SELECT agent_id FROM gateways LIMIT 1";
-    if pending(file)?.iter().any(|missing| missing.version == 1) {
+    if lacks(file, 1)? {
         return Ok(false);
     }
     viworks_runtime::sqlite::is_answered(file, GATEWAYS, &[])
@@ -363,7 +368,7 @@ pub fn has_gateways(file: &Path) -> Result<bool, Error> {
 /// When the file cannot be read, or holds a newer schema.
 pub fn belongs_to_another(file: &Path, key_check: [u8; 32]) -> Result<bool, Error> {
     const OTHER: &str = "SELECT one FROM site WHERE key_check <> :key_check";
-    if pending(file)?.iter().any(|missing| missing.version <= 16) {
+    if lacks(file, 16)? {
         return Ok(false);
     }
     viworks_runtime::sqlite::is_answered(file, OTHER, params! { key_check })

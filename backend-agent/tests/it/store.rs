@@ -332,6 +332,7 @@ suite! {
         what_is_older_than_it_is_kept_is_refused_and_counted,
         what_an_unmeasured_clock_dates_too_early_is_kept_as_received,
         a_position_goes_some_time_after_the_last_record_of_its_spool_epoch,
+        what_tells_of_losses_goes_with_what_was_kept_beside_it,
         what_was_kept_long_enough_is_deleted_in_steps,
         a_stream_that_comes_back_is_counted_anew,
     }

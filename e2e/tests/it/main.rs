@@ -59,6 +59,7 @@ mod strict;
 mod surroundings;
 mod targets;
 mod terminated;
+mod two_versions;
 mod unread_api;
 mod unread_log;
 mod validated;

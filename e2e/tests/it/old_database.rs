@@ -8,10 +8,11 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
-use viworks_testkit::binaries::Binaries;
+use viworks_testkit::binaries::{Binaries, workspace};
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start, run, text};
 use viworks_testkit::dump::note_later_migration;
 use viworks_testkit::gateway::{ONCE, mark_starts};
+use viworks_testkit::postgres::Own;
 use viworks_testkit::process::{eventually, finish};
 
 const OLD: &[u8] = include_bytes!("../fixtures/backend_schema_0001.sqlite");
@@ -135,6 +136,141 @@ async fn a_database_of_the_first_schema_opens_and_goes_on() {
         "{result:#}"
     );
     assert!(gateway.stop(PATIENCE).await.success());
+    assert!(system.backend().stop(PATIENCE).await.success());
+}
+
+/// The same on a server. `fixtures/postgres_schema_0001.sql` is what `pg_dump` wrote of a site that the programs of
+/// that schema ran: a gateway that was connected, one that was revoked, a finished run with its output, one that waits and
+/// one that could not be delivered, telemetry with a gap and a refusal, a ticket, a key, and an audit trail.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_of_the_first_schema_on_a_server_is_migrated_and_goes_on() {
+    let Some(own) = Own::start() else { return };
+    own.server().make_empty("viworks");
+    let database = own.server().database("viworks");
+    database.restore(&workspace().join("e2e/tests/fixtures/postgres_schema_0001.sql"));
+    let mut system = Deployment::new(Binaries::shipped());
+    let config = system.backend_config();
+    let written = std::fs::read_to_string(&config).unwrap();
+    let store = format!(
+        "{written}\n[store]\nurl = \"{}\"\nmigrate_at_start = false\n",
+        database.url()
+    );
+    std::fs::write(&config, store).unwrap();
+    let backend = async |arguments: &[&str], code: i32| {
+        let mut command = Command::new(system.binaries().backend());
+        command.args(arguments).arg("--config").arg(&config);
+        finish(command, PATIENCE).await.ended_with(code)
+    };
+
+    let listed = backend(&["migrate", "--dry-run"], 0).await.stdout;
+    assert!(listed.contains("would apply 0002 "), "{listed}");
+    assert!(
+        listed.contains("for programs that know schema 1 or later"),
+        "{listed}"
+    );
+    assert!(
+        listed.contains("backends that know schema 1 go on"),
+        "{listed}"
+    );
+    let refused = backend(&["serve"], 78).await.stderr;
+    assert!(
+        refused.contains("1 migration of the schema is not applied"),
+        "{refused}"
+    );
+    let done = backend(&["migrate"], 0).await.stdout;
+    assert!(done.contains("postgres schema 2"), "{done}");
+    let noted = database.ask("SELECT version, usable_from FROM _sqlx_migrations ORDER BY version");
+    assert_eq!(noted.unwrap(), "1|\n2|1");
+    // Its master key was not kept.
+    backend(&["pki", "replace-master-key"], 0).await;
+    let key = system.path().join("new.key");
+    let create = [
+        "apikey",
+        "create",
+        "--name",
+        "the new key",
+        "--scopes",
+        "all",
+        "--out",
+        text(&key),
+    ];
+    backend(&create, 0).await;
+    let folder = system.issue("gw-new");
+    mark_starts(&folder);
+    system.start_backend(Start::default()).await;
+
+    // What was there is there.
+    let runs = viworks(&system, &key, &["runs", "ls"], 0).await;
+    let old = |reason: &str| {
+        let all = runs["items"].as_array().unwrap();
+        let found = all.iter().find(|run| run["reason"] == reason);
+        found.unwrap_or_else(|| panic!("{runs:#}")).clone()
+    };
+    let done = old("an old run");
+    assert_eq!(done["command"], "test.say", "{done:#}");
+    assert_eq!(done["created_by_name"], "tests", "{done:#}");
+    let shown = viworks(
+        &system,
+        &key,
+        &["runs", "show", done["id"].as_str().unwrap()],
+        0,
+    )
+    .await;
+    let command = &shown["commands"][0];
+    assert_eq!(command["gateway"]["name"], "gw-old", "{shown:#}");
+    assert_eq!(
+        command["outcome"]["stdout"]["head"]["text"], "old\n",
+        "{shown:#}"
+    );
+    let gateways = viworks(&system, &key, &["gateway", "ls"], 0).await;
+    for (name, status) in [("gw-old", "offline"), ("gw-gone", "revoked")] {
+        let all = gateways["items"].as_array().unwrap();
+        let found = all.iter().find(|gateway| gateway["name"] == name).unwrap();
+        assert_eq!(found["status"], status, "{gateways:#}");
+    }
+    let records = [
+        "telemetry",
+        "-g",
+        "gw-old",
+        "--stream",
+        "app.pump",
+        "--since",
+        "3650d",
+    ];
+    let records = viworks(&system, &key, &records, 0).await;
+    assert_eq!(records["items"].as_array().unwrap().len(), 5, "{records:#}");
+    let gaps = viworks(&system, &key, &["telemetry", "-g", "gw-old", "--gaps"], 0).await;
+    assert_eq!(
+        gaps["items"][0]["reason"], "backend_rolled_back",
+        "{gaps:#}"
+    );
+    assert_eq!(gaps["refusals"][0]["reason"], "stream_limit", "{gaps:#}");
+    let letters = viworks(&system, &key, &["dlq", "ls"], 0).await;
+    let letter = letters["items"][0]["id"].as_str().unwrap().to_owned();
+    let tickets = viworks(&system, &key, &["ticket", "ls"], 0).await;
+    assert_eq!(tickets["items"].as_array().unwrap().len(), 1, "{tickets:#}");
+    let audited = database.ask("SELECT count(*) FROM audit_log WHERE action = 'ticket.create'");
+    assert_eq!(audited.unwrap(), "1");
+
+    // What waited for its start is late by now, and says so; what could not be delivered is decided about.
+    let waiting = old("it waits")["id"].as_str().unwrap().to_owned();
+    eventually("the late command is expired", PATIENCE, async || {
+        let shown = viworks(&system, &key, &["runs", "show", &waiting], 0).await;
+        (shown["run"]["counts"]["expired"] == 1).then_some(())
+    })
+    .await;
+    viworks(&system, &key, &["dlq", "discard", &letter], 0).await;
+
+    // And it goes on.
+    let gateway = system.start_gateway(&folder, Start::default());
+    eventually("the new gateway is online", PATIENCE, async || {
+        let shown = viworks(&system, &key, &["gateway", "show", "gw-new"], 0).await;
+        (shown["status"] == "online" && !shown["catalogue_digest"].is_null()).then_some(())
+    })
+    .await;
+    let result = viworks(&system, &key, &["run", ONCE, "-g", "gw-new", "--yes"], 0).await;
+    assert_eq!(result["commands"][0]["state"], "succeeded", "{result:#}");
+    drop(gateway);
     assert!(system.backend().stop(PATIENCE).await.success());
 }
 

@@ -7,6 +7,7 @@ use serde_json::json;
 use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::dump::note_migration_on_server as note_later_migration;
 use viworks_testkit::gateway::{ONCE, local_request, mark_starts, started};
 use viworks_testkit::postgres::Own;
 use viworks_testkit::process::{eventually, finish};
@@ -76,7 +77,7 @@ async fn a_server_that_is_killed_costs_no_command_and_no_record() {
     assert!(marks.values().all(|times| *times == 1), "{marks:?}");
     eventually("health is well again", PATIENCE, async || {
         let (status, health) = system.request("GET", "/v1/health", None).await.ok()?;
-        (status == 200 && health.to_string().contains("postgres, schema 1")).then_some(())
+        (status == 200 && health.to_string().contains("postgres, schema 2")).then_some(())
     })
     .await;
     drop(gateway);
@@ -141,9 +142,11 @@ async fn migrations_are_a_step_of_their_own_and_what_is_wrong_is_said_in_one_sen
     assert!(
         listed
             .stdout
-            .contains("would apply 0001 create system of record"),
+            .contains("would apply 0001 create system of record\nwould apply 0002 "),
         "{listed:#?}"
     );
+    // Nobody can have begun to use it.
+    assert!(!listed.stdout.contains("backends"), "{listed:#?}");
     let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
     assert_eq!(own.server().psql("viworks", tables).unwrap(), "0");
     let refused = backend(&system, &["serve"]).await.ended_with(78);
@@ -157,11 +160,11 @@ async fn migrations_are_a_step_of_their_own_and_what_is_wrong_is_said_in_one_sen
     assert!(
         tried
             .stderr
-            .contains("1 migration of the schema is not applied"),
+            .contains("2 migrations of the schema are not applied"),
         "{tried:#?}"
     );
     let done = backend(&system, &["migrate"]).await.ended_with(0);
-    assert!(done.stdout.contains("postgres schema 1"), "{done:#?}");
+    assert!(done.stdout.contains("postgres schema 2"), "{done:#?}");
     let listed = backend(&system, &["migrate", "--dry-run"])
         .await
         .ended_with(0);
@@ -236,9 +239,20 @@ async fn is_refused_by_all_alike(own: &Own, system: &Deployment, store: &(impl F
         "CREATE ROLE frozen LOGIN SUPERUSER",
         "ALTER ROLE frozen SET default_transaction_read_only = on",
         "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0",
+        "CREATE DATABASE newer TEMPLATE viworks",
+        "CREATE DATABASE other",
+        "CREATE DATABASE alike",
     ] {
         server.psql("postgres", statement).unwrap();
     }
+    note_later_migration(&server.database("newer"), 9999, None);
+    // Other products, one of which notes its migrations where we do.
+    let notes = "CREATE TABLE notes (text text)";
+    server.psql("other", notes).unwrap();
+    let migrated = "CREATE TABLE notes (text text); CREATE TABLE _sqlx_migrations (version bigint, description text, \
+                    installed_on timestamptz DEFAULT now(), success boolean, checksum bytea, execution_time bigint); \
+                    INSERT INTO _sqlx_migrations VALUES (1, 'notes', now(), true, '\\x01', 0)";
+    server.psql("alike", migrated).unwrap();
     let standby = own.standby("second");
     // Somebody else listens there.
     let stranger = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -259,6 +273,18 @@ async fn is_refused_by_all_alike(own: &Own, system: &Deployment, store: &(impl F
         (standby.server().url("viworks"), "the server is a standby"),
         (server.url("latin"), "createdb -E UTF8"),
         (
+            server.url("newer"),
+            "use the newer program or restore a backup",
+        ),
+        (
+            server.url("other"),
+            "holds 1 tables of something else; name an empty database",
+        ),
+        (
+            server.url("alike"),
+            "holds 1 tables of something else; name an empty database",
+        ),
+        (
             format!("postgres://viworks@127.0.0.1:{port}/viworks"),
             "is no PostgreSQL server",
         ),
@@ -272,10 +298,13 @@ async fn is_refused_by_all_alike(own: &Own, system: &Deployment, store: &(impl F
             );
         }
     }
+    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+    for (database, count) in [("other", "1"), ("alike", "2")] {
+        assert_eq!(server.psql(database, tables).unwrap(), count, "{database}");
+    }
     // The embedded database has a gateway.
     store("");
     let _folder = system.issue("gw-embedded");
-    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
     store(&format!("url = \"{fresh}\""));
     for verb in [&["serve"][..], &["check-config", "--connect"]] {
         let refused = backend(system, verb).await.ended_with(78);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::MigrateError;
 use crate::files::FileError;
+use crate::migrations::Mismatch;
 
 /// A failure of the database. It can be cloned, because a failed commit fails every job in it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -50,16 +51,9 @@ pub enum Error {
     /// Others could change the file or exchange it.
     #[error(transparent)]
     Unsafe(Arc<FileError>),
-    /// A newer program has migrated the file; going back needs a backup.
-    #[error(
-        "the database schema has version {found}, this program knows versions up to {known}; use the newer program or restore a backup"
-    )]
-    SchemaTooNew {
-        /// The version in the file.
-        found: i64,
-        /// The newest version this program has.
-        known: i64,
-    },
+    /// A newer program has migrated the file, and changed what this one needs; going back needs a backup.
+    #[error(transparent)]
+    SchemaTooNew(Mismatch),
     /// The schema cannot be brought up to date.
     #[error("failed to migrate the database schema")]
     Migrate(#[source] Arc<MigrateError>),
@@ -132,9 +126,7 @@ impl Error {
             | Self::LibraryTooOld { .. }
             | Self::Setting { .. } => true,
             Self::Migrate(error) => match &**error {
-                MigrateError::Unfinished(_)
-                | MigrateError::Missing(_)
-                | MigrateError::Changed(_) => true,
+                MigrateError::Mismatch(_) => true,
                 // A disk that is full now, or a lock, is none of the statements' doing.
                 MigrateError::Failed { source, .. } => {
                     let code = source.sqlite_error().map(|error| error.extended_code);

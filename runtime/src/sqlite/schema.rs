@@ -1,15 +1,13 @@
 //! Between opening a file and trusting it: its settings, the library behind it, and its schema.
-//!
-//! What was applied is noted as sqlx notes it (`_sqlx_migrations`, with the SHA-384 of each file), which made these
-//! databases first.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::OpenFlags;
-use sha2::{Digest, Sha384};
+use tracing::info;
 
 use super::{Connection, Error, Options, Params, Row, params};
+use crate::migrations::{Applied, Migration, Mismatch, Standing};
 
 /// Earlier versions can corrupt the file when a reset of the write-ahead log meets a crash.
 const LIBRARY_MIN: i32 = 3_051_003;
@@ -21,45 +19,32 @@ CREATE TABLE IF NOT EXISTS _sqlx_migrations (
     installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
     success BOOLEAN NOT NULL,
     checksum BLOB NOT NULL,
-    execution_time BIGINT NOT NULL
+    execution_time BIGINT NOT NULL,
+    usable_from BIGINT
 )";
 
+/// Earlier programs made the table without it.
+const ADD_USABLE_FROM: &str = "ALTER TABLE _sqlx_migrations ADD COLUMN usable_from BIGINT";
+
+const HAS_USABLE_FROM: &str =
+    "SELECT name FROM pragma_table_info('_sqlx_migrations') WHERE name = 'usable_from'";
+
+const APPLIED: &str =
+    "SELECT version, success, checksum, usable_from FROM _sqlx_migrations ORDER BY version";
+
+const APPLIED_BEFORE: &str =
+    "SELECT version, success, checksum, NULL AS usable_from FROM _sqlx_migrations ORDER BY version";
+
 const NOTE: &str = "\
-INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-VALUES (:version, :description, TRUE, :checksum, -1)";
-
-/// One step of a schema, as [`migration!`](crate::migration) reads it from its file.
-#[derive(Debug, Clone, Copy)]
-pub struct Migration {
-    /// The file's name, `NNNN_what_it_does.sql`.
-    pub file: &'static str,
-    /// What it holds.
-    pub sql: &'static str,
-}
-
-/// The migration in a file whose path is relative to the calling one.
-#[macro_export]
-macro_rules! migration {
-    ($folder:literal, $file:literal) => {
-        $crate::sqlite::Migration {
-            file: $file,
-            sql: ::std::include_str!(::std::concat!($folder, "/", $file)),
-        }
-    };
-}
+INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time, usable_from)
+VALUES (:version, :description, TRUE, :checksum, -1, :usable_from)";
 
 /// Why a schema cannot be brought up to date.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
-    /// An earlier attempt was left in the middle.
-    #[error("migration {0} was begun and not finished")]
-    Unfinished(i64),
-    /// One that this program does not have, below the newest one that it has.
-    #[error("migration {0} was applied, and this program does not have it")]
-    Missing(i64),
-    /// A file that was changed after it was applied.
-    #[error("migration {0} was applied, and was another one then")]
-    Changed(i64),
+    /// What was applied is not what this program has.
+    #[error(transparent)]
+    Mismatch(Mismatch),
     /// Its statements cannot be executed.
     #[error("migration {version} cannot be applied")]
     Failed {
@@ -69,26 +54,6 @@ pub enum MigrateError {
         #[source]
         source: rusqlite::Error,
     },
-}
-
-impl Migration {
-    /// Its number.
-    #[must_use]
-    pub fn version(&self) -> i64 {
-        let digits = self.file.split('_').next();
-        digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
-    }
-
-    /// What it does.
-    #[must_use]
-    pub fn description(&self) -> String {
-        let (_, rest) = self.file.split_once('_').unwrap_or_default();
-        rest.trim_end_matches(".sql").replace('_', " ")
-    }
-
-    fn checksum(&self) -> Vec<u8> {
-        Sha384::digest(self.sql.as_bytes()).to_vec()
-    }
 }
 
 /// Opens the file to write, and refuses it unless everything is as it must be.
@@ -188,23 +153,34 @@ pub(super) fn check_settings(connection: &Connection) -> Result<(), Error> {
     Ok(())
 }
 
-/// Brings the schema up to date, and refuses one that a newer program has made.
+/// Brings the schema up to date, and refuses one in which a newer program has changed what this one needs.
 fn migrate(connection: &Connection, migrations: &[Migration]) -> Result<(), Error> {
     connection.inner().execute_batch(MAKE_TABLE)?;
-    for own in missing(connection, migrations)? {
+    let standing = look(connection, migrations)?;
+    if standing.is_ahead {
+        info!(
+            schema = standing.version,
+            "a later version has added to the database; this program goes on with what it knows of it"
+        );
+    }
+    if !standing.missing.is_empty() && !has_usable_from(connection)? {
+        connection.inner().execute_batch(ADD_USABLE_FROM)?;
+    }
+    for own in standing.missing {
         apply(connection, &own)?;
     }
     Ok(())
 }
 
-/// The migrations that a file still lacks; all of them, where there is no file. Changes nothing.
+/// Where a file stands; where there is none, it lacks all migrations. Changes nothing.
 ///
 /// # Errors
 ///
-/// When the file cannot be read, or has a schema that this program does not know.
-pub fn pending(file: &Path, migrations: &[Migration]) -> Result<Vec<Migration>, Error> {
+/// When the file cannot be read, or has a schema that this program cannot go on with.
+pub fn standing(file: &Path, migrations: &[Migration]) -> Result<Standing, Error> {
+    let nothing = || Standing::of(migrations, &[]).map_err(Error::from);
     if !file.exists() {
-        return Ok(migrations.to_vec());
+        return nothing();
     }
     let connection = open_to_read(file)?;
     let noted = "SELECT name FROM sqlite_schema WHERE name = '_sqlx_migrations'";
@@ -212,9 +188,9 @@ pub fn pending(file: &Path, migrations: &[Migration]) -> Result<Vec<Migration>, 
         .optional(noted, &[], |_row| Ok::<_, Error>(()))?
         .is_none()
     {
-        return Ok(migrations.to_vec());
+        return nothing();
     }
-    missing(&connection, migrations)
+    look(&connection, migrations)
 }
 
 /// Whether a question to a file has an answer. Changes nothing.
@@ -233,36 +209,27 @@ fn open_to_read(file: &Path) -> Result<Connection, Error> {
     Connection::new(inner, &Options::new(file))
 }
 
-/// What was not applied; refuses what is not known.
-fn missing(connection: &Connection, migrations: &[Migration]) -> Result<Vec<Migration>, Error> {
-    let applied = connection.all(
-        "SELECT version, success, checksum FROM _sqlx_migrations ORDER BY version",
-        &[],
-        |row| {
-            let version: i64 = row.get("version").unwrap_or_default();
-            let success: bool = row.get("success").unwrap_or_default();
-            let checksum: Vec<u8> = row.get("checksum").unwrap_or_default();
-            Ok::<_, Error>((version, success, checksum))
-        },
-    )?;
-    let known = migrations.iter().map(Migration::version).max();
-    for (found, success, checksum) in &applied {
-        let own = migrations.iter().find(|own| own.version() == *found);
-        let problem = match own {
-            None if Some(*found) > known => {
-                let (found, known) = (*found, known.unwrap_or_default());
-                return Err(Error::SchemaTooNew { found, known });
-            }
-            None => MigrateError::Missing(*found),
-            Some(_) if !success => MigrateError::Unfinished(*found),
-            Some(own) if own.checksum() != *checksum => MigrateError::Changed(*found),
-            Some(_) => continue,
-        };
-        return Err(problem.into());
-    }
-    let is_applied = |version| applied.iter().any(|(found, ..)| *found == version);
-    let missing = migrations.iter().filter(|own| !is_applied(own.version()));
-    Ok(missing.copied().collect())
+fn has_usable_from(connection: &Connection) -> Result<bool, Error> {
+    let found = connection.optional(HAS_USABLE_FROM, &[], |_row| Ok::<_, Error>(()))?;
+    Ok(found.is_some())
+}
+
+/// What was applied, against what this program has.
+fn look(connection: &Connection, migrations: &[Migration]) -> Result<Standing, Error> {
+    let applied = if has_usable_from(connection)? {
+        APPLIED
+    } else {
+        APPLIED_BEFORE
+    };
+    let applied = connection.all(applied, &[], |row| {
+        Ok::<_, Error>(Applied {
+            version: row.get("version").unwrap_or_default(),
+            finished: row.get("success").unwrap_or_default(),
+            checksum: row.get("checksum").unwrap_or_default(),
+            usable_from: row.get("usable_from").unwrap_or_default(),
+        })
+    })?;
+    Ok(Standing::of(migrations, &applied)?)
 }
 
 /// Applies a migration and notes it, both or neither.
@@ -273,7 +240,11 @@ fn apply(connection: &Connection, migration: &Migration) -> Result<(), Error> {
     let noted = match applied {
         Ok(()) => {
             let (description, checksum) = (migration.description(), migration.checksum());
-            connection.execute(NOTE, params! { version, description, checksum })
+            let usable_from = migration.usable_from();
+            connection.execute(
+                NOTE,
+                params! { version, description, checksum, usable_from },
+            )
         }
         Err(source) => Err(MigrateError::Failed { version, source }.into()),
     };
@@ -283,6 +254,17 @@ fn apply(connection: &Connection, migration: &Migration) -> Result<(), Error> {
         drop(connection.execute("ROLLBACK", &[]));
     }
     committed.map(drop)
+}
+
+impl From<Mismatch> for Error {
+    fn from(mismatch: Mismatch) -> Self {
+        match mismatch {
+            Mismatch::TooNew { .. } => Self::SchemaTooNew(mismatch),
+            Mismatch::Unfinished(_) | Mismatch::Missing(_) | Mismatch::Changed(_) => {
+                MigrateError::Mismatch(mismatch).into()
+            }
+        }
+    }
 }
 
 impl From<MigrateError> for Error {
@@ -300,15 +282,5 @@ mod tests {
         assert!(check_library(LIBRARY_MIN).is_ok());
         let error = check_library(3_009_000).unwrap_err().to_string();
         assert_eq!(error, "SQLite 3.9.0 is too old, 3.51.3 or later is needed");
-    }
-
-    #[test]
-    fn a_file_s_name_says_its_version_and_what_it_does() {
-        let migration = Migration {
-            file: "0012_keep_it.sql",
-            sql: "",
-        };
-        assert_eq!(migration.version(), 12);
-        assert_eq!(migration.description(), "keep it");
     }
 }

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::migrations::Mismatch;
 
 const TABLE: Migration = Migration {
     file: "0001_make_the_table.sql",
@@ -701,11 +702,49 @@ async fn a_schema_from_a_newer_program_is_refused() {
     let newer = reopen(&folder, NEWER).await.unwrap();
     newer.close().await.unwrap();
     let error = reopen(&folder, MIGRATIONS).await.unwrap_err();
+    let why = Mismatch::TooNew {
+        found: 2,
+        needed: 2,
+        known: 1,
+    };
     assert!(
-        matches!(error, Error::SchemaTooNew { found: 2, known: 1 }),
+        matches!(error, Error::SchemaTooNew(found) if found == why),
         "{error}"
     );
     assert!(error.is_lasting(), "{error}");
+}
+
+#[tokio::test]
+async fn a_schema_to_which_a_newer_program_has_added_is_used() {
+    const NEWER: &[Migration] = &[
+        TABLE,
+        Migration {
+            file: "0002_make_another.sql",
+            sql: "-- usable from: 1\nALTER TABLE item ADD COLUMN later INTEGER",
+        },
+    ];
+    let (folder, database) = database(|options| options).await;
+    database.close().await.unwrap();
+    // As the programs before left it, which did not note from when on it can be used.
+    let path = folder.path().join("test.db");
+    let file = rusqlite::Connection::open(&path).unwrap();
+    file.execute_batch("ALTER TABLE _sqlx_migrations DROP COLUMN usable_from")
+        .unwrap();
+    drop(file);
+    assert!(!standing(&path, MIGRATIONS).unwrap().is_ahead);
+    let missing = standing(&path, NEWER).unwrap();
+    assert!(missing.missing.len() == 1 && missing.keeps_programs());
+    let newer = reopen(&folder, NEWER).await.unwrap();
+    insert(&newer, "new").await.unwrap();
+    newer.close().await.unwrap();
+    assert!(standing(&path, MIGRATIONS).unwrap().is_ahead);
+    let older = reopen(&folder, MIGRATIONS).await.unwrap();
+    insert(&older, "old").await.unwrap();
+    assert_eq!(count(&older).await, 2);
+    older.close().await.unwrap();
+    let newer = reopen(&folder, NEWER).await.unwrap();
+    assert_eq!(count(&newer).await, 2);
+    newer.close().await.unwrap();
 }
 
 #[tokio::test]

@@ -12,9 +12,10 @@ use viworks_common::time::Monotonic;
 
 use super::job::Job;
 use super::pace::Pace;
-use super::schema::{self, Migration};
+use super::schema;
 use super::{Connection, Error, Options};
 use crate::clock::{Clock, SystemClock};
+use crate::migrations::Migration;
 
 /// A job, and the room that it takes while it waits.
 pub(super) type Queued = (Box<dyn Job>, OwnedSemaphorePermit);

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use viworks_common::id::InstanceId;
 use viworks_runtime::clock::{SystemClock, Timeline};
+use viworks_runtime::migrations::Standing;
 use viworks_runtime::random;
 
 use super::super::views::{print, say};
 use crate::command::queue::redis::RedisQueue;
 use crate::config::Config;
 use crate::data::postgres::Role;
-use crate::data::{Pending, sqlite};
+use crate::data::sqlite;
 use crate::database;
 use crate::pki::site;
 use crate::setup::Setup;
@@ -20,13 +21,11 @@ use crate::start_error::StartError;
 /// Brings the schema up to date, or says what that would do.
 pub(super) async fn migrate(config: &Config, dry_run: bool) -> anyhow::Result<()> {
     if dry_run {
-        return match config.store.address().map_err(StartError::from)? {
-            Some(address) => list(&database::inspect(address, true).await?.missing),
-            None => {
-                let missing = sqlite::pending(&config.data.sqlite_file);
-                list(&missing.map_err(StartError::from)?)
-            }
+        let standing = match config.store.address().map_err(StartError::from)? {
+            Some(address) => database::inspect(address, true).await?.standing,
+            None => sqlite::standing(&config.data.sqlite_file).map_err(StartError::from)?,
         };
+        return list(&standing);
     }
     viworks_runtime::files::create_private_folder(&config.data.state_folder)?;
     let mut config = config.clone();
@@ -39,19 +38,42 @@ pub(super) async fn migrate(config: &Config, dry_run: bool) -> anyhow::Result<()
     Ok(())
 }
 
-fn list(missing: &[Pending]) -> anyhow::Result<()> {
+/// Lists what would be applied, and says what that means for the programs that use the database now.
+fn list(standing: &Standing) -> anyhow::Result<()> {
+    let missing = &standing.missing;
     if missing.is_empty() {
-        return print("the schema is up to date");
+        return print(&up_to_date(standing));
     }
-    for Pending {
-        version,
-        description,
-        ..
-    } in missing
-    {
-        print(&format!("would apply {version:04} {description}"))?;
+    for migration in missing {
+        let (version, description) = (migration.version(), migration.description());
+        let usable_from = migration.usable_from();
+        let whose = match standing.version {
+            None => String::new(),
+            Some(_) if usable_from < version => {
+                format!(", for programs that know schema {usable_from} or later")
+            }
+            Some(_) => ", for no program that does not know it".to_owned(),
+        };
+        print(&format!("would apply {version:04} {description}{whose}"))?;
     }
-    Ok(())
+    let Some(version) = standing.version else {
+        return Ok(());
+    };
+    print(&if standing.keeps_programs() {
+        format!("backends that know schema {version} go on meanwhile, and afterwards")
+    } else {
+        format!("stop all backends first: those that know schema {version} cannot go on afterwards")
+    })
+}
+
+/// How a schema is told of that lacks nothing.
+fn up_to_date(standing: &Standing) -> String {
+    match standing.version {
+        Some(version) if standing.is_ahead => format!(
+            "a later version has added to the schema, which is {version} now; this program goes on with it"
+        ),
+        Some(_) | None => "the schema is up to date".to_owned(),
+    }
 }
 
 /// Tries whether the servers take us, and whether a start would find what it needs there; what is embedded is nothing
@@ -68,8 +90,8 @@ pub(super) async fn try_connection(setup: &Setup) -> anyhow::Result<()> {
             let named = address.to_string();
             let found = database::look(config, address).await?;
             is_for_us(found.key_check.is_none_or(|check| check == own))?;
-            let schema = match found.missing.len() {
-                0 => "the schema is up to date".to_owned(),
+            let schema = match found.standing.missing.len() {
+                0 => up_to_date(&found.standing),
                 more => format!("migrations that a start applies: {more}"),
             };
             if let Some(lacks) = found.lacks {

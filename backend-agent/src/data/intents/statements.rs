@@ -218,6 +218,14 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
             telemetry::retention::DELETE_STREAMS,
         ),
         one(
+            "telemetry::retention::FORGET_GAPS",
+            telemetry::retention::FORGET_GAPS,
+        ),
+        one(
+            "telemetry::retention::FORGET_REFUSALS",
+            telemetry::retention::FORGET_REFUSALS,
+        ),
+        one(
             "telemetry::retention::FORGET_POSITIONS",
             telemetry::retention::FORGET_POSITIONS,
         ),

@@ -316,6 +316,8 @@ pub struct PurgedTelemetry {
     pub records: u64,
     /// Streams of which nothing is left.
     pub streams: u64,
+    /// Gaps, and counts of refused records, that speak of what is kept no longer.
+    pub losses: u64,
     /// The last gateway that is done.
     pub after: Option<AgentId>,
     /// Whether there is more to do.

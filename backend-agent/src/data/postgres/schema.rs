@@ -1,66 +1,129 @@
 //! The schema: made, brought up to date, and refused where it is not ours.
 
-use std::borrow::Cow;
-
-use sqlx::migrate::{Migrate as _, MigrateError, Migration, MigrationType, Migrator};
-use sqlx::{Executor as _, PgConnection, Row as _};
+use sqlx::migrate::{Migrate as _, MigrateError};
+use sqlx::{Connection as _, Executor as _, PgConnection, Row as _};
 use viworks_common::human;
+use viworks_runtime::migration;
+use viworks_runtime::migrations::{Applied, Migration, Mismatch, Standing};
 
 use super::connection::Connection;
 use super::error::Error;
 use super::{Address, Role, fit};
-use crate::data::Pending;
 
-/// Version, what it does, and its statements. A file that was released is never changed.
-const MIGRATIONS: &[(i64, &str, &str)] = &[(
-    1,
-    "create system of record",
-    include_str!("../../../migrations/postgres/0001_create_system_of_record.sql"),
-)];
+/// A file that is on the main branch is never changed; a test has their checksums.
+pub(super) const MIGRATIONS: &[Migration] = &[
+    migration!(
+        "../../../migrations/postgres",
+        "0001_create_system_of_record.sql"
+    ),
+    migration!(
+        "../../../migrations/postgres",
+        "0002_forget_gaps_of_telemetry.sql"
+    ),
+];
 
-fn migrator() -> Migrator {
-    let migrations = MIGRATIONS.iter().map(|(version, description, sql)| {
-        let kind = MigrationType::Simple;
-        let sql = sqlx::SqlSafeStr::into_sql_str(*sql);
-        Migration::new(*version, Cow::Borrowed(*description), kind, sql, false)
-    });
-    Migrator::with_migrations(migrations.collect())
-}
+/// How often a migration is tried that other transactions stand in the way of.
+const TRIES: u32 = 5;
 
-/// Brings the schema up to date, or only looks whether it is.
+/// What was applied, as the library noted it that made these databases first, and since which version of the schema a
+/// program can go on after it.
+const MAKE_TABLE: &str = "\
+CREATE TABLE IF NOT EXISTS _sqlx_migrations (
+    version        bigint PRIMARY KEY,
+    description    text NOT NULL,
+    installed_on   timestamptz NOT NULL DEFAULT now(),
+    success        boolean NOT NULL,
+    checksum       bytea NOT NULL,
+    execution_time bigint NOT NULL
+);
+ALTER TABLE _sqlx_migrations ADD COLUMN IF NOT EXISTS usable_from bigint";
+
+/// Without the column that earlier programs have not made, too.
+const APPLIED: &str = "\
+SELECT version, success, checksum, (to_jsonb(m) ->> 'usable_from')::bigint AS usable_from
+FROM _sqlx_migrations AS m ORDER BY version";
+
+const NOTE: &str = "\
+INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time, usable_from)
+VALUES ($1, $2, true, $3, -1, $4)";
+
+/// Brings the schema up to date, or only looks whether it is. Answers where it stood.
 ///
 /// A tool that works beside a backend leaves the schema of that as it is, and makes one only where there is none.
-pub(super) fn prepare(address: &Address, migrate: bool, role: Role) -> Result<(), Error> {
+pub(super) fn prepare(address: &Address, migrate: bool, role: Role) -> Result<Standing, Error> {
     let connection = Connection::open(address)?;
     // A migration takes as long as there are rows.
     connection.batch("SET statement_timeout = 0")?;
     let done = connection.with_patience(async |inner| {
-        let missing = missing(inner).await?;
-        let is_new = missing.len() == MIGRATIONS.len();
+        let standing = look(inner).await?;
+        let missing = &standing.missing;
+        let is_new = standing.version.is_none();
         if missing.is_empty() || (role == Role::Beside && !is_new && !migrate) {
-            return Ok(());
+            return Ok(standing);
         }
         if !migrate {
             return Err(not_applied(missing.len()));
         }
-        apply(inner).await
+        apply(inner).await?;
+        Ok(standing)
     });
     connection.close();
     done
 }
 
+/// Says that the program is not the latest that has used a database, where it is not.
+pub(super) fn tell(standing: &Standing) {
+    if standing.is_ahead {
+        tracing::info!(
+            schema = standing.version,
+            "a later version has added to the database; this program goes on with what it knows of it"
+        );
+    }
+}
+
 /// Applies what is missing. Of several programs that do so at once one goes first, and the others wait for it as long
 /// as it takes; what somebody else holds of the tables themselves is waited for as ever.
 async fn apply(inner: &mut PgConnection) -> Result<(), Error> {
-    let failed = |error| failed("the schema cannot be brought up to date", error);
     inner.execute(sqlx::raw_sql("SET lock_timeout = 0")).await?;
-    // The server gives it back with the connection, which is for this alone.
-    inner.lock().await.map_err(failed)?;
+    // The library's own lock, which the programs before took. The server gives it back with the connection, which is
+    // for this alone.
+    inner.lock().await.map_err(|error| {
+        let MigrateError::Execute(source) = error else {
+            return refuse(format!("the schema cannot be brought up to date: {error}"));
+        };
+        Error::from(source)
+    })?;
     inner.execute(sqlx::raw_sql("RESET lock_timeout")).await?;
-    let mut migrator = migrator();
-    migrator.set_locking(false);
-    let run = migrator.run_direct(None, inner, false).await;
-    run.map_err(failed)
+    inner
+        .execute(sqlx::raw_sql(MAKE_TABLE))
+        .await
+        .map_err(failed)?;
+    // Whoever went first has done it.
+    for migration in look(inner).await?.missing {
+        let mut tries = 1;
+        while let Err(error) = apply_one(inner, &migration).await.map_err(failed) {
+            // Backends that run go on with what they do to the same tables.
+            let passes = matches!(error, Error::Again(_) | Error::Held(_));
+            if !passes || tries == TRIES {
+                return Err(error);
+            }
+            tries += 1;
+        }
+    }
+    Ok(())
+}
+
+/// Applies a migration and notes it, both or neither.
+async fn apply_one(inner: &mut PgConnection, migration: &Migration) -> Result<(), sqlx::Error> {
+    let mut both = inner.begin().await?;
+    both.execute(sqlx::raw_sql(migration.sql)).await?;
+    let note = sqlx::query(NOTE)
+        .bind(migration.version())
+        .bind(migration.description())
+        .bind(migration.checksum())
+        .bind(migration.usable_from());
+    note.execute(&mut *both).await?;
+    both.commit().await
 }
 
 /// Refuses a database into which a site is being moved, or was and nobody knows whether all of it is there.
@@ -94,10 +157,10 @@ pub(super) fn check_moved(connection: &Connection) -> Result<(), Error> {
 }
 
 /// What a start finds in a database.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Found {
-    /// The migrations that it lacks.
-    pub missing: Vec<Pending>,
+    /// Where its schema stands.
+    pub standing: Standing,
     /// Whether it has a gateway.
     pub has_gateways: bool,
     /// What its schema lacks that nothing fails without.
@@ -116,8 +179,9 @@ pub async fn inspect(address: Address, migrate: bool) -> Result<Found, Error> {
         SELECT EXISTS (SELECT FROM gateways) AS has_gateways, (SELECT key_check FROM site WHERE one = 1) AS key_check";
     let look = move || {
         let connection = Connection::open_first(&address)?;
-        let missing = connection.with(async |inner| missing(inner).await)?;
-        let is_new = missing.len() == MIGRATIONS.len();
+        let standing = connection.with(async |inner| look(inner).await)?;
+        let missing = &standing.missing;
+        let is_new = standing.version.is_none();
         if !missing.is_empty() && !migrate {
             return Err(not_applied(missing.len()));
         }
@@ -137,7 +201,7 @@ pub async fn inspect(address: Address, migrate: bool) -> Result<Found, Error> {
         })?;
         connection.close();
         Ok(Found {
-            missing,
+            standing,
             has_gateways,
             lacks,
             key_check,
@@ -158,8 +222,8 @@ fn not_applied(count: usize) -> Error {
     ))
 }
 
-/// The migrations that were not applied; refuses what is not a database of ours.
-async fn missing(inner: &mut PgConnection) -> Result<Vec<Pending>, Error> {
+/// What was applied, against what this program has; refuses what is not a database of ours.
+async fn look(inner: &mut PgConnection) -> Result<Standing, Error> {
     const TABLES: &str = "\
         SELECT (SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename <> '_sqlx_migrations') AS tables,
                to_regclass('_sqlx_migrations') IS NOT NULL AS migrated,
@@ -185,60 +249,50 @@ async fn missing(inner: &mut PgConnection) -> Result<Vec<Pending>, Error> {
     if tables > 0 && !migrated {
         return Err(of_another());
     }
-    let migrator = migrator();
     let applied = if migrated {
-        let dirty = inner.dirty_version(&migrator.table_name).await;
-        if let Some(version) = dirty.map_err(|error| failed("the schema cannot be read", error))? {
-            return Err(refuse(format!(
-                "migration {version} was interrupted and has to be repaired by hand; see docs/operations/scaling.md"
-            )));
-        }
-        let applied = inner.list_applied_migrations(&migrator.table_name).await;
-        applied.map_err(|error| failed("the schema cannot be read", error))?
+        applied(inner).await?
     } else {
         Vec::new()
     };
-    if tables > 0 && !ours && applied.is_empty() {
+    // Others note their migrations in a table of that name, too.
+    let is_known = |one: &Applied| MIGRATIONS.iter().any(|own| own.checksum() == one.checksum);
+    if tables > 0 && !ours && !applied.iter().any(is_known) {
         return Err(of_another());
     }
-    let newest = MIGRATIONS.iter().map(|(version, ..)| *version).max();
-    for one in &applied {
-        let known = migrator.iter().find(|known| known.version == one.version);
-        match known {
-            None => {
-                return Err(refuse(format!(
-                    "the database schema has version {}, this program knows versions up to {}; use the newer program",
-                    one.version,
-                    newest.unwrap_or_default(),
-                )));
-            }
-            Some(known) if known.checksum != one.checksum => {
-                return Err(refuse(format!(
-                    "migration {} of the database is not the one of this program: the schema was made by something else",
-                    one.version
-                )));
-            }
-            Some(_) => {}
-        }
-    }
-    let is_applied = |version| applied.iter().any(|one| one.version == version);
-    let missing = MIGRATIONS
-        .iter()
-        .filter(|(version, ..)| !is_applied(*version));
-    let missing: Vec<Pending> = missing
-        .map(|(version, description, _)| Pending {
-            version: *version,
-            description: (*description).to_owned(),
-        })
-        .collect();
-    if !missing.is_empty() && !row.try_get::<bool, _>("may_create")? {
+    let standing = Standing::of(MIGRATIONS, &applied).map_err(mismatched)?;
+    if !standing.missing.is_empty() && !row.try_get::<bool, _>("may_create")? {
         let (who, schema): (String, String) = (row.try_get("who")?, row.try_get("schema")?);
         return Err(refuse(format!(
             "the user {who} may make no tables in the schema {schema}; make {who} the owner of the database, or \
              GRANT CREATE ON SCHEMA {schema} TO {who}"
         )));
     }
-    Ok(missing)
+    Ok(standing)
+}
+
+async fn applied(inner: &mut PgConnection) -> Result<Vec<Applied>, Error> {
+    let mut applied = Vec::new();
+    for row in sqlx::query(APPLIED).fetch_all(inner).await? {
+        applied.push(Applied {
+            version: row.try_get("version")?,
+            finished: row.try_get("success")?,
+            checksum: row.try_get("checksum")?,
+            usable_from: row.try_get("usable_from")?,
+        });
+    }
+    Ok(applied)
+}
+
+fn mismatched(mismatch: Mismatch) -> Error {
+    refuse(match mismatch {
+        Mismatch::Unfinished(version) => format!(
+            "migration {version} was interrupted and has to be repaired by hand; see docs/operations/scaling.md"
+        ),
+        Mismatch::Changed(version) => format!(
+            "migration {version} of the database is not the one of this program: the schema was made by something else"
+        ),
+        Mismatch::TooNew { .. } | Mismatch::Missing(_) => mismatch.to_string(),
+    })
 }
 
 fn refuse(why: String) -> Error {
@@ -246,13 +300,10 @@ fn refuse(why: String) -> Error {
 }
 
 /// What passes by itself stays what it is; only what is about the schema is for somebody to mend.
-fn failed(what: &str, error: MigrateError) -> Error {
-    let (MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _)) = error else {
-        return refuse(format!("{what}: {error}"));
-    };
+fn failed(source: sqlx::Error) -> Error {
     let known = Error::from(source);
     if known.is_about_the_server() {
         return known;
     }
-    refuse(format!("{what}: {known}"))
+    refuse(format!("the schema cannot be brought up to date: {known}"))
 }

@@ -5,6 +5,10 @@ use super::error::Error;
 use super::{Address, Role, lock, schema};
 use crate::data::intents::link::{Link, LinkError, Party};
 
+/// What it has added would not be filled.
+pub(in crate::data) const MOVE_WITH_LATER: &str =
+    "a later version has added to the database; move the site with the programs of that one";
+
 /// The database, and no backend at it.
 #[derive(Debug)]
 pub struct Target {
@@ -36,7 +40,11 @@ impl Target {
     ///
     /// When it is not, or what the server says.
     pub(in crate::data) fn prepare(&self, make: bool) -> Result<(), Error> {
-        schema::prepare(&self.address, make, Role::Backend)
+        let standing = schema::prepare(&self.address, make, Role::Backend)?;
+        if standing.is_ahead {
+            return Err(Error::Schema(MOVE_WITH_LATER.to_owned()));
+        }
+        Ok(())
     }
 
     /// Asks something.

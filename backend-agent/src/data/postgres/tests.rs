@@ -1,11 +1,14 @@
 //! Every statement against the schema on a server: it can be prepared, and none reads a whole table of many rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
 use viworks_common::id::Tenant;
 use viworks_testkit::postgres::{self, Server};
 
+use super::schema::MIGRATIONS;
 use super::statement::numbered;
 use super::{Address, Connection, PostgresStore, Role};
 use crate::data::intents::link::{Engine as _, Sql};
@@ -25,6 +28,16 @@ async fn filled() -> Option<(&'static Server, &'static str)> {
             .unwrap();
     }
     Some((server, database))
+}
+
+#[test]
+fn every_migration_is_known() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/postgres");
+    let files = fs::read_dir(folder).unwrap();
+    let files = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let files: BTreeSet<_> = files.filter(|name| name.ends_with(".sql")).collect();
+    let known = MIGRATIONS.iter().map(|known| known.file.to_owned());
+    assert_eq!(files, known.collect());
 }
 
 /// Those that a server is ever asked.

@@ -11,7 +11,9 @@ use viworks_backend_agent::data::{
     TelemetryWrite,
 };
 use viworks_common::id::AgentRunId;
-use viworks_common::telemetry::{Batch, FieldValue, Position, Record, RecordRefusal};
+use viworks_common::telemetry::{
+    Batch, FieldValue, Gap, GapReason, Position, Record, RecordRefusal,
+};
 use viworks_common::time::Timestamp;
 use viworks_testkit::postgres::Server;
 use viworks_testkit::process::eventually;
@@ -286,6 +288,72 @@ pub(crate) async fn a_position_goes_some_time_after_the_last_record_of_its_spool
     let page = Page::first(10);
     let gaps = bed.store.telemetry_gaps(&bed.tenant, agent(1), page).await;
     assert_eq!(gaps.unwrap().items, []);
+}
+
+/// Gateway 1 has given up a record, and so many that it delivers are too old.
+async fn lose(bed: &Bed, spool_epoch: AgentRunId, seq: u64, now: i64) {
+    let gap = Gap {
+        from_seq: seq,
+        to_seq: seq,
+        reason: GapReason::SpoolFull,
+    };
+    let write = TelemetryWrite {
+        agent_id: agent(1),
+        epoch: bed.gateway_now(1).await.confirmed,
+        skew_ms: Some(0),
+        batch: Batch {
+            spool_epoch,
+            from_seq: seq,
+            to_seq: seq,
+            gaps: vec![gap],
+            records: Vec::new(),
+        },
+    };
+    let committed = bed
+        .store
+        .commit_telemetry(&bed.tenant, [write].into(), at(now), at(now));
+    let outcomes = committed.await.unwrap();
+    assert!(matches!(&outcomes[..], [TelemetryOutcome::Committed(_)]));
+    let refused = commit(
+        bed,
+        (1, spool_epoch),
+        seq + 1,
+        &[("a", now - KEPT - 1)],
+        now,
+    )
+    .await;
+    assert_eq!(refused.refused, [(RecordRefusal::PastRetention, 1)].into());
+}
+
+pub(crate) async fn what_tells_of_losses_goes_with_what_was_kept_beside_it(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    // Agents that were started one after the other, and one that is there for weeks.
+    for n in 1..=7 {
+        lose(bed, process(n), 1, i64::try_from(n).unwrap()).await;
+    }
+    let lasting = process(100);
+    lose(bed, lasting, 1, 8).await;
+    lose(bed, lasting, 3, 9 * DAY).await;
+    let told = async || {
+        let page = Page::first(1_000);
+        let gaps = bed.store.telemetry_gaps(&bed.tenant, agent(1), page).await;
+        (gaps.unwrap().items.len(), refused(bed, 1).await.len())
+    };
+    assert_eq!(told().await, (9, 8));
+    // As long as a record of their time can be there.
+    purge(bed, 1_000, KEPT).await;
+    assert_eq!(told().await, (9, 8));
+    let (.., steps) = purge(bed, 3, KEPT + 2 * DAY).await;
+    assert!(steps > 4, "{steps}");
+    assert_eq!(told().await, (1, 1));
+    // What was counted together goes together, some time after the last.
+    assert_eq!(refused(bed, 1).await, [(RecordRefusal::PastRetention, 2)]);
+    // What comes once more is no loss once more.
+    let again = commit(bed, (1, process(1)), 2, &[("a", -KEPT)], KEPT + 2 * DAY).await;
+    assert!(again.stored == 0 && again.refused.is_empty(), "{again:?}");
+    purge(bed, 1_000, KEPT + 12 * DAY).await;
+    assert_eq!(told().await, (0, 0));
 }
 
 /// A backend that keeps telemetry for so many days, and has told the others.

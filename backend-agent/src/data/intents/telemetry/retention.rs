@@ -58,8 +58,22 @@ pub(in crate::data::intents) const FORGET_POSITIONS: Sql = Sql {
     ),
 };
 
-/// Deletes at most `most` records of the gateways behind `after`, and the streams of which nothing is left. Everything
-/// is measured on the time line: a wall clock that is set ahead deletes nothing.
+/// The oldest of them, up to the time of the last that one step may take. A gap was told of after the records beside
+/// it, so these are gone.
+pub(in crate::data::intents) const FORGET_GAPS: &str = "\
+DELETE FROM telemetry_gaps WHERE tenant = :tenant AND stored_at < :until AND stored_at <= coalesce((
+    SELECT g.stored_at FROM telemetry_gaps AS g WHERE g.tenant = :tenant AND g.stored_at < :until
+    ORDER BY g.stored_at LIMIT 1 OFFSET :further), :until)";
+
+/// The same for refusals, by the last that was counted.
+pub(in crate::data::intents) const FORGET_REFUSALS: &str = "\
+DELETE FROM telemetry_refusals WHERE tenant = :tenant AND last_at < :until AND last_at <= coalesce((
+    SELECT r.last_at FROM telemetry_refusals AS r WHERE r.tenant = :tenant AND r.last_at < :until
+    ORDER BY r.last_at LIMIT 1 OFFSET :further), :until)";
+
+/// Deletes at most `most` records of the gateways behind `after`, and the streams of which nothing is left; behind the
+/// last gateway, what tells of losses that are older than anything that is kept. Everything is measured on the time
+/// line: a wall clock that is set ahead deletes nothing.
 pub(in crate::data::intents) fn purge(
     tx: &Tx<'_>,
     after: Option<AgentId>,
@@ -73,6 +87,7 @@ pub(in crate::data::intents) fn purge(
         days: 0,
         records: 0,
         streams: 0,
+        losses: 0,
         after,
         more: false,
     };
@@ -102,7 +117,22 @@ pub(in crate::data::intents) fn purge(
         forget_positions(tx, agent_id, emptied_to)?;
         purged.after = Some(agent_id);
     }
+    if !purged.more {
+        let forgotten = forget_losses(tx, emptied_to, left)?;
+        purged.more = forgotten >= left;
+        purged.losses = count(forgotten);
+    }
     Ok(purged)
+}
+
+/// Forgets what was lost or refused before a time, about `most` rows: what is of the same moment goes together. What is
+/// refused meanwhile makes a row young again, or one anew.
+fn forget_losses(tx: &Tx<'_>, until: Timestamp, most: usize) -> StoreResult<usize> {
+    let further = most.saturating_sub(1);
+    let gaps = tx.execute(FORGET_GAPS, params! { until, further })?;
+    let further = further.saturating_sub(gaps);
+    let refusals = tx.execute(FORGET_REFUSALS, params! { until, further })?;
+    Ok(gaps.saturating_add(refusals))
 }
 
 /// Deletes the streams of which nothing is left; they no longer count as ones that the gateway has.
