@@ -165,7 +165,8 @@ impl App {
             door: door.as_ref().and_then(|door| door.local_addr().ok()),
             agents: address(&agents, config.agents.listen),
         };
-        let tickets = TicketOffice::new(Arc::new(config.clone()), addresses);
+        let master = Arc::new(material.master.clone());
+        let tickets = TicketOffice::new(Arc::new(config.clone()), addresses, master);
 
         let stored_at_the_end = Arc::clone(&shared.clock);
         let dispatcher = shared.start_dispatcher(config, lifecycle).await?;
@@ -382,6 +383,7 @@ impl Shared {
             self.tenant.clone(),
             Arc::clone(&self.clock),
             tickets,
+            config.enrolment.requests_per_minute,
         );
         let door = Door::new(
             listener,

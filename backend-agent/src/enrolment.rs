@@ -1,10 +1,12 @@
 //! The door by which machines become gateways, and the tickets that open it.
 
+mod challenge;
 mod door;
 mod office;
 mod quota;
 mod redeem;
 mod refusal;
+mod talk;
 
 pub use door::Door;
 pub use office::{Addresses, IssueTicket, TicketError, TicketOffice};

@@ -18,7 +18,7 @@ pub use exchange::{
     WireChallenge,
 };
 pub use identity_file::identity_file;
-pub use naming::{NameRule, NoName};
+pub use naming::{NAME_PREFIX_BYTES_MAX, NameRule, NoName};
 pub use ticket::{InvalidTicket, TICKET_CHARS_MAX, TICKET_PREFIX, TICKET_URL_BYTES_MAX, Ticket};
 
 /// Most gateways that one ticket may enrol.

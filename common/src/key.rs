@@ -162,6 +162,14 @@ impl MasterKey {
         expand(&prk, &info("viworks/1 ticket", &fields))
     }
 
+    /// The key by which every backend recognises the enrolment challenges that any of them gave.
+    #[must_use]
+    pub fn challenge_key(&self, tenant: &Tenant) -> Secret {
+        let prk = Hkdf::<Sha256>::new(None, self.0.expose());
+        let fields: [&[u8]; 1] = [tenant.as_str().as_bytes()];
+        expand(&prk, &info("viworks/1 enrol challenge", &fields))
+    }
+
     /// What a database remembers to recognise the key that its gateways' keys follow from: 32 bytes that say nothing
     /// about the key, and are sent to nobody.
     #[must_use]

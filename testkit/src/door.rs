@@ -1,20 +1,56 @@
 //! A machine at the door for new gateways that says whatever it is told to.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use viworks_common::enrolment::{PATH, PROOF_HEADER};
 
 use crate::rogue::config;
 
 /// How long the door may take for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Connects to the door at `address` from `from`, one of this machine's addresses, and sends nothing.
+///
+/// # Errors
+/// When that is not let in.
+pub async fn reach(address: &str, from: IpAddr) -> anyhow::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(from, 0))?;
+    Ok(socket.connect(address.parse()?).await?)
+}
+
+/// The same, with TLS, and sends nothing behind that.
+///
+/// # Errors
+/// When that is not let in.
+pub async fn connect(
+    address: &str,
+    authority: &[u8],
+    from: IpAddr,
+) -> anyhow::Result<TlsStream<TcpStream>> {
+    let connector = TlsConnector::from(config(authority, None)?);
+    let stream = reach(address, from).await?;
+    let name = ServerName::try_from("localhost")?;
+    Ok(connector.connect(name, stream).await?)
+}
+
+/// The head of a request with a body of so many bytes, over a connection that is to be closed behind the answer.
+#[must_use]
+pub fn head(body_bytes: usize, proof: Option<&str>) -> String {
+    let proof = proof.map_or_else(String::new, |proof| format!("{PROOF_HEADER}: {proof}\r\n"));
+    format!(
+        "POST {PATH} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {body_bytes}\r\n{proof}\r\n"
+    )
+}
 
 /// Sends one request to the door at `address`, whose certificate `authority` signed (PEM), over a connection that begins
 /// with `preface`. Returns the status and the body of the answer.
@@ -34,11 +70,7 @@ pub async fn ask(
     let mut stream = connector
         .connect(ServerName::try_from("localhost")?, stream)
         .await?;
-    let proof = proof.map_or_else(String::new, |proof| format!("{PROOF_HEADER}: {proof}\r\n"));
-    let head = format!(
-        "POST {PATH} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n{proof}\r\n",
-        body.len()
-    );
+    let head = head(body.len(), proof);
     let mut answer = Vec::new();
     timeout(PATIENCE, async {
         stream.write_all(head.as_bytes()).await?;

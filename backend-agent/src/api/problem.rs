@@ -302,7 +302,7 @@ impl From<TicketError> for ApiError {
     fn from(error: TicketError) -> Self {
         match error {
             TicketError::Store(error) => error.into(),
-            TicketError::NoDoor | TicketError::TooMany => {
+            TicketError::NoDoor | TicketError::Full | TicketError::FullOfOne => {
                 Self::new(ProblemCode::Conflict, error.to_string())
             }
             // What it says is about this backend's files and addresses, which whoever may make tickets has to mend.

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use http::Uri;
+use http::uri::Authority;
 use viworks_common::network::IpNetwork;
 use viworks_runtime::config::{Document, Section};
 use viworks_runtime::settings;
@@ -11,6 +13,9 @@ use super::proxies::{ProxyProtocol, check_proxies};
 use super::{KeysConfig, TIMEOUT, seconds, stand_in_the_way};
 
 const SECTION: &str = "enrolment";
+
+/// Addresses that it takes at least to have every place.
+const SOURCES_MIN: usize = 4;
 
 settings! {
     /// The door by which machines become gateways, with tickets of `viworks ticket create`: TLS with the certificate
@@ -31,17 +36,33 @@ settings! {
         trusted_proxies: Vec<IpNetwork> = parsed_list("addresses and networks"),
         /// How many days a gateway's certificate is valid.
         certificate_days: u32 = integer(90, 1..=397),
-        /// Open sockets; more are closed at once.
-        connections_max: usize = integer(256, 16..=100_000),
-        /// Open sockets of one IPv4 address or IPv6 /64 network.
-        per_source_max: usize = integer(128, 1..=100_000),
-        /// Requests of one IPv4 address or IPv6 /64 network a minute, two for each machine, and as many at once after a
-        /// pause; more are told when to come back.
+        /// Open sockets. Beyond, and beyond three quarters for those who have not proved yet that they have a ticket, a
+        /// newcomer takes the place of the one that has waited longest, of the address that has the most.
+        connections_max: usize = integer(512, 16..=100_000),
+        /// Open sockets of one IPv4 address or IPv6 /64 network, and of machines that have proved that they have the
+        /// same ticket; a newcomer takes the place of the one that has waited longest. At most a quarter of
+        /// `connections_max`.
+        per_source_max: usize = integer(128, 1..=25_000),
+        /// Redemptions of one ticket a minute at one backend, and as many at once after a pause; more are told when to
+        /// come back. As many requests of one IPv4 address or IPv6 /64 network that are not right are told why.
         requests_per_minute: u32 = integer(600, 1..=1_000_000),
-        /// For the header of a proxy, and again for the rest: the TLS handshake, the request and its answer.
+        /// For a connection and everything that is asked on it. The TLS handshake, the head of a request and its body
+        /// have three seconds each.
         timeout: Duration = duration_ms(seconds(15), TIMEOUT),
     }
     check EnrolmentConfig::check
+}
+
+/// Whether machines take it: a host and a port, and nothing else.
+fn is_a_door(url: &str) -> bool {
+    let Ok(uri) = url.parse::<Uri>() else {
+        return false;
+    };
+    let host_alone = |authority: &Authority| !authority.as_str().contains('@');
+    matches!(uri.path(), "" | "/")
+        && uri.query().is_none()
+        && !url.contains('#')
+        && uri.authority().is_some_and(host_alone)
 }
 
 impl EnrolmentConfig {
@@ -55,6 +76,27 @@ impl EnrolmentConfig {
 
     fn check(&self, section: &mut Section<'_>) {
         check_proxies(section, self.proxy_protocol, &self.trusted_proxies, false);
+        if self.per_source_max > self.connections_max / SOURCES_MIN {
+            section.problem(
+                "per_source_max",
+                format!(
+                    "one address could take {} of {} places, and a few of them would keep all others waiting",
+                    self.per_source_max, self.connections_max
+                ),
+                "set it to a quarter of connections_max at most",
+            );
+        }
+        if let Some(url) = &self.public_url
+            && !is_a_door(url)
+        {
+            section.problem(
+                "public_url",
+                format!(
+                    "{url:?} is no address of a door, and no machine would take a ticket with it"
+                ),
+                "give https://, the host and the port, and nothing behind them",
+            );
+        }
     }
 
     /// Notes what only other sections show: an address that another listener has, and that nobody could be issued a

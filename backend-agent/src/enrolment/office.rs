@@ -8,6 +8,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use viworks_common::enrolment::{NameRule, TICKET_URL_BYTES_MAX, Ticket};
 use viworks_common::id::{Tenant, TicketId};
+use viworks_common::key::MasterKey;
 use viworks_common::network::IpNetwork;
 use viworks_runtime::blocking::{self, Unanswered};
 use viworks_runtime::clock::Timeline;
@@ -15,13 +16,26 @@ use viworks_runtime::random;
 use zeroize::Zeroizing;
 
 use crate::config::Config;
-use crate::data::{Actor, NewTicket, Store, StoreError, StoredTicket};
+use crate::data::{Actor, NewTicket, Store, StoreError, StoredTicket, TicketBounds, TicketOutcome};
 use crate::pki::PkiError;
 use crate::pki::issue::Office;
 use crate::pki::place::authority;
 
 /// How long reading the authority's and the server's files may take.
 const READ_TIME: Duration = Duration::from_secs(5);
+
+/// Tickets that can be used at a time.
+const TICKETS_LIVE_MAX: u64 = 10_000;
+/// Of these, tickets that one key made.
+const TICKETS_OF_ONE_MAX: u64 = 5_000;
+/// Tickets that ended and are kept; beyond that the oldest are forgotten.
+const TICKETS_ENDED_MAX: u64 = 10_000;
+
+const BOUNDS: TicketBounds = TicketBounds {
+    live: TICKETS_LIVE_MAX,
+    of_one: TICKETS_OF_ONE_MAX,
+    ended: TICKETS_ENDED_MAX,
+};
 
 /// A ticket that somebody wants.
 #[derive(Debug, Clone)]
@@ -44,9 +58,18 @@ pub enum TicketError {
     /// Nobody could use it.
     #[error("this backend has no door for new gateways: set listen in [enrolment] and restart it")]
     NoDoor,
-    /// As many are kept as may be.
-    #[error("there are as many tickets as are kept: those that ended a month ago go by themselves")]
-    TooMany,
+    /// As many can be used as may be.
+    #[error(
+        "{TICKETS_LIVE_MAX} tickets can be used at this moment, as many as may be: revoke those that nobody needs \
+         (viworks ticket ls), or make one with more uses"
+    )]
+    Full,
+    /// As many of one principal can be used as may be.
+    #[error(
+        "{TICKETS_OF_ONE_MAX} tickets of this key can be used at this moment, as many as one key may have made: revoke \
+         those that nobody needs (viworks ticket ls), or make one with more uses"
+    )]
+    FullOfOne,
     /// A file or an address is not what it should be.
     #[error(transparent)]
     Pki(#[from] PkiError),
@@ -64,6 +87,8 @@ pub struct TicketOffice {
     config: Arc<Config>,
     /// Where the door really is, and where agents connect.
     addresses: Addresses,
+    /// That of this process, whatever its file has meanwhile.
+    master: Arc<MasterKey>,
 }
 
 /// Where this backend listens.
@@ -76,17 +101,26 @@ pub struct Addresses {
 }
 
 impl TicketOffice {
-    /// Of a backend with this configuration that listens there.
+    /// Of a backend with this configuration and master key that listens there.
     #[must_use]
-    pub const fn new(config: Arc<Config>, addresses: Addresses) -> Self {
-        Self { config, addresses }
+    pub const fn new(config: Arc<Config>, addresses: Addresses, master: Arc<MasterKey>) -> Self {
+        Self {
+            config,
+            addresses,
+            master,
+        }
     }
 
-    /// What certificates and keys are made of at this moment.
-    pub(super) async fn open(&self) -> Result<Office, TicketError> {
+    /// What tickets' secrets and gateways' keys follow from.
+    pub(super) fn master(&self) -> &MasterKey {
+        &self.master
+    }
+
+    /// What certificates are made of at this moment. `purpose` names the calls that wait for a disk together.
+    pub(super) async fn open(&self, purpose: &'static str) -> Result<Office, TicketError> {
         let config = Arc::clone(&self.config);
         let open = move || Office::open(&config);
-        Ok(blocking::call("enrolment", READ_TIME, open).await??)
+        Ok(blocking::call(purpose, READ_TIME, open).await??)
     }
 
     /// How long gateways' certificates live.
@@ -149,10 +183,10 @@ impl TicketOffice {
         let url = self.door_url()?;
         // A gateway that enrolled must find its way to the agents' listener as well.
         self.agents_url()?;
-        let office = self.open().await?;
+        let office = self.open("tickets").await?;
         let now = clock.line();
         let id = TicketId::from_uuid(random::uuid_v7(clock.wall()));
-        let secret = office.master.ticket_secret(tenant, id);
+        let secret = self.master.ticket_secret(tenant, id);
         let expires_at = now.saturating_add(wanted.life);
         let new = NewTicket {
             id,
@@ -177,8 +211,11 @@ impl TicketOffice {
             expires_at,
             revoked_at: None,
         };
-        if !store.create_ticket(tenant, new, actor, now).await? {
-            return Err(TicketError::TooMany);
+        let made = store.create_ticket(tenant, new, BOUNDS, actor, now);
+        match made.await? {
+            TicketOutcome::Made => {}
+            TicketOutcome::Full => return Err(TicketError::Full),
+            TicketOutcome::FullOfOne => return Err(TicketError::FullOfOne),
         }
         let ticket = Ticket {
             id,

@@ -1,12 +1,20 @@
 //! What a request at the door comes to.
+//!
+//! Before somebody has proved that it has a ticket, nothing is read and nothing is written: the challenge shows by
+//! itself that it is one of ours, and the proof needs nothing but the master key.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
+use http::StatusCode;
 use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use viworks_common::enrolment::{
-    AgentSecrets, CHALLENGE_TIME, EnrolmentAnswer, EnrolmentChallenge, EnrolmentRequest, Exchange,
-    NameRule, RedeemRequest, WireChallenge,
+    AgentSecrets, EnrolmentAnswer, EnrolmentChallenge, EnrolmentRequest, Exchange, RedeemRequest,
 };
 use viworks_common::id::{AgentId, GatewayName, Tenant, TicketId};
 use viworks_common::key::Identity;
@@ -15,17 +23,24 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::{random, tls};
 
-use http::StatusCode;
-
+use super::challenge::Challenges;
 use super::office::TicketOffice;
+use super::quota::Buckets;
 use super::refusal::Refusal;
 use crate::data::{
-    Actor, ChallengeOutcome, NewCertificate, NewGateway, NotedRefusal, RedeemOutcome, Redemption,
-    Store, StoreError, StoredTicket, TicketRefusal,
+    AnsweredChallenge, Foreseen, NewCertificate, NewGateway, RedeemOutcome, Redemption,
+    RefusedRedemption, Store, StoreError, StoredTicket, TicketRefusal,
 };
 use crate::pki::PkiError;
 use crate::pki::issue::{FIRST_GENERATION, Office};
 use crate::pki::request::CertificateRequest;
+
+/// Redemptions that are worked on at once: each reads the authority's key, signs and writes.
+const REDEMPTIONS_MAX: usize = 48;
+/// How long one more waits for its turn.
+const TURN_TIME: Duration = Duration::from_secs(5);
+/// How soon one that had no turn may try again.
+const RETRY_BUSY: Duration = Duration::from_secs(2);
 
 /// What the machine is answered: the body, and its MAC where there is a secret to make one.
 #[derive(Debug)]
@@ -34,33 +49,65 @@ pub(super) struct Answered {
     pub(super) proof: Option<String>,
 }
 
-/// Makes gateways of machines that have tickets. Clones share it.
-#[derive(Clone)]
+/// What a request is about, by nothing but itself.
+pub(super) enum Asked {
+    /// It asked for a challenge.
+    Challenged(Answered),
+    /// Somebody who has a ticket redeems it.
+    Proved(Box<Proved>),
+}
+
+/// A redemption whose proof is right.
+pub(super) struct Proved {
+    request: RedeemRequest,
+    body: Bytes,
+    exchange: Exchange,
+    challenge: AnsweredChallenge,
+    /// SHA-256 of the ticket's secret.
+    sha256: [u8; 32],
+}
+
+impl Proved {
+    /// The ticket that is redeemed.
+    pub(super) const fn ticket(&self) -> TicketId {
+        self.request.ticket
+    }
+}
+
+/// Makes gateways of machines that have tickets.
 pub struct Enrolment {
     store: Arc<dyn Store>,
     tenant: Tenant,
     clock: Arc<Timeline>,
     office: TicketOffice,
+    challenges: Challenges,
+    /// What is redeemed counts against its ticket: machines behind one address do not take each other's requests.
+    tickets: Buckets<TicketId>,
+    turns: Semaphore,
 }
 
-/// A machine that has proved that it has a ticket.
-struct Proved<'a> {
+/// A redemption that is worked on.
+struct Work<'a> {
+    proved: &'a Proved,
     ticket: &'a StoredTicket,
-    request: &'a RedeemRequest,
     csr: CertificateRequest,
     peer: IpAddr,
 }
 
 impl Enrolment {
-    /// On this store, with tickets of this office.
+    /// On this store, with tickets of this office; each of them redeemed so often a minute.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
         tenant: Tenant,
         clock: Arc<Timeline>,
         office: TicketOffice,
+        per_minute: u32,
     ) -> Self {
         Self {
+            challenges: Challenges::new(office.master(), &tenant),
+            tickets: Buckets::new(per_minute),
+            turns: Semaphore::new(REDEMPTIONS_MAX),
             store,
             tenant,
             clock,
@@ -72,136 +119,156 @@ impl Enrolment {
         &self.clock
     }
 
-    /// Answers a request of `peer`.
-    pub(super) async fn answer(
-        &self,
-        peer: IpAddr,
-        proof: Option<&[u8]>,
-        body: &[u8],
-    ) -> Result<Answered, Refusal> {
-        let request = serde_json::from_slice(body).map_err(|error| {
+    /// Judges a request by itself.
+    pub(super) fn ask(&self, proof: Option<&[u8]>, body: Bytes) -> Result<Asked, Refusal> {
+        let request = serde_json::from_slice(&body).map_err(|error| {
             Refusal::bad_request(format!("the request cannot be read: {error}"))
         })?;
         match request {
-            EnrolmentRequest::Challenge { ticket } => self.challenge(ticket).await,
+            EnrolmentRequest::Challenge { ticket } => {
+                let challenge = EnrolmentChallenge {
+                    challenge: self.challenges.give(ticket, self.clock.line()),
+                    time: self.clock.wall(),
+                };
+                Ok(Asked::Challenged(Answered {
+                    body: json(&challenge),
+                    proof: None,
+                }))
+            }
             EnrolmentRequest::Redeem(request) => {
                 let proof = proof.ok_or_else(|| {
                     Refusal::bad_request("a redemption has its proof in the header enrolment-proof")
                 })?;
-                self.redeem(peer, proof, body, &request).await
+                self.prove(proof, body, request)
+                    .map(|proved| Asked::Proved(Box::new(proved)))
             }
         }
     }
 
-    async fn challenge(&self, ticket: TicketId) -> Result<Answered, Refusal> {
-        let challenge = WireChallenge(random::bytes());
+    fn prove(&self, proof: &[u8], body: Bytes, request: RedeemRequest) -> Result<Proved, Refusal> {
         let now = self.clock.line();
-        let until = now.saturating_add(CHALLENGE_TIME);
-        let kept = self
-            .store
-            .add_challenge(&self.tenant, ticket, challenge.0, until, now);
-        match kept.await? {
-            ChallengeOutcome::Kept => Ok(Answered {
-                body: json(&EnrolmentChallenge {
-                    challenge,
-                    time: self.clock.wall(),
-                }),
-                proof: None,
-            }),
-            ChallengeOutcome::Unknown => Err(Refusal::of_ticket(TicketRefusal::Unknown, None)),
-            ChallengeOutcome::Full => Err(Refusal::later(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "busy",
-                "too many machines are enrolling at once; run enroll again in a minute",
-                CHALLENGE_TIME,
-            )),
+        let challenge = self
+            .challenges
+            .recognise(request.ticket, &request.challenge, now)
+            .ok_or_else(|| Refusal::of_ticket(TicketRefusal::Challenge, None))?;
+        let secret = self
+            .office
+            .master()
+            .ticket_secret(&self.tenant, request.ticket);
+        let exchange = Exchange::new(&secret, request.ticket, &request.challenge);
+        if !exchange.proves(&body, proof) {
+            return Err(Refusal::of_ticket(TicketRefusal::BadProof, None));
         }
+        Ok(Proved {
+            request,
+            body,
+            exchange,
+            challenge,
+            sha256: Sha256::digest(secret.expose()).into(),
+        })
     }
 
-    async fn redeem(
-        &self,
-        peer: IpAddr,
-        proof: &[u8],
-        body: &[u8],
-        request: &RedeemRequest,
-    ) -> Result<Answered, Refusal> {
-        let id = request.ticket;
-        let found = self.store.ticket(&self.tenant, id).await?;
-        let ticket = found.ok_or_else(|| Refusal::of_ticket(TicketRefusal::Unknown, None))?;
-        let office = self.office.open().await?;
-        let secret = office.master.ticket_secret(&self.tenant, id);
-        let exchange = Exchange::new(&secret, id, &request.challenge);
-        let digest: [u8; 32] = Sha256::digest(secret.expose()).into();
-        if digest != ticket.sha256 || !exchange.proves(body, proof) {
-            let refusal = Refusal::of_ticket(TicketRefusal::BadProof, Some(&ticket));
-            return Err(self.refuse(&ticket, refusal, peer).await?);
+    /// Redeems the ticket of somebody who has it.
+    pub(super) async fn redeem(&self, proved: &Proved, peer: IpAddr) -> Result<Answered, Refusal> {
+        let id = proved.ticket();
+        if let Err(after) = self.tickets.take(id, self.clock.now()) {
+            let detail =
+                "too many machines redeem this ticket at the moment; run enroll again later";
+            return Err(Refusal::later(
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limited",
+                detail,
+                after,
+            ));
         }
-        let csr = match CertificateRequest::read(&request.csr) {
-            Ok(csr) => csr,
-            Err(bad) => return Err(self.refuse(&ticket, bad.into(), peer).await?),
+        let Ok(Ok(_turn)) = timeout(TURN_TIME, self.turns.acquire()).await else {
+            let detail = "too many machines are enrolling at once; run enroll again in a moment";
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            return Err(Refusal::later(status, "busy", detail, RETRY_BUSY));
         };
-        let proved = Proved {
-            csr,
+        let csr = match CertificateRequest::read(&proved.request.csr) {
+            Ok(csr) => csr,
+            Err(bad) => return Err(self.refuse(proved, bad.into(), peer).await),
+        };
+        let now = self.clock.line();
+        let found = self
+            .store
+            .foresee_redemption(&self.tenant, id, csr.spki, peer, now);
+        let Some(Foreseen { ticket, refusal }) = found.await? else {
+            return Err(Refusal::of_ticket(TicketRefusal::Unknown, None));
+        };
+        let of_another_key = (proved.sha256 != ticket.sha256).then_some(TicketRefusal::BadProof);
+        if let Some(refusal) = of_another_key.or(refusal) {
+            let refusal = Refusal::of_ticket(refusal, Some(&ticket));
+            return Err(self.refuse(proved, refusal, peer).await);
+        }
+        let work = Work {
+            proved,
             ticket: &ticket,
-            request,
+            csr,
             peer,
         };
-        let mut answer = self.enrol(&office, &proved).await?;
+        let mut answer = self.enrol(&work).await?;
         let identity = Identity {
             tenant: self.tenant.clone(),
             agent_id: answer.agent_id,
         };
-        let agent_key = office
-            .master
-            .agent_key(&identity, u32::from(answer.key_generation));
+        let master = self.office.master();
+        let agent_key = master.agent_key(&identity, u32::from(answer.key_generation));
         let secrets = AgentSecrets {
             agent_key: agent_key.secret().clone(),
-            token: office.master.token(&identity, 0),
+            token: master.token(&identity, 0),
         };
-        answer.sealed = exchange.seal(body, &secrets);
+        answer.sealed = proved.exchange.seal(&proved.body, &secrets);
         let answer = json(&answer);
         Ok(Answered {
-            proof: Some(exchange.authenticate(body, &answer)),
+            proof: Some(proved.exchange.authenticate(&proved.body, &answer)),
             body: answer,
         })
     }
 
     /// Makes the gateway, or finds the one that it was made before.
-    async fn enrol(
-        &self,
-        office: &Office,
-        proved: &Proved<'_>,
-    ) -> Result<EnrolmentAnswer, Refusal> {
-        let Proved {
-            ticket, request, ..
-        } = proved;
-        let url = self.office.agents_url().map_err(super::TicketError::from)?;
+    async fn enrol(&self, work: &Work<'_>) -> Result<EnrolmentAnswer, Refusal> {
+        let Work {
+            proved,
+            ticket,
+            peer,
+            ..
+        } = work;
+        let request = &proved.request;
         let wanted = match ticket.naming.name(request.name.as_ref(), &request.host) {
             Ok(name) => name,
-            Err(none) => return Err(self.refuse(ticket, none.into(), proved.peer).await?),
+            Err(none) => return Err(self.refuse(proved, none.into(), *peer).await),
         };
+        let url = self.office.agents_url().map_err(super::TicketError::from)?;
+        let office = self.office.open("enrolment").await?;
         let agent_id = AgentId::from_uuid(random::uuid_v7(self.clock.wall()));
-        let mut redeemed = self.redeem_as(office, proved, agent_id, &wanted).await;
-        let free = request.name.is_none() && !matches!(ticket.naming, NameRule::Fixed(_));
-        if free && matches!(redeemed, Err(StoreError::Conflict { .. })) {
-            // Many machines of one image call themselves the same.
-            let beside = NameRule::beside(&wanted, agent_id);
-            redeemed = self.redeem_as(office, proved, agent_id, &beside).await;
-        }
-        let made = match redeemed {
-            Err(StoreError::Conflict { .. }) => {
-                let refusal = Refusal::name_taken(&wanted);
-                return Err(self.refuse(ticket, refusal, proved.peer).await?);
-            }
-            redeemed => redeemed?,
+        // Many machines of one image call themselves the same.
+        let other = match &request.name {
+            None => ticket.naming.beside(&wanted, agent_id),
+            Some(_wish) => None,
         };
-        let made = match made {
+        let has_other = other.is_some();
+        let mut redeemed = self
+            .redeem_as(&office, work, agent_id, &wanted, has_other)
+            .await;
+        if let (Err(StoreError::Conflict { .. }), Some(other)) = (&redeemed, &other) {
+            redeemed = self.redeem_as(&office, work, agent_id, other, false).await;
+        }
+        let made = match redeemed? {
             Made::Gateway(made) => made,
+            Made::Refused(TicketRefusal::NameTaken) => return Err(Refusal::name_taken(&wanted)),
+            Made::Refused(TicketRefusal::NameOfRevoked) => {
+                return Err(Refusal::name_of_revoked(&wanted));
+            }
             Made::Refused(refusal) => return Err(Refusal::of_ticket(refusal, Some(ticket))),
             Made::Nothing(error) => return Err(super::TicketError::from(error).into()),
         };
+        // What follows needs it in a byte, and a key that was never used is of the first generation.
+        let key_generation = u8::try_from(made.key_generation)
+            .map_err(|error| StoreError::Unavailable(error.into()))?;
         tracing::info!(
-            gateway = %made.name, agent_id = %made.agent_id, ticket = %ticket.id, peer = %proved.peer,
+            gateway = %made.name, agent_id = %made.agent_id, ticket = %ticket.id, %peer,
             "a machine became a gateway"
         );
         Ok(EnrolmentAnswer {
@@ -212,14 +279,14 @@ impl Enrolment {
             not_after: made.not_after,
             certificate: made.certificate,
             authority: office.authority.certificate().to_owned(),
-            key_generation: u8::try_from(made.key_generation).unwrap_or(u8::MAX),
+            key_generation,
             sealed: String::new(),
             pins: PinSet {
                 version: self.office.pin_set_version(),
                 pins: office.pins.iter().copied().collect(),
             },
             binding: office.binding,
-            labels: ticket.labels.clone(),
+            labels: made.labels,
             url,
         })
     }
@@ -227,16 +294,17 @@ impl Enrolment {
     async fn redeem_as(
         &self,
         office: &Office,
-        proved: &Proved<'_>,
+        work: &Work<'_>,
         agent_id: AgentId,
         name: &GatewayName,
+        has_other_name: bool,
     ) -> Result<Made, StoreError> {
-        let Proved {
+        let Work {
+            proved,
             ticket,
-            request,
             csr,
             peer,
-        } = proved;
+        } = work;
         let identity = Identity {
             tenant: self.tenant.clone(),
             agent_id,
@@ -256,11 +324,12 @@ impl Enrolment {
         };
         let redemption = Redemption {
             ticket: ticket.id,
-            challenge: request.challenge.0,
-            install_id: request.install_id,
+            challenge: proved.challenge,
+            install_id: proved.request.install_id,
             peer: *peer,
             spki: csr.spki,
             certificate: certificate.clone(),
+            has_other_name,
             gateway: NewGateway {
                 agent_id,
                 name: name.clone(),
@@ -284,6 +353,7 @@ impl Enrolment {
             RedeemOutcome::Enrolled => Made::Gateway(NewOne {
                 agent_id,
                 name: name.clone(),
+                labels: ticket.labels.clone(),
                 key_generation: FIRST_GENERATION,
                 certificate,
                 not_after: facts.not_after,
@@ -292,6 +362,7 @@ impl Enrolment {
                 Ok(not_after) => Made::Gateway(NewOne {
                     agent_id: before.agent_id,
                     name: before.name,
+                    labels: before.labels,
                     key_generation: before.key_generation,
                     not_after,
                     certificate: before.certificate,
@@ -302,23 +373,25 @@ impl Enrolment {
         })
     }
 
-    /// Records a refusal that the store did not come to itself, and says it.
-    async fn refuse(
-        &self,
-        ticket: &StoredTicket,
-        refusal: Refusal,
-        peer: IpAddr,
-    ) -> Result<Refusal, StoreError> {
-        let actor = Actor::stranger().at_address(Some(peer));
-        let now = self.clock.line();
-        let noted = NotedRefusal {
+    /// Consumes the challenge, records a refusal that the store did not come to itself, and says it.
+    async fn refuse(&self, proved: &Proved, refusal: Refusal, peer: IpAddr) -> Refusal {
+        let refused = RefusedRedemption {
+            ticket: proved.ticket(),
+            challenge: proved.challenge,
+            peer,
             why: refusal.code,
             told: refusal.detail.clone(),
         };
-        self.store
-            .note_refused_ticket(&self.tenant, ticket.id, noted, &actor, now)
-            .await?;
-        Ok(refusal)
+        let now = self.clock.line();
+        let fresh = self
+            .store
+            .refuse_redemption(&self.tenant, refused, now)
+            .await;
+        match fresh {
+            Ok(true) => refusal,
+            Ok(false) => Refusal::of_ticket(TicketRefusal::Challenge, None),
+            Err(error) => error.into(),
+        }
     }
 }
 
@@ -336,6 +409,7 @@ enum Made {
 struct NewOne {
     agent_id: AgentId,
     name: GatewayName,
+    labels: BTreeMap<String, String>,
     key_generation: u32,
     certificate: String,
     not_after: Timestamp,

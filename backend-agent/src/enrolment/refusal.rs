@@ -57,9 +57,23 @@ impl Refusal {
 
     pub(super) fn name_taken(name: &GatewayName) -> Self {
         let detail = format!(
-            "another gateway is called {name}: choose another name with --name, or revoke that gateway"
+            "another gateway is called {name}: choose another name with --name, or revoke that gateway and ask for a \
+             ticket that is for this name (viworks ticket create --name)"
         );
-        Self::new(StatusCode::CONFLICT, "name_taken", detail)
+        Self::new(
+            StatusCode::CONFLICT,
+            TicketRefusal::NameTaken.name(),
+            detail,
+        )
+    }
+
+    pub(super) fn name_of_revoked(name: &GatewayName) -> Self {
+        let detail = format!(
+            "a gateway called {name} was revoked, and only a ticket that is for this name takes it over: ask for one \
+             (viworks ticket create --name {name}), or choose another name with --name"
+        );
+        let code = TicketRefusal::NameOfRevoked.name();
+        Self::new(StatusCode::CONFLICT, code, detail)
     }
 
     /// About a ticket, of which `ticket` is known.
@@ -68,7 +82,10 @@ impl Refusal {
             TicketRefusal::Unknown | TicketRefusal::BadProof | TicketRefusal::OtherNetwork => {
                 StatusCode::FORBIDDEN
             }
-            TicketRefusal::Challenge | TicketRefusal::KeyInUse => StatusCode::CONFLICT,
+            TicketRefusal::Challenge
+            | TicketRefusal::KeyInUse
+            | TicketRefusal::NameTaken
+            | TicketRefusal::NameOfRevoked => StatusCode::CONFLICT,
             TicketRefusal::Revoked | TicketRefusal::Expired | TicketRefusal::UsedUp => {
                 StatusCode::GONE
             }
@@ -110,6 +127,9 @@ impl Refusal {
                 "this key belongs to a gateway already: remove the folder .enrolling beside the configuration, and run \
                  enroll again, which makes a new key"
                     .to_owned()
+            }
+            TicketRefusal::NameTaken | TicketRefusal::NameOfRevoked => {
+                "the name belongs to another gateway: choose another one with --name".to_owned()
             }
         };
         Self::new(status, refusal.name(), detail)

@@ -176,7 +176,8 @@ impl Handshake {
         let proxy = self.address;
         let metrics = &self.inbound.metrics;
         let limit = self.inbound.terms.tls_timeout;
-        match proxy::arrive(&mut stream, proxy, arrived, &gate, limit).await {
+        let admit = |client| gate.admit(client);
+        match proxy::arrive(&mut stream, proxy, arrived, admit, limit).await {
             Ok((client, admitted)) => {
                 self.address = client;
                 self.run(stream, admitted).await;

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use viworks_common::network::IpNetwork;
 use viworks_common::proxy_protocol::{self, HEADER_BYTES_MAX, Header, Origin, ProxyProtocolError};
 
-use super::limits::{Admitted, Gate, Turn, Turned};
+use super::limits::Turned;
 use crate::config::{AgentsConfig, EnrolmentConfig, ProxyProtocol, TlsEnd};
 
 /// Whom a listener believes.
@@ -87,21 +87,21 @@ pub enum Unarrived {
 }
 
 /// Finds out for whom a proxy connects, and whether there is room for that one. What the connection took up as one of a
-/// proxy is given back.
+/// proxy (`arrived`) is given back.
 ///
 /// # Errors
 ///
 /// Why it is closed.
-pub async fn arrive(
+pub async fn arrive<A>(
     stream: &mut TcpStream,
     proxy: SocketAddr,
-    arrived: Turn,
-    gate: &Gate,
+    arrived: impl Send,
+    admit: impl FnOnce(IpAddr) -> Result<A, Turned> + Send,
     limit: Duration,
-) -> Result<(SocketAddr, Admitted), Unarrived> {
+) -> Result<(SocketAddr, A), Unarrived> {
     let client = timeout(limit, client(stream, proxy)).await;
     let client = client.map_err(|_elapsed| Unarrived::Late)??;
-    let admitted = gate.admit(client.ip());
+    let admitted = admit(client.ip());
     drop(arrived);
     let admitted = admitted.map_err(Unarrived::Turned)?;
     Ok((client, admitted))

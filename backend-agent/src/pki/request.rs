@@ -109,8 +109,11 @@ impl CertificateRequest {
 
 /// Whether it is for an uncompressed point of P-256.
 fn is_p256(der: &[u8]) -> Result<bool, BadRequest> {
-    let (_rest, request) =
+    let (rest, request) =
         X509CertificationRequest::from_der(der).map_err(|_other| BadRequest::Malformed)?;
+    if !rest.is_empty() {
+        return Err(BadRequest::Malformed);
+    }
     let key = &request.certification_request_info.subject_pki;
     let curve = key.algorithm.parameters.as_ref();
     let curve = curve.and_then(|curve| curve.as_oid().ok());

@@ -149,6 +149,20 @@ fn proxies_are_named_one_by_one_and_only_where_they_are_believed() {
     assert!(door(&[trusted]).contains("nothing is asked of these proxies"));
     let wide = [require, ("TRUSTED_PROXIES", "0.0.0.0/0")];
     assert!(door(&wide).contains("is more than one site can have"));
+    let bounds = |all, one| door(&[("CONNECTIONS_MAX", all), ("PER_SOURCE_MAX", one)]);
+    assert_eq!(bounds("64", "16"), "");
+    assert!(bounds("64", "17").contains("a quarter of connections_max at most"));
+    for url in ["https://a.test:8082", "https://a.test/"] {
+        assert_eq!(door(&[("PUBLIC_URL", url)]), "", "{url}");
+    }
+    for url in [
+        "https://a.test/enrol",
+        "https://a.test/?a=1",
+        "https://me@a.test",
+    ] {
+        let said = door(&[("PUBLIC_URL", url)]);
+        assert!(said.contains("public_url"), "{url}: {said}");
+    }
     for (settings, told) in [
         (&[require][..], "no proxy is believed"),
         (

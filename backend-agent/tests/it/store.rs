@@ -341,8 +341,10 @@ suite! {
         a_ticket_makes_as_many_gateways_as_it_is_for,
         the_last_uses_of_a_ticket_go_to_so_many,
         an_answer_that_was_lost_is_given_again,
-        a_challenge_is_good_for_one_redemption_of_its_ticket,
-        a_taken_name_changes_nothing,
+        a_challenge_is_good_for_one_redemption,
+        a_taken_name_is_refused_or_changes_nothing_where_there_is_another,
+        the_name_of_a_revoked_gateway_is_for_a_ticket_that_is_for_it,
+        tickets_that_can_be_used_are_bounded_and_ended_ones_make_room,
         a_ticket_that_is_no_good_is_refused_and_recorded,
     }
     records {

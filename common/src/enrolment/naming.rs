@@ -5,6 +5,13 @@ use serde::{Deserialize, Serialize};
 use crate::id::{AgentId, GatewayName};
 use crate::limits::GATEWAY_NAME_BYTES_MAX;
 
+/// Digits of a gateway's id that tell it from another one of its name.
+const ID_DIGITS: usize = 8;
+
+/// Bytes of the longest beginning that all names of a ticket may have: one character of the machine's own and the end
+/// of an id have room behind it.
+pub const NAME_PREFIX_BYTES_MAX: usize = GATEWAY_NAME_BYTES_MAX - ID_DIGITS - 2;
+
 /// What a ticket says about the names of its gateways.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -75,26 +82,32 @@ fn of_host(prefix: &str, host: &str) -> Result<GatewayName, NoName> {
 }
 
 impl NameRule {
-    /// A name like `taken` that no other gateway has: with the end of the id.
+    /// A name like `taken` that no other gateway has: with the end of the id. `None` when the rule allows none.
     #[must_use]
-    pub fn beside(taken: &GatewayName, agent_id: AgentId) -> GatewayName {
+    pub fn beside(&self, taken: &GatewayName, agent_id: AgentId) -> Option<GatewayName> {
+        let prefix = match self {
+            Self::Free => "",
+            Self::Prefix(prefix) => prefix.as_str(),
+            Self::Fixed(_) => return None,
+        };
         let id = agent_id.to_string();
-        let tail = format!("-{}", &id[id.len() - 8..]);
+        let tail = format!("-{}", &id[id.len() - ID_DIGITS..]);
         let room = GATEWAY_NAME_BYTES_MAX - tail.len();
         let kept = &taken.as_str()[..taken.as_str().floor_char_boundary(room)];
         let name = format!("{}{tail}", kept.trim_end_matches('-'));
-        name.parse().unwrap_or_else(|_never| taken.clone())
+        name.parse().ok().filter(|_name| name.starts_with(prefix))
     }
 
-    /// Whether names can begin with this text.
+    /// Whether names can begin with this text, and there is room behind it for what tells them apart.
     #[must_use]
     pub fn is_prefix(text: &str) -> bool {
-        text.len() < GATEWAY_NAME_BYTES_MAX && format!("{text}x").parse::<GatewayName>().is_ok()
+        text.len() <= NAME_PREFIX_BYTES_MAX && format!("{text}x").parse::<GatewayName>().is_ok()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use uuid::Uuid;
 
     use super::*;
@@ -134,14 +147,38 @@ mod tests {
     }
 
     #[test]
-    fn a_name_beside_another_is_never_too_long() {
+    fn a_name_beside_another_is_never_too_long_and_keeps_the_beginning() {
         let id = AgentId::from_uuid(Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_12ab_cdef));
-        assert_eq!(
-            NameRule::beside(&name("edge"), id).as_str(),
-            "edge-12abcdef"
-        );
-        let long = name(&"a".repeat(63));
-        assert_eq!(NameRule::beside(&long, id).as_str().len(), 63);
+        let beside = |rule: &NameRule, taken: &str| rule.beside(&name(taken), id);
+        assert_eq!(beside(&NameRule::Free, "edge"), Some(name("edge-12abcdef")));
+        let long = beside(&NameRule::Free, &"a".repeat(63)).unwrap();
+        assert_eq!(long.as_str().len(), 63);
+        let prefix = "a".repeat(NAME_PREFIX_BYTES_MAX - 1) + "-";
+        let rule = NameRule::Prefix(prefix.clone());
+        for host in ["b", "-b", "host-seven"] {
+            let taken = rule.name(None, host).unwrap();
+            let name = rule.beside(&taken, id).unwrap();
+            assert!(name.as_str().starts_with(&prefix), "{name}");
+        }
+        assert_eq!(beside(&NameRule::Fixed(name("gw-1")), "gw-1"), None);
+        let long = NameRule::Prefix("b".repeat(62));
+        assert_eq!(long.beside(&name(&"b".repeat(63)), id), None);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_machine_calls_itself_the_rule_holds(
+            prefix in "[a-z0-9]{0,3}[a-z0-9-]{0,60}", host in "[a-zA-Z0-9.-]{0,30}|.{0,80}", id in any::<u128>(),
+        ) {
+            prop_assume!(NameRule::is_prefix(&prefix));
+            let rule = NameRule::Prefix(prefix.clone());
+            if let Ok(taken) = rule.name(None, &host) {
+                prop_assert!(taken.as_str().starts_with(&prefix));
+                let other = rule.beside(&taken, AgentId::from_uuid(Uuid::from_u128(id))).unwrap();
+                prop_assert!(other.as_str().starts_with(&prefix));
+                prop_assert_ne!(other, taken);
+            }
+        }
     }
 
     #[test]
@@ -155,6 +192,7 @@ mod tests {
         ] {
             assert_eq!(NameRule::is_prefix(text), good, "{text:?}");
         }
-        assert!(!NameRule::is_prefix(&"a".repeat(63)));
+        assert!(NameRule::is_prefix(&"a".repeat(NAME_PREFIX_BYTES_MAX)));
+        assert!(!NameRule::is_prefix(&"a".repeat(NAME_PREFIX_BYTES_MAX + 1)));
     }
 }

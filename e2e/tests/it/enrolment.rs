@@ -17,6 +17,7 @@ mod behind_proxy;
 mod machine;
 mod refused;
 mod speed;
+mod strangers;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -225,7 +226,7 @@ async fn a_ticket_that_is_no_good_says_why_and_changes_nothing() {
     };
     for (name, ticket, told) in [
         ("m10", led(&theirs), "which is not in the ticket"),
-        ("m11", led(&ours), "has no such ticket"),
+        ("m11", led(&ours), "it is of another backend"),
     ] {
         let said = enrolled(&system, name, &ticket).await;
         assert!(

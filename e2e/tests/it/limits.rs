@@ -43,12 +43,28 @@ const HELD: &[(&str, &str)] = &[
         "what_announces_more_than_is_read_is_refused_before_it_comes",
     ),
     (
-        "requests_per_minute [enrolment]",
-        "a_source_has_its_requests_and_takes_none_of_others",
+        "connections_max [enrolment]",
+        "whoever_holds_places_without_a_ticket_keeps_nobody_from_enrolling",
     ),
     (
-        "OF_TICKET_MAX backend-agent/src/data/intents/enrolments.rs",
-        "a_challenge_is_good_for_one_redemption_of_its_ticket",
+        "per_source_max [enrolment]",
+        "whoever_holds_places_without_a_ticket_keeps_nobody_from_enrolling",
+    ),
+    (
+        "requests_per_minute [enrolment]",
+        "what_is_not_right_takes_nothing_of_those_behind_the_same_address",
+    ),
+    (
+        "TICKETS_LIVE_MAX backend-agent/src/enrolment/office.rs",
+        "tickets_that_can_be_used_are_bounded_and_ended_ones_make_room",
+    ),
+    (
+        "TICKETS_OF_ONE_MAX backend-agent/src/enrolment/office.rs",
+        "tickets_that_can_be_used_are_bounded_and_ended_ones_make_room",
+    ),
+    (
+        "TICKETS_ENDED_MAX backend-agent/src/enrolment/office.rs",
+        "tickets_that_can_be_used_are_bounded_and_ended_ones_make_room",
     ),
     (
         "connections_max [api]",

@@ -9,7 +9,9 @@ use viworks_api::{
     Kind, TICKET_LIFE_MS_DEFAULT, TICKET_LIFE_MS_MAX, Ticket, TicketCreated, TicketList,
     TicketRequest, TicketStatus,
 };
-use viworks_common::enrolment::{NameRule, TICKET_NETWORKS_MAX, TICKET_USES_MAX};
+use viworks_common::enrolment::{
+    NAME_PREFIX_BYTES_MAX, NameRule, TICKET_NETWORKS_MAX, TICKET_USES_MAX,
+};
 use viworks_common::id::{LabelKey, TicketId, check_label_value};
 use viworks_common::limits::LABELS_MAX;
 use viworks_common::network::IpNetwork;
@@ -28,7 +30,7 @@ const LIFE_MS_MIN: u64 = 1_000;
 #[utoipa::path(post, path = "/v1/tickets", operation_id = "createTicket", tag = "tickets",
     request_body = TicketRequest,
     responses((status = 201, description = "The ticket with its string", body = TicketCreated),
-        (status = 409, description = "This backend has no door for new gateways, or does not know where they reach it", body = viworks_api::Problem, content_type = "application/problem+json")))]
+        (status = 409, description = "This backend has no door for new gateways, does not know where they reach it, or there are as many tickets as may be", body = viworks_api::Problem, content_type = "application/problem+json")))]
 pub(in crate::api) async fn create(
     State(state): Api,
     Caller(principal): Caller,
@@ -134,13 +136,10 @@ fn check(request: TicketRequest) -> ApiResult<IssueTicket> {
         }
         (None, Some(prefix)) if NameRule::is_prefix(&prefix) => NameRule::Prefix(prefix),
         (None, Some(_)) => {
-            let allowed =
-                "the beginning of a gateway's name: lower-case letters, digits and hyphens";
-            return refused(
-                "name_prefix",
-                "no name begins like this",
-                allowed.to_owned(),
+            let allowed = format!(
+                "the beginning of a gateway's name: up to {NAME_PREFIX_BYTES_MAX} lower-case letters, digits and hyphens"
             );
+            return refused("name_prefix", "no name begins like this", allowed);
         }
         (Some(_), Some(_)) => {
             let problem = "it is given beside name";

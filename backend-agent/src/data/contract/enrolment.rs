@@ -1,25 +1,29 @@
 //! Tickets, and machines that become gateways by them.
 
+use std::net::IpAddr;
+
 use async_trait::async_trait;
 use viworks_common::id::{Tenant, TicketId};
 use viworks_common::time::Timestamp;
 
 use crate::data::{
-    Actor, ChallengeOutcome, Listing, NewTicket, NotedRefusal, Page, RedeemOutcome, Redemption,
-    StoreResult, StoredTicket,
+    Actor, Foreseen, Listing, NewTicket, Page, RedeemOutcome, Redemption, RefusedRedemption,
+    StoreResult, StoredTicket, TicketBounds, TicketOutcome,
 };
 
 /// Tickets, and machines that become gateways by them.
 #[async_trait]
 pub trait EnrolmentStore: Send + Sync {
-    /// Makes a ticket; `false` when there are as many as may be. Those that ended a month ago are forgotten.
+    /// Makes a ticket, unless there are as many as may be. Those that ended a month ago are forgotten, and beyond the
+    /// bound of those the oldest.
     async fn create_ticket(
         &self,
         tenant: &Tenant,
         new: NewTicket,
+        bounds: TicketBounds,
         actor: &Actor,
         now: Timestamp,
-    ) -> StoreResult<bool>;
+    ) -> StoreResult<TicketOutcome>;
     /// The ticket with this id.
     async fn ticket(&self, tenant: &Tenant, id: TicketId) -> StoreResult<Option<StoredTicket>>;
     /// The tickets, latest first.
@@ -36,31 +40,32 @@ pub trait EnrolmentStore: Send + Sync {
         actor: &Actor,
         now: Timestamp,
     ) -> StoreResult<Option<()>>;
-    /// Keeps a challenge for one redemption of a ticket until `expires_at`.
-    async fn add_challenge(
+    /// What would keep a machine with this certificate's key (SHA-256) from becoming a gateway, as far as a look tells;
+    /// `None` when there is no such ticket.
+    async fn foresee_redemption(
         &self,
         tenant: &Tenant,
         ticket: TicketId,
-        challenge: [u8; 32],
-        expires_at: Timestamp,
+        spki: [u8; 32],
+        peer: IpAddr,
         now: Timestamp,
-    ) -> StoreResult<ChallengeOutcome>;
+    ) -> StoreResult<Option<Foreseen>>;
     /// Consumes the challenge, uses the ticket and creates the gateway, all or nothing;
-    /// [`Conflict`](crate::data::StoreError::Conflict) when its name is taken, with which nothing has changed. The same
-    /// key of the same installation is the same gateway again, as long as that was never connected.
+    /// [`Conflict`](crate::data::StoreError::Conflict) when its name is taken and there is another one, with which
+    /// nothing has changed. The same key of the same installation is the same gateway again, as long as that was never
+    /// connected.
     async fn redeem_ticket(
         &self,
         tenant: &Tenant,
         redemption: Redemption,
         now: Timestamp,
     ) -> StoreResult<RedeemOutcome>;
-    /// Records that somebody who knows a ticket, or its id, was refused.
-    async fn note_refused_ticket(
+    /// Consumes the challenge that somebody with a ticket answered, and records why nothing came of that; `false` when
+    /// it was consumed before, which is recorded instead.
+    async fn refuse_redemption(
         &self,
         tenant: &Tenant,
-        ticket: TicketId,
-        refusal: NotedRefusal,
-        actor: &Actor,
+        refused: RefusedRedemption,
         now: Timestamp,
-    ) -> StoreResult<()>;
+    ) -> StoreResult<bool>;
 }

@@ -99,6 +99,9 @@ UPDATE gateways SET revoked_at = :now, issued = issued + 1, confirmed = issued +
        session_instance = NULL, favoured_run = NULL, favoured_until = NULL, take_overs = '[]'
 WHERE tenant = :tenant AND agent_id = :agent_id AND revoked_at IS NULL";
 
+/// Names that are tried for a revoked gateway whose name goes to another.
+const RETIRED_NAMES_MAX: u32 = 1_000;
+
 /// Frees the name of a revoked gateway, so that it can be issued again as a new identity: the old one keeps its id, its
 /// history and a name that says what became of it.
 fn release_name(tx: &Tx<'_>, name: &GatewayName, actor: &Actor) -> StoreResult<()> {
@@ -106,15 +109,27 @@ fn release_name(tx: &Tx<'_>, name: &GatewayName, actor: &Actor) -> StoreResult<(
     let Some(holder) = holder.filter(|holder| holder.revoked_at.is_some()) else {
         return Ok(());
     };
-    let kept = retired_name(name, holder.agent_id);
-    rename(tx, holder.agent_id, &kept, actor).map(drop)
+    // Whoever knows the id could have taken the first name in advance.
+    for number in 1..=RETIRED_NAMES_MAX {
+        let kept = retired_name(name, holder.agent_id, number);
+        if load(tx, &GatewayRef::Name(kept.clone()))?.is_none() {
+            return rename(tx, holder.agent_id, &kept, actor).map(drop);
+        }
+    }
+    Err(StoreError::Conflict {
+        what: format!("every name for the revoked gateway {}", holder.agent_id),
+    })
 }
 
-/// The name of a revoked gateway whose name went to another: as long as a name may be, and with the end of the id,
-/// which no other gateway has.
-fn retired_name(name: &GatewayName, agent_id: AgentId) -> GatewayName {
+/// The name of a revoked gateway whose name went to another: as long as a name may be, with the end of the id, and with
+/// a number behind the first.
+fn retired_name(name: &GatewayName, agent_id: AgentId, number: u32) -> GatewayName {
     let id = agent_id.to_string();
-    let tail = format!("-revoked-{}", id.rsplit('-').next().unwrap_or_default());
+    let end_of_id = id.rsplit('-').next().unwrap_or_default();
+    let tail = match number {
+        1 => format!("-revoked-{end_of_id}"),
+        more => format!("-revoked-{end_of_id}-{more}"),
+    };
     let room = GATEWAY_NAME_BYTES_MAX.saturating_sub(tail.len());
     let end = name.as_str().floor_char_boundary(room);
     format!("{}{tail}", &name.as_str()[..end])

@@ -1,38 +1,38 @@
 //! Machines become gateways: a challenge is answered, a ticket used and a gateway made in one transaction.
+//!
+//! Challenges are no rows: the backends recognise their own. What is kept is each that somebody with a ticket answered,
+//! until none would take it any more.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use serde_json::json;
-use viworks_common::id::{AgentId, InstallId, TicketId};
+use sha2::{Digest, Sha256};
+use viworks_common::enrolment::NameRule;
+use viworks_common::id::{AgentId, GatewayName, InstallId, TicketId};
 use viworks_common::network::IpNetwork;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
 use super::row::Reader;
-use super::tx::Tx;
+use super::tx::{Tx, View};
 use super::{agents, certificates, tickets};
 use crate::data::{
-    Actor, AuditOutcome, ChallengeOutcome, EnrolledBefore, Gateway, GatewayRef, RedeemOutcome,
-    Redemption, StoreResult, StoredTicket, TicketRefusal,
+    Actor, AnsweredChallenge, AuditOutcome, EnrolledBefore, Foreseen, Gateway, GatewayRef,
+    LabelSource, RedeemOutcome, Redemption, RefusedRedemption, StoreError, StoreResult,
+    StoredTicket, TicketRefusal,
 };
 
-/// Challenges of one ticket that may wait at a time.
-const OF_TICKET_MAX: u64 = 1_000;
-/// Challenges of all tickets that may wait at a time.
-const WAITING_MAX: u64 = 10_000;
+/// How often the same thing is recorded that somebody with a ticket can do without end.
+const RECORDED_EVERY: Duration = Duration::from_secs(3_600);
 
 pub(super) const FORGET_CHALLENGES: &str =
     "DELETE FROM enrolment_challenges WHERE tenant = :tenant AND expires_at <= :now";
 
-pub(super) const WAITING: &str = "\
-SELECT count(*) AS waiting, count(*) FILTER (WHERE ticket_id = :id) AS of_ticket
-FROM enrolment_challenges WHERE tenant = :tenant";
-
-pub(super) const CHALLENGE: &str = "\
+pub(super) const CONSUME: &str = "\
 INSERT INTO enrolment_challenges (tenant, challenge, ticket_id, expires_at)
 VALUES (:tenant, :challenge, :id, :expires_at) ON CONFLICT (tenant, challenge) DO NOTHING";
-
-pub(super) const CONSUME: &str = "\
-DELETE FROM enrolment_challenges
-WHERE tenant = :tenant AND challenge = :challenge AND ticket_id = :id AND expires_at > :now";
 
 pub(super) const BY_KEY: &str = "\
 SELECT ticket_id, agent_id, install_id, certificate FROM enrolments WHERE tenant = :tenant AND spki = :spki";
@@ -45,41 +45,86 @@ pub(super) const FORGET: &str = "\
 DELETE FROM enrolments WHERE tenant = :tenant AND ticket_id IN (
     SELECT t.ticket_id FROM tickets AS t WHERE t.tenant = :tenant AND t.expires_at <= :until)";
 
-/// Keeps a challenge for one redemption.
-pub(super) fn challenge(
-    tx: &Tx<'_>,
+pub(super) const FORGET_OF: &str =
+    "DELETE FROM enrolments WHERE tenant = :tenant AND ticket_id = :id";
+
+/// What of a ticket keeps a machine with this key from becoming a gateway, as far as a look tells.
+pub(super) fn foresee(
+    view: &View<'_>,
     id: TicketId,
-    challenge: &[u8; 32],
-    expires_at: Timestamp,
-) -> StoreResult<ChallengeOutcome> {
-    tx.execute(FORGET_CHALLENGES, &[])?;
-    if tickets::by_id(tx, id)?.is_none() {
-        return Ok(ChallengeOutcome::Unknown);
-    }
-    let count = |row: &Row<'_>| {
-        let row = Reader::new("enrolment_challenges", row);
-        Ok((row.get::<u64>("waiting")?, row.get::<u64>("of_ticket")?))
+    spki: &[u8; 32],
+    peer: IpAddr,
+    now: Timestamp,
+) -> StoreResult<Option<Foreseen>> {
+    let Some(ticket) = tickets::by_id(view, id)? else {
+        return Ok(None);
     };
-    let (waiting, of_ticket) = tx.one(WAITING, params! { id }, count)?;
-    if waiting >= WAITING_MAX || of_ticket >= OF_TICKET_MAX {
-        return Ok(ChallengeOutcome::Full);
-    }
-    tx.execute(CHALLENGE, params! { challenge, id, expires_at })?;
-    Ok(ChallengeOutcome::Kept)
+    let refusal = if ticket.revoked_at.is_some() {
+        Some(TicketRefusal::Revoked)
+    } else if view.optional(BY_KEY, params! { spki }, read)?.is_some() {
+        None
+    } else {
+        judge(&ticket, peer, now)
+    };
+    Ok(Some(Foreseen { ticket, refusal }))
 }
 
 /// Makes a gateway of whoever answered the challenge.
 pub(super) fn redeem(tx: &Tx<'_>, redemption: &Redemption) -> StoreResult<RedeemOutcome> {
     let id = redemption.ticket;
     // One after another: a ticket's last use goes to one alone, and a repetition sees the first.
-    tx.lock_name(&format!("ticket {id}"))?;
+    tickets::lock(tx, id)?;
     let outcome = try_redeem(tx, redemption)?;
     if let RedeemOutcome::Refused(refusal) = outcome {
         let stranger = Actor::stranger().at_address(Some(redemption.peer));
         let detail = json!({ "why": refusal.name() });
-        tickets::note_refused(tx, id, &detail, &stranger)?;
+        tickets::note_refused(tx, id, refusal.name(), &detail, &stranger)?;
     }
     Ok(outcome)
+}
+
+/// Consumes the challenge and records why nothing came of it; `false` when it was consumed before, which is recorded
+/// instead.
+pub(super) fn refuse(tx: &Tx<'_>, refused: &RefusedRedemption) -> StoreResult<bool> {
+    let id = refused.ticket;
+    tickets::lock(tx, id)?;
+    let fresh = consume(tx, id, &refused.challenge)?;
+    let (why, detail) = if fresh {
+        let RefusedRedemption { why, told, .. } = refused;
+        (*why, json!({ "why": why, "told": told }))
+    } else {
+        let why = TicketRefusal::Challenge.name();
+        (why, json!({ "why": why }))
+    };
+    let stranger = Actor::stranger().at_address(Some(refused.peer));
+    tickets::note_refused(tx, id, why, &detail, &stranger)?;
+    Ok(fresh)
+}
+
+/// Consumes a challenge; `false` when it was consumed before.
+fn consume(tx: &Tx<'_>, id: TicketId, answered: &AnsweredChallenge) -> StoreResult<bool> {
+    tx.execute(FORGET_CHALLENGES, &[])?;
+    let AnsweredChallenge {
+        challenge,
+        expires_at,
+    } = answered;
+    Ok(tx.execute(CONSUME, params! { challenge, id, expires_at })? == 1)
+}
+
+/// Whether `what` about a ticket is to be recorded: for the first time in an hour. It is kept as a challenge is that
+/// nobody gave.
+pub(super) fn is_news(tx: &Tx<'_>, id: TicketId, what: &[&[u8]]) -> StoreResult<bool> {
+    let mut digest = Sha256::new_with_prefix(b"viworks enrolment record\0");
+    digest.update(id.as_uuid().as_bytes());
+    for part in what {
+        digest.update(part);
+        digest.update([0_u8]);
+    }
+    let record = AnsweredChallenge {
+        challenge: digest.finalize().into(),
+        expires_at: tx.now.saturating_add(RECORDED_EVERY),
+    };
+    consume(tx, id, &record)
 }
 
 fn try_redeem(tx: &Tx<'_>, redemption: &Redemption) -> StoreResult<RedeemOutcome> {
@@ -91,9 +136,10 @@ fn try_redeem(tx: &Tx<'_>, redemption: &Redemption) -> StoreResult<RedeemOutcome
         gateway,
         spki,
         certificate,
+        peer,
         ..
     } = redemption;
-    if tx.execute(CONSUME, params! { challenge, id })? == 0 {
+    if !consume(tx, *id, challenge)? {
         return refused(TicketRefusal::Challenge);
     }
     let Some(ticket) = tickets::by_id(tx, *id)? else {
@@ -103,19 +149,28 @@ fn try_redeem(tx: &Tx<'_>, redemption: &Redemption) -> StoreResult<RedeemOutcome
         return refused(TicketRefusal::Revoked);
     }
     if let Some(enrolled) = tx.optional(BY_KEY, params! { spki }, read)? {
-        return again(tx, redemption, enrolled);
+        return again(tx, redemption, &ticket, enrolled);
     }
-    if let Some(refusal) = judge(&ticket, redemption, tx.now) {
+    if let Some(refusal) = judge(&ticket, *peer, tx.now) {
         return refused(refusal);
     }
     if certificates::is_registered(tx, spki)? {
         return refused(TicketRefusal::KeyInUse);
     }
+    if let Some(refusal) = judge_name(tx, &ticket, &gateway.name)? {
+        if redemption.has_other_name {
+            // Everything is undone, the challenge as well: it comes again with the other name.
+            return Err(StoreError::Conflict {
+                what: format!("gateway name {}", gateway.name),
+            });
+        }
+        return refused(refusal);
+    }
     if !tickets::take_use(tx, *id)? {
         return refused(TicketRefusal::UsedUp);
     }
     let agent_id = gateway.agent_id;
-    let actor = &Actor::gateway(agent_id).at_address(Some(redemption.peer));
+    let actor = &Actor::gateway(agent_id).at_address(Some(*peer));
     agents::create(tx, gateway, actor)?;
     tx.execute(ADD, params! { spki, id, agent_id, install_id, certificate })?;
     let detail = json!({
@@ -126,17 +181,39 @@ fn try_redeem(tx: &Tx<'_>, redemption: &Redemption) -> StoreResult<RedeemOutcome
 }
 
 /// What of the ticket itself keeps a new gateway from coming of it.
-fn judge(ticket: &StoredTicket, redemption: &Redemption, now: Timestamp) -> Option<TicketRefusal> {
-    let allowed = |network: &IpNetwork| network.contains(redemption.peer);
+fn judge(ticket: &StoredTicket, peer: IpAddr, now: Timestamp) -> Option<TicketRefusal> {
     if ticket.expires_at <= now {
         Some(TicketRefusal::Expired)
-    } else if !ticket.networks.is_empty() && !ticket.networks.iter().any(allowed) {
+    } else if !is_allowed(ticket, peer) {
         Some(TicketRefusal::OtherNetwork)
     } else if ticket.uses >= ticket.uses_max {
         Some(TicketRefusal::UsedUp)
     } else {
         None
     }
+}
+
+fn is_allowed(ticket: &StoredTicket, peer: IpAddr) -> bool {
+    let allowed = |network: &IpNetwork| network.contains(peer);
+    ticket.networks.is_empty() || ticket.networks.iter().any(allowed)
+}
+
+/// What keeps a gateway of this ticket from being called so. The name of a revoked one is free for a ticket that is for
+/// this name: a machine that was put out would come back under its name by any other one that it still has.
+fn judge_name(
+    tx: &Tx<'_>,
+    ticket: &StoredTicket,
+    name: &GatewayName,
+) -> StoreResult<Option<TicketRefusal>> {
+    tx.lock_name(&format!("gateway {name}"))?;
+    let holder = agents::load(tx, &GatewayRef::Name(name.clone()))?;
+    let is_meant = matches!(&ticket.naming, NameRule::Fixed(fixed) if fixed == name);
+    Ok(match holder {
+        None => None,
+        Some(holder) if holder.revoked_at.is_none() => Some(TicketRefusal::NameTaken),
+        Some(_revoked) if is_meant => None,
+        Some(_revoked) => Some(TicketRefusal::NameOfRevoked),
+    })
 }
 
 /// What came of a key before.
@@ -148,7 +225,12 @@ struct Enrolled {
 }
 
 /// The same gateway for the same installation, which cannot have had the answer: it was never connected.
-fn again(tx: &Tx<'_>, redemption: &Redemption, enrolled: Enrolled) -> StoreResult<RedeemOutcome> {
+fn again(
+    tx: &Tx<'_>,
+    redemption: &Redemption,
+    ticket: &StoredTicket,
+    enrolled: Enrolled,
+) -> StoreResult<RedeemOutcome> {
     let gateway = agents::load(tx, &GatewayRef::Id(enrolled.agent_id))?;
     let same =
         enrolled.ticket_id == redemption.ticket && enrolled.install_id == redemption.install_id;
@@ -156,13 +238,25 @@ fn again(tx: &Tx<'_>, redemption: &Redemption, enrolled: Enrolled) -> StoreResul
     let Some(gateway) = gateway.filter(unused) else {
         return Ok(RedeemOutcome::Refused(TicketRefusal::KeyInUse));
     };
-    let detail = json!({ "gateway": gateway.name, "agent_id": gateway.agent_id, "again": true });
-    let (id, actor) = (redemption.ticket, Actor::gateway(gateway.agent_id));
-    let actor = &actor.at_address(Some(redemption.peer));
-    tickets::note(tx, actor, "ticket.redeem", id, AuditOutcome::Done, &detail)?;
+    // Its end is no matter: the gateway came of it in time. Where it is answered is.
+    if !is_allowed(ticket, redemption.peer) {
+        return Ok(RedeemOutcome::Refused(TicketRefusal::OtherNetwork));
+    }
+    let id = redemption.ticket;
+    if is_news(tx, id, &[b"again", &redemption.spki])? {
+        let detail =
+            json!({ "gateway": gateway.name, "agent_id": gateway.agent_id, "again": true });
+        let actor = Actor::gateway(gateway.agent_id).at_address(Some(redemption.peer));
+        let done = AuditOutcome::Done;
+        tickets::note(tx, &actor, "ticket.redeem", id, done, &detail)?;
+    }
+    let own = gateway.labels.into_iter();
+    let own = own.filter(|label| label.source == LabelSource::Operator);
+    let labels: BTreeMap<String, String> = own.map(|label| (label.key, label.value)).collect();
     Ok(RedeemOutcome::Before(EnrolledBefore {
         agent_id: gateway.agent_id,
         name: gateway.name,
+        labels,
         key_generation: gateway.key_generation,
         certificate: enrolled.certificate,
     }))
@@ -171,6 +265,11 @@ fn again(tx: &Tx<'_>, redemption: &Redemption, enrolled: Enrolled) -> StoreResul
 /// Forgets what came of tickets that ended before this time.
 pub(super) fn forget(tx: &Tx<'_>, until: Timestamp) -> StoreResult<()> {
     tx.execute(FORGET, params! { until }).map(drop)
+}
+
+/// Forgets what came of a ticket.
+pub(super) fn forget_of(tx: &Tx<'_>, id: TicketId) -> StoreResult<()> {
+    tx.execute(FORGET_OF, params! { id }).map(drop)
 }
 
 fn read(row: &Row<'_>) -> StoreResult<Enrolled> {

@@ -8,20 +8,19 @@ use viworks_common::network::IpNetwork;
 use viworks_runtime::sqlite::{Row, params};
 
 use super::page::{listing, preceding, rows_wanted};
-use super::row::{Reader, column, to_json};
+use super::row::{Reader, to_json};
 use super::tx::{Tx, View};
 use super::{audit, enrolments};
 use crate::data::{
     Actor, AuditOutcome, Listing, NewTicket, Page, StoreError, StoreResult, StoredTicket,
+    TicketBounds, TicketOutcome,
 };
-
-/// Tickets that are kept at most.
-const TICKETS_MAX: u64 = 2_000;
 
 /// How long a ticket is kept behind its end.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
 
-/// Refusals of one ticket that the audit log has a record of; those beyond are counted.
+/// Refusals of one ticket that the audit log has a record of; those beyond are counted, and recorded once an hour for
+/// each reason.
 const REFUSALS_NOTED_MAX: u64 = 100;
 
 /// The columns that [`read`] reads.
@@ -44,7 +43,28 @@ pub(super) const LIST: &str = concat!(
     "AND ticket_id < :before ORDER BY ticket_id DESC LIMIT :limit"
 );
 
-pub(super) const COUNT: &str = "SELECT count(*) AS tickets FROM tickets WHERE tenant = :tenant";
+/// Those by which a gateway can still come.
+macro_rules! live {
+    () => {
+        "(revoked_at IS NULL AND uses < uses_max AND expires_at > :now)"
+    };
+}
+
+pub(super) const COUNT: &str = concat!(
+    "SELECT count(*) FILTER (WHERE ",
+    live!(),
+    ") AS live, count(*) FILTER (WHERE ",
+    live!(),
+    " AND created_by = :created_by) AS own, count(*) AS kept FROM tickets WHERE tenant = :tenant"
+);
+
+pub(super) const OLDEST_ENDED: &str = concat!(
+    "SELECT ticket_id FROM tickets WHERE tenant = :tenant AND NOT ",
+    live!(),
+    " ORDER BY ticket_id LIMIT :excess"
+);
+
+pub(super) const DELETE: &str = "DELETE FROM tickets WHERE tenant = :tenant AND ticket_id = :id";
 
 pub(super) const FORGET: &str =
     "DELETE FROM tickets WHERE tenant = :tenant AND expires_at <= :until";
@@ -59,14 +79,25 @@ WHERE tenant = :tenant AND ticket_id = :id AND uses < uses_max AND revoked_at IS
 pub(super) const REFUSED: &str =
     "UPDATE tickets SET refusals = refusals + 1 WHERE tenant = :tenant AND ticket_id = :id";
 
-/// Makes a ticket; `false` when there are as many as may be.
-pub(super) fn create(tx: &Tx<'_>, new: &NewTicket, actor: &Actor) -> StoreResult<bool> {
+/// Makes a ticket, unless there are as many as may be.
+pub(super) fn create(
+    tx: &Tx<'_>,
+    new: &NewTicket,
+    bounds: TicketBounds,
+    actor: &Actor,
+) -> StoreResult<TicketOutcome> {
     tx.lock_name("tickets")?;
+    let created_by = actor.to_string();
     let until = tx.now.saturating_sub(KEPT);
     enrolments::forget(tx, until)?;
     tx.execute(FORGET, params! { until })?;
-    if tx.one(COUNT, &[], column::<u64>("tickets", "tickets"))? >= TICKETS_MAX {
-        return Ok(false);
+    let Counted { live, own, kept } = tx.one(COUNT, params! { created_by }, counted)?;
+    forget_oldest(tx, kept.saturating_sub(live), bounds.ended)?;
+    if live >= bounds.live {
+        return Ok(TicketOutcome::Full);
+    }
+    if own >= bounds.of_one {
+        return Ok(TicketOutcome::FullOfOne);
     }
     let NewTicket {
         id,
@@ -77,7 +108,7 @@ pub(super) fn create(tx: &Tx<'_>, new: &NewTicket, actor: &Actor) -> StoreResult
     } = new;
     let (labels, naming) = (to_json(&new.labels), to_json(&new.naming));
     let named: Vec<String> = new.networks.iter().map(IpNetwork::to_string).collect();
-    let (networks, created_by) = (to_json(&named), actor.to_string());
+    let networks = to_json(&named);
     let made = tx.execute(
         CREATE,
         params! { id, sha256, uses_max, labels, naming, networks, created_by, expires_at },
@@ -85,7 +116,7 @@ pub(super) fn create(tx: &Tx<'_>, new: &NewTicket, actor: &Actor) -> StoreResult
     if made == 0 {
         // Made before, and the answer to that was lost; or somebody else has the id.
         return match by_id(tx, *id)? {
-            Some(known) if known.sha256 == *sha256 => Ok(true),
+            Some(known) if known.sha256 == *sha256 => Ok(TicketOutcome::Made),
             Some(_) | None => Err(StoreError::Conflict {
                 what: format!("ticket {id}"),
             }),
@@ -95,7 +126,47 @@ pub(super) fn create(tx: &Tx<'_>, new: &NewTicket, actor: &Actor) -> StoreResult
         "uses": uses_max, "labels": new.labels, "naming": new.naming, "networks": named, "expires_at": expires_at,
     });
     note(tx, actor, "ticket.create", *id, AuditOutcome::Done, &detail)?;
-    Ok(true)
+    Ok(TicketOutcome::Made)
+}
+
+/// How many tickets there are.
+struct Counted {
+    /// By which a gateway can still come.
+    live: u64,
+    /// Of these, those of whoever asks.
+    own: u64,
+    /// All.
+    kept: u64,
+}
+
+fn counted(row: &Row<'_>) -> StoreResult<Counted> {
+    let row = Reader::new("tickets", row);
+    Ok(Counted {
+        live: row.get("live")?,
+        own: row.get("own")?,
+        kept: row.get("kept")?,
+    })
+}
+
+/// Forgets the oldest of the ended ones beyond so many.
+fn forget_oldest(tx: &Tx<'_>, ended: u64, ended_max: u64) -> StoreResult<()> {
+    let excess = ended.saturating_sub(ended_max);
+    if excess == 0 {
+        return Ok(());
+    }
+    let id = |row: &Row<'_>| Reader::new("tickets", row).get::<TicketId>("ticket_id");
+    for id in tx.all(OLDEST_ENDED, params! { excess }, id)? {
+        // Whoever redeems it at this moment is through, or finds none.
+        lock(tx, id)?;
+        enrolments::forget_of(tx, id)?;
+        tx.execute(DELETE, params! { id })?;
+    }
+    Ok(())
+}
+
+/// Keeps others waiting that use or end this ticket.
+pub(super) fn lock(tx: &Tx<'_>, id: TicketId) -> StoreResult<()> {
+    tx.lock_name(&format!("ticket {id}"))
 }
 
 /// The ticket with this id.
@@ -115,6 +186,7 @@ pub(super) fn list(
 
 /// Revokes a ticket; once is enough.
 pub(super) fn revoke(tx: &Tx<'_>, id: TicketId, actor: &Actor) -> StoreResult<Option<()>> {
+    lock(tx, id)?;
     if tx.execute(REVOKE, params! { id })? == 0 {
         return Ok(None);
     }
@@ -131,6 +203,7 @@ pub(super) fn take_use(tx: &Tx<'_>, id: TicketId) -> StoreResult<bool> {
 pub(super) fn note_refused(
     tx: &Tx<'_>,
     id: TicketId,
+    why: &str,
     detail: &Value,
     actor: &Actor,
 ) -> StoreResult<()> {
@@ -138,7 +211,8 @@ pub(super) fn note_refused(
         return Ok(());
     };
     tx.execute(REFUSED, params! { id })?;
-    if ticket.refusals >= REFUSALS_NOTED_MAX {
+    let is_news = || enrolments::is_news(tx, id, &[b"refused", why.as_bytes()]);
+    if ticket.refusals >= REFUSALS_NOTED_MAX && !is_news()? {
         return Ok(());
     }
     let refused = AuditOutcome::Refused;

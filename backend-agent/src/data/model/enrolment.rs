@@ -58,15 +58,44 @@ pub struct StoredTicket {
     pub revoked_at: Option<Timestamp>,
 }
 
-/// What became of a wish for a challenge.
+/// How many tickets there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChallengeOutcome {
-    /// It is kept for one redemption.
-    Kept,
-    /// There is no such ticket.
-    Unknown,
-    /// As many wait as may.
+pub struct TicketBounds {
+    /// By which a gateway can still come.
+    pub live: u64,
+    /// Of these, those that one principal made.
+    pub of_one: u64,
+    /// That ended and are kept; beyond that the oldest are forgotten.
+    pub ended: u64,
+}
+
+/// What became of a new ticket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TicketOutcome {
+    /// It is there.
+    Made,
+    /// There are as many live ones as may be.
     Full,
+    /// Whoever asks has made as many live ones as one may.
+    FullOfOne,
+}
+
+/// A challenge that somebody with its ticket answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AnsweredChallenge {
+    /// Its bytes.
+    pub challenge: [u8; 32],
+    /// From when on no backend takes it any more, so that it may be forgotten.
+    pub expires_at: Timestamp,
+}
+
+/// What a look at a ticket tells about a redemption.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foreseen {
+    /// The ticket.
+    pub ticket: StoredTicket,
+    /// Why nothing would come of it.
+    pub refusal: Option<TicketRefusal>,
 }
 
 /// A machine that has proved that it has a ticket.
@@ -75,7 +104,7 @@ pub struct Redemption {
     /// The ticket.
     pub ticket: TicketId,
     /// The challenge that the proof answers.
-    pub challenge: [u8; 32],
+    pub challenge: AnsweredChallenge,
     /// The installation.
     pub install_id: InstallId,
     /// Where it is.
@@ -86,6 +115,8 @@ pub struct Redemption {
     pub spki: [u8; 32],
     /// The certificate, PEM.
     pub certificate: String,
+    /// Whether it comes again with another name when this one is taken.
+    pub has_other_name: bool,
 }
 
 /// What became of a redemption.
@@ -106,18 +137,26 @@ pub struct EnrolledBefore {
     pub agent_id: AgentId,
     /// How it is called.
     pub name: GatewayName,
+    /// The labels that it got.
+    pub labels: BTreeMap<String, String>,
     /// The generation of its key.
     pub key_generation: u32,
     /// Its certificate, PEM.
     pub certificate: String,
 }
 
-/// A refusal as the audit trail has it.
+/// A redemption of somebody with a ticket that the backend itself refuses, as the audit trail has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NotedRefusal {
+pub struct RefusedRedemption {
+    /// The ticket.
+    pub ticket: TicketId,
+    /// The challenge that the proof answers.
+    pub challenge: AnsweredChallenge,
+    /// Where the machine is.
+    pub peer: IpAddr,
     /// The word for programs.
     pub why: &'static str,
-    /// What the machine was told.
+    /// What the machine is told.
     pub told: String,
 }
 
@@ -140,6 +179,10 @@ pub enum TicketRefusal {
     OtherNetwork,
     /// The key belongs to a gateway already.
     KeyInUse,
+    /// Another gateway has the name.
+    NameTaken,
+    /// A revoked gateway had the name, and the ticket is not for it.
+    NameOfRevoked,
 }
 
 impl TicketRefusal {
@@ -155,6 +198,8 @@ impl TicketRefusal {
             Self::UsedUp => "ticket_used_up",
             Self::OtherNetwork => "other_network",
             Self::KeyInUse => "key_in_use",
+            Self::NameTaken => "name_taken",
+            Self::NameOfRevoked => "name_of_revoked",
         }
     }
 }

@@ -26,6 +26,7 @@ use viworks_backend_agent::data::{
 use viworks_backend_agent::enrolment::{Addresses, TicketOffice};
 use viworks_backend_agent::metrics::BackendMetrics;
 use viworks_backend_agent::pki::init::{InitRequest, init};
+use viworks_backend_agent::pki::issue::load_master;
 use viworks_common::catalogue::{Argument, ArgumentType, CatalogueEntry, Risk};
 use viworks_common::id::{AgentId, AgentRunId, BootId, CommandId, InstallId, SessionId, Tenant};
 use viworks_common::time::Timestamp;
@@ -140,7 +141,8 @@ fn tickets(folder: &TempDir) -> TicketOffice {
         door: has_door.then(|| "127.0.0.1:8082".parse().unwrap()),
         agents: "127.0.0.1:8081".parse().unwrap(),
     };
-    TicketOffice::new(Arc::new(config), addresses)
+    let master = Arc::new(load_master(&config.keys.master_key_file).unwrap());
+    TicketOffice::new(Arc::new(config), addresses, master)
 }
 
 impl Backend {

@@ -7,14 +7,21 @@ use futures_util::future::join_all;
 use tokio::sync::Barrier;
 use uuid::Uuid;
 use viworks_backend_agent::data::{
-    Actor, ChallengeOutcome, GatewayRef, NewCertificate, NewGateway, NewTicket, NotedRefusal, Page,
-    RedeemOutcome, Redemption, StoreError, StoredTicket, TicketRefusal,
+    Actor, AnsweredChallenge, GatewayRef, NewCertificate, NewGateway, NewTicket, Page,
+    RedeemOutcome, Redemption, RefusedRedemption, StoreError, StoredTicket, TicketBounds,
+    TicketOutcome, TicketRefusal,
 };
 use viworks_common::enrolment::NameRule;
 use viworks_common::id::{InstallId, TicketId};
 
 use super::bed::{Bed, agent, at};
 use super::instances::two_backends;
+
+const BOUNDS: TicketBounds = TicketBounds {
+    live: 100,
+    of_one: 100,
+    ended: 100,
+};
 
 /// Machines that enrol at the same moment.
 const MACHINES: u64 = 16;
@@ -43,10 +50,14 @@ fn bytes(n: u64) -> [u8; 32] {
     bytes
 }
 
+async fn try_create(bed: &Bed, new: NewTicket, bounds: TicketBounds, by: &Actor) -> TicketOutcome {
+    let made = bed.store.create_ticket(&bed.tenant, new, bounds, by, at(0));
+    made.await.unwrap()
+}
+
 async fn create(bed: &Bed, new: NewTicket) {
-    let actor = Actor::local("root");
-    let made = bed.store.create_ticket(&bed.tenant, new, &actor, at(0));
-    assert!(made.await.unwrap());
+    let made = try_create(bed, new, BOUNDS, &Actor::local("root")).await;
+    assert_eq!(made, TicketOutcome::Made);
 }
 
 async fn stored(bed: &Bed, n: u64) -> StoredTicket {
@@ -54,19 +65,35 @@ async fn stored(bed: &Bed, n: u64) -> StoredTicket {
     found.unwrap().unwrap()
 }
 
-async fn challenge(bed: &Bed, ticket: u64, n: u64, seconds: i64) -> ChallengeOutcome {
-    let (id, until) = (ticket_id(ticket), at(seconds + 60));
-    let kept = bed
+/// Challenge `n`, which no backend takes any more after ten minutes.
+fn challenge(n: u64) -> AnsweredChallenge {
+    AnsweredChallenge {
+        challenge: bytes(n),
+        expires_at: at(600),
+    }
+}
+
+/// Somebody with the ticket is refused, over challenge `n`.
+async fn refuse(bed: &Bed, ticket: u64, n: u64, why: &'static str, seconds: i64) -> bool {
+    let refused = RefusedRedemption {
+        ticket: ticket_id(ticket),
+        challenge: challenge(n),
+        peer: "192.0.2.7".parse().unwrap(),
+        why,
+        told: "told".to_owned(),
+    };
+    let fresh = bed
         .store
-        .add_challenge(&bed.tenant, id, bytes(n), until, at(seconds));
-    kept.await.unwrap()
+        .refuse_redemption(&bed.tenant, refused, at(seconds));
+    fresh.await.unwrap()
 }
 
 /// Machine `n` with a key and a challenge of its own.
 fn redemption(ticket: u64, n: u64) -> Redemption {
     Redemption {
         ticket: ticket_id(ticket),
-        challenge: bytes(n),
+        challenge: challenge(n),
+        has_other_name: false,
         install_id: InstallId::from_uuid(Uuid::from_u128(u128::from(n))),
         peer: "192.0.2.7".parse().unwrap(),
         spki: bytes(n),
@@ -95,8 +122,6 @@ async fn redeem(bed: &Bed, redemption: Redemption, seconds: i64) -> RedeemOutcom
 }
 
 async fn enrol(bed: &Bed, ticket: u64, n: u64, seconds: i64) -> RedeemOutcome {
-    let kept = challenge(bed, ticket, n, seconds).await;
-    assert_eq!(kept, ChallengeOutcome::Kept);
     redeem(bed, redemption(ticket, n), seconds).await
 }
 
@@ -127,7 +152,9 @@ pub(crate) async fn a_ticket_is_made_once_listed_and_revoked(bed: &Bed) {
         ..new_ticket(1, 2)
     };
     let actor = Actor::local("root");
-    let taken = bed.store.create_ticket(&bed.tenant, other, &actor, at(0));
+    let taken = bed
+        .store
+        .create_ticket(&bed.tenant, other, BOUNDS, &actor, at(0));
     assert!(matches!(taken.await, Err(StoreError::Conflict { .. })));
     let found = stored(bed, 1).await;
     let new = new_ticket(1, 2);
@@ -161,8 +188,8 @@ pub(crate) async fn a_ticket_is_made_once_listed_and_revoked(bed: &Bed) {
     };
     let made = bed
         .store
-        .create_ticket(&bed.tenant, later, &actor, at(31 * 24 * 3_600));
-    assert!(made.await.unwrap());
+        .create_ticket(&bed.tenant, later, BOUNDS, &actor, at(31 * 24 * 3_600));
+    assert_eq!(made.await.unwrap(), TicketOutcome::Made);
     let page = bed.store.list_tickets(&bed.tenant, Page::first(9)).await;
     assert_eq!(page.unwrap().items.len(), 1);
 }
@@ -200,11 +227,46 @@ pub(crate) async fn the_last_uses_of_a_ticket_go_to_so_many(bed: &Bed) {
     assert_eq!(stored(bed, 1).await.uses, 3);
 }
 
+pub(crate) async fn tickets_that_can_be_used_are_bounded_and_ended_ones_make_room(bed: &Bed) {
+    let bounds = TicketBounds {
+        live: 4,
+        of_one: 3,
+        ended: 2,
+    };
+    let (one, other) = (Actor::local("one"), Actor::local("other"));
+    for n in 1..=3 {
+        let made = try_create(bed, new_ticket(n, 1), bounds, &one).await;
+        assert_eq!(made, TicketOutcome::Made);
+    }
+    let made = try_create(bed, new_ticket(4, 1), bounds, &one).await;
+    assert_eq!(made, TicketOutcome::FullOfOne);
+    let made = try_create(bed, new_ticket(4, 1), bounds, &other).await;
+    assert_eq!(made, TicketOutcome::Made);
+    let made = try_create(bed, new_ticket(5, 1), bounds, &other).await;
+    assert_eq!(made, TicketOutcome::Full);
+    // One that was used up, one that was revoked, and another one.
+    assert_eq!(enrol(bed, 1, 1, 1).await, RedeemOutcome::Enrolled);
+    for n in [2, 3] {
+        let revoked = bed
+            .store
+            .revoke_ticket(&bed.tenant, ticket_id(n), &one, at(0));
+        revoked.await.unwrap();
+    }
+    let made = try_create(bed, new_ticket(5, 1), bounds, &one).await;
+    assert_eq!(made, TicketOutcome::Made);
+    let page = bed.store.list_tickets(&bed.tenant, Page::first(9)).await;
+    let ids: Vec<TicketId> = page.unwrap().items.iter().map(|ticket| ticket.id).collect();
+    // The oldest that ended is gone.
+    assert_eq!(ids, [5, 4, 3, 2].map(ticket_id));
+}
+
 pub(crate) async fn an_answer_that_was_lost_is_given_again(bed: &Bed) {
     create(bed, new_ticket(1, 1)).await;
-    assert_eq!(enrol(bed, 1, 1, 1).await, RedeemOutcome::Enrolled);
+    let mut first = redemption(1, 1);
+    first.gateway.labels = BTreeMap::from([("site".to_owned(), "berlin".to_owned())]);
+    assert_eq!(redeem(bed, first, 1).await, RedeemOutcome::Enrolled);
     let again = |n: u64| Redemption {
-        challenge: bytes(n),
+        challenge: challenge(n),
         gateway: NewGateway {
             agent_id: agent(n),
             ..redemption(1, 1).gateway
@@ -212,81 +274,143 @@ pub(crate) async fn an_answer_that_was_lost_is_given_again(bed: &Bed) {
         ..redemption(1, 1)
     };
     // With a new challenge, and even when the ticket's time is over.
-    challenge(bed, 1, 50, 4_000).await;
-    let RedeemOutcome::Before(before) = redeem(bed, again(50), 4_000).await else {
-        panic!("it was enrolled before");
+    for n in 50..60 {
+        let RedeemOutcome::Before(before) = redeem(bed, again(n), 4_000).await else {
+            panic!("it was enrolled before");
+        };
+        assert_eq!(
+            (before.agent_id, before.certificate.as_str()),
+            (agent(1), "certificate 1")
+        );
+        assert_eq!(before.labels["site"], "berlin");
+    }
+    assert_eq!(stored(bed, 1).await.uses, 1);
+    // The audit trail has the first time, and one of an hour.
+    let done = ("done".to_owned(), String::new());
+    assert_eq!(redemptions(bed).await, [done.clone(), done.clone()]);
+    redeem(bed, again(60), 8_000).await;
+    assert_eq!(redemptions(bed).await.len(), 3);
+    // Not elsewhere, not for another installation, nor once it was connected.
+    let elsewhere = Redemption {
+        peer: "198.51.100.1".parse().unwrap(),
+        ..again(61)
     };
     assert_eq!(
-        (before.agent_id, before.certificate.as_str()),
-        (agent(1), "certificate 1")
+        redeem(bed, elsewhere, 1).await,
+        refused(TicketRefusal::OtherNetwork)
     );
-    assert_eq!(stored(bed, 1).await.uses, 1);
-    // Not for another installation, nor once it was connected.
-    challenge(bed, 1, 51, 1).await;
     let other = Redemption {
         install_id: InstallId::from_uuid(Uuid::from_u128(99)),
-        ..again(51)
+        ..again(62)
     };
     assert_eq!(
         redeem(bed, other, 1).await,
         refused(TicketRefusal::KeyInUse)
     );
     bed.session(1, 1).await;
-    challenge(bed, 1, 52, 1).await;
     assert_eq!(
-        redeem(bed, again(52), 1).await,
+        redeem(bed, again(63), 1).await,
         refused(TicketRefusal::KeyInUse)
     );
 }
 
-pub(crate) async fn a_challenge_is_good_for_one_redemption_of_its_ticket(bed: &Bed) {
+pub(crate) async fn a_challenge_is_good_for_one_redemption(bed: &Bed) {
     create(bed, new_ticket(1, 9)).await;
     create(bed, new_ticket(2, 9)).await;
-    assert_eq!(challenge(bed, 3, 1, 1).await, ChallengeOutcome::Unknown);
-    let none = refused(TicketRefusal::Challenge);
-    assert_eq!(redeem(bed, redemption(1, 1), 1).await, none, "never given");
-    challenge(bed, 1, 1, 1).await;
-    assert_eq!(
-        redeem(bed, redemption(2, 1), 1).await,
-        none,
-        "of another ticket"
-    );
-    assert_eq!(redeem(bed, redemption(1, 1), 61).await, none, "too old");
-    assert_eq!(
-        redeem(bed, redemption(1, 1), 60).await,
-        RedeemOutcome::Enrolled
-    );
-    let replayed = Redemption {
-        spki: bytes(70),
-        ..redemption(1, 1)
+    assert_eq!(enrol(bed, 1, 1, 1).await, RedeemOutcome::Enrolled);
+    let replayed = |ticket: u64, n: u64| Redemption {
+        spki: bytes(70 + n),
+        ..redemption(ticket, n)
     };
-    assert_eq!(redeem(bed, replayed, 2).await, none, "consumed");
-    // They are bounded, and go by themselves.
-    for n in 0..1_000 {
-        assert_eq!(
-            challenge(bed, 1, 1_000 + n, 1).await,
-            ChallengeOutcome::Kept
-        );
+    let none = refused(TicketRefusal::Challenge);
+    for ticket in [1, 2] {
+        assert_eq!(redeem(bed, replayed(ticket, 1), 2).await, none, "consumed");
     }
-    assert_eq!(challenge(bed, 1, 9_000, 1).await, ChallengeOutcome::Full);
-    assert_eq!(challenge(bed, 2, 9_001, 1).await, ChallengeOutcome::Kept);
-    assert_eq!(challenge(bed, 1, 9_000, 100).await, ChallengeOutcome::Kept);
+    assert!(!refuse(bed, 1, 1, "csr_key", 2).await, "consumed");
+    // A refusal consumes it as well, of whatever kind.
+    assert!(refuse(bed, 1, 2, "csr_key", 2).await);
+    assert_eq!(redeem(bed, redemption(1, 2), 2).await, none);
+    let elsewhere = Redemption {
+        peer: "198.51.100.1".parse().unwrap(),
+        ..redemption(1, 3)
+    };
+    let other_network = refused(TicketRefusal::OtherNetwork);
+    assert_eq!(redeem(bed, elsewhere, 2).await, other_network);
+    assert_eq!(redeem(bed, redemption(1, 3), 2).await, none);
+    let (one, other) = (stored(bed, 1).await, stored(bed, 2).await);
+    assert_eq!((one.uses, one.refusals), (1, 6));
+    assert_eq!((other.uses, other.refusals), (0, 1));
+    // It is forgotten once no backend takes it any more.
+    let late = || Redemption {
+        challenge: AnsweredChallenge {
+            expires_at: at(9_000),
+            ..challenge(1)
+        },
+        ..redemption(1, 8)
+    };
+    assert_eq!(redeem(bed, late(), 599).await, none);
+    assert_eq!(redeem(bed, late(), 600).await, RedeemOutcome::Enrolled);
 }
 
-pub(crate) async fn a_taken_name_changes_nothing(bed: &Bed) {
+pub(crate) async fn a_taken_name_is_refused_or_changes_nothing_where_there_is_another(bed: &Bed) {
     create(bed, new_ticket(1, 1)).await;
     bed.gateway(1).await;
-    challenge(bed, 1, 2, 1).await;
-    let named = |name: &str| {
+    let named = |name: &str, n: u64, has_other_name: bool| {
         let mut named = redemption(1, 2);
+        named.challenge = challenge(n);
+        named.has_other_name = has_other_name;
         named.gateway.name = name.parse().unwrap();
         named
     };
-    let redeemed = bed.store.redeem_ticket(&bed.tenant, named("gw-1"), at(1));
+    let taken = named("gw-1", 2, true);
+    let redeemed = bed.store.redeem_ticket(&bed.tenant, taken, at(1));
     assert!(matches!(redeemed.await, Err(StoreError::Conflict { .. })));
-    assert_eq!(stored(bed, 1).await.uses, 0);
-    // Not even the challenge.
-    assert_eq!(redeem(bed, named("gw-2"), 1).await, RedeemOutcome::Enrolled);
+    let found = stored(bed, 1).await;
+    assert_eq!((found.uses, found.refusals), (0, 0));
+    // Not even the challenge is gone; without another name it is, and that is on record.
+    let name_taken = refused(TicketRefusal::NameTaken);
+    assert_eq!(redeem(bed, named("gw-1", 2, false), 1).await, name_taken);
+    let probed = redeem(bed, named("gw-2", 2, false), 1).await;
+    assert_eq!(probed, refused(TicketRefusal::Challenge));
+    let found = stored(bed, 1).await;
+    assert_eq!((found.uses, found.refusals), (0, 2));
+    let why = redemptions(bed).await.into_iter().map(|(_, why)| why);
+    assert_eq!(why.collect::<Vec<_>>(), ["challenge", "name_taken"]);
+    let free = redeem(bed, named("gw-2", 3, false), 1).await;
+    assert_eq!(free, RedeemOutcome::Enrolled);
+}
+
+pub(crate) async fn the_name_of_a_revoked_gateway_is_for_a_ticket_that_is_for_it(bed: &Bed) {
+    create(bed, new_ticket(1, 9)).await;
+    let fixed = NewTicket {
+        naming: NameRule::Fixed("gw-1".parse().unwrap()),
+        ..new_ticket(2, 1)
+    };
+    create(bed, fixed).await;
+    assert_eq!(enrol(bed, 1, 1, 1).await, RedeemOutcome::Enrolled);
+    let id = agent(1).to_string();
+    let end_of_id = id.rsplit('-').next().unwrap();
+    // The name that it would have afterwards is taken in advance.
+    let mut squat = redemption(1, 2);
+    squat.gateway.name = format!("gw-1-revoked-{end_of_id}").parse().unwrap();
+    assert_eq!(redeem(bed, squat, 1).await, RedeemOutcome::Enrolled);
+    let actor = Actor::local("root");
+    let revoked = bed
+        .store
+        .revoke_gateway(&bed.tenant, agent(1), &actor, at(1));
+    revoked.await.unwrap();
+    // Its machine has the old ticket and a new key.
+    let back = |ticket: u64, n: u64| {
+        let mut back = redemption(ticket, n);
+        back.gateway.name = "gw-1".parse().unwrap();
+        back
+    };
+    let no = refused(TicketRefusal::NameOfRevoked);
+    assert_eq!(redeem(bed, back(1, 3), 1).await, no);
+    assert_eq!(redeem(bed, back(2, 4), 1).await, RedeemOutcome::Enrolled);
+    assert_eq!(bed.gateway_now(4).await.name.as_str(), "gw-1");
+    let retired = bed.gateway_now(1).await.name;
+    assert_eq!(retired.as_str(), format!("gw-1-revoked-{end_of_id}-2"));
 }
 
 pub(crate) async fn a_ticket_that_is_no_good_is_refused_and_recorded(bed: &Bed) {
@@ -295,7 +419,6 @@ pub(crate) async fn a_ticket_that_is_no_good_is_refused_and_recorded(bed: &Bed) 
         enrol(bed, 1, 1, 3_600).await,
         refused(TicketRefusal::Expired)
     );
-    challenge(bed, 1, 2, 1).await;
     let elsewhere = Redemption {
         peer: "198.51.100.1".parse().unwrap(),
         ..redemption(1, 2)
@@ -312,7 +435,6 @@ pub(crate) async fn a_ticket_that_is_no_good_is_refused_and_recorded(bed: &Bed) 
     made.await.unwrap();
     let mut taken = redemption(1, 3);
     taken.gateway.agent_id = agent(4);
-    challenge(bed, 1, 3, 1).await;
     assert_eq!(
         redeem(bed, taken, 1).await,
         refused(TicketRefusal::KeyInUse)
@@ -324,13 +446,12 @@ pub(crate) async fn a_ticket_that_is_no_good_is_refused_and_recorded(bed: &Bed) 
     assert_eq!(enrol(bed, 1, 5, 1).await, refused(TicketRefusal::Revoked));
     let found = stored(bed, 1).await;
     assert_eq!((found.uses, found.refusals), (0, 4));
-    let why: Vec<String> = redemptions(bed)
-        .await
-        .into_iter()
-        .map(|(_, why)| why)
-        .collect();
+    let why = async || {
+        let all = redemptions(bed).await.into_iter();
+        all.map(|(_, why)| why).collect::<Vec<String>>()
+    };
     assert_eq!(
-        why,
+        why().await,
         [
             "ticket_revoked",
             "key_in_use",
@@ -338,19 +459,21 @@ pub(crate) async fn a_ticket_that_is_no_good_is_refused_and_recorded(bed: &Bed) 
             "ticket_expired"
         ]
     );
-    // Without end, and the audit trail has an end of it.
-    for _ in 0..120 {
-        let refusal = NotedRefusal {
-            why: "bad_proof",
-            told: "the secret is another one".to_owned(),
-        };
-        let noted =
-            bed.store
-                .note_refused_ticket(&bed.tenant, ticket_id(1), refusal, &actor, at(1));
-        noted.await.unwrap();
+    // Without end, and the audit trail has an end of it; yet whatever is new about it is told.
+    for n in 100..220 {
+        assert!(refuse(bed, 1, n, "csr_key", 1).await);
     }
     assert_eq!(stored(bed, 1).await.refusals, 124);
-    assert_eq!(redemptions(bed).await.len(), 100);
+    let told = why().await;
+    assert_eq!((told.len(), told[0].as_str()), (101, "csr_key"));
+    assert!(refuse(bed, 1, 300, "name_taken", 1).await);
+    assert!(refuse(bed, 1, 301, "name_taken", 1).await);
+    assert!(refuse(bed, 1, 302, "csr_key", 3_602).await);
+    let told = why().await;
+    assert_eq!(
+        (told.len(), &told[..2]),
+        (103, &["csr_key".to_owned(), "name_taken".to_owned()][..])
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -366,7 +489,6 @@ async fn of_two_backends_one_alone_gives_a_ticket_s_only_use() {
         let racing = racing.map(|(bed, n)| {
             let barrier = Arc::clone(&barrier);
             async move {
-                challenge(bed, round, n, 1).await;
                 barrier.wait().await;
                 redeem(bed, redemption(round, n), 1).await
             }

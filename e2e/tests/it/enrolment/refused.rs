@@ -20,7 +20,7 @@ use super::{LIMIT, backend, enroll, folder, gateways, good_for, latest_attempt, 
 use crate::clock::can_set_clocks;
 
 /// Redeems a ticket with whatever request, proved as it should be; the status and what was said.
-async fn redeem(
+pub(super) async fn redeem(
     system: &Deployment,
     ticket: &Ticket,
     csr: &str,
@@ -48,13 +48,13 @@ async fn redeem(
     answer.unwrap()
 }
 
-fn plain() -> CertificateParams {
+pub(super) fn plain() -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params
 }
 
-fn request(params: &CertificateParams, key: &impl SigningKey) -> String {
+pub(super) fn request(params: &CertificateParams, key: &impl SigningKey) -> String {
     params.serialize_request(key).unwrap().pem().unwrap()
 }
 
@@ -154,8 +154,11 @@ async fn a_request_or_a_name_that_is_no_good_is_told_of_audited_and_costs_nothin
         (403, &json!("bad_proof")),
         "{said}"
     );
+    // Nothing is written for that one.
     let noted = latest_attempt(&system).await;
-    assert_eq!(noted["detail"]["why"], "bad_proof", "{noted}");
+    assert_eq!(noted["detail"]["why"], "bad_name", "{noted}");
+    let tickets = system.get("/v1/tickets").await;
+    assert_eq!(tickets["items"][0]["refusals"], bad + 1, "{tickets}");
     // It is as good as it was; and who asks for a name that somebody has is on record as well.
     good_for(&system, "gw-first", &whole).await;
     let next = ticket(&system, &json!({"uses": 1})).await.parse().unwrap();

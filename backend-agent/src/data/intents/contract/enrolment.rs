@@ -1,7 +1,8 @@
 //! Tickets, and machines that become gateways by them.
 
+use std::net::IpAddr;
+
 use async_trait::async_trait;
-use serde_json::json;
 use viworks_common::id::{Tenant, TicketId};
 use viworks_common::time::Timestamp;
 
@@ -9,8 +10,8 @@ use super::super::link::Engine;
 use super::super::store::SqlStore;
 use super::super::{enrolments, tickets};
 use crate::data::{
-    Actor, ChallengeOutcome, EnrolmentStore, Listing, NewTicket, NotedRefusal, Page, RedeemOutcome,
-    Redemption, StoreResult, StoredTicket,
+    Actor, EnrolmentStore, Foreseen, Listing, NewTicket, Page, RedeemOutcome, Redemption,
+    RefusedRedemption, StoreResult, StoredTicket, TicketBounds, TicketOutcome,
 };
 
 #[async_trait]
@@ -19,12 +20,15 @@ impl<E: Engine> EnrolmentStore for SqlStore<E> {
         &self,
         tenant: &Tenant,
         new: NewTicket,
+        bounds: TicketBounds,
         actor: &Actor,
         now: Timestamp,
-    ) -> StoreResult<bool> {
+    ) -> StoreResult<TicketOutcome> {
         let actor = actor.clone();
-        self.write(tenant, now, move |tx| tickets::create(tx, &new, &actor))
-            .await
+        self.write(tenant, now, move |tx| {
+            tickets::create(tx, &new, bounds, &actor)
+        })
+        .await
     }
 
     async fn ticket(&self, tenant: &Tenant, id: TicketId) -> StoreResult<Option<StoredTicket>> {
@@ -53,16 +57,16 @@ impl<E: Engine> EnrolmentStore for SqlStore<E> {
             .await
     }
 
-    async fn add_challenge(
+    async fn foresee_redemption(
         &self,
         tenant: &Tenant,
         ticket: TicketId,
-        challenge: [u8; 32],
-        expires_at: Timestamp,
+        spki: [u8; 32],
+        peer: IpAddr,
         now: Timestamp,
-    ) -> StoreResult<ChallengeOutcome> {
-        self.write(tenant, now, move |tx| {
-            enrolments::challenge(tx, ticket, &challenge, expires_at)
+    ) -> StoreResult<Option<Foreseen>> {
+        self.read(tenant, move |view| {
+            enrolments::foresee(view, ticket, &spki, peer, now)
         })
         .await
     }
@@ -77,19 +81,13 @@ impl<E: Engine> EnrolmentStore for SqlStore<E> {
             .await
     }
 
-    async fn note_refused_ticket(
+    async fn refuse_redemption(
         &self,
         tenant: &Tenant,
-        ticket: TicketId,
-        refusal: NotedRefusal,
-        actor: &Actor,
+        refused: RefusedRedemption,
         now: Timestamp,
-    ) -> StoreResult<()> {
-        let actor = actor.clone();
-        self.write(tenant, now, move |tx| {
-            let detail = json!({ "why": refusal.why, "told": refusal.told });
-            tickets::note_refused(tx, ticket, &detail, &actor)
-        })
-        .await
+    ) -> StoreResult<bool> {
+        self.write(tenant, now, move |tx| enrolments::refuse(tx, &refused))
+            .await
     }
 }
