@@ -4,6 +4,7 @@
 
 mod arguments;
 mod certificate;
+mod enrolment;
 mod envelope;
 mod message;
 mod proxy_protocol;
@@ -12,6 +13,7 @@ mod session;
 
 pub use arguments::arguments;
 pub use certificate::certificate;
+pub use enrolment::enrolment;
 pub use envelope::envelope;
 pub use message::message;
 pub use proxy_protocol::proxy_protocol;
@@ -56,6 +58,11 @@ mod tests {
     #[test]
     fn the_stored_certificates_keep_the_laws() {
         replay("certificate", super::certificate);
+    }
+
+    #[test]
+    fn the_stored_requests_for_enrolment_keep_the_laws() {
+        replay("enrolment", super::enrolment);
     }
 
     #[test]

@@ -52,8 +52,8 @@ pub fn head(body_bytes: usize, proof: Option<&str>) -> String {
     )
 }
 
-/// Sends one request to the door at `address`, whose certificate `authority` signed (PEM), over a connection that begins
-/// with `preface`. Returns the status and the body of the answer.
+/// Sends one request to the door at `address`, whose certificate `authority` signed (PEM), over a connection that
+/// begins with `preface`. Returns the status and the body of the answer.
 ///
 /// # Errors
 /// When there is no answer.

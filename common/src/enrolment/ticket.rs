@@ -138,6 +138,9 @@ impl Ticket {
         let (secret, body) = body.split_first_chunk::<KEY_BYTES>()?;
         let (expires_at, body) = body.split_first_chunk::<8>()?;
         let (count, mut body) = body.split_first()?;
+        if usize::from(*count) > PINS_MAX {
+            return None;
+        }
         let mut pins = BTreeSet::new();
         for _pin in 0..*count {
             let (pin, rest) = body.split_first_chunk::<KEY_BYTES>()?;
@@ -151,7 +154,7 @@ impl Ticket {
         }
         let url = str::from_utf8(body).ok()?;
         let expires_at = i64::from_be_bytes(*expires_at).checked_mul(1_000_000)?;
-        if pins.is_empty() || !url.starts_with("https://") {
+        if pins.is_empty() || url.len() > TICKET_URL_BYTES_MAX || !url.starts_with("https://") {
             return None;
         }
         Some(Self {
