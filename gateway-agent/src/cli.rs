@@ -64,7 +64,7 @@ enum Action {
     /// others can read. The key is made here and stays here. Writes the configuration, the keys and the shipped
     /// catalogue, and tries the connection. After an interruption, run it again: it goes on where it was.
     /// Ends with 0 when this is a gateway, 69 when the backend cannot be reached, 77 when it refuses, 6 when something
-    /// is in the way.
+    /// is in the way, 78 when no agent could start here.
     Enroll {
         /// Where everything goes.
         #[arg(long, value_name = "DIR", default_value = INSTALLED)]
@@ -75,6 +75,10 @@ enum Action {
         /// The file that holds the ticket, readable by its owner only; `-` for the standard input.
         #[arg(long, value_name = "FILE")]
         ticket_file: Option<PathBuf>,
+        /// How long it is tried again while the backend is busy or not reached, in seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        #[arg(value_parser = clap::value_parser!(u64).range(0..=86_400))]
+        wait: u64,
         /// As one of the local demo.
         #[arg(long, hide = true)]
         demo: bool,
@@ -303,6 +307,7 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
             out,
             name,
             ticket_file,
+            wait,
             demo,
         } => {
             let home = match (demo, out == Path::new(INSTALLED)) {
@@ -315,6 +320,7 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
                 name,
                 ticket_file,
                 home,
+                patience: Duration::from_secs(wait),
             };
             run_to_end(runtime()?, enroll::enroll(asked))
         }

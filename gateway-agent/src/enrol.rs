@@ -7,16 +7,19 @@ use std::time::Duration;
 use viworks_common::enrolment::{AgentSecrets, EnrolmentAnswer, InvalidTicket};
 use viworks_common::human;
 use viworks_common::pin::SpkiPin;
+use viworks_runtime::config::Problems;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::FileError;
 
 use crate::outbound::failure::DialFailure;
 
 mod exchange;
+mod places;
 mod staging;
 
 pub use exchange::{Enrolled, Machine, redeem};
-pub use staging::{Stage, Staging};
+pub use places::Places;
+pub use staging::{Found, Staging, Whole};
 
 /// Why this machine is no gateway.
 #[derive(Debug, thiserror::Error)]
@@ -31,11 +34,50 @@ pub enum EnrolError {
     #[error(transparent)]
     File(#[from] FileError),
     /// It is one already.
-    #[error("{} is there already and stays as it is: this machine is a gateway; move its files away to enrol it anew", path.display())]
+    #[error(
+        "{} is there already and stays as it is: this machine is a gateway; to enrol it anew, run first: {aside}",
+        path.display()
+    )]
     Exists {
         /// What is there.
         path: PathBuf,
+        /// What puts everything of that gateway aside.
+        aside: String,
     },
+    /// It was one.
+    #[error(
+        "{} is of the gateway that this machine was, and another one cannot go on with it; run first: {aside}",
+        path.display()
+    )]
+    Formerly {
+        /// What is there.
+        path: PathBuf,
+        /// What puts everything of that gateway aside.
+        aside: String,
+    },
+    /// Another process is at it.
+    #[error("another enroll is under way in {}: wait until it has ended", path.display())]
+    UnderWay {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// This user cannot say what runs here.
+    #[error(
+        "what may run on a gateway is for root to say, and {cause}: run enroll as root; or, to try things as a user of \
+         your own, run first: {trial}"
+    )]
+    NotRoot {
+        /// What is not root's.
+        cause: String,
+        /// What lets the user say so all the same.
+        trial: String,
+    },
+    /// The catalogue that is there cannot be used.
+    #[error(transparent)]
+    Catalogue(#[from] Problems),
+    /// The keyboard or the service manager ended it.
+    #[error("interrupted; run enroll again, it goes on where it was")]
+    Interrupted,
     /// The key cannot be made.
     #[error("no key and certificate request could be made: {0}")]
     Key(#[from] rcgen::Error),
@@ -88,16 +130,12 @@ pub enum EnrolError {
         failure: DialFailure,
     },
     /// The connection broke.
-    #[error(
-        "the backend at {place} did not answer: {reason}; run enroll again, it goes on where it was"
-    )]
+    #[error("the backend at {place} did not answer: {reason}; run enroll again")]
     Unanswered {
         /// Where.
         place: String,
         /// How.
         reason: String,
-        /// The ticket may have been redeemed.
-        sent: bool,
     },
     /// The backend said no.
     #[error("the backend refuses: {detail}")]
@@ -108,6 +146,16 @@ pub enum EnrolError {
         detail: String,
         /// When it may be tried again, where that helps.
         retry_after: Option<Duration>,
+        /// It knows that nothing came of it; otherwise only that it cannot say what did.
+        for_certain: bool,
+    },
+    /// There was no answer to a redemption, by this attempt or one before.
+    #[error(
+        "{cause}; the ticket may have been used all the same: with that ticket enroll goes on as the same gateway"
+    )]
+    InDoubt {
+        /// What the last attempt ended with.
+        cause: Box<Self>,
     },
     /// The answer is not the backend's that made the ticket.
     #[error(
@@ -125,43 +173,58 @@ impl EnrolError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Ticket(_) | Self::NoTicket(_) | Self::Url { .. } => ExitCode::Usage,
-            Self::Exists { .. } | Self::Left { .. } => ExitCode::Conflict,
+            Self::Exists { .. }
+            | Self::Formerly { .. }
+            | Self::UnderWay { .. }
+            | Self::Left { .. } => ExitCode::Conflict,
+            Self::NotRoot { .. } | Self::Catalogue(_) => ExitCode::Config,
             Self::File(error) => error.exit_code(),
             Self::Key(_) | Self::Forged { .. } | Self::OtherServer { .. } | Self::Clock { .. } => {
                 ExitCode::Error
             }
+            Self::Interrupted => ExitCode::Interrupted,
             Self::Unreached { .. } | Self::Unanswered { .. } => ExitCode::Unavailable,
             Self::Refused {
                 retry_after: Some(_),
                 ..
             } => ExitCode::Unavailable,
+            Self::Refused { code, .. } if code == "name_taken" => ExitCode::Conflict,
             Self::Refused { .. } => ExitCode::Forbidden,
+            Self::InDoubt { cause } => cause.exit_code(),
         }
     }
 
     /// Whether the backend may have made the gateway all the same, so that the key must be kept.
     #[must_use]
     pub const fn may_be_done(&self) -> bool {
-        matches!(
-            self,
-            Self::Unanswered { sent: true, .. } | Self::Forged { .. }
-        )
+        matches!(self, Self::InDoubt { .. })
     }
 
-    /// Whether it may go well a moment later.
+    /// What is in the way, without what to do about it, where it may pass by itself.
+    #[must_use]
+    pub fn cause(&self) -> String {
+        if let Self::Unreached { place, failure } = self {
+            format!("the backend at {place} is not reached: {failure}")
+        } else if let Self::Unanswered { place, reason } = self {
+            format!("the backend at {place} did not answer: {reason}")
+        } else {
+            self.to_string()
+        }
+    }
+
+    /// How soon it may go well, where it may at all.
     fn again(&self) -> Option<Duration> {
         if let Self::Refused { retry_after, .. } = self {
             return *retry_after;
         }
-        matches!(self, Self::Unanswered { .. }).then_some(Duration::from_secs(1))
+        let may_pass = matches!(self, Self::Unreached { .. } | Self::Unanswered { .. });
+        may_pass.then_some(Duration::ZERO)
     }
 
-    /// The same behind other attempts, of which one may have been carried out.
-    fn after(mut self, sent_before: bool) -> Self {
-        if let Self::Unanswered { sent, .. } = &mut self {
-            *sent |= sent_before;
-        }
-        self
+    /// The same behind attempts of which one may have been carried out.
+    fn in_doubt(self) -> Self {
+        let cause = Box::new(self);
+        Self::InDoubt { cause }
     }
 }
 

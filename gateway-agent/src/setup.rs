@@ -121,6 +121,15 @@ pub fn others(config: &Config) -> OtherUsers {
     OtherUsers::Helper(config.executor.helper_socket.clone())
 }
 
+/// Finds out whether what may run here can be read.
+///
+/// # Errors
+///
+/// Everything that is wrong.
+pub fn examine_catalogue(config: &Config) -> Result<(), Problems> {
+    read_catalogue(config).map(drop)
+}
+
 /// Reads what may run; in a demo, a missing folder is filled with the shipped catalogue by the start itself.
 fn read_catalogue(config: &Config) -> Result<Option<Catalogue>, Problems> {
     let folder = &config.executor.commands_folder;

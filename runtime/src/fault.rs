@@ -43,8 +43,11 @@ pub const POINTS: &[&str] = &[
     "store.result.after_commit",
     "store.telemetry.before_commit",
     "store.telemetry.after_commit",
+    "store.redeem.before_commit",
+    "store.redeem.after_commit",
     "enrol.asked",
     "enrol.answered",
+    "enrol.writing",
     "enrol.filling",
     "enrol.moving",
 ];

@@ -9,7 +9,8 @@ use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{OFlags, Stat};
+use rustix::fs::{self, CWD, OFlags, RenameFlags, Stat};
+use rustix::io::Errno;
 use zeroize::Zeroizing;
 
 use crate::random;
@@ -18,7 +19,7 @@ mod error;
 mod folder;
 mod guard;
 
-pub use error::FileError;
+pub use error::{FileError, quoted};
 pub use folder::{Folder, Owners, is_hidden};
 pub use guard::{Guard, Lost, Prober};
 
@@ -43,11 +44,20 @@ const DATABASE_SUFFIXES: [&str; 4] = ["", "-wal", "-shm", "-journal"];
 ///
 /// When a step fails; the old file is then still in place.
 pub fn write_atomic(path: &Path, contents: &[u8]) -> Result<(), FileError> {
+    write_atomic_as(path, contents, 0o600)
+}
+
+/// The same with these permissions.
+///
+/// # Errors
+///
+/// As [`write_atomic`].
+pub fn write_atomic_as(path: &Path, contents: &[u8], mode: u32) -> Result<(), FileError> {
     let (folder, name) = Folder::holding(path, Owners::RootAndOwn, Holder::Sticky)?;
     let suffix = u32::from_ne_bytes(random::bytes());
     let temporary = format!(".{}.{suffix:08x}.tmp", name.to_string_lossy());
     let temporary = Path::new(&temporary).as_os_str();
-    let written = folder.create_new(temporary, 0o600).and_then(|mut file| {
+    let written = folder.create_new(temporary, mode).and_then(|mut file| {
         file.write_all(contents)
             .and_then(|()| file.sync_all())
             .map_err(FileError::io("write", path))
@@ -76,6 +86,23 @@ pub fn write_new(path: &Path, contents: &[u8], mode: u32) -> Result<(), FileErro
         return Err(FileError::io("write", path)(source));
     }
     folder.sync()
+}
+
+/// Moves a file to a name that nothing has yet, on the same disk; what has the name is never replaced.
+///
+/// # Errors
+///
+/// [`FileError::is_taken`] when something has that name, [`FileError::is_missing`] when nothing is there to be moved,
+/// or when a step fails.
+pub fn move_new(from: &Path, to: &Path) -> Result<(), FileError> {
+    let moved = match fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Not every file system can; a second name for a file can be given by all that matter, and replaces nothing.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            std::fs::hard_link(from, to).and_then(|()| std::fs::remove_file(from))
+        }
+        moved => moved.map_err(std::io::Error::from),
+    };
+    moved.map_err(FileError::io("move", from))
 }
 
 /// Makes the names in `folder` durable.
@@ -131,6 +158,23 @@ pub fn lock_folder(folder: &Path) -> Result<FolderLock, FileError> {
         .and_then(|()| writeln!(file, "{}", std::process::id()))
         .map_err(FileError::io("write", &path))?;
     Ok(FolderLock { _file: file })
+}
+
+/// The same without a file in it: the folder itself is locked, and does not say by whom.
+///
+/// # Errors
+///
+/// [`FileError::Locked`] while another process has it.
+pub fn hold_folder(folder: &Path) -> Result<FolderLock, FileError> {
+    let file = Folder::open(folder, Owners::RootAndOwn)?.readable()?;
+    match file.try_lock() {
+        Ok(()) => Ok(FolderLock { _file: file }),
+        Err(TryLockError::WouldBlock) => Err(FileError::Locked {
+            path: folder.to_owned(),
+            holder: None,
+        }),
+        Err(TryLockError::Error(source)) => Err(FileError::io("lock", folder)(source)),
+    }
 }
 
 /// Opens a file to append to it, and makes it for the owner only if it is missing.

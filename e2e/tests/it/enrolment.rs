@@ -13,20 +13,23 @@ use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, Start};
 use viworks_testkit::process::{Said, eventually, finish};
 
+pub(crate) mod again;
 mod behind_proxy;
 mod machine;
+mod prompt;
 mod refused;
 mod speed;
 mod strangers;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Where an enrolment dies here.
-pub(crate) const ENROLMENT_POINTS: [&str; 4] = [
-    "enrol.asked",
-    "enrol.answered",
-    "enrol.filling",
-    "enrol.moving",
+/// Where an enrolment dies here, and how often it passes there.
+pub(crate) const ENROLMENT_POINTS: [(&str, usize); 5] = [
+    ("enrol.asked", 1),
+    ("enrol.answered", 1),
+    ("enrol.writing", 7),
+    ("enrol.filling", 1),
+    ("enrol.moving", 5),
 ];
 
 /// A backend with a door.
@@ -61,6 +64,9 @@ fn enroll(system: &Deployment, folder: &Path, ticket: &str, more: &[&str]) -> Co
     let mut command = Command::new(system.binaries().gateway());
     command.args(["enroll", "--demo", "--out"]).arg(folder);
     command.arg("--ticket-file").arg(file).args(more);
+    if !more.contains(&"--wait") {
+        command.args(["--wait", "20"]);
+    }
     command
 }
 
@@ -238,7 +244,9 @@ async fn a_ticket_that_is_no_good_says_why_and_changes_nothing() {
         assert_eq!((left, gateways(&system).await.len()), (0, 1), "{name}");
     }
     drop(other);
-    let said = enrolled(&system, "m9", &foreign).await.ended_with(69);
+    let home = folder(&system, "m9");
+    let impatient = enroll(&system, &home, &foreign, &["--wait", "0"]);
+    let said = finish(impatient, LIMIT).await.ended_with(69);
     assert!(said.stderr.contains("is not reached"), "{said:?}");
     // The good one is still good.
     good_for(&system, "second", &good).await;
@@ -265,13 +273,17 @@ async fn a_machine_that_is_a_gateway_stays_the_one_it_is() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_enrolment_that_died_anywhere_goes_on_as_the_same_gateway() {
     let system = backend().await;
-    for (n, point) in ENROLMENT_POINTS.into_iter().enumerate() {
+    let points = ENROLMENT_POINTS.into_iter().flat_map(|(point, times)| {
+        let each = move |time| format!("{point}:{time}");
+        (1..=times).map(each)
+    });
+    for (n, point) in points.enumerate() {
         let name = format!("gw-{n}");
         let ticket = ticket(&system, &json!({"uses": 1, "name": name})).await;
         let home = folder(&system, &name);
         let mut command = Command::new(Binaries::with_fault_points().gateway());
         let plain = enroll(&system, &home, &ticket, &[]);
-        command.args(plain.get_args()).env("VIWORKS_FAULT", point);
+        command.args(plain.get_args()).env("VIWORKS_FAULT", &point);
         let said = finish(command, LIMIT).await;
         assert_ne!(said.code, Some(0), "{point}: {said:?}");
         assert!(

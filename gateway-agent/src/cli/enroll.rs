@@ -1,30 +1,29 @@
 //! `enroll`: makes a gateway of this machine, and says step by step how that goes.
 
-use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
-use viworks_common::enrolment::{Home, TICKET_CHARS_MAX, Ticket};
+use viworks_common::enrolment::{Home, Ticket};
 use viworks_common::human;
 use viworks_common::id::{GatewayName, InstallId};
 use viworks_common::time::Monotonic;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
-use viworks_runtime::{fault, files, stdout, tls};
-use zeroize::Zeroizing;
+use viworks_runtime::files::quoted;
+use viworks_runtime::lifecycle::Signals;
+use viworks_runtime::{fault, files, logging, stdout, tls};
 
 use crate::config::Config;
-use crate::enrol::{EnrolError, Enrolled, Machine, Stage, Staging, redeem};
+use crate::enrol::{EnrolError, Enrolled, Found, Machine, Places, Staging, redeem};
 use crate::identity::{INSTALL_ID_FILE, known_install_id};
 use crate::material::Material;
 use crate::outbound::dial::{self, Dialler};
 use crate::outbound::look;
+use crate::setup;
 
-/// The most that is read for a ticket, with white space in it.
-const READ_MAX: u64 = 4 * TICKET_CHARS_MAX as u64;
+mod ticket;
 
 /// How long the backend has for its challenge.
 const CHALLENGE_TIME: Duration = Duration::from_secs(10);
@@ -39,43 +38,47 @@ pub(super) struct Asked {
     pub(super) ticket_file: Option<PathBuf>,
     /// Where the gateway is to run.
     pub(super) home: Home,
+    /// How long it is tried again.
+    pub(super) patience: Duration,
 }
 
 /// Makes the gateway, tries its connection, and returns what the process ends with.
 pub(super) async fn enroll(asked: Asked) -> anyhow::Result<ExitCode> {
     tls::install_provider();
     fault::configure(&environment())?;
-    let staging = Staging::open(&asked.folder)?;
-    if staging.stage() == Stage::Complete {
-        staging.finish(asked.home)?;
-        say(
-            "files",
-            "an earlier enroll had all of them; they are in place now",
-        )?;
-    } else {
-        let ticket = match read_ticket(asked.ticket_file.as_deref()) {
-            Ok(ticket) => ticket,
-            Err(error) => return Err(left(staging, error).into()),
-        };
-        become_gateway(staging, &ticket, &asked).await?;
+    let mut signals = Signals::listen()?;
+    tokio::select! {
+        ended = make(asked) => ended,
+        // What it has on disk is gone on with by the next call; a terminal is as it was.
+        _signal = signals.next() => Err(EnrolError::Interrupted.into()),
     }
-    try_connection(&asked).await
 }
 
-/// Takes back what was begun in vain; what an earlier call may need stays.
-fn left(staging: Staging, error: EnrolError) -> EnrolError {
-    if staging.stage() == Stage::Fresh
-        && !error.may_be_done()
-        && let Err(error) = staging.clear()
-    {
-        return error;
+async fn make(asked: Asked) -> anyhow::Result<ExitCode> {
+    let places = Places::new(asked.folder.clone(), asked.home, &environment());
+    match Staging::open(&places)? {
+        Found::Whole(whole) => {
+            whole.finish(&places)?;
+            say(
+                "files",
+                "an earlier enroll had all of them; they are in place now",
+            )?;
+        }
+        Found::Begun(staging) => {
+            let ticket = ticket::read(asked.ticket_file.as_deref()).await?;
+            become_gateway(staging, &ticket, &asked, &places).await?;
+        }
     }
-    error
+    try_connection(&places).await
 }
 
-async fn become_gateway(staging: Staging, ticket: &Ticket, asked: &Asked) -> anyhow::Result<()> {
-    let state = state_folder(asked);
-    let known = known_install_id(&state).ok().flatten();
+async fn become_gateway(
+    staging: Staging,
+    ticket: &Ticket,
+    asked: &Asked,
+    places: &Places,
+) -> anyhow::Result<()> {
+    let known = known_install_id(places.state()).ok().flatten();
     let (csr, install_id) = match staging.request(known) {
         Ok(request) => request,
         Err(error) => return Err(left(staging, error).into()),
@@ -89,25 +92,50 @@ async fn become_gateway(staging: Staging, ticket: &Ticket, asked: &Asked) -> any
             .to_string_lossy()
             .into_owned(),
     };
-    let enrolled = match redeem(ticket, &machine).await {
+    let mut last = String::new();
+    let told = |error: &EnrolError| {
+        let cause = error.cause();
+        if cause != last {
+            let patience = human::span(asked.patience);
+            logging::say(&format!("{cause}; trying again for up to {patience}"));
+            last = cause;
+        }
+    };
+    let enrolled = match redeem(ticket, &machine, asked.patience, told).await {
         Ok(enrolled) => enrolled,
         Err(error) => return Err(left(staging, error).into()),
     };
-    staging.fill(&enrolled.papers, asked.home)?;
-    staging.finish(asked.home)?;
+    staging
+        .fill(&enrolled.papers, places.home)?
+        .finish(places)?;
     // What root writes there the service's user could not read.
-    if asked.home != Home::Installed {
-        keep_install_id(&state, install_id);
+    if places.home != Home::Installed {
+        keep_install_id(places.state(), install_id);
     }
-    tell(&enrolled)
+    tell(&enrolled)?;
+    if let Some(file) = asked
+        .ticket_file
+        .as_deref()
+        .filter(|file| *file != Path::new("-"))
+    {
+        let file = quoted(file);
+        say(
+            "ticket",
+            &format!("this machine needs it no more: rm {file}"),
+        )?;
+    }
+    Ok(())
 }
 
-/// Where the agent will have its state.
-fn state_folder(asked: &Asked) -> PathBuf {
-    match asked.home {
-        Home::Installed => PathBuf::from("/var/lib/viworks-gateway"),
-        Home::Folder | Home::Demo => asked.folder.join("state"),
+/// Takes back what was begun in vain; what the backend may know, by this call or an earlier one, stays.
+fn left(staging: Staging, error: EnrolError) -> EnrolError {
+    if staging.is_fresh()
+        && !error.may_be_done()
+        && let Err(error) = staging.clear()
+    {
+        return error;
     }
+    error
 }
 
 /// The agent goes on as the installation that enrolled, where that can be written. Where it cannot, the agent draws an
@@ -154,20 +182,29 @@ fn tell(enrolled: &Enrolled) -> anyhow::Result<()> {
 }
 
 /// Connects as far as the backend's challenge and no further, as `doctor` does.
-async fn try_connection(asked: &Asked) -> anyhow::Result<ExitCode> {
-    let path = asked.folder.join("gateway.toml");
+async fn try_connection(places: &Places) -> anyhow::Result<ExitCode> {
+    let path = places.target.join("gateway.toml");
     let begun = SystemClock.now();
-    let tried = match load(&path) {
-        Ok((config, material)) => connect(config, &material).await,
-        Err(problems) => Err((problems.in_one_line(), "see check-config".to_owned())),
-    };
-    let next = match asked.home {
+    let next = match places.home {
         Home::Installed => "systemctl enable --now viworks-gateway-agent".to_owned(),
         Home::Folder | Home::Demo => {
-            format!("viworks-gateway-agent run --config {}", path.display())
+            format!("viworks-gateway-agent run --config {}", quoted(&path))
         }
     };
-    match tried {
+    let (config, material) = match load(&path) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            stdout::print(&format!(
+                "  \u{2715} {:<14}{}\n\nThis machine has the identity of a gateway, and no agent can start with what \
+                 is there. Mend it until this is content: viworks-gateway-agent check-config --config {}\n",
+                "files",
+                problems.in_one_line(),
+                quoted(&path)
+            ))?;
+            return Ok(ExitCode::Config);
+        }
+    };
+    match connect(config, &material).await {
         Ok(url) => {
             let took = took(begun);
             say(
@@ -195,6 +232,7 @@ async fn try_connection(asked: &Asked) -> anyhow::Result<ExitCode> {
 fn load(path: &Path) -> Result<(Config, Material), Problems> {
     let config = Config::load(path, &environment())?;
     let material = Material::load(&config)?;
+    setup::examine_catalogue(&config)?;
     Ok((config, material))
 }
 
@@ -228,64 +266,4 @@ fn took(begun: Monotonic) -> u128 {
 
 fn say(what: &str, found: &str) -> anyhow::Result<()> {
     Ok(stdout::print(&format!("  \u{2713} {what:<14}{found}\n"))?)
-}
-
-/// The ticket of a file, of the standard input, or of whoever sits at the terminal.
-fn read_ticket(file: Option<&Path>) -> Result<Ticket, EnrolError> {
-    let text = match file {
-        Some(path) if path != Path::new("-") => {
-            let bytes = files::read_private(path)?;
-            Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned())
-        }
-        Some(_) => read_input()?,
-        None if std::io::stdin().is_terminal() => prompt()?,
-        None => read_input()?,
-    };
-    Ok(text.parse::<Ticket>()?)
-}
-
-fn read_input() -> Result<Zeroizing<String>, EnrolError> {
-    let mut text = Zeroizing::new(String::new());
-    let read = std::io::stdin()
-        .lock()
-        .take(READ_MAX)
-        .read_to_string(&mut text);
-    read.map_err(|error| EnrolError::NoTicket(error.to_string()))?;
-    Ok(text)
-}
-
-/// A terminal that does not show what is typed, until this is dropped.
-struct Unseen(Termios);
-
-impl Unseen {
-    fn begin() -> Option<Self> {
-        let before = tcgetattr(std::io::stdin()).ok()?;
-        let mut unseen = before.clone();
-        unseen.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(std::io::stdin(), OptionalActions::Flush, &unseen).ok()?;
-        Some(Self(before))
-    }
-}
-
-impl Drop for Unseen {
-    fn drop(&mut self) {
-        // A terminal that is gone shows nothing either.
-        let _gone = tcsetattr(std::io::stdin(), OptionalActions::Flush, &self.0);
-    }
-}
-
-fn prompt() -> Result<Zeroizing<String>, EnrolError> {
-    let refused = |error: std::io::Error| EnrolError::NoTicket(error.to_string());
-    let unseen = Unseen::begin();
-    let mut error = std::io::stderr();
-    write!(error, "Ticket: ")
-        .and_then(|()| error.flush())
-        .map_err(refused)?;
-    let mut text = Zeroizing::new(String::new());
-    let read = std::io::stdin().lock().take(READ_MAX).read_line(&mut text);
-    drop(unseen);
-    // The line break was not shown either; nobody misses it where there is no terminal.
-    drop(writeln!(error));
-    read.map_err(refused)?;
-    Ok(text)
 }

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use viworks_common::enrolment::{
     CLOCK_OFF_MAX, EnrolmentAnswer, EnrolmentChallenge, EnrolmentRequest, Exchange, PATH,
@@ -36,10 +36,12 @@ use crate::outbound::pinning::KeyVerifier;
 const LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of the largest answer.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
-/// How often it is tried again when the backend is busy or the connection breaks.
-const ATTEMPTS: u32 = 8;
-/// The longest that is waited for another attempt.
-const WAIT_MAX: Duration = Duration::from_secs(20);
+/// About how long the first pause between attempts is; each is twice as long as the one before.
+const PAUSE: Duration = Duration::from_secs(1);
+/// About how long the longest is.
+const PAUSE_MAX: Duration = Duration::from_secs(20);
+/// The longest that a busy backend may ask for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
 const TIMES: Timeouts = Timeouts {
     resolve: LIMIT,
@@ -74,43 +76,66 @@ pub struct Enrolled {
     pub pin: SpkiPin,
 }
 
-/// Redeems the ticket; tries again while the backend is busy or does not answer.
+/// Redeems the ticket; tries again for as long as `patience` while the backend is busy, not reached, or does not
+/// answer. `told` hears of each pause: what the attempt before it ended with.
 ///
 /// # Errors
 ///
-/// Why this machine is no gateway.
-pub async fn redeem(ticket: &Ticket, machine: &Machine) -> Result<Enrolled, EnrolError> {
-    let mut attempt = 0;
-    let mut sent = false;
+/// Why this machine is no gateway; [`EnrolError::InDoubt`] when the backend may have made one all the same.
+pub async fn redeem(
+    ticket: &Ticket,
+    machine: &Machine,
+    patience: Duration,
+    mut told: impl FnMut(&EnrolError),
+) -> Result<Enrolled, EnrolError> {
+    let end = Instant::now() + patience;
+    let mut in_doubt = false;
+    let mut pause = PAUSE;
     loop {
-        attempt += 1;
-        let error = match redeem_once(ticket, machine).await {
+        let error = match redeem_once(ticket, machine, &mut in_doubt).await {
             Ok(enrolled) => return Ok(enrolled),
             Err(error) => error,
         };
-        sent |= error.may_be_done();
-        let wait = error.again().filter(|_more| attempt < ATTEMPTS);
-        let Some(wait) = wait else {
-            return Err(error.after(sent));
+        let left = end.saturating_duration_since(Instant::now());
+        let Some(asked) = error.again().filter(|_more| !left.is_zero()) else {
+            return Err(if in_doubt { error.in_doubt() } else { error });
         };
-        let spread = Duration::from_millis(random::uniform(0..1_000));
-        sleep(wait.min(WAIT_MAX) + spread).await;
+        told(&error);
+        // Spread: where many machines were switched on together, they do not come back together.
+        let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        let spread = Duration::from_millis(random::uniform(0..pause_ms)) + pause / 2;
+        let asked = asked.min(RETRY_AFTER_MAX);
+        sleep((asked + spread).min(left)).await;
+        pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 
-async fn redeem_once(ticket: &Ticket, machine: &Machine) -> Result<Enrolled, EnrolError> {
+/// One attempt; `in_doubt` becomes true when the backend may have carried it out without an answer.
+async fn redeem_once(
+    ticket: &Ticket,
+    machine: &Machine,
+    in_doubt: &mut bool,
+) -> Result<Enrolled, EnrolError> {
     let (host, port) = place(&ticket.url)?;
     let place = format!("{host}:{port}");
     let mut door = Door::open(ticket, &host, port).await?;
     let asked = json(&EnrolmentRequest::Challenge { ticket: ticket.id });
-    let (answer, _proof) = door.post(asked, None, false).await?;
+    let (answer, _proof) = door.post(asked, None).await?;
     let EnrolmentChallenge { challenge, time } = read(&answer, &place)?;
     clock_is_right(SystemClock.wall(), time)?;
     let request = request(ticket, machine, challenge);
     let exchange = Exchange::new(&ticket.secret, ticket.id, &challenge);
     let proof = exchange.prove(&request);
     fault::point("enrol.asked");
-    let (answer, proof) = door.post(request.clone(), Some(proof), true).await?;
+    let before = std::mem::replace(in_doubt, true);
+    let answered = door.post(request.clone(), Some(proof)).await;
+    if let Err(EnrolError::Refused {
+        for_certain: true, ..
+    }) = answered
+    {
+        *in_doubt = before;
+    }
+    let (answer, proof) = answered?;
     fault::point("enrol.answered");
     let authentic = proof.is_some_and(|proof| exchange.authenticates(&request, &answer, &proof));
     if !authentic {
@@ -160,14 +185,29 @@ fn request(ticket: &Ticket, machine: &Machine, challenge: WireChallenge) -> Vec<
 /// Host and port of a door.
 fn place(url: &str) -> Result<(String, u16), EnrolError> {
     let refused = || EnrolError::Url {
-        url: url.to_owned(),
+        url: text::line(url).into_owned(),
     };
     let uri: Uri = url.parse().map_err(|_unreadable| refused())?;
-    let host = uri.host().ok_or_else(refused)?;
-    if uri.scheme_str() != Some("https") || !matches!(uri.path(), "" | "/") {
+    let (Some(host), Some(authority)) = (uri.host(), uri.authority()) else {
+        return Err(refused());
+    };
+    // No user, no query, no fragment: nothing that would be left out in silence.
+    let port = match authority.as_str().strip_prefix(host) {
+        Some("") => 443,
+        Some(port) => {
+            let port = port.strip_prefix(':').and_then(|port| port.parse().ok());
+            port.filter(|port| *port != 0).ok_or_else(refused)?
+        }
+        None => return Err(refused()),
+    };
+    let is_door = uri.scheme_str() == Some("https")
+        && matches!(uri.path(), "" | "/")
+        && uri.query().is_none()
+        && !url.contains('#');
+    if !is_door {
         return Err(refused());
     }
-    Ok((host.to_owned(), uri.port_u16().unwrap_or(443)))
+    Ok((host.to_owned(), port))
 }
 
 /// A connection to the door.
@@ -224,18 +264,16 @@ impl Door {
         })
     }
 
-    /// Sends a body and answers what came back, with its proof. `redeems`: it may be done when no answer comes.
+    /// Sends a body and answers what came back, with its proof.
     async fn post(
         &mut self,
         body: Vec<u8>,
         proof: Option<String>,
-        redeems: bool,
     ) -> Result<(Bytes, Option<Vec<u8>>), EnrolError> {
         let place = self.place.clone();
         let lost = |reason: String| EnrolError::Unanswered {
             place: place.clone(),
             reason,
-            sent: redeems,
         };
         let mut request = Request::post(PATH)
             .header(HOST, &place)
@@ -295,11 +333,14 @@ fn refused(status: u16, body: &[u8], after: Option<&str>) -> EnrolError {
     let retry_after = after
         .and_then(|after| after.parse().ok())
         .map(Duration::from_secs);
+    // From 500 on something broke behind it, which may have been carried out before.
+    let for_certain = status < 500;
     match serde_json::from_slice::<Said>(body) {
         Ok(Said { code, detail }) => EnrolError::Refused {
             code: text::line(&code).into_owned(),
             detail: text::line(&detail).into_owned(),
             retry_after,
+            for_certain,
         },
         Err(_other) => EnrolError::Refused {
             code: "http".to_owned(),
@@ -307,6 +348,7 @@ fn refused(status: u16, body: &[u8], after: Option<&str>) -> EnrolError {
                 "something that is no ViWorkS backend answers with HTTP {status}: check what stands in front of the door"
             ),
             retry_after,
+            for_certain,
         },
     }
 }
@@ -315,10 +357,39 @@ fn read<T: DeserializeOwned>(body: &[u8], place: &str) -> Result<T, EnrolError> 
     serde_json::from_slice(body).map_err(|error| EnrolError::Unanswered {
         place: place.to_owned(),
         reason: format!("what it says cannot be read: {error}"),
-        sent: true,
     })
 }
 
 fn json(value: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("what is exchanged has string keys and whole numbers")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_door_is_a_host_and_a_port_and_nothing_else() {
+        for (url, host, port) in [
+            ("https://door.test", "door.test", 443),
+            ("https://door.test/", "door.test", 443),
+            ("https://127.0.0.1:8082", "127.0.0.1", 8082),
+            ("https://[::1]:65535/", "[::1]", 65_535),
+        ] {
+            assert_eq!(place(url).unwrap(), (host.to_owned(), port), "{url}");
+        }
+        for url in [
+            "https://door.test:99999",
+            "https://door.test:0",
+            "https://door.test:",
+            "https://somebody@door.test:8082",
+            "https://door.test:8082/elsewhere",
+            "https://door.test:8082/?a=b",
+            "https://door.test:8082/#there",
+            "http://door.test:8082",
+            "https://",
+        ] {
+            assert!(matches!(place(url), Err(EnrolError::Url { .. })), "{url}");
+        }
+    }
 }

@@ -1,9 +1,15 @@
 //! The folder beside the configuration in which a gateway's files are made, and from which they are moved when all of
 //! them are whole: the key first, the configuration last, without which no agent starts.
+//!
+//! Every file comes into being whole, under another name first. A list of all with their digests comes last, and says
+//! that they are complete and which they are: nothing else is ever moved, and nothing is ever replaced.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use viworks_common::catalogue::SHIPPED;
 use viworks_common::enrolment::{Home, configuration, identity_file};
 use viworks_common::id::InstallId;
@@ -12,132 +18,143 @@ use viworks_runtime::files::{self, FileError, FolderLock};
 use viworks_runtime::{fault, random};
 use zeroize::Zeroizing;
 
-use super::{EnrolError, Papers};
+use super::{EnrolError, Papers, Places};
 
 /// The folder, in that of the configuration.
-const FOLDER: &str = ".enrolling";
+pub(super) const FOLDER: &str = ".enrolling";
 /// The folder of the catalogue.
-const CATALOGUE: &str = "commands.d";
+pub(super) const CATALOGUE: &str = "commands.d";
+
+const INSTALL_ID: &str = "install_id";
+const COMPLETE: &str = "complete.json";
 
 const KEY: &str = "gateway.key";
-const REQUEST: &str = "request.csr";
-const INSTALL_ID: &str = "install_id";
 const CERTIFICATE: &str = "gateway.crt";
 const AUTHORITY: &str = "ca.crt";
 const IDENTITY: &str = "identity.json";
-const CONFIGURATION: &str = "gateway.toml";
-
-/// A file that is not whole yet.
-const PART: &str = "part";
+pub(super) const CONFIGURATION: &str = "gateway.toml";
 
 /// What is moved, in this order: the configuration last.
-const MOVED: [&str; 5] = [KEY, CERTIFICATE, AUTHORITY, IDENTITY, CONFIGURATION];
+pub(super) const MOVED: [&str; 5] = [KEY, CERTIFICATE, AUTHORITY, IDENTITY, CONFIGURATION];
 
-/// How far an earlier call came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// There was none.
-    Fresh,
-    /// There is a key, which the backend may know.
-    Asked,
-    /// Every file is there.
-    Complete,
+/// Bytes of the largest of these files.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+type Digest = [u8; 32];
+
+/// The files of one enrolment.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Complete {
+    sha256: BTreeMap<String, Digest>,
 }
 
-/// The folder, for this process alone.
+impl Complete {
+    fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("names and numbers have a JSON form")
+    }
+
+    fn expects(&self, name: &str) -> Option<Digest> {
+        self.sha256.get(name).copied()
+    }
+}
+
+/// Who the machine is to the backend before it is a gateway.
+#[derive(Debug)]
+struct Begun {
+    key: KeyPair,
+    install_id: InstallId,
+}
+
+/// What an earlier call has left.
+#[derive(Debug)]
+pub enum Found {
+    /// Nothing, or a key that the backend may know.
+    Begun(Staging),
+    /// Every file.
+    Whole(Whole),
+}
+
+/// The folder, for this process alone, with files that are not complete.
 #[derive(Debug)]
 pub struct Staging {
+    room: Room,
+    begun: Option<Begun>,
+}
+
+/// The folder, for this process alone, with every file of a gateway.
+#[derive(Debug)]
+pub struct Whole {
+    room: Room,
+    complete: Complete,
+}
+
+#[derive(Debug)]
+struct Room {
     target: PathBuf,
     folder: PathBuf,
-    stage: Stage,
     _lock: FolderLock,
 }
 
 impl Staging {
-    /// Opens the folder beside `target`'s files, or makes it; refuses where a gateway's files are already.
+    /// Looks for what an earlier call has left beside the files of `places`, for this process alone; refuses where a
+    /// gateway's files are already, or where no agent could start.
     ///
     /// # Errors
     ///
-    /// When a gateway is there, or the folder cannot be used or is in use.
-    pub fn open(target: &Path) -> Result<Self, EnrolError> {
-        let folder = target.join(FOLDER);
-        let begun = folder.symlink_metadata().is_ok();
-        let is_there = |folder: &Path, name: &str| folder.join(name).symlink_metadata().is_ok();
-        let complete = begun && is_there(&folder, CONFIGURATION);
-        let moved = begun && is_there(target, CONFIGURATION);
-        if !complete && !moved {
-            let taken = MOVED.iter().find(|name| is_there(target, name));
-            if let Some(taken) = taken {
-                return Err(EnrolError::Exists {
-                    path: target.join(taken),
-                });
-            }
-        }
+    /// When a gateway is or was there, another `enroll` is under way, or the folder cannot be used.
+    pub fn open(places: &Places) -> Result<Found, EnrolError> {
+        let target = &places.target;
         files::create_private_folder(target)?;
-        files::create_private_folder(&folder)?;
-        let lock = files::lock_folder(&folder)?;
-        let asked = [KEY, REQUEST, INSTALL_ID];
-        let stage = if complete || moved {
-            Stage::Complete
-        } else if asked.iter().all(|name| is_there(&folder, name)) {
-            Stage::Asked
-        } else {
-            Stage::Fresh
-        };
-        let own = Self {
-            target: target.to_owned(),
-            folder,
-            stage,
+        // Before anything is looked at: what is found holds for as long as this lives.
+        let lock = files::hold_folder(target).map_err(|error| {
+            if let FileError::Locked { path, .. } = error {
+                EnrolError::UnderWay { path }
+            } else {
+                error.into()
+            }
+        })?;
+        let room = Room {
+            target: target.clone(),
+            folder: target.join(FOLDER),
             _lock: lock,
         };
-        match stage {
-            Stage::Complete => {}
-            // What was not finished is written anew.
-            Stage::Asked => own.remove(&[CERTIFICATE, AUTHORITY, IDENTITY])?,
-            Stage::Fresh => own.remove(&[KEY, REQUEST, INSTALL_ID])?,
+        if let Some(complete) = room.complete()? {
+            if room.is_left_over(&complete, places)? {
+                return Ok(Found::Whole(Whole { room, complete }));
+            }
+            room.remove()?;
         }
-        Ok(own)
+        if let Some(taken) = room.taken() {
+            return Err(places.exists(taken));
+        }
+        places.examine()?;
+        let begun = room.begun()?;
+        Ok(Found::Begun(Self { room, begun }))
     }
 
-    /// How far an earlier call came.
+    /// Whether there was nothing yet: no key that the backend could know.
     #[must_use]
-    pub const fn stage(&self) -> Stage {
-        self.stage
+    pub const fn is_fresh(&self) -> bool {
+        self.begun.is_none()
     }
 
-    /// The certificate request and the installation: those of an earlier call, or new ones with a new key.
+    /// A certificate request and the installation: with the key of an earlier call, or a new one.
     ///
     /// # Errors
     ///
     /// When there are none, or they cannot be written.
     pub fn request(&self, known: Option<InstallId>) -> Result<(String, InstallId), EnrolError> {
-        if self.stage == Stage::Asked {
-            return self.earlier_request();
-        }
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let made;
+        let Begun { key, install_id } = if let Some(begun) = &self.begun {
+            begun
+        } else {
+            made = self.room.begin(known)?;
+            &made
+        };
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        let request = params.serialize_request(&key)?.pem()?;
-        let install_id = known.unwrap_or_else(|| InstallId::from_uuid(random::uuid_v4()));
-        let pem = Zeroizing::new(key.serialize_pem());
-        self.write(KEY, pem.as_bytes(), 0o600)?;
-        self.write(INSTALL_ID, install_id.to_string().as_bytes(), 0o600)?;
-        // Last: what has it has been asked with, whole.
-        self.write_whole(REQUEST, request.as_bytes())?;
-        Ok((request, install_id))
-    }
-
-    fn earlier_request(&self) -> Result<(String, InstallId), EnrolError> {
-        let read = |name: &str| -> Result<String, EnrolError> {
-            let bytes = files::read_private(&self.folder.join(name))?;
-            Ok(String::from_utf8_lossy(&bytes).into_owned())
-        };
-        let install_id = read(INSTALL_ID)?.trim().parse();
-        let install_id = install_id.map_err(|error| EnrolError::Left {
-            path: self.folder.clone(),
-            reason: format!("{INSTALL_ID}: {error}"),
-        })?;
-        Ok((read(REQUEST)?, install_id))
+        Ok((params.serialize_request(key)?.pem()?, *install_id))
     }
 
     /// Writes everything that the answer says.
@@ -145,14 +162,14 @@ impl Staging {
     /// # Errors
     ///
     /// When something cannot be written; another call goes on from here.
-    pub fn fill(&self, papers: &Papers, home: Home) -> Result<(), EnrolError> {
+    pub fn fill(self, papers: &Papers, home: Home) -> Result<Whole, EnrolError> {
+        let room = self.room;
         let answer = &papers.answer;
         let chain = format!("{}{}", answer.certificate, answer.authority);
         let pins: Vec<SpkiPin> = answer.pins.pins.iter().copied().collect();
         let toml = configuration(&answer.url, &pins, answer.binding, home);
-        self.write(CERTIFICATE, chain.as_bytes(), 0o644)?;
-        self.write(AUTHORITY, answer.authority.as_bytes(), 0o644)?;
-        let answer = &papers.answer;
+        room.write(CERTIFICATE, chain.as_bytes(), 0o644)?;
+        room.write(AUTHORITY, answer.authority.as_bytes(), 0o644)?;
         let identity = identity_file(
             &answer.tenant,
             answer.agent_id,
@@ -161,46 +178,135 @@ impl Staging {
             &papers.secrets.agent_key,
             &papers.secrets.token,
         );
-        self.write(IDENTITY, &identity, 0o600)?;
+        room.write(IDENTITY, &identity, 0o600)?;
         fault::point("enrol.filling");
-        // Last: what has it has everything, whole.
-        self.write_whole(CONFIGURATION, toml.as_bytes())
-    }
-
-    /// Moves everything to where the agent looks for it.
-    ///
-    /// # Errors
-    ///
-    /// When something cannot be moved; another call goes on from here.
-    pub fn finish(self, home: Home) -> Result<(), EnrolError> {
-        // A demo's gateway fills its own.
-        if home != Home::Demo {
-            self.write_catalogue()?;
-        }
+        room.write(CONFIGURATION, toml.as_bytes(), 0o600)?;
+        let mut sha256 = BTreeMap::new();
         for name in MOVED {
-            fault::point("enrol.moving");
-            let (from, to) = (self.folder.join(name), self.target.join(name));
-            match std::fs::rename(&from, &to) {
-                Ok(()) => {}
-                // Moved before.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(source) => return Err(io("move", &from, source)),
-            }
+            let digest = digest(&room.folder.join(name))?;
+            let digest = digest.ok_or_else(|| room.unusable(&format!("{name} is missing")))?;
+            sha256.insert(name.to_owned(), digest);
         }
-        files::sync_folder(&self.target)?;
-        self.clear()
+        let complete = Complete { sha256 };
+        // Last: what has it has everything.
+        room.write(COMPLETE, &complete.to_json(), 0o600)?;
+        Ok(Whole { room, complete })
     }
 
-    /// Removes the folder and what is in it: nothing came of it, or everything was moved.
+    /// Removes the folder and what is in it: nothing came of it.
     ///
     /// # Errors
     ///
     /// When it cannot be removed.
     pub fn clear(self) -> Result<(), EnrolError> {
-        std::fs::remove_dir_all(&self.folder)
-            .map_err(|source| io("remove", &self.folder, source))?;
-        files::sync_folder(&self.target)?;
-        Ok(())
+        self.room.remove()
+    }
+}
+
+impl Whole {
+    /// Moves everything to where the agent looks for it.
+    ///
+    /// # Errors
+    ///
+    /// When something cannot be moved, or something else is there by now; another call goes on from here.
+    pub fn finish(self, places: &Places) -> Result<(), EnrolError> {
+        let Room { target, folder, .. } = &self.room;
+        // A demo's gateway fills its own.
+        if places.home != Home::Demo {
+            self.room.write_catalogue()?;
+        }
+        for name in MOVED {
+            fault::point("enrol.moving");
+            let (from, to) = (folder.join(name), target.join(name));
+            match files::move_new(&from, &to) {
+                Ok(()) => {}
+                // Moved before.
+                Err(error) if error.is_missing() => {}
+                Err(error) if error.is_taken() && digest(&to)? == self.complete.expects(name) => {
+                    remove_file(&from)?;
+                }
+                Err(error) if error.is_taken() => return Err(places.exists(to)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        files::sync_folder(target)?;
+        self.room.remove()
+    }
+}
+
+impl Room {
+    /// What says that every file is there, where something does.
+    fn complete(&self) -> Result<Option<Complete>, EnrolError> {
+        let bytes = match files::read_private(&self.folder.join(COMPLETE)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_missing() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // What cannot be read says nothing: the backend is asked again.
+        Ok(serde_json::from_slice(&bytes).ok())
+    }
+
+    /// Whether every file of an enrolment is here or where it is moved to, and nothing else is there. False when an
+    /// agent went on with them, or they were taken away, so that nothing of it is left to be done.
+    fn is_left_over(&self, complete: &Complete, places: &Places) -> Result<bool, EnrolError> {
+        let (mut is_staged, mut is_placed) = (false, true);
+        let (mut in_the_way, mut lost) = (None, None);
+        for name in MOVED {
+            let wanted = complete.expects(name);
+            let (here, there) = (self.folder.join(name), self.target.join(name));
+            let (staged, placed) = (digest(&here)?, digest(&there)?);
+            is_staged |= staged.is_some();
+            is_placed &= placed.is_some() && placed == wanted;
+            if placed.is_some() && placed != wanted {
+                in_the_way.get_or_insert(there);
+            }
+            if wanted.is_none() || staged.or(placed) != wanted {
+                lost.get_or_insert(name);
+            }
+        }
+        match (in_the_way, lost) {
+            _ if !is_staged => Ok(is_placed),
+            (Some(path), _) => Err(places.exists(path)),
+            (None, Some(name)) => Err(self.unusable(&format!("{name} is missing or was changed"))),
+            (None, None) => Ok(true),
+        }
+    }
+
+    /// A file of a gateway that is there.
+    fn taken(&self) -> Option<PathBuf> {
+        let paths = MOVED.iter().map(|name| self.target.join(name));
+        paths.into_iter().find(|path| !files::is_absent(path))
+    }
+
+    /// The key and the installation of an earlier call. A key that is no key was never used for anything.
+    fn begun(&self) -> Result<Option<Begun>, EnrolError> {
+        let read = |name: &str| match files::read_private(&self.folder.join(name)) {
+            Ok(bytes) => Ok(Some(Zeroizing::new(
+                String::from_utf8_lossy(&bytes).into_owned(),
+            ))),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error),
+        };
+        let key = read(KEY)?.and_then(|pem| KeyPair::from_pem(&pem).ok());
+        let Some(key) = key else {
+            return Ok(None);
+        };
+        let install_id = read(INSTALL_ID)?.and_then(|text| text.trim().parse().ok());
+        // It is there before the key is.
+        let install_id =
+            install_id.ok_or_else(|| self.unusable(&format!("{INSTALL_ID} holds no id")))?;
+        Ok(Some(Begun { key, install_id }))
+    }
+
+    /// Makes a key. The installation comes first: with the key the backend is asked.
+    fn begin(&self, known: Option<InstallId>) -> Result<Begun, EnrolError> {
+        files::create_private_folder(&self.folder)?;
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let install_id = known.unwrap_or_else(|| InstallId::from_uuid(random::uuid_v4()));
+        let pem = Zeroizing::new(key.serialize_pem());
+        self.write(INSTALL_ID, install_id.to_string().as_bytes(), 0o600)?;
+        self.write(KEY, pem.as_bytes(), 0o600)?;
+        Ok(Begun { key, install_id })
     }
 
     /// What may run here: the shipped catalogue, where there is none yet. What somebody wrote stays as it is.
@@ -222,29 +328,48 @@ impl Staging {
     }
 
     fn write(&self, name: &str, contents: &[u8], mode: u32) -> Result<(), EnrolError> {
-        Ok(files::write_new(&self.folder.join(name), contents, mode)?)
+        fault::point("enrol.writing");
+        let path = self.folder.join(name);
+        Ok(files::write_atomic_as(&path, contents, mode)?)
     }
 
-    /// Writes a file that says something by being there: under another name first.
-    fn write_whole(&self, name: &str, contents: &[u8]) -> Result<(), EnrolError> {
-        self.remove(&[PART])?;
-        self.write(PART, contents, 0o600)?;
-        let (part, whole) = (self.folder.join(PART), self.folder.join(name));
-        std::fs::rename(&part, &whole).map_err(|source| io("move", &part, source))?;
-        Ok(files::sync_folder(&self.folder)?)
-    }
-
-    fn remove(&self, names: &[&str]) -> Result<(), EnrolError> {
-        for name in names {
-            let path = self.folder.join(name);
-            match std::fs::remove_file(&path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(source) => return Err(io("remove", &path, source)),
+    /// Removes the folder, and last in it what says that everything was complete.
+    fn remove(&self) -> Result<(), EnrolError> {
+        if files::is_absent(&self.folder) {
+            return Ok(());
+        }
+        for name in files::names(&self.folder)? {
+            let path = self.folder.join(&name);
+            if name == CATALOGUE {
+                std::fs::remove_dir_all(&path).map_err(|source| io("remove", &path, source))?;
+            } else if name != COMPLETE {
+                remove_file(&path)?;
             }
         }
-        Ok(())
+        std::fs::remove_dir_all(&self.folder)
+            .map_err(|source| io("remove", &self.folder, source))?;
+        Ok(files::sync_folder(&self.target)?)
     }
+
+    fn unusable(&self, reason: &str) -> EnrolError {
+        EnrolError::Left {
+            path: self.folder.clone(),
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+/// The SHA-256 of a file, if there is one.
+fn digest(path: &Path) -> Result<Option<Digest>, EnrolError> {
+    if files::is_absent(path) {
+        return Ok(None);
+    }
+    let bytes = Zeroizing::new(files::read_at_most(path, FILE_BYTES_MAX)?);
+    Ok(Some(Sha256::digest(&*bytes).into()))
+}
+
+fn remove_file(path: &Path) -> Result<(), EnrolError> {
+    std::fs::remove_file(path).map_err(|source| io("remove", path, source))
 }
 
 fn io(action: &'static str, path: &Path, source: std::io::Error) -> EnrolError {

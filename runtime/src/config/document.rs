@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::environment::Environment;
 use super::key::{KeyReference, SectionReference};
-use super::layers::{self, Reader};
+use super::layers::{self, Layers, Reader};
 use super::section::Section;
 use super::syntax;
 use super::text::Text;
@@ -61,10 +61,20 @@ impl Document {
     }
 
     fn read(path: &Path, environment: &Environment, reader: Reader) -> Result<Self, Problems> {
-        let layers = layers::read(path, reader)?;
+        Ok(Self::laid(layers::read(path, reader)?, environment))
+    }
+
+    /// The same as if `path` had this text already: with what lies over it there.
+    #[must_use]
+    pub fn foresee(path: &Path, text: &str, environment: &Environment) -> Self {
+        let first = Text::new(path, text.to_owned());
+        Self::laid(layers::over(first, Reader::Trusting), environment)
+    }
+
+    fn laid(layers: Layers, environment: &Environment) -> Self {
         let mut document = Self::lay(layers.texts, environment);
         document.problems.extend(layers.problems);
-        Ok(document)
+        document
     }
 
     /// One file that was read already.

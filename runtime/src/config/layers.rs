@@ -48,13 +48,19 @@ pub(super) fn read(path: &Path, reader: Reader) -> Result<Layers, Problems> {
         .map_err(|error| unread(path, &error))
         .and_then(|bytes| Text::decode(path, bytes))
         .map_err(|problem| Problems::new(vec![problem]))?;
+    Ok(over(first, reader))
+}
+
+/// The same over a text at hand, which is not there yet.
+pub(super) fn over(first: Text, reader: Reader) -> Layers {
+    let folder = first.path.parent().unwrap_or_else(|| Path::new(""));
+    let folder = folder.join(FOLDER);
     let mut layers = Layers {
         texts: vec![first],
         problems: Vec::new(),
     };
-    let folder = path.parent().unwrap_or_else(|| Path::new(""));
-    layers.read_folder(&folder.join(FOLDER), reader);
-    Ok(layers)
+    layers.read_folder(&folder, reader);
+    layers
 }
 
 impl Layers {

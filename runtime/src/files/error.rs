@@ -166,6 +166,12 @@ impl FileError {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
+    /// Whether something has the name already.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::AlreadyExists)
+    }
+
     /// What is wrong, in one sentence with the system's own words, without what to do about it.
     #[must_use]
     pub fn cause(&self) -> String {
@@ -211,7 +217,7 @@ impl FileError {
                         own.as_raw()
                     );
                 }
-                "it must belong to root: use a folder of root's, or, to try things as a user of your own, set allow_own_commands = true in [executor]".to_owned()
+                "it must belong to root: use a folder of root's, or, to try things as a user of your own, set allow_own_commands = \"for_demo_only\" in [executor]".to_owned()
             }
             Self::Link { .. } => {
                 "put the file itself in its place, or name what the link leads to".to_owned()
@@ -278,7 +284,8 @@ impl std::error::Error for FileError {
 }
 
 /// A path as a shell takes it.
-fn quoted(path: &Path) -> String {
+#[must_use]
+pub fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
     if text.chars().all(plain) {

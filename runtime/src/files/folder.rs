@@ -201,9 +201,15 @@ impl Folder {
 
     /// Makes the names in it durable.
     pub(super) fn sync(&self) -> Result<(), FileError> {
+        let synced = self.readable()?.sync_all();
+        synced.map_err(FileError::io("synchronise", &self.path))
+    }
+
+    /// The folder itself, open for what cannot be done with a mere place.
+    pub(super) fn readable(&self) -> Result<File, FileError> {
         fs::openat(&self.fd, ".", FOLDER | OFlags::RDONLY, Mode::empty())
-            .and_then(fs::fsync)
-            .map_err(|error| FileError::io("synchronise", &self.path)(error.into()))
+            .map(File::from)
+            .map_err(|error| FileError::io("open", &self.path)(error.into()))
     }
 
     /// Refuses a folder in which this process cannot make files.

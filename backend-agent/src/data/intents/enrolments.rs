@@ -13,6 +13,7 @@ use viworks_common::enrolment::NameRule;
 use viworks_common::id::{AgentId, GatewayName, InstallId, TicketId};
 use viworks_common::network::IpNetwork;
 use viworks_common::time::Timestamp;
+use viworks_runtime::fault;
 use viworks_runtime::sqlite::{Row, params};
 
 use super::row::Reader;
@@ -177,6 +178,7 @@ fn try_redeem(tx: &Tx<'_>, redemption: &Redemption) -> StoreResult<RedeemOutcome
         "gateway": gateway.name, "agent_id": agent_id, "install_id": install_id, "use": ticket.uses + 1,
     });
     tickets::note(tx, actor, "ticket.redeem", *id, AuditOutcome::Done, &detail)?;
+    fault::point("store.redeem.before_commit");
     Ok(RedeemOutcome::Enrolled)
 }
 

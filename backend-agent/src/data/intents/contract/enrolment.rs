@@ -5,9 +5,11 @@ use std::net::IpAddr;
 use async_trait::async_trait;
 use viworks_common::id::{Tenant, TicketId};
 use viworks_common::time::Timestamp;
+use viworks_runtime::fault;
 
 use super::super::link::Engine;
 use super::super::store::SqlStore;
+use super::super::tx::Tx;
 use super::super::{enrolments, tickets};
 use crate::data::{
     Actor, EnrolmentStore, Foreseen, Listing, NewTicket, Page, RedeemOutcome, Redemption,
@@ -77,8 +79,12 @@ impl<E: Engine> EnrolmentStore for SqlStore<E> {
         redemption: Redemption,
         now: Timestamp,
     ) -> StoreResult<RedeemOutcome> {
-        self.write(tenant, now, move |tx| enrolments::redeem(tx, &redemption))
-            .await
+        let redeem = move |tx: &Tx<'_>| enrolments::redeem(tx, &redemption);
+        let outcome = self.write(tenant, now, redeem).await?;
+        if matches!(outcome, RedeemOutcome::Enrolled) {
+            fault::point("store.redeem.after_commit");
+        }
+        Ok(outcome)
     }
 
     async fn refuse_redemption(

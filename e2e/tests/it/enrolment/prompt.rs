@@ -1,0 +1,71 @@
+//! Somebody at a terminal who is asked for the ticket.
+
+use std::process::Command;
+
+use rustix::process::Signal;
+use serde_json::json;
+use viworks_testkit::deployment::Deployment;
+use viworks_testkit::process::{Process, eventually};
+use viworks_testkit::terminal::Terminal;
+
+use super::{LIMIT, backend, folder, gateways, ticket};
+
+fn start(system: &Deployment, terminal: &Terminal) -> Process {
+    let mut command = Command::new(system.binaries().gateway());
+    command.args(["enroll", "--demo", "--out"]);
+    command.arg(folder(system, "gw-1"));
+    terminal.start(command).unwrap()
+}
+
+async fn shows(terminal: &mut Terminal, what: &str) {
+    eventually(what, LIMIT, async || {
+        terminal.shown().contains(what).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupt_at_the_question_leaves_the_terminal_as_it_was() {
+    let system = backend().await;
+    let mut terminal = Terminal::open().unwrap();
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 130)] {
+        let mut process = start(&system, &terminal);
+        eventually("it does not show what is typed", LIMIT, async || {
+            (!terminal.echoes().unwrap()).then_some(())
+        })
+        .await;
+        shows(&mut terminal, "Ticket: ").await;
+        process.signal(signal);
+        let ended = process.wait(LIMIT).await;
+        assert_eq!(ended.code(), Some(code), "{}", terminal.shown());
+        assert!(terminal.echoes().unwrap(), "{signal:?}");
+    }
+    let left = std::fs::read_dir(folder(&system, "gw-1")).unwrap().count();
+    assert_eq!(left, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ticket_whose_line_was_broken_on_the_way_is_taken_whole() {
+    let system = backend().await;
+    let ticket = ticket(&system, &json!({"uses": 1, "name": "gw-1"})).await;
+    let mut terminal = Terminal::open().unwrap();
+    // The rest comes at once, or later; an empty line gives it up.
+    let (front, back) = ticket.split_at(100);
+    let mut process = start(&system, &terminal);
+    shows(&mut terminal, "Ticket: ").await;
+    terminal.type_in(&format!("{front}\n\n")).unwrap();
+    assert_eq!(process.wait(LIMIT).await.code(), Some(2));
+    shows(&mut terminal, "cut off after 100").await;
+    let mut terminal = Terminal::open().unwrap();
+    let mut process = start(&system, &terminal);
+    shows(&mut terminal, "Ticket: ").await;
+    terminal.type_in(&format!("{front}\n")).unwrap();
+    shows(&mut terminal, "100 of its").await;
+    assert!(!terminal.echoes().unwrap());
+    let (middle, end) = back.split_at(20);
+    terminal.type_in(&format!("{middle}\n  {end}\n")).unwrap();
+    shows(&mut terminal, "This machine is a gateway now").await;
+    assert!(process.wait(LIMIT).await.success());
+    assert!(!terminal.shown().contains(end));
+    assert_eq!(gateways(&system).await.len(), 1);
+}

@@ -1,0 +1,109 @@
+//! Where the ticket comes from: a file, the standard input, or whoever sits at the terminal. Never the command line.
+
+use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::termios::{
+    LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr,
+};
+use viworks_common::enrolment::{InvalidTicket, TICKET_CHARS_MAX, Ticket};
+use viworks_runtime::{blocking, files};
+use zeroize::Zeroizing;
+
+use crate::enrol::EnrolError;
+
+/// The most that is read for a ticket, with white space in it.
+const READ_MAX: u64 = 4 * TICKET_CHARS_MAX as u64;
+/// How long somebody may take to look for it.
+const SEARCH_TIME: Duration = Duration::from_secs(3_600);
+
+/// Reads it.
+///
+/// # Errors
+///
+/// When there is none, or it is none.
+pub(super) async fn read(file: Option<&Path>) -> Result<Ticket, EnrolError> {
+    let text = match file {
+        Some(path) if path != Path::new("-") => {
+            let bytes = files::read_private(path)?;
+            Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned())
+        }
+        None if std::io::stdin().is_terminal() => return prompt().await,
+        Some(_) | None => read_input().await?,
+    };
+    Ok(text.parse::<Ticket>()?)
+}
+
+async fn read_input() -> Result<Zeroizing<String>, EnrolError> {
+    reading(|text| std::io::stdin().lock().take(READ_MAX).read_to_string(text)).await
+}
+
+/// On a thread of its own, so that an interrupt is heard meanwhile.
+async fn reading(
+    read: impl FnOnce(&mut String) -> std::io::Result<usize> + Send + 'static,
+) -> Result<Zeroizing<String>, EnrolError> {
+    let read = blocking::call("ticket", SEARCH_TIME, move || {
+        let mut text = Zeroizing::new(String::new());
+        read(&mut text).map(|_bytes| text)
+    });
+    match read.await {
+        Ok(Ok(text)) => Ok(text),
+        Ok(Err(error)) => Err(EnrolError::NoTicket(error.to_string())),
+        Err(unanswered) => Err(EnrolError::NoTicket(unanswered.to_string())),
+    }
+}
+
+/// A terminal that does not show what is typed, until this is dropped.
+struct Unseen(Termios);
+
+impl Unseen {
+    fn begin() -> Option<Self> {
+        let before = tcgetattr(std::io::stdin()).ok()?;
+        let mut unseen = before.clone();
+        unseen.local_modes.remove(LocalModes::ECHO);
+        // Neither of them stops or ends the process meanwhile, which would leave the terminal like this; an interrupt
+        // is heard.
+        for key in [SpecialCodeIndex::VSUSP, SpecialCodeIndex::VQUIT] {
+            unseen.special_codes[key] = 0;
+        }
+        tcsetattr(std::io::stdin(), OptionalActions::Flush, &unseen).ok()?;
+        Some(Self(before))
+    }
+}
+
+impl Drop for Unseen {
+    fn drop(&mut self) {
+        // A terminal that is gone shows nothing either. What was not read may be the rest of a ticket: it goes to no
+        // shell.
+        let _gone = tcsetattr(std::io::stdin(), OptionalActions::Flush, &self.0);
+    }
+}
+
+/// Asks for it, line by line while it is cut off: mail breaks long lines.
+async fn prompt() -> Result<Ticket, EnrolError> {
+    let _unseen = Unseen::begin();
+    let mut text = Zeroizing::new(String::new());
+    ask("Ticket: ")?;
+    loop {
+        let line = reading(|line| std::io::stdin().lock().take(READ_MAX).read_line(line)).await?;
+        // The line break was not shown either; nobody misses it where there is no terminal.
+        drop(writeln!(std::io::stderr()));
+        text.push_str(&line);
+        match text.parse::<Ticket>() {
+            Err(InvalidTicket::Truncated { have, whole }) if !line.trim().is_empty() => {
+                ask(&format!(
+                    "{have} of its {whole} characters; the rest, or Enter to leave it: "
+                ))?;
+            }
+            read => return Ok(read?),
+        }
+    }
+}
+
+fn ask(what: &str) -> Result<(), EnrolError> {
+    let mut error = std::io::stderr();
+    write!(error, "{what}")
+        .and_then(|()| error.flush())
+        .map_err(|error| EnrolError::NoTicket(error.to_string()))
+}

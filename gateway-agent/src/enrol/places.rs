@@ -1,0 +1,217 @@
+//! Where the files of a gateway go, and what of an earlier gateway is in the way there.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use viworks_common::enrolment::{Home, configuration};
+use viworks_common::key::BindingMode;
+use viworks_common::pin::SpkiPin;
+use viworks_runtime::config::{Document, Environment};
+use viworks_runtime::files::{self, FileError, Folder, quoted};
+
+use super::EnrolError;
+use super::staging::{CATALOGUE, CONFIGURATION, FOLDER, MOVED};
+use crate::config::Config;
+use crate::setup;
+
+/// What an agent keeps of the identity that it had, and another one cannot use.
+const OF_IDENTITY: [&str; 3] = ["journal.db", "spool.db", "pins.json"];
+
+/// Where everything of the new gateway is going to be.
+#[derive(Debug)]
+pub struct Places {
+    /// The folder of its configuration.
+    pub target: PathBuf,
+    /// Where it runs.
+    pub home: Home,
+    /// What its configuration is going to say, with what lies over it already.
+    config: Config,
+}
+
+impl Places {
+    /// Those of a gateway whose configuration goes into `target`.
+    #[must_use]
+    pub fn new(target: PathBuf, home: Home, environment: &Environment) -> Self {
+        let anybody = SpkiPin::from_digest([0; 32]);
+        let url = "wss://agents.invalid";
+        let text = configuration(url, &[anybody], BindingMode::Exporter, home);
+        let path = target.join(CONFIGURATION);
+        // What is missing so far is no problem here.
+        let config = Config::read(&mut Document::foresee(&path, &text, environment));
+        Self {
+            target,
+            home,
+            config,
+        }
+    }
+
+    /// Where the agent is going to have its state.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.config.gateway.state_folder
+    }
+
+    /// Finds out whether an agent could start here at all, before a ticket is used for it.
+    ///
+    /// # Errors
+    ///
+    /// When another gateway's state is in the way, or this user may not say what runs here.
+    pub(super) fn examine(&self) -> Result<(), EnrolError> {
+        if let Some(name) = self.state_of_another() {
+            return Err(EnrolError::Formerly {
+                path: self.state().join(name),
+                aside: self.aside(),
+            });
+        }
+        let folder = &self.config.executor.commands_folder;
+        if *folder != self.target.join(CATALOGUE) || !files::is_absent(folder) {
+            return Ok(setup::examine_catalogue(&self.config)?);
+        }
+        let own = Folder::open(&self.target, setup::owners(&self.config));
+        own.map(drop).map_err(|error| self.not_roots(error))
+    }
+
+    fn not_roots(&self, error: FileError) -> EnrolError {
+        let is_owner = matches!(error, FileError::Owner { .. });
+        if !is_owner || rustix::process::geteuid().is_root() {
+            return error.into();
+        }
+        let folder = quoted(&self.target.join("conf.d"));
+        EnrolError::NotRoot {
+            cause: error.cause(),
+            trial: format!(
+                "mkdir -p -m 700 {folder} && printf '[executor]\\nallow_own_commands = \"for_demo_only\"\\n' \
+                 >{folder}/own.toml"
+            ),
+        }
+    }
+
+    /// Why nothing is made here: this is there.
+    pub(super) fn exists(&self, path: PathBuf) -> EnrolError {
+        EnrolError::Exists {
+            path,
+            aside: self.aside(),
+        }
+    }
+
+    /// What is there of the state of an agent, which another gateway cannot go on with.
+    fn state_of_another(&self) -> Option<&'static str> {
+        let is_there = |name: &&&str| !files::is_absent(&self.state().join(name));
+        OF_IDENTITY.iter().find(is_there).copied()
+    }
+
+    /// A command that puts everything of the gateway aside that this machine is or was, so that it can become another
+    /// one.
+    fn aside(&self) -> String {
+        let mut command = String::new();
+        if self.home == Home::Installed {
+            command.push_str("systemctl stop viworks-gateway-agent && ");
+        }
+        let names = MOVED.iter().chain([&FOLDER]).copied();
+        put_aside(&mut command, &self.target, names, "");
+        put_aside(&mut command, self.state(), OF_IDENTITY.into_iter(), "*");
+        command.truncate(command.trim_end_matches(" && ").len());
+        command
+    }
+}
+
+/// Adds what moves those of `names` that are there, with whatever `more` stands for behind them.
+fn put_aside(
+    command: &mut String,
+    folder: &Path,
+    names: impl Iterator<Item = &'static str>,
+    more: &str,
+) {
+    let mut there = names
+        .filter(|name| !files::is_absent(&folder.join(name)))
+        .peekable();
+    if there.peek().is_none() {
+        return;
+    }
+    let is_free = |name: &String| files::is_absent(&folder.join(name));
+    let mut names = (1_u32..).map(|number| format!("before-{number}"));
+    let aside = names.find(is_free).unwrap_or_default();
+    let folder = quoted(folder);
+    write!(command, "cd {folder} && mkdir -m 700 {aside} && mv")
+        .expect("writing to a string succeeds");
+    for name in there {
+        write!(command, " {name}{more}").expect("writing to a string succeeds");
+    }
+    write!(command, " {aside} && ").expect("writing to a string succeeds");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// A machine that has this in its folders.
+    fn machine(files: &[&str], states: &[&str]) -> (tempfile::TempDir, Places) {
+        let machine = tempfile::tempdir().unwrap();
+        let target = machine.path().join("etc here");
+        let state = machine.path().join("var");
+        for (folder, names) in [(&target, files), (&state, states)] {
+            std::fs::create_dir(folder).unwrap();
+            for name in names {
+                std::fs::write(folder.join(name), name).unwrap();
+            }
+        }
+        let state = ("VIWORKS__GATEWAY__STATE_FOLDER", state.to_str().unwrap());
+        let environment = Environment::from_iter([state]);
+        let places = Places::new(target, Home::Installed, &environment);
+        (machine, places)
+    }
+
+    #[test]
+    fn the_package_s_service_is_stopped_and_everything_of_its_identity_put_aside() {
+        let states = ["install_id", "journal.db", "journal.db-wal", "pins.json"];
+        let (machine, places) = machine(&["gateway.key", "gateway.toml", "mine.txt"], &states);
+        for number in 1..=2 {
+            let aside = places.aside();
+            let command = aside.strip_prefix("systemctl stop viworks-gateway-agent && ");
+            if number == 2 {
+                // Nothing is left to be done but that.
+                assert_eq!(aside, "systemctl stop viworks-gateway-agent");
+                break;
+            }
+            let done = Command::new("sh").args(["-ec", command.unwrap()]).status();
+            assert!(done.unwrap().success(), "{aside}");
+        }
+        for (path, is_there) in [
+            ("etc here/before-1/gateway.key", true),
+            ("etc here/before-1/gateway.toml", true),
+            ("etc here/gateway.toml", false),
+            ("etc here/mine.txt", true),
+            ("var/before-1/journal.db", true),
+            ("var/before-1/journal.db-wal", true),
+            ("var/before-1/pins.json", true),
+            ("var/install_id", true),
+        ] {
+            assert_eq!(machine.path().join(path).exists(), is_there, "{path}");
+        }
+    }
+
+    #[test]
+    fn state_of_another_gateway_is_in_the_way_wherever_the_agent_will_look_for_it() {
+        let (_machine, places) = machine(&[], &["install_id", "pins.json"]);
+        let refused = places.examine().unwrap_err().to_string();
+        assert!(
+            refused.contains("var/pins.json is of the gateway"),
+            "{refused}"
+        );
+        let (_machine, places) = machine(&[], &["install_id"]);
+        let refused = places.examine();
+        assert!(
+            !matches!(refused, Err(EnrolError::Formerly { .. })),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn the_package_keeps_its_state_where_its_service_does() {
+        let folder = PathBuf::from("/etc/viworks");
+        let places = Places::new(folder, Home::Installed, &Environment::default());
+        assert_eq!(places.state(), Path::new("/var/lib/viworks-gateway"));
+    }
+}
