@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use crate::keeper::{End, keep};
 use crate::postgres::free_port;
 use crate::process::Process;
+use crate::small_disk;
 
 pub use cluster::{Cluster, Move};
 
@@ -104,6 +105,35 @@ impl Place {
         command.query(&mut connection)
     }
 
+    /// What is published while `work` goes on, with its channel, on channels of this pattern.
+    ///
+    /// # Panics
+    /// When the server does not let its default user listen.
+    pub async fn published(
+        self,
+        pattern: &str,
+        work: impl Future<Output = ()>,
+    ) -> Vec<(String, String)> {
+        let opened = Client::open(self.url());
+        let opened = opened.and_then(|client| client.get_connection_with_timeout(START_TIME));
+        let mut connection = opened.expect("the server answers");
+        let mut heard = connection.as_pubsub();
+        heard
+            .psubscribe(pattern)
+            .expect("the server lets it listen");
+        work.await;
+        heard
+            .set_read_timeout(Some(Duration::from_millis(200)))
+            .expect("the time is one");
+        let messages = std::iter::from_fn(|| heard.get_message().ok());
+        messages
+            .map(|it| {
+                let payload = String::from_utf8_lossy(it.get_payload_bytes());
+                (it.get_channel_name().to_owned(), payload.into_owned())
+            })
+            .collect()
+    }
+
     fn answers(self) -> bool {
         self.ask::<String>(&["PING"])
             .is_ok_and(|answer| answer == "PONG")
@@ -155,7 +185,7 @@ fn share(program: &Path) -> io::Result<Shared> {
         .tempdir()?
         .keep();
     let place = Place { port: free_port()? };
-    let command = command(program, &folder, place, &[])?;
+    let command = command(program, &folder, &folder, place, &[])?;
     let keeper = keep(&command, &folder, End::Kill)?;
     place.wait(&folder.join("log"));
     Ok(Shared {
@@ -167,12 +197,13 @@ fn share(program: &Path) -> io::Result<Shared> {
 fn command(
     program: &Path,
     folder: &Path,
+    data: &Path,
     place: Place,
     settings: &[String],
 ) -> io::Result<Command> {
     let mut lines = vec![
         format!("port {}", place.port),
-        format!("dir {}", folder.display()),
+        format!("dir {}", data.display()),
     ];
     lines.extend(SETTINGS.map(str::to_owned));
     lines.extend(settings.iter().cloned());
@@ -194,6 +225,8 @@ pub struct Own {
     /// Where the other nodes of a cluster find it.
     bus: Option<u16>,
     settings: Vec<String>,
+    /// The size of the disk for what it keeps, in MiB.
+    disk: Option<u32>,
     process: Option<Process>,
     folder: TempDir,
 }
@@ -220,10 +253,19 @@ impl Own {
     /// When Redis is installed and cannot be started.
     #[must_use]
     pub fn start_with(settings: &[&str]) -> Option<Self> {
-        Self::start_at(settings, None)
+        Self::start_at(settings, None, None)
     }
 
-    fn start_at(settings: &[&str], bus: Option<u16>) -> Option<Self> {
+    /// The same with what it keeps on a disk of `mebibytes`, which is a new one with each start.
+    ///
+    /// # Panics
+    /// When Redis is installed and cannot be started.
+    #[must_use]
+    pub fn start_on_disk_of(mebibytes: u32, settings: &[&str]) -> Option<Self> {
+        Self::start_at(settings, None, Some(mebibytes))
+    }
+
+    fn start_at(settings: &[&str], bus: Option<u16>, disk: Option<u32>) -> Option<Self> {
         let program = Kind::Redis.found()?;
         let folder = tempfile::Builder::new().prefix("viworks-redis-").tempdir();
         let mut own = Self {
@@ -233,6 +275,7 @@ impl Own {
             },
             bus,
             settings: settings.iter().map(|line| (*line).to_owned()).collect(),
+            disk,
             process: None,
             folder: folder.expect("a temporary folder can be made"),
         };
@@ -250,7 +293,7 @@ impl Own {
             // Otherwise it is ten thousand above the other one, where nothing may be.
             &format!("cluster-port {bus}"),
         ];
-        Self::start_at(&settings, Some(bus))
+        Self::start_at(&settings, Some(bus), None)
     }
 
     /// Starts a server that follows this one, and waits until it has all of it.
@@ -323,14 +366,15 @@ impl Own {
     /// # Panics
     /// When it does not start.
     pub fn start_again(&mut self) {
-        let log = self.folder.path().join("log");
-        let command = command(
-            &self.program,
-            self.folder.path(),
-            self.place,
-            &self.settings,
-        );
+        let folder = self.folder.path();
+        let (log, data) = (folder.join("log"), self.data());
+        let command = command(&self.program, folder, &data, self.place, &self.settings);
         let mut command = command.expect("the configuration can be written");
+        if let Some(mebibytes) = self.disk {
+            let plain = command;
+            command = small_disk::command(&self.program, &data, mebibytes);
+            command.args(plain.get_args()).current_dir("/");
+        }
         self.process = Some(Process::start(&mut command, &log).expect("the server starts"));
         self.place.wait(&log);
     }
@@ -340,6 +384,32 @@ impl Own {
         if let Some(mut process) = self.process.take() {
             process.kill();
         }
+    }
+
+    /// The folder of what it keeps. One on a disk of its own is [seen](small_disk::seen_by) with the server's eyes.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        let folder = self.folder.path();
+        self.disk
+            .map_or_else(|| folder.to_owned(), |_mebibytes| folder.join("data"))
+    }
+
+    /// The number of its process.
+    ///
+    /// # Panics
+    /// When it was killed.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it was started").pid()
+    }
+
+    /// Whether it has ended by itself.
+    ///
+    /// # Panics
+    /// When it was killed.
+    pub fn has_ended(&mut self) -> bool {
+        let process = self.process.as_mut().expect("it was started");
+        process.ended().is_some()
     }
 
     /// Lets it stand still with everything open, as one whose machine hangs does.

@@ -1,6 +1,8 @@
 //! Two backends with Redis between them, under load: whatever becomes of Redis or of the way to it, nothing accepted is
 //! lost or done twice, health says what is wrong, and it goes on by itself.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -9,21 +11,25 @@ use tokio::time::sleep;
 use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_runtime::random::uniform;
 use viworks_testkit::binaries::Binaries;
-use viworks_testkit::deployment::{PATIENCE, Start, run, text};
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start, run, text};
 use viworks_testkit::gateway::ONCE;
 use viworks_testkit::postgres;
 use viworks_testkit::process::eventually;
 use viworks_testkit::proxy::Network;
 use viworks_testkit::redis::Own;
+use viworks_testkit::small_disk::{fill, is_allowed, seen_by};
 
 use super::points::ENTRY_POINTS;
-use super::site::{GATEWAYS, LONG, Load, Site, while_it_works};
+use super::site::{GATEWAYS, LONG, Load, QUICK, Site, while_it_works};
 
 /// The word by which health says that Redis is not asked.
 const AWAY: &str = "queue.redis";
 
 /// How soon everything is looked after again.
 const SWEEP: Duration = Duration::from_secs(5);
+
+/// Longer than anything that is said of a gateway stays in Redis.
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// What takes well below a second, on a machine that does much else; a job would find it after fifteen.
 const SOON: Duration = Duration::from_secs(5);
@@ -143,12 +149,165 @@ async fn a_redis_that_is_full_under_two_backends_is_named_and_costs_nothing() {
                 redis(site).place().ask::<String>(&words).unwrap();
             }
         };
+        // One has all of them: most of what it asks of Redis writes nothing, and is answered all the time.
+        move_all(site, 0).await;
         room("1000")(site);
         for which in [0, 1] {
-            site.says(which, "maxmemory", true).await;
+            let ((), took) = timed(site.says(which, "maxmemory", true)).await;
+            assert!(took < SOON, "{took:?}");
         }
         load.more(3).await;
         room("0")(site);
+        both_say(site, false).await;
+        load.more(2).await;
+    })
+    .await;
+}
+
+/// How long a command for all gateways takes that is asked of this backend.
+async fn all_do_it(backend: &Deployment) -> Duration {
+    let body = json!({"command": QUICK, "targets": "all"});
+    let asked = async {
+        let run = backend.post("/v1/runs", &body).await;
+        backend.finished(run["id"].as_str().unwrap()).await
+    };
+    let (finished, took) = timed(asked).await;
+    let all = json!({"succeeded": GATEWAYS.len()});
+    assert_eq!(finished["counts"], all, "{finished}");
+    took
+}
+
+/// Redis is gone until nothing of what it knew of gateways is true any more, and comes back with it or without.
+async fn gone_for_a_minute(settings: &[&str]) {
+    let Some((database, own)) = servers(settings) else {
+        return;
+    };
+    while_it_works(database, Some(own), async |site, load| {
+        load.ease();
+        let mut before = Vec::new();
+        for name in GATEWAYS {
+            before.push(epoch(site, name).await);
+        }
+        assert_eq!(keys(site, "r"), GATEWAYS.len());
+        redis(site).kill();
+        let gone = SystemClock.now();
+        both_say(site, true).await;
+        let mut took = [Duration::MAX; 2];
+        while SystemClock.now().saturating_since(gone) < MINUTE {
+            load.more(1).await;
+            for (backend, took) in site.backends.iter().zip(&mut took) {
+                *took = all_do_it(backend).await.min(*took);
+            }
+        }
+        // A machine that does much else is slow now and then; a job would find it late each time.
+        assert!(took.iter().all(|took| *took < SOON), "{took:?}");
+        both_say(site, true).await;
+        redis(site).start_again();
+        both_say(site, false).await;
+        eventually("the routes are back", SWEEP, async || {
+            (keys(site, "r") == GATEWAYS.len()).then_some(())
+        })
+        .await;
+        // Whoever is asked calls the other one for its gateways.
+        let place = redis(site).place();
+        let asked = async {
+            for backend in &site.backends {
+                let _took = all_do_it(backend).await;
+            }
+        };
+        let called = place.published("vw:i:*", asked).await;
+        let looks = called.iter().filter(|(_, text)| text.starts_with("look "));
+        let instances: BTreeSet<_> = looks.map(|(channel, _)| channel).collect();
+        assert_eq!(instances.len(), site.backends.len(), "{called:?}");
+        for (name, before) in GATEWAYS.iter().zip(before) {
+            assert_eq!(epoch(site, name).await, before, "{name} did not stay");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_forgets_and_is_gone_for_a_minute_costs_nothing() {
+    gone_for_a_minute(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_remembers_and_is_gone_for_a_minute_costs_nothing() {
+    gone_for_a_minute(&["appendonly yes", "appendfsync always"]).await;
+}
+
+#[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
+fn skipped(what: &str) {
+    eprintln!("SKIPPED: {what}");
+}
+
+/// Servers of which Redis keeps what it has on a small disk, where this machine lets a test have one.
+fn on_a_small_disk(settings: &[&str]) -> Option<(postgres::Own, Own)> {
+    if !is_allowed() {
+        skipped("a full disk of Redis: this machine does not let a test have one");
+        return None;
+    }
+    Some((
+        postgres::Own::start()?,
+        Own::start_on_disk_of(16, settings)?,
+    ))
+}
+
+/// All there is to the disk of Redis; removed, there is room again.
+fn fill_disk(site: &mut Site) -> PathBuf {
+    let (pid, data) = (redis(site).pid(), redis(site).data());
+    fill(&seen_by(pid, &data), "ballast")
+}
+
+/// What a site does without Redis, and what its backends say of it.
+async fn goes_on_without_redis(site: &Site, load: &Load) {
+    load.more(3).await;
+    for backend in &site.backends {
+        let _took = all_do_it(backend).await;
+        let (ready, reasons) = backend.request("GET", "/readyz", None).await.unwrap();
+        assert_eq!(ready, 200, "{reasons}");
+        let (_status, metrics) = backend.request("GET", "/metrics", None).await.unwrap();
+        let is_asked = "viworks_queue_redis_state{state=\"closed\"} 1";
+        assert!(!metrics.as_str().unwrap().contains(is_asked), "{metrics}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_whose_disk_is_full_is_named_and_costs_nothing() {
+    let Some((database, own)) = on_a_small_disk(&["appendonly yes", "appendfsync everysec"]) else {
+        return;
+    };
+    while_it_works(database, Some(own), async |site, load| {
+        let ballast = fill_disk(site);
+        for which in [0, 1] {
+            site.says(which, "make room there", true).await;
+        }
+        goes_on_without_redis(site, load).await;
+        std::fs::remove_file(ballast).unwrap();
+        both_say(site, false).await;
+        load.more(2).await;
+        eventually("the routes are back", SWEEP, async || {
+            (keys(site, "r") == GATEWAYS.len()).then_some(())
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_ends_because_its_disk_is_full_costs_nothing() {
+    let Some((database, own)) = on_a_small_disk(&["appendonly yes", "appendfsync always"]) else {
+        return;
+    };
+    while_it_works(database, Some(own), async |site, load| {
+        let _ballast = fill_disk(site);
+        eventually("it ends rather than forget", PATIENCE, async || {
+            redis(site).has_ended().then_some(())
+        })
+        .await;
+        both_say(site, true).await;
+        goes_on_without_redis(site, load).await;
+        redis(site).start_again();
         both_say(site, false).await;
         load.more(2).await;
     })

@@ -2,7 +2,7 @@
 //! the end: nothing accepted is lost or done twice, whatever happened meanwhile.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -23,6 +23,9 @@ pub(crate) const STREAM: &str = "app.pump";
 
 /// A command that is still there after any test.
 pub(crate) const LONG: &str = "test.long";
+
+/// A command that leaves no mark: it is beside what is accounted for.
+pub(crate) const QUICK: &str = "test.quick";
 
 /// Gateways of a site.
 pub(crate) const GATEWAYS: [&str; 4] = ["gw-1", "gw-2", "gw-3", "gw-4"];
@@ -105,7 +108,9 @@ impl Site {
             mark_starts(&folder);
             let catalogue = format!(
                 "[[command]]\nname = \"{LONG}\"\ntitle = \"stays\"\nrisk = \"read\"\nidempotent = false\n\
-                 argv = [\"/bin/sleep\", \"600\"]\ntimeout_ms = 900000\n"
+                 argv = [\"/bin/sleep\", \"600\"]\ntimeout_ms = 900000\n\
+                 [[command]]\nname = \"{QUICK}\"\ntitle = \"does nothing\"\nrisk = \"read\"\nidempotent = true\n\
+                 argv = [\"/bin/true\"]\ntimeout_ms = 10000\n"
             );
             let file = folder.join("commands.d/long.toml");
             viworks_runtime::files::write_new(&file, catalogue.as_bytes(), 0o600).unwrap();
@@ -244,6 +249,8 @@ pub(crate) struct Load {
     token: String,
     apis: [String; 2],
     folders: Vec<PathBuf>,
+    /// The rest between two runs, in milliseconds.
+    rest: AtomicU64,
     over: AtomicBool,
     accepted: AtomicUsize,
 }
@@ -263,6 +270,7 @@ impl Load {
             token: token.trim().to_owned(),
             apis,
             folders: site.folders.clone(),
+            rest: AtomicU64::new(20),
             over: AtomicBool::new(false),
             accepted: AtomicUsize::new(0),
         }
@@ -280,9 +288,14 @@ impl Load {
             });
             runs.push(run.await);
             self.accepted.store(runs.len(), Ordering::SeqCst);
-            sleep(Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(self.rest.load(Ordering::SeqCst))).await;
         }
         runs
+    }
+
+    /// From here on less is asked, for what takes so long that others shall not wait for it.
+    pub(crate) fn ease(&self) {
+        self.rest.store(400, Ordering::SeqCst);
     }
 
     /// It is enough.
@@ -315,7 +328,8 @@ impl Load {
             for folder in &self.folders {
                 fed += feed(folder, STREAM, 20).await.answered;
             }
-            sleep(Duration::from_millis(50)).await;
+            let rest = self.rest.load(Ordering::SeqCst).max(50);
+            sleep(Duration::from_millis(rest)).await;
         }
         fed
     }

@@ -79,6 +79,30 @@ async fn a_server_that_is_killed_is_used_again_once_it_is_back() {
     }
 }
 
+/// What writes nothing is done by a server that takes no writes, and says nothing of it.
+#[tokio::test]
+async fn a_server_that_takes_no_writes_is_left_alone_though_it_answers_all_else() {
+    let Some(own) = Own::start() else { return };
+    let a = Instance::at(&own.place().url()).await.unwrap();
+    assert!(a.called().await.look_everywhere);
+    let key = key_of(&tenant(), 1);
+    let room = |bytes| {
+        let words = ["CONFIG", "SET", "maxmemory", bytes];
+        own.place().ask::<String>(&words).unwrap();
+    };
+    room("1000");
+    let cause = eventually("it is left alone", PATIENCE, async || {
+        let nothing = a.queue.take(&key, 10, at(0)).await;
+        assert!(nothing.is_ok() || condition(&a).is_some(), "{nothing:?}");
+        condition(&a)
+    })
+    .await;
+    assert!(cause.contains("maxmemory"), "{cause}");
+    assert_ne!(state(&a), "closed");
+    room("0");
+    back(&a, &key).await;
+}
+
 #[tokio::test]
 async fn nobody_waits_for_a_server_that_stands_still() {
     let Some(own) = Own::start() else { return };

@@ -36,7 +36,7 @@ impl From<RedisError> for Error {
 }
 
 /// A word of the server, and what it means for whoever wrote the configuration.
-const MEANINGS: [(&str, &str); 3] = [
+const MEANINGS: [(&str, &str); 4] = [
     (
         "WRONGPASS",
         "it does not let this user in with this password (WRONGPASS): see url and password_file of [queue]",
@@ -44,6 +44,10 @@ const MEANINGS: [(&str, &str); 3] = [
     (
         "NOAUTH",
         "it wants a password (NOAUTH): name a user in url, and a password_file, in [queue]",
+    ),
+    (
+        "MISCONF",
+        "it takes no writes, because it cannot keep them on its disk (MISCONF): make room there; its log says more",
     ),
     (
         NO_CLUSTER,
@@ -113,9 +117,26 @@ impl Error {
             error.kind(),
             ErrorKind::Extension | ErrorKind::Server(ServerErrorKind::ResponseError)
         );
-        let text = error.to_string();
-        let mut words = text.split(|sign: char| !sign.is_ascii_alphabetic());
-        is_said && !words.any(|word| OF_THE_SERVER.contains(&word))
+        is_said && !self.is_of_the_server()
+    }
+
+    /// Whether the server says it of itself: that it takes no writes for want of room, for instance, whatever it is asked.
+    pub(super) fn is_of_the_server(&self) -> bool {
+        let Self::Server(error) = self else {
+            return false;
+        };
+        let ErrorKind::Server(kind) = error.kind() else {
+            return names_the_server(error);
+        };
+        // The library keeps the word of these to itself.
+        matches!(
+            kind,
+            ServerErrorKind::BusyLoading
+                | ServerErrorKind::ClusterDown
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::NoPerm
+                | ServerErrorKind::ReadOnly
+        ) || names_the_server(error)
     }
 
     /// Whether nothing can be expected of this connection any more: it is cut, or leads to a server that was demoted.
@@ -145,6 +166,12 @@ const OF_THE_SERVER: [&str; 11] = [
     "READONLY",
     "WRONGPASS",
 ];
+
+fn names_the_server(error: &RedisError) -> bool {
+    let text = error.to_string();
+    let mut words = text.split(|sign: char| !sign.is_ascii_alphabetic());
+    words.any(|word| OF_THE_SERVER.contains(&word))
+}
 
 fn refuses(error: &RedisError) -> bool {
     // Several nodes may have been asked; what they said is told in one text.
@@ -188,11 +215,13 @@ mod tests {
             "BUSYGROUP Consumer Group name already exists",
         ] {
             assert!(answer(line).is_about_what_was_asked(), "{line}");
+            assert!(!answer(line).is_of_the_server(), "{line}");
         }
         for line in [
             "OOM command not allowed when used memory > 'maxmemory'. script: 7f, on @user_script:9.",
             "ERR Error running script (call to f_7f): @user_script:9: @user_script: 9: -OOM command not allowed",
             "MISCONF Redis is configured to save RDB snapshots, but it is currently not able to persist on disk.",
+            "MISCONF Errors writing to the AOF file: No space left on device script: 7f, on @user_script:3.",
             "READONLY You can't write against a read only replica.",
             "LOADING Redis is loading the dataset in memory",
             "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
@@ -200,8 +229,10 @@ mod tests {
             "CLUSTERDOWN The cluster is down",
         ] {
             assert!(!answer(line).is_about_what_was_asked(), "{line}");
+            assert!(answer(line).is_of_the_server(), "{line}");
         }
         assert!(!Error::Late.is_about_what_was_asked());
+        assert!(!Error::Late.is_of_the_server());
     }
 
     #[test]
@@ -223,5 +254,13 @@ mod tests {
             assert!(error.is_lasting(), "{text}");
             assert!(std::error::Error::source(&error).is_none());
         }
+    }
+
+    #[test]
+    fn a_disk_that_takes_nothing_is_said_and_waited_for() {
+        let error = answer("MISCONF Errors writing to the AOF file: No space left on device");
+        let text = error.to_string();
+        assert!(text.contains("disk (MISCONF): make room there"), "{text}");
+        assert!(!error.is_lasting(), "{text}");
     }
 }

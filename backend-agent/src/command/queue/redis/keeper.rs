@@ -43,7 +43,7 @@ const CONDITION: &str = "queue.redis";
 
 const FIX: &str = "nothing is lost, and nothing has to be restarted: commands are in the database and are found there, \
                    of gateways at other instances somewhat later; see that Redis runs, lets this user in (docs/operations/scaling.md \
-                   has the rights it needs) and has room below its maxmemory";
+                   has the rights it needs) and has room below its maxmemory and on its disk";
 
 /// The connection, the breaker in front of it, and what both told.
 pub(super) struct Keeper {
@@ -169,6 +169,22 @@ impl Keeper {
 
     /// What an answer, or none, says of the server. That of an earlier connection says nothing of this one.
     fn judge<T>(&self, connection: u64, answer: Result<T, Error>) -> Result<T, Error> {
+        self.weigh(connection, answer, Error::is_loss)
+    }
+
+    /// The same of a beat, which writes. Much else that is asked writes nothing, and would be answered for ever by a
+    /// server that takes no writes.
+    fn judge_beat<T>(&self, connection: u64, answer: Result<T, Error>) -> Result<T, Error> {
+        let is_of_no_use = |error: &Error| error.is_loss() || error.is_of_the_server();
+        self.weigh(connection, answer, is_of_no_use)
+    }
+
+    fn weigh<T>(
+        &self,
+        connection: u64,
+        answer: Result<T, Error>,
+        is_of_no_use: impl FnOnce(&Error) -> bool,
+    ) -> Result<T, Error> {
         match &answer {
             Ok(_) => {
                 self.link().answered(connection);
@@ -182,7 +198,7 @@ impl Keeper {
                 });
                 let now = self.clock.now();
                 let mut link = self.link();
-                let opens = if error.is_loss() {
+                let opens = if is_of_no_use(error) {
                     link.lost(connection, now)
                 } else {
                     link.failed(connection, now)
@@ -375,7 +391,7 @@ impl Keeper {
                         self.metrics.beat_took(took);
                     }
                     // Everything was emptied, or this is another server.
-                    if let Ok(0) = self.judge(connection, beat) {
+                    if let Ok(0) = self.judge_beat(connection, beat) {
                         warn!(redis = %self.address, "the queue forgot what it had; everything is looked after");
                         self.look_everywhere();
                     }
