@@ -198,6 +198,45 @@ fn proxies_are_named_one_by_one_and_only_where_they_are_believed() {
 }
 
 #[test]
+fn bounds_are_brought_within_the_sockets_that_there_can_be_whoever_connects() {
+    let trusted = ("TRUSTED_PROXIES", "127.0.0.1");
+    let direct: &[(&str, &str)] = &[];
+    let named_first = [("PROXY_PROTOCOL", "require"), trusted];
+    let bound = ("BINDING", "certificate");
+    let ended_before = [("TLS_ENDS_AT", "proxy"), bound, trusted];
+    for (settings, sockets_of_a_gateway) in
+        [(direct, 1), (&named_first[..], 2), (&ended_before[..], 2)]
+    {
+        let named = |key: &str| format!("VIWORKS__AGENTS__{key}");
+        let settings = settings.iter();
+        let settings = settings.map(|(key, value)| (named(key), (*value).to_owned()));
+        let environment: Environment = settings.collect();
+        let folder = initialised();
+        let config = Config::load(&folder.path().join("b/backend.toml"), &environment).unwrap();
+        let sockets = |config: &Config| {
+            let gateways = config.agents.connections_max * sockets_of_a_gateway;
+            (gateways + config.api.connections_max) as u64
+        };
+        let beside = u64::from(config.store.connections_max);
+        assert_eq!(config.sockets_max(), sockets(&config) + beside);
+        for room in [200, 1_001, 20_000] {
+            let within = config.clone().within(Some(room));
+            let taken = sockets(&within) + beside;
+            // No more than fit, and of what fits nothing that a gateway could have had.
+            assert!(taken <= room, "{taken} of {room}");
+            assert!(
+                taken + sockets_of_a_gateway as u64 > room,
+                "{taken} of {room}"
+            );
+            assert_eq!(within.sockets_max(), taken);
+        }
+        let enough = config.sockets_max();
+        assert_eq!(config.clone().within(Some(enough)), config);
+        assert_eq!(config.clone().within(None), config);
+    }
+}
+
+#[test]
 fn a_file_beside_a_url_that_cannot_be_used_is_told_of_once() {
     use std::os::unix::fs::PermissionsExt;
     let folder = initialised();

@@ -66,6 +66,36 @@ async fn a_backend_takes_all_the_files_it_may_have_and_tells_when_they_are_too_f
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_a_proxy_as_many_sockets_again_are_counted_for_whom_it_is_about_to_connect() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let behind = |gateways: &str| {
+        Start::default()
+            .with_files(256, 1_024)
+            .with("VIWORKS__AGENTS__PROXY_PROTOCOL", "require")
+            .with("VIWORKS__AGENTS__TRUSTED_PROXIES", "127.0.0.1")
+            .with("VIWORKS__AGENTS__CONNECTIONS_MAX", gateways)
+            .with("VIWORKS__API__CONNECTIONS_MAX", "220")
+    };
+    // As many as there are files for without a proxy.
+    system.start_backend(behind("660")).await;
+    let health = system.get("/v1/health").await;
+    let found = told(&health["checks"], TOO_FEW).unwrap_or_else(|| panic!("{health:#}"));
+    let detail = found["detail"].as_str().unwrap();
+    for words in [
+        "no more than 330 gateways and 220 operators",
+        "come to 1684",
+    ] {
+        assert!(detail.contains(words), "{words}: {detail}");
+    }
+    assert!(system.backend().stop(PATIENCE).await.success());
+
+    system.start_backend(behind("330")).await;
+    let health = system.get("/v1/health").await;
+    assert_eq!(told(&health["checks"], TOO_FEW), None, "{health:#}");
+    assert!(system.backend().stop(PATIENCE).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_takes_as_many_files_as_its_bounds_need() {
     let mut system = Deployment::new(Binaries::shipped());
     let folder = system.issue("gw-1");
