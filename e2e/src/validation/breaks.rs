@@ -38,6 +38,7 @@ pub(crate) enum Break {
     PostgresRecovery,
     NginxRecovery,
     Rollback,
+    GatewayRollback,
 }
 
 impl Break {

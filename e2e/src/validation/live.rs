@@ -127,7 +127,8 @@ async fn arrange(scene: &mut Scene, broken: Option<Break>) -> anyhow::Result<Arr
             | Break::RedisRecovery
             | Break::PostgresRecovery
             | Break::NginxRecovery
-            | Break::Rollback,
+            | Break::Rollback
+            | Break::GatewayRollback,
         )
         | None => {}
     }

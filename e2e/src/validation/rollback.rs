@@ -32,44 +32,106 @@ enum Part {
     Gateway,
 }
 
-/// A program refused a database that a newer version has migrated.
+/// A part of the site does not work by these programs.
 #[derive(Debug)]
-struct NewerSchema {
+struct Refused {
     of: Part,
+    /// Because a newer version has migrated its database.
+    has_moved_on: bool,
     said: String,
 }
 
-impl fmt::Display for NewerSchema {
+impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.said)
     }
 }
 
-impl std::error::Error for NewerSchema {}
+impl std::error::Error for Refused {}
+
+/// The check of the gateway; the other one is of the backend.
+pub(crate) const GATEWAY: &str = "gateway_rollback";
+
+/// What a rehearsal found out about each part.
+#[derive(Debug)]
+pub(crate) struct Rehearsed {
+    backend: Finding,
+    gateway: Finding,
+}
+
+impl Rehearsed {
+    /// What it comes to for one of the two checks.
+    pub(crate) fn of(&self, check: &str) -> Finding {
+        let of = if check == GATEWAY {
+            &self.gateway
+        } else {
+            &self.backend
+        };
+        of.clone()
+    }
+}
+
+/// The programs of the version before, where they are to be put back.
+struct Back {
+    backend: &'static Binaries,
+    gateway: &'static Binaries,
+}
 
 pub(crate) async fn check(
     current: &'static Binaries,
     previous: Option<&Path>,
     broken: Option<Break>,
-) -> Finding {
+) -> Rehearsed {
     let Some(previous) = previous.map(Binaries::of).or_else(Binaries::earlier) else {
         let why = "nothing earlier was rehearsed: `cargo xtask skew` builds programs to go back to, and --previous DIR \
                    names others";
-        return Finding::Skipped(why.to_owned());
+        let skipped = Finding::Skipped(why.to_owned());
+        return Rehearsed {
+            backend: skipped.clone(),
+            gateway: skipped,
+        };
     };
+    // Nothing of what has to be put back is there.
+    let nothing = Binaries::of(Path::new("/nonexistent"));
     let back = match broken {
-        // Nothing of what has to be put back is there.
-        Some(Break::Rollback) => Binaries::of(Path::new("/nonexistent")),
-        _ => previous,
+        Some(Break::Rollback) => Back {
+            backend: nothing,
+            gateway: previous,
+        },
+        Some(Break::GatewayRollback) => Back {
+            backend: previous,
+            gateway: nothing,
+        },
+        _ => Back {
+            backend: previous,
+            gateway: previous,
+        },
     };
-    match rehearse(previous, current, back).await {
-        Ok(found) => Finding::Pass(found),
-        Err(error) => Finding::fail(
-            "not read",
-            format!("{error:#}"),
-            "restore the backup from before the upgrade; docs/operations/upgrade.md has the steps",
-        ),
+    rehearse(previous, current, &back)
+        .await
+        .unwrap_or_else(|error| Rehearsed {
+            backend: Finding::fail(
+                "not read",
+                format!("{error:#}"),
+                "restore the backup from before the upgrade; docs/operations/upgrade.md has the steps",
+            ),
+            gateway: Finding::Skipped("the backend was not put back, so that nothing was found out".to_owned()),
+        })
+}
+
+/// What came of a gateway that could not be put back.
+fn gateway_stays(refused: &Refused) -> Finding {
+    if refused.has_moved_on {
+        return Finding::Skipped(format!(
+            "it stays as it was upgraded, and works beside the backend that was put back: its schema has moved on, and \
+             nothing takes the place of its journal ({refused})"
+        ));
     }
+    Finding::fail(
+        "not put back",
+        refused.to_string(),
+        "leave it as it was upgraded: it works beside the backend of before; docs/operations/upgrade.md has the steps",
+    )
 }
 
 /// A site of one backend and one gateway in a folder, run by one version after the other.
@@ -87,10 +149,10 @@ struct Running {
 }
 
 async fn rehearse(
-    previous: &Binaries,
-    current: &Binaries,
-    back: &Binaries,
-) -> anyhow::Result<String> {
+    previous: &'static Binaries,
+    current: &'static Binaries,
+    back: &Back,
+) -> anyhow::Result<Rehearsed> {
     let site = Site::new(previous)?;
     let mut runs = vec![
         site.works_with(previous, previous, &[])
@@ -104,12 +166,11 @@ async fn rehearse(
             .await
             .context("after the upgrade")?,
     );
-    let (mut gateway, mut restored) = (back, false);
-    while let Err(refused) = site.works_with(back, gateway, &runs).await {
-        let newer = refused.downcast_ref::<NewerSchema>().map(|it| it.of);
-        match newer {
+    let (mut gateway, mut stays, mut restored) = (back.gateway, None, false);
+    while let Err(error) = site.works_with(back.backend, gateway, &runs).await {
+        match error.downcast_ref::<Refused>() {
             // Its database has moved on: what was saved before the upgrade takes its place.
-            Some(Part::Backend) if !restored => {
+            Some(refused) if refused.of == Part::Backend && refused.has_moved_on && !restored => {
                 std::fs::remove_dir_all(site.state())?;
                 copy_folder(&copy, &site.state())?;
                 runs.truncate(1);
@@ -117,10 +178,11 @@ async fn rehearse(
             }
             // Nothing takes the place of a gateway's: that gateway stays as it was upgraded, beside its backend of
             // before.
-            Some(Part::Gateway) if std::ptr::eq(gateway, back) => gateway = current,
-            Some(Part::Backend | Part::Gateway) | None => {
-                return Err(refused.context("after the rollback"));
+            Some(refused) if refused.of == Part::Gateway && stays.is_none() => {
+                stays = Some(gateway_stays(refused));
+                gateway = current;
             }
+            Some(_) | None => return Err(error.context("after the rollback")),
         }
     }
     let how = if restored {
@@ -128,15 +190,17 @@ async fn rehearse(
     } else {
         "on the same database"
     };
-    let but = if std::ptr::eq(gateway, back) {
-        ""
-    } else {
-        "; the gateway stays, its schema has moved on"
-    };
-    Ok(format!(
-        "back {how}, {kept} of {kept} earlier runs read{but}",
+    let back = format!(
+        "back {how}, {kept} of {kept} earlier runs read",
         kept = runs.len()
-    ))
+    );
+    let gateway = stays.unwrap_or_else(|| {
+        Finding::Pass("back on the same journal, connected, and a command ended well".to_owned())
+    });
+    Ok(Rehearsed {
+        backend: Finding::Pass(back),
+        gateway,
+    })
 }
 
 impl Site {
@@ -217,7 +281,13 @@ impl Site {
             .arg(at("gateway/gateway.toml"));
         let url = format!("wss://{}/agent/v1/connect", address("agents"));
         run.env("VIWORKS__OUTBOUND__URL", url);
-        let gateway = Process::start(&mut run, &at("gateway.log"))?;
+        let gateway = match Process::start(&mut run, &at("gateway.log")) {
+            Ok(gateway) => gateway,
+            Err(error) => {
+                backend.end(STOP_WITHIN).await;
+                return Err(not_there(&run, &error));
+            }
+        };
         Ok(Running {
             backend,
             gateway,
@@ -243,7 +313,9 @@ impl Site {
             if let Some(status) = gateway.ended() {
                 return Err(ended(Part::Gateway, status, &gateway.log()));
             }
-            ensure!(begun.elapsed() < WITHIN, "the gateway is not online");
+            if begun.elapsed() > WITHIN {
+                return Err(of_gateway("the gateway is not online".to_owned()));
+            }
             sleep(POLL).await;
         }
         let request = self
@@ -289,10 +361,28 @@ fn ended(of: Part, status: ExitStatus, log: &str) -> anyhow::Error {
         Part::Gateway => "gateway",
     };
     let said = format!("the {part} ended ({status}): {last}");
-    if last.contains(SCHEMA_MOVED_ON) {
-        return NewerSchema { of, said }.into();
+    let has_moved_on = last.contains(SCHEMA_MOVED_ON);
+    Refused {
+        of,
+        has_moved_on,
+        said,
     }
-    anyhow::Error::msg(said)
+    .into()
+}
+
+/// Something else that keeps the gateway from its work.
+fn of_gateway(said: String) -> anyhow::Error {
+    Refused {
+        of: Part::Gateway,
+        has_moved_on: false,
+        said,
+    }
+    .into()
+}
+
+fn not_there(command: &Command, error: &std::io::Error) -> anyhow::Error {
+    let program = command.get_program().to_string_lossy();
+    of_gateway(format!("{program} cannot be started: {error}"))
 }
 
 fn run(command: &mut Command) -> anyhow::Result<()> {

@@ -15,24 +15,28 @@ use viworks_testkit::process::{Process, eventually, finish};
 /// A validation that finds nothing out takes far less.
 const WITHIN: Duration = Duration::from_secs(200);
 
-/// What `check` comes to when something else is broken, or with other programs of the version before.
+/// What `check` comes to when something else is broken.
 async fn found(arguments: &[&str], check: &str) -> Value {
+    one_of(&report(arguments, check).await, check)
+}
+
+/// One of the checks of a report.
+fn one_of(report: &Value, check: &str) -> Value {
+    let mut checks = report["checks"].as_array().unwrap().iter();
+    checks.find(|one| one["name"] == check).unwrap().clone()
+}
+
+/// What these checks come to.
+async fn report(arguments: &[&str], checks: &str) -> Value {
     let folder = TempDir::new().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_production_validation"));
     command
-        .args(["--embedded", "--only", check, "--report"])
+        .args(["--embedded", "--only", checks, "--report"])
         .arg(folder.path())
         .args(arguments);
     let said = finish(command, WITHIN).await;
     let written = std::fs::read(folder.path().join("validation.json"));
-    let report: Value =
-        serde_json::from_slice(&written.unwrap_or_else(|_| panic!("{said:#?}"))).unwrap();
-    let checks = report["checks"].as_array().unwrap();
-    checks
-        .iter()
-        .find(|one| one["name"] == check)
-        .unwrap()
-        .clone()
+    serde_json::from_slice(&written.unwrap_or_else(|_| panic!("{said:#?}"))).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -85,36 +89,77 @@ async fn a_rollback_takes_the_copy_for_a_schema_that_moved_on_and_for_nothing_el
     // It was not that in the end.
     let other = format!("{schema}; echo 'error: no memory' >&2; exit 1");
     let (backend, gateway) = (Binaries::shipped().backend(), Binaries::shipped().gateway());
-    for (program, verb, then, result, said) in [
+    let back = "back on the same database, 2 of 2 earlier runs read";
+    let with_copy = "back with the copy from before the upgrade, 1 of 1 earlier runs read";
+    let gateway_back = "back on the same journal, connected, and a command ended well";
+    for (program, verb, then, of_backend, of_gateway) in [
         (
             &backend,
             "serve",
             refused.as_str(),
-            "pass",
-            "back with the copy from before the upgrade, 1 of 1 earlier runs read",
+            ("pass", with_copy),
+            ("pass", gateway_back),
         ),
+        // Not put back, and no failure: the backend of before works with it.
         (
             &gateway,
             "run",
             failed.as_str(),
-            "pass",
-            "back on the same database, 2 of 2 earlier runs read; the gateway stays, its schema has moved on",
+            ("pass", back),
+            ("skipped", "–"),
         ),
-        (&backend, "serve", other.as_str(), "fail", "not read"),
+        (
+            &gateway,
+            "run",
+            other.as_str(),
+            ("pass", back),
+            ("fail", "not put back"),
+        ),
+        (
+            &backend,
+            "serve",
+            other.as_str(),
+            ("fail", "not read"),
+            ("skipped", "–"),
+        ),
         (
             &backend,
             "serve",
             "echo 'error: no such key' >&2; exit 78",
-            "fail",
-            "not read",
+            ("fail", "not read"),
+            ("skipped", "–"),
         ),
     ] {
         let folder = TempDir::new().unwrap();
         previous(folder.path(), program, verb, then);
-        let found = found(&["--previous", folder.path().to_str().unwrap()], "rollback").await;
-        assert_eq!(found["result"], result, "{then}: {found}");
-        assert_eq!(found["measured"].as_str().unwrap(), said, "{then}: {found}");
+        let arguments = ["--previous", folder.path().to_str().unwrap()];
+        let report = report(&arguments, "rollback,gateway_rollback").await;
+        for (check, (result, measured)) in
+            [("rollback", of_backend), ("gateway_rollback", of_gateway)]
+        {
+            let found = one_of(&report, check);
+            assert_eq!(found["result"], result, "{then}: {found}");
+            assert_eq!(found["measured"], measured, "{then}: {found}");
+            let reason = found["reason"].as_str().unwrap_or_default();
+            assert_eq!(reason.is_empty(), result == "pass", "{then}: {found}");
+        }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_could_not_be_put_back_is_a_no_go_where_it_is_strict() {
+    let folder = TempDir::new().unwrap();
+    let gateway = Binaries::shipped().gateway();
+    let schema = "echo 'error: the database schema has version 99, this program knows versions up to 98' >&2; exit 78";
+    previous(folder.path(), &gateway, "run", schema);
+    let arguments = ["--previous", folder.path().to_str().unwrap()];
+    let strict = [&arguments[..], &["--strict"]].concat();
+    let report = report(&strict, "rollback,gateway_rollback").await;
+    assert_eq!(report["verdict"], "no_go", "{report:#}");
+    let reason = one_of(&report, "gateway_rollback")["reason"].clone();
+    let reason = reason.as_str().unwrap();
+    assert!(reason.contains("its schema has moved on"), "{reason}");
+    assert!(reason.contains("has version 99"), "{reason}");
 }
 
 /// Ends a validation in the middle, and sees that nothing of it is left in its folder of temporary files, and nobody
@@ -196,6 +241,64 @@ async fn a_validation_that_is_stopped_leaves_nothing_behind() {
         .iter()
         .find(|gateway| gateway["name"].as_str().unwrap().starts_with("validation-"));
     assert_eq!(issued.unwrap()["status"], "revoked", "{gateways}");
+    assert!(system.backend().stop(PATIENCE).await.success());
+}
+
+/// What is done before the validation is done to its end, and only then cleaned up: a gateway that is issued afterwards
+/// would stay.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_while_the_gateway_is_issued_leaves_nothing_behind() {
+    let mut system = Deployment::new(Binaries::shipped());
+    system.start_backend(Start::default()).await;
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let programs = TempDir::new_in(system.path()).unwrap();
+        let here = programs.path().display();
+        let program = |name: &str, script: String| {
+            let file = programs.path().join(name);
+            std::fs::write(&file, script).unwrap();
+            std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).unwrap();
+        };
+        // It waits in the middle of what it does, for as long as this folder is there.
+        program(
+            "viworks-backend-agent",
+            format!(
+                "#!/bin/sh\nif [ \"$1\" = pki ]; then\n  touch {here}/issuing\n  \
+                 while [ -d {here} ] && [ ! -e {here}/go ]; do sleep 0.05; done\nfi\nexec {} \"$@\"\n",
+                system.binaries().backend().display()
+            ),
+        );
+        program("viworks", format!("#!/bin/sh\ntouch {here}/validated\n"));
+        let scratch = TempDir::new_in(system.path()).unwrap();
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut command = Command::new(workspace().join("scripts/production_validation.sh"));
+        command
+            .env("PATH", format!("{here}:{}", path.display()))
+            .env("TMPDIR", scratch.path())
+            .args(["--url", &system.api_url(), "--key"])
+            .arg(system.path().join("operator.key"))
+            .arg("--backend-config")
+            .arg(system.backend_config());
+        let log = programs.path().join("log");
+        let mut running = Process::start(&mut command, &log).unwrap();
+        eventually("the gateway is being issued", PATIENCE, async || {
+            assert!(running.ended().is_none(), "{}", running.log());
+            programs.path().join("issuing").exists().then_some(())
+        })
+        .await;
+        running.signal(signal);
+        std::fs::write(programs.path().join("go"), "").unwrap();
+        let status = running.wait(PATIENCE).await;
+        assert_eq!(status.code(), Some(130), "{signal:?}: {}", running.log());
+        assert!(!programs.path().join("validated").exists(), "{signal:?}");
+        let left: Vec<_> = std::fs::read_dir(scratch.path()).unwrap().collect();
+        assert!(left.is_empty(), "{signal:?}: {left:?}");
+    }
+    let gateways = system.get("/v1/gateways").await;
+    let items = gateways["items"].as_array().unwrap();
+    assert_eq!(items.len(), 3, "{gateways:#}");
+    for gateway in items {
+        assert_eq!(gateway["status"], "revoked", "{gateways:#}");
+    }
     assert!(system.backend().stop(PATIENCE).await.success());
 }
 

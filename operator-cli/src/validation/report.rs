@@ -127,7 +127,7 @@ pub struct Report {
     pub version: String,
     /// When it began.
     pub started_at: Timestamp,
-    /// How long the checks took, in milliseconds.
+    /// How long the checks took, in milliseconds; with what was started for them, where that was.
     pub took_ms: u64,
     /// What it comes to.
     pub verdict: Verdict,
@@ -158,6 +158,11 @@ impl Report {
         }
         self.took_ms = self.took_ms.saturating_add(check.took_ms);
         self.checks.push(check);
+    }
+
+    /// How long all of it took: also what was started before the checks, and ended after them.
+    pub fn took_in_all(&mut self, took: Duration) {
+        self.took_ms = millis(took);
     }
 
     /// What was not tried counts as failed.
