@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start, text};
+use viworks_testkit::postgres::Own;
 use viworks_testkit::process::{Said, eventually, finish};
 use viworks_testkit::proxy::{Network, Proxy};
 
@@ -406,6 +407,30 @@ async fn a_key_that_opens_nothing_and_a_backend_that_is_not_well_are_named() {
     )
     .await;
     std::fs::rename(&aside, &state).unwrap();
+}
+
+/// A key that nobody has used yet is looked up in the database.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_says_nothing_is_not_the_fault_of_the_key() {
+    let Some(own) = Own::start() else { return };
+    own.server().make_empty("viworks");
+    let server = format!("127.0.0.1:{}", own.server().port());
+    let proxy = Proxy::before(server).await.unwrap();
+    let database = own.server().database("viworks").behind(proxy.port());
+    let mut system = Deployment::on(Binaries::shipped(), database);
+    system.start_backend(Start::default()).await;
+    let _fresh = key(&system, "fresh.key", &["health:read"], None).await;
+    let case = Case::at("a database that says nothing", &system.api_url())
+        .key("fresh.key")
+        .is("health", 69, "wait for its database", "runs and answers");
+    proxy.set(Network::HalfOpen);
+    case.hold(&system).await;
+    proxy.set(Network::Normal);
+    eventually("the key is taken", PATIENCE, async || {
+        (case.walk(&system).await.code == Some(0)).then_some(())
+    })
+    .await;
+    assert!(system.backend().stop(PATIENCE).await.success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

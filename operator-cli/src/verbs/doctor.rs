@@ -39,6 +39,8 @@ const NAMED_MAX: usize = 10;
 
 const NO_KEY_FIX: &str = "name the file that apikey create wrote: --token-file FILE (VIWORKS_TOKEN_FILE), or a context that has one";
 const HEALTH_FIX: &str = "GET /v1/health has every part, and the backend's log says more";
+const NO_ANSWER_FIX: &str =
+    "see that the backend's database runs and answers; its log, and /readyz in a moment, say more";
 const NOT_READY: &str = "the backend is not ready: it starts, stops, or its database takes nothing";
 
 /// Walks, and shows what was found.
@@ -224,7 +226,7 @@ impl Doctor {
             }
             Err(failure) if failure.exit == ExitCode::Forbidden => {
                 let known = client.knows_key(self.step_time()).await;
-                known.map_err(|failure| stop(KEY, &failure))?;
+                known.map_err(|failure| self.unopened(&failure))?;
                 self.walk.pass(KEY, "the key is taken", since(begun));
                 let fix = "a key with health:read is told more";
                 if !ready {
@@ -234,8 +236,24 @@ impl Doctor {
                     .warn(HEALTH, "ready; this key may not ask for more", fix);
                 Ok(())
             }
-            Err(failure) => Err(stop(KEY, &failure)),
+            Err(failure) => Err(self.unopened(&failure)),
         }
+    }
+
+    /// Why the key opened nothing. Whoever gave no answer has said nothing of it.
+    fn unopened(&mut self, failure: &Failure) -> Stop {
+        if failure.exit != ExitCode::Unavailable {
+            return stop(KEY, failure);
+        }
+        self.walk.skip(KEY, "nothing was said of it");
+        if !failure.unanswered {
+            return stop(HEALTH, failure);
+        }
+        let cause = format!(
+            "{}; without a key it answers, so that it may wait for its database, which knows the keys",
+            failure.what
+        );
+        Stop::at(HEALTH, failure.exit, cause, NO_ANSWER_FIX)
     }
 
     fn health(&mut self, health: &Health) -> Result<(), Stop> {
