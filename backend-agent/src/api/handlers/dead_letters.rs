@@ -13,7 +13,7 @@ use viworks_api::{
 use viworks_common::id::{CommandId, RunId};
 use viworks_runtime::random;
 
-use super::runs::{self, submitted, traceparent};
+use super::runs::{self, named, submitted, traceparent};
 use crate::api::ApiState;
 use crate::api::extract::{Caller, NoParams, Params, Segment, listed, page};
 use crate::api::problem::{ApiError, ApiResult, stored_ref};
@@ -123,7 +123,8 @@ pub(in crate::api) async fn retry(
         risks: principal.risks(),
         actor: principal.actor(&request_id),
     };
-    let Submitted { run, replayed } = state.commands.submit(request).await?;
+    let Submitted { mut run, replayed } = state.commands.submit(request).await?;
+    named(&mut run, replayed, &principal);
     let status = if replayed {
         StatusCode::OK
     } else {

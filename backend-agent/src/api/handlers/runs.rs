@@ -90,6 +90,7 @@ pub(in crate::api) async fn submit(
         let notices = if replayed { None } else { Some(notices) };
         run = ended(&state, run.run_id, notices, wait).await?;
     }
+    named(&mut run, replayed, &principal);
     let finished = run.is_finished();
     let status = match (replayed, wait) {
         (true, _) => StatusCode::OK,
@@ -97,6 +98,13 @@ pub(in crate::api) async fn submit(
         (false, _) => StatusCode::CREATED,
     };
     Ok(submitted(status, run, replayed))
+}
+
+/// Who submits knows its own name: a run that has only just been written is not read again for it.
+pub(super) fn named(run: &mut data::Run, replayed: bool, principal: &Principal) {
+    if !replayed && run.submitter.is_none() {
+        run.submitter = Some(principal.name.clone());
+    }
 }
 
 /// The answer to a submission: the run, and where it is.

@@ -54,7 +54,8 @@ async fn a_retry_is_a_run_of_its_own_that_knows_what_it_is_for() {
     assert_eq!(run["retry_of"], letter["id"]);
     let before = backend.get(&format!("/v1/runs/{first}")).await.json();
     assert_eq!(before["retry_of"], Value::Null);
-    for same in ["command", "arguments", "reason"] {
+    assert!(run["created_by_name"].is_string(), "{run}");
+    for same in ["command", "arguments", "reason", "created_by_name"] {
         assert_eq!(run[same], before[same], "{same}");
     }
     assert!(run["deadline"].as_str() > before["deadline"].as_str());

@@ -30,7 +30,12 @@ async fn a_submission_makes_one_command_for_each_gateway_and_wakes_dispatch() {
     let mut expected = vec![first.agent_id, second.agent_id];
     expected.sort();
     assert_eq!(nudged, expected);
-    assert_eq!(backend.get(&path).await.json()["id"], run["id"]);
+    let read = backend.get(&path).await.json();
+    assert!(run["created_by_name"].is_string(), "{run}");
+    // Only its states may have changed meanwhile.
+    for same in ["id", "created_by", "created_by_name", "created_at"] {
+        assert_eq!(read[same], run[same], "{same}");
+    }
     let commands = backend
         .get(&format!("{path}/commands?limit=1"))
         .await
