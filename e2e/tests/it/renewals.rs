@@ -198,6 +198,31 @@ async fn a_backend_takes_a_renewed_certificate_over_on_sighup_and_refuses_a_key_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kept_pins_that_cannot_be_read_are_told_of_and_the_configured_ones_hold() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    system.start_backend(Start::default()).await;
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    let told = "the kept pin set cannot be read, using the configured one";
+    assert!(!gateway.log().contains(told), "{}", gateway.log());
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+
+    let kept = folder.join("state/pins.json");
+    // It keeps its mode.
+    std::fs::write(&kept, "{\"set\": ").unwrap();
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    let log = gateway.log();
+    let line = log.lines().find(|line| line.contains(told));
+    let line = line.unwrap_or_else(|| panic!("{log}"));
+    for words in ["WARN", "state/pins.json", "EOF while parsing"] {
+        assert!(line.contains(words), "{words}: {line}");
+    }
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_takes_mended_pins_over_without_being_told() {
     let mut system = Deployment::new(Binaries::shipped());
     let folder = system.issue("gw-1");

@@ -264,6 +264,28 @@ mod tests {
     }
 
     #[test]
+    fn a_pipe_in_place_of_the_probe_holds_nobody_up() {
+        let (_outer, folder, guard) = opened();
+        let probe = folder.join(PROBE);
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &probe, fifo, mode, 0).unwrap();
+        let looked = |guard: Guard| {
+            let (tell, told) = std::sync::mpsc::channel();
+            std::thread::spawn(move || tell.send(guard.probe()));
+            let lost = told.recv_timeout(Duration::from_secs(10));
+            lost.expect("it does not wait for a reader").unwrap_err()
+        };
+        let lost = looked(guard.clone()).to_string();
+        assert!(lost.contains("cannot be"), "{lost}");
+        // With somebody at its other end it could be opened, and is no file all the same.
+        let reading = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
+        let _reader = rustix::fs::open(&probe, reading, rustix::fs::Mode::empty()).unwrap();
+        let lost = looked(guard).to_string();
+        assert!(lost.contains("cannot be"), "{lost}");
+    }
+
+    #[test]
     fn a_disk_without_room_is_not_lost_and_a_read_only_one_is_named() {
         let error = |errno: Errno| io::Error::from(errno);
         assert!(is_out_of_room(&error(Errno::NOSPC)) && is_out_of_room(&error(Errno::DQUOT)));
