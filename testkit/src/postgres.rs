@@ -490,6 +490,12 @@ impl Server {
         self.port
     }
 
+    /// The folder of its programs.
+    #[must_use]
+    pub fn programs(&self) -> &Path {
+        &self.programs
+    }
+
     /// A database of it, whether it is there or not.
     #[must_use]
     pub fn database(&self, name: &str) -> Database {

@@ -2,6 +2,7 @@
 //! open, and the same command lines work outside of them.
 
 pub(crate) mod compose;
+mod guide;
 mod outside;
 mod schema;
 

@@ -330,18 +330,18 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-fn page(name: &str) -> String {
+pub(crate) fn page(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap()
 }
 
-struct Block {
+pub(crate) struct Block {
     /// What the info string says behind `not-run:`, when it does.
     not_run: Option<String>,
-    script: String,
+    pub(crate) script: String,
 }
 
 /// The shell blocks of a page. Of a `console` block only what stands behind a prompt is typed.
-fn blocks(text: &str) -> Vec<Block> {
+pub(crate) fn blocks(text: &str) -> Vec<Block> {
     let mut found = Vec::new();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {

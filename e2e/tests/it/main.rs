@@ -46,6 +46,7 @@ mod reference_agent;
 mod refusals;
 mod reload;
 mod renewals;
+mod scaling;
 mod service_manager;
 mod services;
 mod shown;

@@ -317,7 +317,7 @@ async fn is_refused_by_all_alike(own: &Own, system: &Deployment, store: &(impl F
 }
 
 /// A certificate for `name`, with its own authority: the chain, its key, and the authority.
-fn certificate(name: &str) -> (String, String, String) {
+pub(crate) fn certificate(name: &str) -> (String, String, String) {
     let authority_key = rcgen::KeyPair::generate().unwrap();
     let mut authority = rcgen::CertificateParams::default();
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
