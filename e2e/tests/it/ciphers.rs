@@ -76,6 +76,7 @@ async fn nginx_takes_what_mozilla_recommends_and_refuses_cbc_and_old_protocols()
     let backends = Backends {
         agents: vec!["127.0.0.1:1".to_owned()],
         api: vec!["127.0.0.1:1".to_owned()],
+        enrolment: Vec::new(),
     };
     let system = Deployment::new(Binaries::shipped());
     for nginx in [

@@ -176,6 +176,7 @@ async fn green_takes_over_from_blue_and_gives_it_back_without_a_failed_command()
     let blue = Backends {
         agents: vec![site.backends[BLUE].agents_address().to_owned()],
         api: vec![api(&site, BLUE)],
+        enrolment: Vec::new(),
     };
     nginx(&mut site).lead_to(blue);
     let old = nginx(&mut site).workers();

@@ -162,7 +162,7 @@ fn a_link_to_a_folder_is_followed_when_it_is_ones_own() {
     taken_by_all(&through);
     if is_root() {
         rustix::fs::chownat(
-            rustix::fs::CWD,
+            CWD,
             &link,
             Some(rustix::fs::Uid::from_raw(65_533)),
             None,
@@ -193,7 +193,7 @@ fn what_is_no_file_is_refused_without_waiting_for_it() {
     let (root, _file) = sound();
     let pipe = root.path().join("a/b/pipe");
     rustix::fs::mknodat(
-        rustix::fs::CWD,
+        CWD,
         &pipe,
         rustix::fs::FileType::Fifo,
         rustix::fs::Mode::from_raw_mode(0o600),
