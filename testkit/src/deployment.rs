@@ -28,7 +28,7 @@ pub struct Deployment {
     token: String,
     backend: Option<Process>,
     addresses: Option<(String, String)>,
-    door: Option<String>,
+    pub(crate) door: Option<String>,
     /// The database, where it is not a file.
     server: Option<Database>,
 }
@@ -331,25 +331,6 @@ impl Deployment {
     #[must_use]
     pub fn agents_address(&self) -> &str {
         &self.addresses.as_ref().expect("the backend was started").1
-    }
-
-    /// Where machines enrol.
-    ///
-    /// # Panics
-    /// When the backend was never started with a door.
-    #[must_use]
-    pub fn door_address(&self) -> &str {
-        self.door.as_deref().expect("the backend has a door")
-    }
-
-    /// The authority of the backend's certificate, PEM.
-    ///
-    /// # Panics
-    /// When it cannot be read.
-    #[must_use]
-    pub fn authority(&self) -> Vec<u8> {
-        let file = self.backend_config().with_file_name("ca.crt");
-        std::fs::read(file).expect("it was made")
     }
 
     /// The API's address.

@@ -13,6 +13,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use viworks_common::enrolment::{PATH, PROOF_HEADER};
 
+use crate::deployment::Deployment;
 use crate::rogue::config;
 
 /// How long the door may take for anything.
@@ -82,4 +83,25 @@ pub async fn ask(
     let (head, body) = answer.split_once("\r\n\r\n").context("there is no head")?;
     let status = head.split(' ').nth(1).context("there is no status")?;
     Ok((status.parse()?, serde_json::from_str(body)?))
+}
+
+impl Deployment {
+    /// Where machines enrol.
+    ///
+    /// # Panics
+    /// When the backend was never started with a door.
+    #[must_use]
+    pub fn door_address(&self) -> &str {
+        self.door.as_deref().expect("the backend has a door")
+    }
+
+    /// The authority of the backend's certificate, PEM.
+    ///
+    /// # Panics
+    /// When it cannot be read.
+    #[must_use]
+    pub fn authority(&self) -> Vec<u8> {
+        let file = self.backend_config().with_file_name("ca.crt");
+        std::fs::read(file).expect("it was made")
+    }
 }
