@@ -2,8 +2,8 @@
 //! that only a later program has.
 //!
 //! A step is noted in `_sqlx_migrations`, as sqlx notes it, which made these databases first, and beside that from
-//! which version of the schema on a program can go on after it. The file says so in its first line (`-- usable from: 4`).
-//! What says nothing is for programs that have it, and for no others.
+//! which version of the schema on a program can go on after it. The file says so in its first line
+//! (`-- usable from: 4`). What says nothing is for programs that have it, and for no others.
 
 use sha2::{Digest, Sha384};
 

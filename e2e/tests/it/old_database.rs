@@ -140,8 +140,8 @@ async fn a_database_of_the_first_schema_opens_and_goes_on() {
 }
 
 /// The same on a server. `fixtures/postgres_schema_0001.sql` is what `pg_dump` wrote of a site that the programs of
-/// that schema ran: a gateway that was connected, one that was revoked, a finished run with its output, one that waits and
-/// one that could not be delivered, telemetry with a gap and a refusal, a ticket, a key, and an audit trail.
+/// that schema ran: a gateway that was connected, one that was revoked, a finished run with its output, one that waits
+/// and one that could not be delivered, telemetry with a gap and a refusal, a ticket, a key, and an audit trail.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_of_the_first_schema_on_a_server_is_migrated_and_goes_on() {
     let Some(own) = Own::start() else { return };

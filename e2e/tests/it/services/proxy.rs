@@ -1,4 +1,4 @@
-//! nginx in front of a backend: its page, typed as it stands on the host of the packages.
+//! Types the page of nginx in front of a backend as it stands, on the host of the packages.
 
 use std::os::unix::fs::PermissionsExt;
 

@@ -120,7 +120,7 @@ impl Error {
         is_said && !self.is_of_the_server()
     }
 
-    /// Whether the server says it of itself: that it takes no writes for want of room, for instance, whatever it is asked.
+    /// Whether the server says it of itself, whatever it is asked: that it takes no writes for want of room, for instance.
     pub(super) fn is_of_the_server(&self) -> bool {
         let Self::Server(error) = self else {
             return false;
