@@ -120,7 +120,8 @@ impl Error {
         is_said && !self.is_of_the_server()
     }
 
-    /// Whether the server says it of itself, whatever it is asked: that it takes no writes for want of room, for instance.
+    /// Whether the server says it of itself, whatever it is asked: for instance, that it takes no writes for want of
+    /// room.
     pub(super) fn is_of_the_server(&self) -> bool {
         let Self::Server(error) = self else {
             return false;
