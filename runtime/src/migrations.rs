@@ -111,6 +111,9 @@ pub struct Standing {
     pub missing: Vec<Migration>,
     /// Whether a later program has added to it.
     pub is_ahead: bool,
+    /// Whether it notes who can go on with it. The programs that made one without such notes do not look for them
+    /// either: they are refused at their next start after anything was added.
+    pub has_notes: bool,
 }
 
 impl Standing {
@@ -159,6 +162,7 @@ impl Standing {
                 version,
                 missing,
                 is_ahead,
+                has_notes: applied.iter().any(|one| one.usable_from.is_some()),
             }),
         }
     }

@@ -40,8 +40,8 @@ settings! {
         /// newcomer takes the place of the one that has waited longest, of the address that has the most.
         connections_max: usize = integer(512, 16..=100_000),
         /// Open sockets of one IPv4 address or IPv6 /64 network, and of machines that have proved that they have the
-        /// same ticket; a newcomer takes the place of the one that has waited longest. At most a quarter of
-        /// `connections_max`.
+        /// same ticket; a newcomer takes the place of the one that has waited longest. More than a
+        /// quarter of `connections_max` is taken for a quarter.
         per_source_max: usize = integer(128, 1..=25_000),
         /// Redemptions of one ticket a minute at one backend, and as many at once after a pause; more are told when to
         /// come back. As many requests of one IPv4 address or IPv6 /64 network that are not right are told why.
@@ -74,18 +74,14 @@ impl EnrolmentConfig {
             .map_or(0, |_door| self.connections_max.saturating_mul(each))
     }
 
+    /// Sockets of one source, and of machines with one ticket: a few sources never have all places.
+    #[must_use]
+    pub fn of_one_source(&self) -> usize {
+        self.per_source_max.min(self.connections_max / SOURCES_MIN)
+    }
+
     fn check(&self, section: &mut Section<'_>) {
         check_proxies(section, self.proxy_protocol, &self.trusted_proxies, false);
-        if self.per_source_max > self.connections_max / SOURCES_MIN {
-            section.problem(
-                "per_source_max",
-                format!(
-                    "one address could take {} of {} places, and a few of them would keep all others waiting",
-                    self.per_source_max, self.connections_max
-                ),
-                "set it to a quarter of connections_max at most",
-            );
-        }
         if let Some(url) = &self.public_url
             && !is_a_door(url)
         {

@@ -83,8 +83,8 @@ impl Door {
             shared: Arc::new(Shared {
                 places: Places::new(PlaceLimits {
                     total: config.connections_max,
-                    per_source: config.per_source_max,
-                    per_known: config.per_source_max,
+                    per_source: config.of_one_source(),
+                    per_known: config.of_one_source(),
                 }),
                 enrolment,
                 side,

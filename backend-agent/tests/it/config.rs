@@ -149,19 +149,25 @@ fn proxies_are_named_one_by_one_and_only_where_they_are_believed() {
     assert!(door(&[trusted]).contains("nothing is asked of these proxies"));
     let wide = [require, ("TRUSTED_PROXIES", "0.0.0.0/0")];
     assert!(door(&wide).contains("is more than one site can have"));
-    let bounds = |all, one| door(&[("CONNECTIONS_MAX", all), ("PER_SOURCE_MAX", one)]);
-    assert_eq!(bounds("64", "16"), "");
-    assert!(bounds("64", "17").contains("a quarter of connections_max at most"));
+    for (all, one, counts) in [("64", "16", 16), ("64", "17", 16), ("16", "128", 4)] {
+        let named = |key: &str| format!("VIWORKS__ENROLMENT__{key}");
+        let settings = [("CONNECTIONS_MAX", all), ("PER_SOURCE_MAX", one)];
+        let settings = settings.map(|(key, value)| (named(key), value.to_owned()));
+        let environment: Environment = settings.into_iter().collect();
+        let folder = initialised();
+        let config = Config::load(&folder.path().join("b/backend.toml"), &environment).unwrap();
+        assert_eq!(config.enrolment.of_one_source(), counts, "{all} and {one}");
+    }
     for url in ["https://a.test:8082", "https://a.test/"] {
         assert_eq!(door(&[("PUBLIC_URL", url)]), "", "{url}");
     }
-    for url in [
-        "https://a.test/enrol",
-        "https://a.test/?a=1",
-        "https://me@a.test",
+    for (url, told) in [
+        ("https://a.test/enrol", "is no address of a door"),
+        ("https://a.test/?a=1", "is no address of a door"),
+        ("https://me@a.test", "holds a user name"),
     ] {
         let said = door(&[("PUBLIC_URL", url)]);
-        assert!(said.contains("is no address of a door"), "{url}: {said}");
+        assert!(said.contains(told), "{url}: {said}");
     }
     for (settings, told) in [
         (&[require][..], "no proxy is believed"),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use base64::Engine;
@@ -85,6 +86,12 @@ pub enum InvalidTicket {
     /// A character is another one.
     #[error("the ticket is mistyped: its checksum does not fit; copy it instead of typing it")]
     Mistyped,
+    /// It stands where the name of a file belongs.
+    #[error(
+        "that is a ticket itself and no file, and every user of this machine can read a command line: revoke it (viworks \
+         ticket revoke), make another one, and hand it over in a file or by the standard input"
+    )]
+    Shown,
 }
 
 /// Characters that so many bytes become.
@@ -103,6 +110,18 @@ fn checksum(payload: &[u8]) -> [u8; CHECKSUM_BYTES] {
 }
 
 impl Ticket {
+    /// Refuses a ticket that is given where the name of its file belongs, without repeating it.
+    ///
+    /// # Errors
+    /// [`InvalidTicket::Shown`].
+    pub fn is_file(word: &Path) -> Result<(), InvalidTicket> {
+        let word = word.to_string_lossy();
+        if word.trim_start().starts_with(TICKET_PREFIX) {
+            return Err(InvalidTicket::Shown);
+        }
+        Ok(())
+    }
+
     /// The string that an operator hands over; it holds the secret. At most [`PINS_MAX`] pins and
     /// [`TICKET_URL_BYTES_MAX`] bytes of the URL are in it.
     #[must_use]

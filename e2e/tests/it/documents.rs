@@ -90,6 +90,15 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
     ),
     (
         "SECURITY.md",
+        "A machine becomes a gateway",
+        &[
+            "a_request_or_a_name_that_is_no_good_is_told_of_audited_and_costs_nothing",
+            "a_ticket_does_not_show_its_secret",
+            "whoever_holds_places_without_a_ticket_keeps_nobody_from_enrolling",
+        ],
+    ),
+    (
+        "SECURITY.md",
         "What a gateway may run",
         &[
             "a_file_below_a_folder_that_others_can_change_is_refused_however_deep",

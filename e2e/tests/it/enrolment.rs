@@ -198,6 +198,20 @@ async fn a_ticket_that_is_no_good_says_why_and_changes_nothing() {
         (newest["items"][0]["status"] == "expired").then(|| short.clone())
     })
     .await;
+    // In the place of a file's name it is not said again.
+    let mut inspect = Command::new(system.binaries().cli());
+    inspect.args(["ticket", "inspect", &good]);
+    let mut enrolling = Command::new(system.binaries().gateway());
+    enrolling.args(["enroll", "--demo", "--ticket-file", &good, "--out"]);
+    enrolling.arg(folder(&system, "m0"));
+    for command in [inspect, enrolling] {
+        let said = finish(command, LIMIT).await.ended_with(2);
+        assert!(
+            said.stderr.contains("a ticket itself and no file"),
+            "{said:?}"
+        );
+        assert!(!said.stderr.contains(&good[5..]), "{said:?}");
+    }
     for (name, ticket, code, told) in [
         ("m1", mistyped, 2, "mistyped"),
         ("m2", good[..100].to_owned(), 2, "cut off after 100"),

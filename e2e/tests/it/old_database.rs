@@ -169,7 +169,9 @@ async fn a_database_of_the_first_schema_on_a_server_is_migrated_and_goes_on() {
         "{listed}"
     );
     assert!(
-        listed.contains("backends that know schema 1 go on"),
+        listed.contains(
+            "backends that know schema 1 and run go on; none of them starts again afterwards"
+        ),
         "{listed}"
     );
     let refused = backend(&["serve"], 78).await.stderr;

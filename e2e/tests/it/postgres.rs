@@ -278,11 +278,11 @@ async fn is_refused_by_all_alike(own: &Own, system: &Deployment, store: &(impl F
         ),
         (
             server.url("other"),
-            "holds 1 tables of something else; name an empty database",
+            "holds 1 table of something else; name an empty database",
         ),
         (
             server.url("alike"),
-            "holds 1 tables of something else; name an empty database",
+            "holds 1 table of something else; name an empty database",
         ),
         (
             format!("postgres://viworks@127.0.0.1:{port}/viworks"),

@@ -163,7 +163,7 @@ async fn a_command_that_only_the_named_gateways_lack_is_not_called_unknown() {
         let said = desk
             .run(&[&["run", "test.say", "word=hello"][..], more].concat())
             .await
-            .ended_with(2);
+            .ended_with(5);
         assert!(said.stderr.contains("gw-without"), "{said:#?}");
         assert!(!said.stderr.contains("no gateway has"), "{said:#?}");
     }

@@ -57,6 +57,7 @@ fn read(file: Option<&Path>) -> Result<Written, Failure> {
     let mut text = String::new();
     match file {
         Some(path) => {
+            Written::is_file(path).map_err(|shown| Failure::usage(shown.to_string()))?;
             let bytes = files::read_at_most(path, READ_MAX);
             let bytes = bytes.map_err(|error| Failure::usage(error.to_string()))?;
             text.push_str(&String::from_utf8_lossy(&bytes));

@@ -59,8 +59,12 @@ fn list(standing: &Standing) -> anyhow::Result<()> {
     let Some(version) = standing.version else {
         return Ok(());
     };
-    print(&if standing.keeps_programs() {
+    print(&if standing.keeps_programs() && standing.has_notes {
         format!("backends that know schema {version} go on meanwhile, and afterwards")
+    } else if standing.keeps_programs() {
+        format!(
+            "backends that know schema {version} and run go on; none of them starts again afterwards, only this program"
+        )
     } else {
         format!("stop all backends first: those that know schema {version} cannot go on afterwards")
     })

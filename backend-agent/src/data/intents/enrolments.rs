@@ -141,6 +141,11 @@ fn try_redeem(tx: &Tx<'_>, redemption: &Redemption) -> StoreResult<RedeemOutcome
         ..
     } = redemption;
     if !consume(tx, *id, challenge)? {
+        // Unless this very intent did it, and the answer to that was lost: nobody else has the new gateway's id.
+        let enrolled = tx.optional(BY_KEY, params! { spki }, read)?;
+        if enrolled.is_some_and(|enrolled| enrolled.agent_id == gateway.agent_id) {
+            return Ok(RedeemOutcome::Enrolled);
+        }
         return refused(TicketRefusal::Challenge);
     }
     let Some(ticket) = tickets::by_id(tx, *id)? else {

@@ -17,7 +17,7 @@ use viworks_common::id::{InstallId, TicketId};
 use super::bed::{Bed, agent, at};
 use super::instances::two_backends;
 
-const BOUNDS: TicketBounds = TicketBounds {
+pub(super) const BOUNDS: TicketBounds = TicketBounds {
     live: 100,
     of_one: 100,
     ended: 100,
@@ -26,13 +26,13 @@ const BOUNDS: TicketBounds = TicketBounds {
 /// Machines that enrol at the same moment.
 const MACHINES: u64 = 16;
 
-fn ticket_id(n: u64) -> TicketId {
+pub(super) fn ticket_id(n: u64) -> TicketId {
     TicketId::from_uuid(Uuid::from_u128(
         (0x0190_0000_0000_7000_8000 << 48) | u128::from(n),
     ))
 }
 
-fn new_ticket(n: u64, uses_max: u32) -> NewTicket {
+pub(super) fn new_ticket(n: u64, uses_max: u32) -> NewTicket {
     NewTicket {
         id: ticket_id(n),
         sha256: [7; 32],
@@ -66,22 +66,27 @@ async fn stored(bed: &Bed, n: u64) -> StoredTicket {
 }
 
 /// Challenge `n`, which no backend takes any more after ten minutes.
-fn challenge(n: u64) -> AnsweredChallenge {
+pub(super) fn challenge(n: u64) -> AnsweredChallenge {
     AnsweredChallenge {
         challenge: bytes(n),
         expires_at: at(600),
     }
 }
 
-/// Somebody with the ticket is refused, over challenge `n`.
-async fn refuse(bed: &Bed, ticket: u64, n: u64, why: &'static str, seconds: i64) -> bool {
-    let refused = RefusedRedemption {
+/// A refusal of somebody with the ticket, over challenge `n`.
+pub(super) fn refusal(ticket: u64, n: u64, why: &'static str) -> RefusedRedemption {
+    RefusedRedemption {
         ticket: ticket_id(ticket),
         challenge: challenge(n),
         peer: "192.0.2.7".parse().unwrap(),
         why,
         told: "told".to_owned(),
-    };
+    }
+}
+
+/// Somebody with the ticket is refused, over challenge `n`.
+async fn refuse(bed: &Bed, ticket: u64, n: u64, why: &'static str, seconds: i64) -> bool {
+    let refused = refusal(ticket, n, why);
     let fresh = bed
         .store
         .refuse_redemption(&bed.tenant, refused, at(seconds));
@@ -89,7 +94,7 @@ async fn refuse(bed: &Bed, ticket: u64, n: u64, why: &'static str, seconds: i64)
 }
 
 /// Machine `n` with a key and a challenge of its own.
-fn redemption(ticket: u64, n: u64) -> Redemption {
+pub(super) fn redemption(ticket: u64, n: u64) -> Redemption {
     Redemption {
         ticket: ticket_id(ticket),
         challenge: challenge(n),

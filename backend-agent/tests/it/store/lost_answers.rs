@@ -8,8 +8,8 @@ use serde_json::json;
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
     Accepted, Actor, AuditOutcome, CompleteOutcome, ConfirmOutcome, HeartbeatFigures, Holder,
-    NewAuditRecord, Owner, ProbeAnswer, Rejected, SessionTouch, SiteClaim, StoreError, Submission,
-    TelemetryWrite,
+    NewAuditRecord, Owner, ProbeAnswer, RedeemOutcome, Rejected, SessionTouch, SiteClaim,
+    StoreError, Submission, TelemetryWrite,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::code::{CloseCode, RejectCode};
@@ -21,11 +21,12 @@ use viworks_common::timeline::{Anchor, Anchored};
 use viworks_testkit::thief::Thief;
 
 use super::bed::{Bed, LEASE, Session, agent, at, outcome, process};
-use super::{database, make};
+use super::{database, enrolments, make};
 
 /// What the store asks of the database in a transaction that commits.
 const CONTRACT: &str = concat!(
     include_str!("../../../src/data/intents/contract/dispatch.rs"),
+    include_str!("../../../src/data/intents/contract/enrolment.rs"),
     include_str!("../../../src/data/intents/contract/gateways.rs"),
     include_str!("../../../src/data/intents/contract/instances.rs"),
     include_str!("../../../src/data/intents/contract/runs.rs"),
@@ -111,6 +112,7 @@ async fn an_intent_whose_answer_was_lost_is_safe_to_repeat() {
     server.psql(&database, &neighbour).unwrap();
     let mut own = Robbed::start(server.port(), &database).await;
     create(&mut own).await;
+    enrol(&mut own).await;
     let session = connect(&mut own).await;
     command(&mut own, &session).await;
     reconcile(&mut own, &session).await;
@@ -120,6 +122,24 @@ async fn an_intent_whose_answer_was_lost_is_safe_to_repeat() {
     assert_eq!(own.robbed, writing(), "each intent that writes is here");
     own.bed.store.close().await;
     super::postgres_counts_are_right(&folder);
+}
+
+async fn enrol(own: &mut Robbed) {
+    let (tenant, actor) = (own.bed.tenant.clone(), Actor::local("test"));
+    let (ticket, bounds) = (enrolments::new_ticket(1, 5), enrolments::BOUNDS);
+    twice!(own, create_ticket(&tenant, ticket.clone(), bounds, &actor, at(0)), audited 1);
+    let redemption = enrolments::redemption(1, 90);
+    let again = twice!(own, redeem_ticket(&tenant, redemption.clone(), at(1)), audited 3);
+    assert_eq!(again, RedeemOutcome::Enrolled);
+    let refusal = enrolments::refusal(1, 91, "csr_key");
+    // Whoever comes with a consumed challenge is refused for that, and that is told and counted: once more.
+    let fresh = twice!(own, refuse_redemption(&tenant, refusal.clone(), at(2)), audited 2);
+    assert!(!fresh, "its challenge is consumed");
+    let id = enrolments::ticket_id(1);
+    let ticket = own.bed.store.ticket(&tenant, id).await.unwrap().unwrap();
+    assert_eq!((ticket.uses, ticket.refusals), (1, 2));
+    // Each time that somebody asks for it is in the trail, as with a name.
+    twice!(own, revoke_ticket(&tenant, id, &actor, at(3)), audited 2).unwrap();
 }
 
 async fn create(own: &mut Robbed) {

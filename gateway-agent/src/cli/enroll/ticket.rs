@@ -26,6 +26,7 @@ const SEARCH_TIME: Duration = Duration::from_secs(3_600);
 pub(super) async fn read(file: Option<&Path>) -> Result<Ticket, EnrolError> {
     let text = match file {
         Some(path) if path != Path::new("-") => {
+            Ticket::is_file(path)?;
             let bytes = files::read_private(path)?;
             Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned())
         }
