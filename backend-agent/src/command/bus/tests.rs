@@ -94,6 +94,35 @@ fn many_runs_stay_within_one_bound_and_finished_ones_that_nobody_watches_go_firs
 }
 
 #[test]
+fn without_other_words_as_much_is_held_as_the_page_of_limits_says() {
+    let bus = Arc::new(RunBus::new(BusLimits::default(), 7));
+    for number in 1..=5 {
+        for _event in 0..=8_192 {
+            bus.command_changed(run(number), change(CommandState::Succeeded), true);
+        }
+        assert_eq!(bus.lock().channels[&run(number)].ring.len(), 8_192);
+    }
+    assert_eq!(bus.lock().events, 32_768);
+    let bus = Arc::new(RunBus::new(BusLimits::default(), 7));
+    let piece = 65_536;
+    for number in 1..=9 {
+        for at in 0..17 {
+            bus.output(run(number), chunk(at * piece, 65_536));
+        }
+        assert_eq!(bus.lock().channels[&run(number)].output_bytes, 1_048_576);
+    }
+    assert_eq!(bus.lock().output_bytes, 8_388_608);
+    for number in 10..3_000 {
+        bus.command_changed(run(number), change(CommandState::Succeeded), true);
+        assert!(bus.lock().channels.len() <= 1_024);
+    }
+    assert!(
+        bus.lock().channels.len() > 512,
+        "and no fewer than that is of use"
+    );
+}
+
+#[test]
 fn a_watcher_that_comes_back_replays_from_where_it_was() {
     let bus = small();
     bus.output(run(1), chunk(0, 1));
