@@ -101,17 +101,25 @@ fn every_problem_is_listed_at_once() {
     assert_eq!(problems.exit_code().number(), 78);
 }
 
+/// What comes of a sound configuration with these settings of one section in the environment.
+fn loaded(section: &str, settings: &[(&str, &str)]) -> Result<Config, String> {
+    let named = |key: &str| format!("VIWORKS__{section}__{key}");
+    let settings = settings
+        .iter()
+        .map(|(key, value)| (named(key), (*value).to_owned()));
+    let environment: Environment = settings.collect();
+    let loaded = Config::load(&initialised().path().join("b/backend.toml"), &environment);
+    loaded.map_err(|problems| problems.to_string())
+}
+
+/// What is wrong with it; empty when nothing is.
+fn problems_of(section: &str, settings: &[(&str, &str)]) -> String {
+    loaded(section, settings).err().unwrap_or_default()
+}
+
 #[test]
 fn proxies_are_named_one_by_one_and_only_where_they_are_believed() {
-    let problems = |settings: &[(&str, &str)]| {
-        let named = |key: &str| format!("VIWORKS__AGENTS__{key}");
-        let settings = settings
-            .iter()
-            .map(|(key, value)| (named(key), (*value).to_owned()));
-        let environment: Environment = settings.collect();
-        let loaded = Config::load(&initialised().path().join("b/backend.toml"), &environment);
-        loaded.map_or_else(|problems| problems.to_string(), |_config| String::new())
-    };
+    let problems = |settings: &[(&str, &str)]| problems_of("AGENTS", settings);
     let require = ("PROXY_PROTOCOL", "require");
     let (terminated, bound) = (("TLS_ENDS_AT", "proxy"), ("BINDING", "certificate"));
     let trusted = ("TRUSTED_PROXIES", "127.0.0.1");
@@ -120,13 +128,7 @@ fn proxies_are_named_one_by_one_and_only_where_they_are_believed() {
         problems(&[require, ("TRUSTED_PROXIES", "127.0.0.1,10.0.8.0/24")]),
         ""
     );
-    let api = |value: &str| {
-        let setting = ("VIWORKS__API__TRUSTED_PROXIES".to_owned(), value.to_owned());
-        let folder = initialised();
-        let environment = [setting].into_iter().collect();
-        let loaded = Config::load(&folder.path().join("b/backend.toml"), &environment);
-        loaded.map_or_else(|problems| problems.to_string(), |_config| String::new())
-    };
+    let api = |value: &str| problems_of("API", &[("TRUSTED_PROXIES", value)]);
     assert_eq!(api("127.0.0.1"), "");
     // Two halves are everybody, too.
     for wide in ["0.0.0.0/0", "0.0.0.0/1,128.0.0.0/1", "2000::/3"] {
@@ -135,27 +137,15 @@ fn proxies_are_named_one_by_one_and_only_where_they_are_believed() {
             "{wide}"
         );
     }
-    let door = |settings: &[(&str, &str)]| {
-        let named = |key: &str| format!("VIWORKS__ENROLMENT__{key}");
-        let settings = settings
-            .iter()
-            .map(|(key, value)| (named(key), (*value).to_owned()));
-        let environment: Environment = settings.collect();
-        let loaded = Config::load(&initialised().path().join("b/backend.toml"), &environment);
-        loaded.map_or_else(|problems| problems.to_string(), |_config| String::new())
-    };
+    let door = |settings: &[(&str, &str)]| problems_of("ENROLMENT", settings);
     assert_eq!(door(&[require, trusted]), "");
     assert!(door(&[require]).contains("no proxy is believed"));
     assert!(door(&[trusted]).contains("nothing is asked of these proxies"));
     let wide = [require, ("TRUSTED_PROXIES", "0.0.0.0/0")];
     assert!(door(&wide).contains("is more than one site can have"));
     for (all, one, counts) in [("64", "16", 16), ("64", "17", 16), ("16", "128", 4)] {
-        let named = |key: &str| format!("VIWORKS__ENROLMENT__{key}");
         let settings = [("CONNECTIONS_MAX", all), ("PER_SOURCE_MAX", one)];
-        let settings = settings.map(|(key, value)| (named(key), value.to_owned()));
-        let environment: Environment = settings.into_iter().collect();
-        let folder = initialised();
-        let config = Config::load(&folder.path().join("b/backend.toml"), &environment).unwrap();
+        let config = loaded("ENROLMENT", &settings).unwrap();
         assert_eq!(config.enrolment.of_one_source(), counts, "{all} and {one}");
     }
     for url in ["https://a.test:8082", "https://a.test/"] {
