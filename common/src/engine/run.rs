@@ -8,7 +8,7 @@ use super::{
 use crate::code::RejectCode;
 use crate::command::{Outcome, OutcomeState};
 use crate::id::CommandId;
-use crate::journal::{EntryState, Idempotent, Step};
+use crate::journal::{EntryState, Idempotent, Step, may_forget};
 use crate::rules::{Rule, Rulebook};
 use crate::time::Monotonic;
 use crate::wire::message::{AgentMessage, CommandResult};
@@ -229,17 +229,8 @@ impl<R: Rulebook> Engine<R> {
                 self.moved(id, EntryState::Finished, Stage::Finished);
                 self.effects.push_back(Effect::Report(id, outcome));
             }
-            Stage::Discarding => self.moved(id, EntryState::Reported, Stage::Reported),
-            Stage::Reporting(low_water) => {
-                // It may be forgotten by this; what was asked meanwhile is then asked about an unknown command.
-                let held = std::mem::take(&mut known.held);
-                self.held -= held.len();
-                self.moved(id, EntryState::Reported, Stage::Reported);
-                self.forget(low_water);
-                for asked in held {
-                    self.asked(id, asked, now);
-                }
-            }
+            Stage::Discarding => return self.reported(id, self.low_water, now),
+            Stage::Reporting(low_water) => return self.reported(id, low_water, now),
             // Nothing of it is being written.
             other @ (Stage::Checking(..)
             | Stage::Opening
@@ -252,6 +243,26 @@ impl<R: Rulebook> Engine<R> {
             | Stage::Unkept) => known.stage = other,
         }
         self.release(id, now);
+    }
+
+    /// Nobody needs it any more, durably. Where a mark covers it, the journal forgets it with the mark or has done so
+    /// (the two writes may end in either order), and what was asked meanwhile is asked about an unknown command.
+    fn reported(&mut self, id: CommandId, low_water: u64, now: Now) {
+        self.moved(id, EntryState::Reported, Stage::Reported);
+        self.forget(low_water);
+        let covered = |known: &super::Known| {
+            may_forget(
+                self.rules,
+                known.entry.state,
+                known.entry.order,
+                self.low_water,
+            )
+        };
+        if self.known.get(&id).is_some_and(covered) {
+            self.forgo(id, now);
+        } else {
+            self.release(id, now);
+        }
     }
 
     /// That it is accepted is durable, and it waits: for its permit, or with it for its turn.

@@ -118,7 +118,8 @@ impl<R: Rulebook> Engine<R> {
             self.low_water = low_water;
             let rules = self.rules;
             self.known.retain(|_, known| {
-                let reported = matches!(known.stage, Stage::Reported);
+                // What was asked while it was being reported is asked before it is forgotten.
+                let reported = matches!(known.stage, Stage::Reported) && known.held.is_empty();
                 !(reported && may_forget(rules, known.entry.state, known.entry.order, low_water))
             });
         }

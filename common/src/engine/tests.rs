@@ -448,6 +448,49 @@ fn running(world: &mut World, number: u8) {
     assert!(world.running.contains(&id_of(number)));
 }
 
+/// Two that the backend acknowledged: the first is being reported while the mark that covers it is written.
+fn reported_beside_the_mark() -> World {
+    let mut world = World::new();
+    for number in [1, 3] {
+        running(&mut world, number);
+        world.act(Act::Exit(0));
+        world.act(Act::Write(0, 0));
+        // The numbers between them were never offered: their orders are over as well.
+        world.over.insert(id_of(number - 1));
+    }
+    world.act(Act::Acknowledge(1));
+    world.act(Act::Acknowledge(3));
+    world
+}
+
+#[test]
+fn what_a_mark_covers_before_it_is_reported_is_forgotten_by_both_or_by_none() {
+    // Each order in which the writes can end.
+    for first in 0..3 {
+        for second in 0..2 {
+            let mut world = reported_beside_the_mark();
+            world.act(Act::Write(first, 0));
+            world.act(Act::Write(second, 0));
+            world.rest();
+            for number in [1, 3] {
+                world.act(Act::Offer(number, false, 1_000));
+            }
+            // What is resent is in the journal: the world looks.
+            world.rest();
+            assert!(world.engine.is_quiet());
+        }
+    }
+}
+
+#[test]
+fn what_was_asked_while_the_mark_overtook_it_is_asked_of_an_unknown_command() {
+    let mut world = reported_beside_the_mark();
+    world.act(Act::Offer(1, false, 1_000));
+    assert!(!world.engine.is_quiet(), "it is held");
+    world.rest();
+    assert!(world.engine.is_quiet(), "and was let go");
+}
+
 fn last_write(world: &mut World) -> Write {
     world.writes.pop().expect("something is being written")
 }
