@@ -244,7 +244,10 @@ fn check(figure: &Value) {
     let number = |name: &str| figure[name].as_f64();
     let what = figure["what"].as_str().unwrap_or_default();
     if what.starts_with("sizing: ") {
-        assert!(number("ours").is_some_and(|ours| ours >= 0.0), "{figure:#}");
+        // What so few heartbeats and agents cost can be lost beside what else is done; nothing of the others can.
+        let may_be_none = what.contains("beat") || what.contains("memory");
+        let ours = number("ours").expect("it is measured");
+        assert!(ours > 0.0 || may_be_none && ours == 0.0, "{figure:#}");
         assert!(figure["ratio"].is_null(), "{figure:#}");
         return;
     }

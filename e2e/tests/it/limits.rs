@@ -48,7 +48,7 @@ const HELD: &[(&str, &str)] = &[
     ),
     (
         "per_source_max [enrolment]",
-        "whoever_holds_places_without_a_ticket_keeps_nobody_from_enrolling",
+        "one_address_has_as_many_places_as_its_bound_says",
     ),
     (
         "requests_per_minute [enrolment]",

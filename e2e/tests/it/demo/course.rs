@@ -139,13 +139,16 @@ async fn down_finds_what_is_left_of_a_demo_that_was_killed_at_any_moment() {
         "operator",
         "backend",
         "identities",
-        "gateways",
-        "answered",
+        "3 gateways",
+        "first command",
     ] {
         let mut command = place.command(&["up", "--data-dir", text(&data)]);
         let mut up = Process::start(&mut command, &place.folder.path().join("up.log")).unwrap();
+        // The step of this name, which other lines may speak of before.
+        let step = format!("✓ {milestone}");
+        let is_done = |line: &str| line.trim_start().starts_with(&step);
         eventually(milestone, PATIENCE, async || {
-            up.log().contains(milestone).then_some(())
+            up.log().lines().any(is_done).then_some(())
         })
         .await;
         up.kill();

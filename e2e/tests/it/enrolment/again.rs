@@ -102,11 +102,11 @@ async fn an_enrolment_waits_for_a_backend_that_is_started_again() {
     let log = system.path().join("patient.log");
     let mut patient = Process::start(&mut patient, &log).unwrap();
     assert!(!system.backend().wait(LIMIT).await.success());
-    eventually("it says what it waits for", LIMIT, async || {
-        let told = "trying again for up to";
-        patient.log().contains(told).then_some(())
-    })
-    .await;
+    // An attempt that had no answer, and another one that found nobody.
+    for told in ["trying again for up to", "is not reached"] {
+        let says = async || patient.log().contains(told).then_some(());
+        eventually("it says what it waits for", LIMIT, says).await;
+    }
     system.start_backend(back).await;
     let ended = patient.wait(LIMIT).await;
     assert!(ended.success(), "{}", patient.log());
@@ -177,6 +177,9 @@ async fn the_files_of_a_gateway_are_never_replaced_by_those_of_an_enrolment_that
         assert_eq!(said.code, Some(6), "{point}: {said:?}");
         assert!(said.stderr.contains("stays as it is"), "{point}: {said:?}");
         assert_eq!(files(), before, "{point}");
+        // What died before it asked uses no ticket later either.
+        let used = usize::from(point != "enrol.asked");
+        assert_eq!(uses(&system).await, used, "{point}");
         is_online(&system, &home, &other).await;
     }
 }

@@ -12,6 +12,7 @@ use viworks_common::enrolment::Ticket;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, Start};
 use viworks_testkit::door;
+use viworks_testkit::process::eventually;
 
 use super::refused::{plain, redeem, request};
 use super::{LIMIT, good_for, ticket, with_door};
@@ -83,6 +84,31 @@ async fn whoever_holds_places_without_a_ticket_keeps_nobody_from_enrolling() {
         good_for(&system, name, &ticket).await;
         strangers.shutdown().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_address_has_as_many_places_as_its_bound_says() {
+    const OUSTED: &str = "viworks_enrolments_total{outcome=\"ousted\"} ";
+    let start = with_door()
+        .with("VIWORKS__ENROLMENT__CONNECTIONS_MAX", "64")
+        .with("VIWORKS__ENROLMENT__PER_SOURCE_MAX", "3");
+    let system = door_of(start).await;
+    let ousted = async || {
+        let (_status, text) = system.request("GET", "/metrics", None).await.ok()?;
+        let line = |line: &str| line.strip_prefix(OUSTED)?.parse::<usize>().ok();
+        text.as_str()?.lines().find_map(line)
+    };
+    let mut held = Vec::new();
+    for (host, connections) in [(2, 3), (3, 5)] {
+        let from = IpAddr::from([127, 0, 0, host]);
+        for _ in 0..connections {
+            held.push(door::reach(system.door_address(), from).await.unwrap());
+        }
+    }
+    // Two of the second address: the first has its places, and there is room for many more.
+    let two = async || (ousted().await == Some(2)).then_some(());
+    eventually("two make room", LIMIT, two).await;
+    drop(held);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
