@@ -1,6 +1,5 @@
 //! The agent's command line.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use viworks_common::enrolment::Home;
 use viworks_common::id::GatewayName;
 use viworks_common::text;
 use viworks_runtime::clock::{Clock, SystemClock};
-use viworks_runtime::config::{Environment, Form, Problems, environment};
+use viworks_runtime::config::{Checked, Environment, Explained, Form, Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::run_to_end;
 use viworks_runtime::logging;
@@ -92,6 +91,9 @@ enum Action {
         /// The agent's own folder, whatever the configuration says.
         #[arg(long, value_name = "DIR")]
         state_folder: Option<PathBuf>,
+        /// For people or for programs.
+        #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
+        output: status::Format,
     },
     /// What can be set, and what is set.
     #[command(subcommand)]
@@ -327,12 +329,8 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
         Action::CheckConfig {
             config,
             state_folder,
-        } => {
-            for warning in load(&config, state_folder)?.warnings {
-                drop(writeln!(std::io::stderr(), "warning: {warning}"));
-            }
-            print(&format!("{} is valid\n", config.display()))
-        }
+            output,
+        } => check_config(&config, state_folder, output),
         Action::Config(action) => act_on_config(action),
         Action::Status {
             config,
@@ -400,6 +398,28 @@ fn socket_of(socket: Option<PathBuf>, config: &Path) -> Result<PathBuf, Problems
     }
 }
 
+/// What a start would say of everything that it reads.
+fn check_config(
+    config: &Path,
+    state_folder: Option<PathBuf>,
+    output: status::Format,
+) -> anyhow::Result<ExitCode> {
+    let mut checked = Checked::default();
+    let ended = match load(config, state_folder) {
+        Ok(setup) => {
+            checked.warnings = setup.warnings;
+            checked.found.push(format!("{} is valid", config.display()));
+            Ok(ExitCode::Ok)
+        }
+        Err(problems) => {
+            checked.problems = problems.iter().cloned().collect();
+            Err(problems.into())
+        }
+    };
+    checked.show(output == status::Format::Json)?;
+    ended
+}
+
 fn act_on_config(action: ConfigAction) -> anyhow::Result<ExitCode> {
     let form = match action {
         ConfigAction::Example => Form::Example,
@@ -411,7 +431,14 @@ fn act_on_config(action: ConfigAction) -> anyhow::Result<ExitCode> {
             output,
         } => {
             let path = std::path::absolute(&config).unwrap_or(config);
-            let (explained, problems) = Config::explain(&path, &overlay(state_folder))?;
+            let (explained, problems) = match Config::explain(&path, &overlay(state_folder)) {
+                Ok(found) => found,
+                // A program has its document all the same.
+                Err(problems) if output == status::Format::Json => {
+                    (Explained::default(), Err(problems))
+                }
+                Err(problems) => return Err(problems.into()),
+            };
             let shown = match output {
                 status::Format::Table => explained.to_string(),
                 status::Format::Json => {

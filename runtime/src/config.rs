@@ -27,6 +27,7 @@
 //!
 //! Every key can be overridden by `VIWORKS__SECTION__KEY`, except in arrays of tables.
 
+mod checked;
 mod credential;
 mod document;
 mod environment;
@@ -49,6 +50,7 @@ mod value;
 mod values;
 
 pub use crate::problem::{Place, Problem, Problems};
+pub use checked::Checked;
 pub use document::Document;
 pub use environment::{Environment, environment};
 pub use explain::Explained;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Map, Value, json};
 use viworks_common::human;
 
 use crate::exit::ExitCode;
@@ -30,6 +31,18 @@ impl Problem {
     }
 }
 
+impl Problem {
+    /// For programs: `file` with `line`, or `variable`, and `message` with `help`.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let mut object = Map::new();
+        self.place.put(&mut object);
+        object.insert("message".to_owned(), json!(self.message));
+        object.insert("help".to_owned(), json!(self.help));
+        Value::Object(object)
+    }
+}
+
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
@@ -46,6 +59,24 @@ pub enum Place {
     },
     /// An environment variable.
     Variable(String),
+}
+
+impl Place {
+    /// For programs, into an object that is about it.
+    pub(crate) fn put(&self, object: &mut Map<String, Value>) {
+        match self {
+            Self::File(path) => {
+                object.insert("file".to_owned(), json!(path.display().to_string()));
+            }
+            Self::Line { path, line, .. } => {
+                object.insert("file".to_owned(), json!(path.display().to_string()));
+                object.insert("line".to_owned(), json!(line));
+            }
+            Self::Variable(name) => {
+                object.insert("variable".to_owned(), json!(name));
+            }
+        }
+    }
 }
 
 impl fmt::Display for Place {
@@ -80,6 +111,15 @@ impl Problems {
     pub fn new(mut problems: Vec<Problem>) -> Self {
         problems.sort();
         problems.dedup();
+        Self { problems }
+    }
+
+    /// The first of these in front of the others, wherever they are: they may well follow from it.
+    #[must_use]
+    pub fn led_by(first: Problem, others: Vec<Problem>) -> Self {
+        let mut problems = Self::new(others).problems;
+        problems.retain(|problem| *problem != first);
+        problems.insert(0, first);
         Self { problems }
     }
 
@@ -136,8 +176,29 @@ impl fmt::Display for Problems {
             writeln!(f, "{problem}")?;
         }
         let problems = human::counted(self.problems.len(), "problem", "problems");
-        write!(f, "{problems} in the configuration, nothing was started")
+        write!(f, "{problems} in the configuration")
     }
 }
 
 impl std::error::Error for Problems {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leads_stands_in_front_and_once() {
+        let problem = |file: &str| Problem::of_file(Path::new(file), "is wrong", "");
+        let led = Problems::led_by(
+            problem("/c"),
+            vec![problem("/c"), problem("/b"), problem("/a")],
+        );
+        let files: Vec<_> = led.iter().map(|it| it.place.to_string()).collect();
+        assert_eq!(files, ["/c", "/a", "/b"]);
+        let shown = led.to_string();
+        assert!(
+            shown.ends_with("\n3 problems in the configuration"),
+            "{shown}"
+        );
+    }
+}

@@ -58,6 +58,9 @@ pub(super) enum Subcommands {
         /// Try whether the servers of the database and of the queue take us, too
         #[arg(long)]
         connect: bool,
+        /// For people or for programs
+        #[arg(short, long, value_enum, default_value_t = Format::Table)]
+        output: Format,
     },
     /// What can be set, and what is set
     #[command(subcommand)]
@@ -69,6 +72,9 @@ pub(super) enum Subcommands {
         /// Only list what would be applied
         #[arg(long)]
         dry_run: bool,
+        /// For people or for programs
+        #[arg(short, long, value_enum, default_value_t = Format::Table)]
+        output: Format,
     },
     /// Move everything from the embedded database to PostgreSQL; the backend must not run
     MigrateStore {
@@ -334,6 +340,9 @@ pub(super) enum NginxCommand {
         /// Certbot's folder of renewals; /etc/letsencrypt/renewal when left out, where that is there
         #[arg(long, value_name = "DIR")]
         renewal: Option<PathBuf>,
+        /// For people or for programs
+        #[arg(short, long, value_enum, default_value_t = Format::Table)]
+        output: Format,
     },
 }
 

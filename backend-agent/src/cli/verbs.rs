@@ -1,6 +1,7 @@
 //! What is done about each subcommand.
 
 mod apikey;
+mod check;
 mod config;
 mod diag;
 mod gateway;
@@ -16,7 +17,6 @@ use viworks_runtime::exit::ExitCode;
 
 use self::open::{load, load_all};
 use super::flags::Subcommands;
-use super::views::{print, say};
 use crate::data::postgres::Address;
 use crate::start_error::StartError;
 
@@ -30,22 +30,19 @@ pub(super) async fn execute(command: Subcommands) -> anyhow::Result<ExitCode> {
             ))
             .await;
         }
-        Subcommands::CheckConfig { config, connect } => {
-            let setup = load_all(&config)?;
-            for warning in &setup.warnings {
-                say(&format!("warning: {warning}"));
-            }
-            print(&format!("{} is valid", config.config.display()))?;
-            if connect {
-                migrate::try_connection(&setup).await?;
-            }
-        }
+        Subcommands::CheckConfig {
+            config,
+            connect,
+            output,
+        } => check::config(&config, connect, output).await?,
         Subcommands::Diag(command) => return diag::execute(command).await,
         Subcommands::Health(flags) => return health::execute(flags).await,
         Subcommands::Config(command) => config::execute(command)?,
-        Subcommands::Migrate { config, dry_run } => {
-            migrate::migrate(&load(&config)?, dry_run).await?;
-        }
+        Subcommands::Migrate {
+            config,
+            dry_run,
+            output,
+        } => migrate::execute(&config, dry_run, output).await?,
         Subcommands::MigrateStore {
             config,
             to,

@@ -1,5 +1,6 @@
 //! What nginx itself says of a configuration, and what to do about it.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -12,6 +13,12 @@ pub(super) const PROGRAMS: [&str; 2] = ["nginx", "/usr/sbin/nginx"];
 
 /// How Debian has nginx with what passes TLS through.
 const INSTALL: &str = "apt-get install nginx-light libnginx-mod-stream";
+
+/// What it says of a file before it looks at what is around it.
+const UNDERSTOOD: &str = " syntax is ok";
+
+/// Behind the help, where nobody can tell what else is in the file.
+const REST: &str = "; where it leads is looked at once nginx can read it";
 
 /// Directives of the module that passes TLS through; they say that it is not there.
 const OF_STREAM: [&str; 3] = ["stream", "ssl_preread", "preread_timeout"];
@@ -29,27 +36,50 @@ pub(super) fn ask(programs: &[&str], file: &Path, findings: &mut Findings) {
         findings.unseen.push(line);
         return;
     };
-    if let Some(problem) = judge(program, &output, file) {
-        findings.problems.push(problem);
+    if !said(&output).contains("nginx") {
+        findings.problems.push(no_nginx(program, &output, file));
+        return;
+    }
+    if let Some(refusal) = judge(&output, file) {
+        findings.refusal = Some(refusal);
         return;
     }
     let right = "nginx can read it (nginx -t)".to_owned();
     findings.right.push(right);
 }
 
-fn judge(program: &str, output: &Output, file: &Path) -> Option<Problem> {
-    let said = String::from_utf8_lossy(&output.stderr);
-    if !said.contains("nginx") {
-        let first = said.lines().next().unwrap_or("nothing");
-        let message = format!("what is started as {program} is no nginx: it says {first}");
-        let help = format!("{INSTALL}, and see which program PATH leads to: command -v nginx");
-        return Some(Problem::of_file(file, message, help));
-    }
+/// That nginx does not take a file.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    /// Why, and what to do about it.
+    pub(super) problem: Problem,
+    /// Whether it could read all of it all the same: what is wrong is around the file.
+    pub(super) is_understood: bool,
+}
+
+fn said(output: &Output) -> Cow<'_, str> {
+    String::from_utf8_lossy(&output.stderr)
+}
+
+fn no_nginx(program: &str, output: &Output, file: &Path) -> Problem {
+    let said = said(output);
+    let first = said.lines().next().unwrap_or("nothing");
+    let message = format!("what is started as {program} is no nginx: it says {first}");
+    let help = format!("{INSTALL}, and see which program PATH leads to: command -v nginx");
+    Problem::of_file(file, message, help)
+}
+
+fn judge(output: &Output, file: &Path) -> Option<Refusal> {
     if output.status.success() {
         return None;
     }
+    let said = said(output);
+    let is_understood = said.contains(UNDERSTOOD);
     let Cause { words, place } = Cause::of(&said);
-    let help = help(&words, place.as_ref(), file);
+    let mut help = help(&words, place.as_ref(), file);
+    if !is_understood {
+        help.push_str(REST);
+    }
     let place = place.map_or_else(
         || Place::File(file.to_owned()),
         |(path, line)| Place::Line {
@@ -58,10 +88,14 @@ fn judge(program: &str, output: &Output, file: &Path) -> Option<Problem> {
             column: 1,
         },
     );
-    Some(Problem {
+    let problem = Problem {
         place,
         message: format!("nginx refuses it: {words}"),
         help,
+    };
+    Some(Refusal {
+        problem,
+        is_understood,
     })
 }
 
@@ -120,9 +154,6 @@ fn help(words: &str, place: Option<&(PathBuf, usize)>, file: &Path) -> String {
     } else if words.starts_with("open()") && says("(2:") {
         return match place {
             Some(_) => format!("write {quoted}, or remove this include"),
-            None if Path::new(quoted) == file => {
-                "name the file that nginx starts with, such as /etc/nginx/nginx.conf".to_owned()
-            }
             None => format!("make the folder of {quoted}"),
         };
     } else if says("key values mismatch") {
@@ -167,13 +198,24 @@ mod tests {
 
     const FILE: &str = "/etc/nginx/nginx.conf";
 
-    fn problem(said: &str) -> Problem {
+    fn refusal(said: &str) -> Refusal {
         let output = Output {
             status: ExitStatus::from_raw(256),
             stdout: Vec::new(),
             stderr: said.as_bytes().to_vec(),
         };
-        judge("nginx", &output, Path::new(FILE)).unwrap()
+        judge(&output, Path::new(FILE)).unwrap()
+    }
+
+    #[test]
+    fn what_is_around_a_file_is_no_reason_to_leave_it_unread() {
+        let emerg = "nginx: [emerg] open() \"/run/nginx.pid\" failed (13: Permission denied)";
+        let around = refusal(&format!(
+            "nginx: the configuration file {FILE} syntax is ok\n{emerg}"
+        ));
+        assert!(around.is_understood && !around.problem.help.contains("looked at"));
+        let within = refusal("nginx: [emerg] unknown directive \"proxy_pas\" in FILE:7");
+        assert!(!within.is_understood && within.problem.help.contains("looked at once nginx"));
     }
 
     /// What nginx 1.22 wrote, with the place and the help.
@@ -212,11 +254,6 @@ mod tests {
                 "open() \"/etc/nginx/missing.conf\" failed (2: No such file or directory) in FILE:7",
                 line,
                 "write /etc/nginx/missing.conf, or remove this include",
-            ),
-            (
-                "open() \"FILE\" failed (2: No such file or directory)",
-                FILE,
-                "name the file that nginx starts with",
             ),
             (
                 "open() \"/nonexistent/access.log\" failed (2: No such file or directory)",
@@ -284,9 +321,10 @@ mod tests {
                 "2026/11/28 08:40:35 [emerg] 20086#20086: ",
             ] {
                 let end = format!("nginx: configuration file {FILE} test failed");
-                let found = problem(&format!(
+                let found = refusal(&format!(
                     "nginx: [alert] could not open a log\n{before}{said}\n{end}"
                 ));
+                let found = found.problem;
                 assert_eq!(found.place.to_string(), place, "{said}");
                 assert!(found.help.contains(help), "{said}: {}", found.help);
                 let words = said.trim_end_matches(&format!(" in {FILE}:7"));
@@ -296,7 +334,7 @@ mod tests {
         }
         helps.sort();
         helps.dedup();
-        assert_eq!(helps.len(), 20, "no two causes have one help");
+        assert_eq!(helps.len(), 19, "no two causes have one help");
     }
 
     #[test]

@@ -37,18 +37,27 @@ pub struct Question<'q> {
 ///
 /// # Errors
 ///
-/// Everything that is wrong, each with its place and what to do.
+/// Everything that is wrong, each with its place and what to do: what nginx itself refuses comes first, and where it
+/// cannot read the file, nothing is said of where that leads.
 pub fn check(question: &Question<'_>) -> Result<Vec<String>, Problems> {
     let mut findings = Findings::default();
     // nginx would look for it in a folder of its own.
     let file = &*std::path::absolute(question.file).unwrap_or_else(|_| question.file.to_owned());
-    if question.ask_nginx {
+    let is_absent = files::is_absent(file);
+    if is_absent {
+        let help = "name the file that nginx starts with, such as /etc/nginx/nginx.conf";
+        findings.tell(file, "there is no such file".to_owned(), help);
+    } else if question.ask_nginx {
         asked::ask(&asked::PROGRAMS, file, &mut findings);
     }
-    let is_refused = !findings.problems.is_empty();
+    let is_understood = findings.refusal.as_ref().is_none_or(|it| it.is_understood);
     let pins = pins(question, &mut findings);
-    match directive::load(file) {
-        Ok(directives) => {
+    // Of a file that nginx does not understand nobody knows where it leads: whatever would be said of that follows from
+    // what nginx refuses.
+    let read = (is_understood && !is_absent).then(|| directive::load(file));
+    match read {
+        None => {}
+        Some(Ok(directives)) => {
             let whole = Whole {
                 config: question.config,
                 file,
@@ -62,10 +71,11 @@ pub fn check(question: &Question<'_>) -> Result<Vec<String>, Problems> {
             operators::check(&whole, &mut findings);
         }
         // nginx has said it better.
-        Err(_) if is_refused => {}
-        Err(problem) => findings.problems.push(problem),
+        Some(Err(_)) if findings.refusal.is_some() => {}
+        Some(Err(problem)) => findings.problems.push(problem),
     }
     let Findings {
+        refusal,
         mut right,
         unseen,
         warnings,
@@ -73,6 +83,9 @@ pub fn check(question: &Question<'_>) -> Result<Vec<String>, Problems> {
     } = findings;
     right.extend(unseen);
     right.extend(warnings);
+    if let Some(refusal) = refusal {
+        return Err(Problems::led_by(refusal.problem, problems));
+    }
     Problems::refuse(problems).map(|()| right)
 }
 

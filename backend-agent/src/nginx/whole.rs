@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use viworks_common::network::IpNetwork;
 use viworks_runtime::config::Problem;
 
+use super::asked::Refusal;
 use super::directive::{Directive, all_in_force, named};
 use super::place::{Place, Reach, is_of_this_machine};
 use crate::config::Config;
 
 #[derive(Debug, Default)]
 pub(super) struct Findings {
+    /// What nginx itself says against the file.
+    pub(super) refusal: Option<Refusal>,
     pub(super) right: Vec<String>,
     /// What could not be looked at, and is neither right nor wrong therefore.
     pub(super) unseen: Vec<String>,

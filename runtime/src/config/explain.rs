@@ -21,7 +21,7 @@ const REDACTED: &str = "REDACTED";
 
 /// Every key with the value that is in force and where it came from. Secrets have files of their own, of which only the
 /// names are in here.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Explained {
     sections: Vec<(String, Vec<Line>)>,
 }
@@ -136,14 +136,7 @@ impl Explained {
         let keys: Vec<Value> = sections
             .flat_map(|(section, lines)| lines.iter().map(|line| line.json(section)))
             .collect();
-        let problems = problems.into_iter().map(|problem| {
-            let Problem { message, help, .. } = problem;
-            let mut object = Map::new();
-            place_of(&problem.place, &mut object);
-            object.insert("message".to_owned(), json!(message));
-            object.insert("help".to_owned(), json!(help));
-            Value::Object(object)
-        });
+        let problems = problems.into_iter().map(Problem::json);
         json!({ "keys": keys, "problems": problems.collect::<Vec<_>>() })
     }
 }
@@ -183,7 +176,7 @@ impl Line {
         object.insert("value".to_owned(), json!(value));
         object.insert("origin".to_owned(), json!(origin));
         if let Origin::Given(place) = &self.origin {
-            place_of(place, &mut object);
+            place.put(&mut object);
         }
         Value::Object(object)
     }
@@ -211,21 +204,6 @@ impl fmt::Display for Line {
             origin.push_str("; the secret is a credential of the service manager");
         }
         write!(f, "{given:COLUMN$} # {origin}")
-    }
-}
-
-fn place_of(place: &Place, object: &mut Map<String, Value>) {
-    match place {
-        Place::File(path) => {
-            object.insert("file".to_owned(), json!(path.display().to_string()));
-        }
-        Place::Line { path, line, .. } => {
-            object.insert("file".to_owned(), json!(path.display().to_string()));
-            object.insert("line".to_owned(), json!(line));
-        }
-        Place::Variable(name) => {
-            object.insert("variable".to_owned(), json!(name));
-        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! `config`: what can be set, and what is set.
 
 use viworks_common::text;
-use viworks_runtime::config::{Form, Problems};
+use viworks_runtime::config::{Explained, Form, Problems};
 
 use super::super::flags::{ConfigCommand, Format};
 use super::super::views::print;
@@ -15,7 +15,12 @@ pub(super) fn execute(command: ConfigCommand) -> anyhow::Result<()> {
         ConfigCommand::Reference => Form::Reference,
         ConfigCommand::Schema => Form::Schema,
         ConfigCommand::Explain { config, output } => {
-            let (explained, problems) = explain(&config)?;
+            let (explained, problems) = match explain(&config) {
+                Ok(found) => found,
+                // A program has its document all the same.
+                Err(problems) if output == Format::Json => (Explained::default(), Err(problems)),
+                Err(problems) => return Err(problems.into()),
+            };
             let shown = match output {
                 Format::Table => explained.to_string(),
                 Format::Json => {

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use viworks_common::id::InstanceId;
 use viworks_runtime::clock::{SystemClock, Timeline};
+use viworks_runtime::config::{Checked, Problem};
 use viworks_runtime::migrations::Standing;
 use viworks_runtime::random;
 
-use super::super::views::{print, say};
+use super::super::flags::{ConfigFlag, Format};
+use super::check;
+use super::open::load;
 use crate::command::queue::redis::RedisQueue;
-use crate::config::Config;
 use crate::data::postgres::Role;
 use crate::data::sqlite;
 use crate::database;
@@ -19,13 +21,25 @@ use crate::setup::Setup;
 use crate::start_error::StartError;
 
 /// Brings the schema up to date, or says what that would do.
-pub(super) async fn migrate(config: &Config, dry_run: bool) -> anyhow::Result<()> {
+pub(super) async fn execute(
+    flag: &ConfigFlag,
+    dry_run: bool,
+    output: Format,
+) -> anyhow::Result<()> {
+    let mut checked = Checked::default();
+    let ended = migrate(flag, dry_run, &mut checked).await;
+    check::show(checked, ended, flag, output)
+}
+
+async fn migrate(flag: &ConfigFlag, dry_run: bool, checked: &mut Checked) -> anyhow::Result<()> {
+    let config = &load(flag)?;
     if dry_run {
         let standing = match config.store.address().map_err(StartError::from)? {
             Some(address) => database::inspect(address, true).await?.standing,
             None => sqlite::standing(&config.data.sqlite_file).map_err(StartError::from)?,
         };
-        return list(&standing);
+        checked.found = list(&standing);
+        return Ok(());
     }
     viworks_runtime::files::create_private_folder(&config.data.state_folder)?;
     let mut config = config.clone();
@@ -34,16 +48,18 @@ pub(super) async fn migrate(config: &Config, dry_run: bool) -> anyhow::Result<()
     let health = store.health().await;
     store.close().await;
     let health = health?;
-    print(&format!("{} schema {}", health.kind, health.schema_version))?;
+    let now = format!("{} schema {}", health.kind, health.schema_version);
+    checked.found.push(now);
     Ok(())
 }
 
 /// Lists what would be applied, and says what that means for the programs that use the database now.
-fn list(standing: &Standing) -> anyhow::Result<()> {
+fn list(standing: &Standing) -> Vec<String> {
     let missing = &standing.missing;
     if missing.is_empty() {
-        return print(&up_to_date(standing));
+        return vec![up_to_date(standing)];
     }
+    let mut listed = Vec::with_capacity(missing.len() + 1);
     for migration in missing {
         let (version, description) = (migration.version(), migration.description());
         let usable_from = migration.usable_from();
@@ -54,12 +70,12 @@ fn list(standing: &Standing) -> anyhow::Result<()> {
             }
             Some(_) => ", for no program that does not know it".to_owned(),
         };
-        print(&format!("would apply {version:04} {description}{whose}"))?;
+        listed.push(format!("would apply {version:04} {description}{whose}"));
     }
     let Some(version) = standing.version else {
-        return Ok(());
+        return listed;
     };
-    print(&if standing.keeps_programs() && standing.has_notes {
+    listed.push(if standing.keeps_programs() && standing.has_notes {
         format!("backends that know schema {version} go on meanwhile, and afterwards")
     } else if standing.keeps_programs() {
         format!(
@@ -67,7 +83,8 @@ fn list(standing: &Standing) -> anyhow::Result<()> {
         )
     } else {
         format!("stop all backends first: those that know schema {version} cannot go on afterwards")
-    })
+    });
+    listed
 }
 
 /// How a schema is told of that lacks nothing.
@@ -82,7 +99,12 @@ fn up_to_date(standing: &Standing) -> String {
 
 /// Tries whether the servers take us, and whether a start would find what it needs there; what is embedded is nothing
 /// to connect to.
-pub(super) async fn try_connection(setup: &Setup) -> anyhow::Result<()> {
+pub(super) async fn try_connection(
+    setup: &Setup,
+    flag: &ConfigFlag,
+    checked: &mut Checked,
+) -> anyhow::Result<()> {
+    let found = &mut checked.found;
     let Setup {
         config, material, ..
     } = setup;
@@ -92,25 +114,27 @@ pub(super) async fn try_connection(setup: &Setup) -> anyhow::Result<()> {
     match config.store.address().map_err(StartError::from)? {
         Some(address) => {
             let named = address.to_string();
-            let found = database::look(config, address).await?;
-            is_for_us(found.key_check.is_none_or(|check| check == own))?;
-            let schema = match found.standing.missing.len() {
-                0 => up_to_date(&found.standing),
+            let seen = database::look(config, address).await?;
+            is_for_us(seen.key_check.is_none_or(|check| check == own))?;
+            let schema = match seen.standing.missing.len() {
+                0 => up_to_date(&seen.standing),
                 more => format!("migrations that a start applies: {more}"),
             };
-            if let Some(lacks) = found.lacks {
-                say(&format!("warning: {lacks}"));
+            if let Some(lacks) = seen.lacks {
+                let lacks = Problem::of_file(&flag.config, lacks, "");
+                checked.warnings.push(lacks);
             }
-            print(&format!("{named}: connected, {schema}"))?;
+            found.push(format!("{named}: connected, {schema}"));
         }
         None => {
             let other = sqlite::belongs_to_another(&config.data.sqlite_file, own);
             is_for_us(!other.map_err(StartError::from)?)?;
-            print("the embedded database needs no connection")?;
+            found.push("the embedded database needs no connection".to_owned());
         }
     }
     let Some(address) = config.queue.address().map_err(StartError::from)? else {
-        return print("the queue in memory needs no connection");
+        found.push("the queue in memory needs no connection".to_owned());
+        return Ok(());
     };
     let named = address.to_string();
     let clock = Arc::new(Timeline::unstored(Arc::new(SystemClock)));
@@ -120,5 +144,6 @@ pub(super) async fn try_connection(setup: &Setup) -> anyhow::Result<()> {
         address: named.clone(),
         source,
     })?;
-    print(&format!("{named}: connected, the queue can be used"))
+    found.push(format!("{named}: connected, the queue can be used"));
+    Ok(())
 }

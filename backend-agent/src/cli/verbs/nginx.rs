@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use anyhow::Context;
+use viworks_runtime::config::Checked;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::{files, stdout};
 
-use super::super::flags::NginxCommand;
+use super::super::flags::{ConfigFlag, NginxCommand};
 use super::super::views::{print, say};
+use super::check::show;
 use super::open::load_to_ask;
 use crate::config::{Config, ProxyProtocol, TlsEnd};
 use crate::nginx::check::{Question, RENEWALS, check};
@@ -93,22 +95,34 @@ pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
             config,
             file,
             renewal,
+            output,
         } => {
-            let config = load_to_ask(&config)?;
-            let question = Question {
-                config: &config,
-                file: &file,
-                renewal: renewal.as_deref(),
-                usual_renewal: Path::new(RENEWALS),
-                ask_nginx: true,
-            };
-            for right in check(&question)? {
-                print(&right)?;
-            }
-            print(&format!("{} fits this backend", file.display()))?;
+            let mut checked = Checked::default();
+            let ended = look(&config, &file, renewal.as_deref(), &mut checked);
+            show(checked, ended, &config, output)?;
             Ok(ExitCode::Ok)
         }
     }
+}
+
+fn look(
+    flag: &ConfigFlag,
+    file: &Path,
+    renewal: Option<&Path>,
+    checked: &mut Checked,
+) -> anyhow::Result<()> {
+    let config = load_to_ask(flag)?;
+    let question = Question {
+        config: &config,
+        file,
+        renewal,
+        usual_renewal: Path::new(RENEWALS),
+        ask_nginx: true,
+    };
+    checked.found = check(&question)?;
+    let fits = format!("{} fits this backend", file.display());
+    checked.found.push(fits);
+    Ok(())
 }
 
 fn or_listener(given: Vec<String>, own: Option<String>) -> Vec<String> {

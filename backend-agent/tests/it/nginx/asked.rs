@@ -115,8 +115,48 @@ fn a_file_that_is_not_there_is_told() {
     });
     let found = found.unwrap_err().to_string();
     assert!(
-        found.contains("No such file")
+        found.contains("there is no such file")
+            && found.matches("elsewhere.conf").count() == 1
             && found.contains("help: name the file that nginx starts with"),
         "{found}"
     );
+}
+
+#[test]
+fn what_nginx_cannot_read_is_told_first_and_nothing_of_where_it_leads() {
+    if !Nginx::is_installed() {
+        return;
+    }
+    let scene = Scene::new();
+    // Certbot's folder comes before all other files in the alphabet, and is nothing that nginx could know of.
+    let renewal = scene.folder.path().join("0-renewal");
+    let ask = |text: &str| {
+        let found = check(&Question {
+            config: &scene.config,
+            file: &scene.written(text),
+            renewal: Some(&renewal),
+            usual_renewal: &renewal,
+            ask_nginx: true,
+        });
+        found.unwrap_err()
+    };
+    let wrong = "events {}\nhttp { server {\nlisten 127.0.0.1:8443;\nlocation / { proxy_pas http://127.0.0.1:8080; }\n} }\n";
+    let found = ask(wrong);
+    let told: Vec<_> = found.iter().map(|it| it.message.as_str()).collect();
+    assert!(
+        told[0].contains("unknown directive \"proxy_pas\""),
+        "{told:?}"
+    );
+    let of_stream = |it: &&str| it.contains("no stream block");
+    assert!(!told.iter().any(of_stream), "{told:?}");
+    assert!(told[1].starts_with("cannot be read: "), "{told:?}");
+    // What it understands and cannot do now is told beside all the rest.
+    let right = wrong.replace("127.0.0.1:8443", "192.0.2.1:8443");
+    let found = ask(&right.replace("proxy_pas ", "proxy_pass "));
+    let told: Vec<_> = found.iter().map(|it| it.message.as_str()).collect();
+    assert!(
+        told[0].contains("Cannot assign requested address"),
+        "{told:?}"
+    );
+    assert!(told.iter().any(of_stream), "{told:?}");
 }

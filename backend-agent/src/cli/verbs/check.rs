@@ -1,0 +1,47 @@
+//! Verbs that check something: what they found, for people or for programs.
+
+use viworks_runtime::config::{Checked, Problem, Problems};
+
+use super::super::exit;
+use super::super::flags::{ConfigFlag, Format};
+use super::migrate;
+use super::open::load_all;
+
+/// `check-config`: everything that a start reads, and whether the servers take us.
+pub(super) async fn config(flag: &ConfigFlag, connect: bool, output: Format) -> anyhow::Result<()> {
+    let mut checked = Checked::default();
+    let ended = look(flag, connect, &mut checked).await;
+    show(checked, ended, flag, output)
+}
+
+async fn look(flag: &ConfigFlag, connect: bool, checked: &mut Checked) -> anyhow::Result<()> {
+    let setup = load_all(flag)?;
+    checked.warnings.clone_from(&setup.warnings);
+    let valid = format!("{} is valid", flag.config.display());
+    checked.found.push(valid);
+    if connect {
+        migrate::try_connection(&setup, flag, checked).await?;
+    }
+    Ok(())
+}
+
+/// Shows what was found, and ends as the check did: an error is told by whoever gets it, and stands in the document as
+/// well.
+pub(super) fn show(
+    mut checked: Checked,
+    ended: anyhow::Result<()>,
+    flag: &ConfigFlag,
+    output: Format,
+) -> anyhow::Result<()> {
+    if let Err(error) = &ended {
+        checked.problems = match error.downcast_ref::<Problems>() {
+            Some(problems) => problems.iter().cloned().collect(),
+            None => {
+                let help = exit::fix_of(error).unwrap_or_default();
+                vec![Problem::of_file(&flag.config, format!("{error:#}"), help)]
+            }
+        };
+    }
+    checked.show(output == Format::Json)?;
+    ended
+}
