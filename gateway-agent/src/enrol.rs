@@ -179,11 +179,13 @@ impl EnrolError {
             | Self::Left { .. } => ExitCode::Conflict,
             Self::NotRoot { .. } | Self::Catalogue(_) => ExitCode::Config,
             Self::File(error) => error.exit_code(),
-            Self::Key(_) | Self::Forged { .. } | Self::OtherServer { .. } | Self::Clock { .. } => {
-                ExitCode::Error
-            }
+            Self::Key(_) | Self::Clock { .. } => ExitCode::Error,
             Self::Interrupted => ExitCode::Interrupted,
-            Self::Unreached { .. } | Self::Unanswered { .. } => ExitCode::Unavailable,
+            // Whoever answers in its place, it is not the backend.
+            Self::Unreached { .. }
+            | Self::Unanswered { .. }
+            | Self::OtherServer { .. }
+            | Self::Forged { .. } => ExitCode::Unavailable,
             Self::Refused {
                 retry_after: Some(_),
                 ..

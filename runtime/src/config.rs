@@ -57,6 +57,6 @@ pub use explain::Explained;
 pub use key::{Default, KeyReference, Kind, SectionReference};
 pub use reading::{Changed, LOG_FILTER, Readings, Source, tell_broken, tell_read};
 pub use reference::{Form, Whose};
-pub use section::{ADDRESS_HELP, Section};
+pub use section::{Section, address_help};
 pub use url::check as check_url;
 pub use values::Values;

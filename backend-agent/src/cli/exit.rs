@@ -12,6 +12,11 @@ use crate::start_error::StartError;
 
 /// What to do about an error that does not say so itself.
 pub(super) fn fix_of(error: &anyhow::Error) -> Option<&'static str> {
+    if is_taken(error) {
+        return Some(
+            "name a new file with --out, or move the one that is there: it may hold a key that is in use",
+        );
+    }
     match full(error)? {
         Full::Embedded => Some(
             "make room on the disk of [data] state_folder, and try again; what was committed is there",
@@ -20,6 +25,15 @@ pub(super) fn fix_of(error: &anyhow::Error) -> Option<&'static str> {
             "make room on the disk of the database server, and try again; what was committed is there",
         ),
     }
+}
+
+/// Whether a key was to go into a file that is there.
+fn is_taken(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(CreateError::Write { source, .. })
+            if source.kind() == std::io::ErrorKind::AlreadyExists
+    )
 }
 
 /// Which database takes no more.
@@ -80,14 +94,12 @@ pub(super) fn code_of(error: &anyhow::Error) -> ExitCode {
             _ => None,
         }
     });
+    if is_taken(error) {
+        return ExitCode::Conflict;
+    }
     match error.downcast_ref::<CreateError>() {
         Some(CreateError::BadName | CreateError::NoScope | CreateError::BadExpiry) => {
             return ExitCode::Usage;
-        }
-        Some(CreateError::Write { source, .. })
-            if source.kind() == std::io::ErrorKind::AlreadyExists =>
-        {
-            return ExitCode::Conflict;
         }
         Some(CreateError::Write { .. } | CreateError::File(_) | CreateError::Store(_)) | None => {}
     }

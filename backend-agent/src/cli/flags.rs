@@ -10,7 +10,7 @@ use viworks_api::Scope;
 use viworks_common::id::{
     ApiKeyId, GatewayName, InvalidId, LabelKey, TrustDomain, check_label_value,
 };
-use viworks_runtime::config::ADDRESS_HELP;
+use viworks_runtime::config::address_help;
 
 use crate::config::TlsEnd;
 use crate::data::GatewayRef;
@@ -370,7 +370,7 @@ fn scopes(text: &str) -> Result<Scopes, String> {
 }
 
 fn address(text: &str) -> Result<SocketAddr, &'static str> {
-    text.parse().map_err(|_no_address| ADDRESS_HELP)
+    text.parse().map_err(|_no_address| address_help(text))
 }
 
 fn mode(text: &str) -> Result<TlsEnd, String> {

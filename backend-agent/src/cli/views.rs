@@ -28,6 +28,13 @@ pub(super) fn key(key: &ApiKey, now: Timestamp) -> String {
     )
 }
 
+/// Since when something that was there already is, where that is known.
+pub(super) fn since_when(at: Option<Timestamp>, now: Timestamp) -> String {
+    at.map_or_else(String::new, |at| {
+        format!(", {}", human::relative_and_exact(at, now))
+    })
+}
+
 const fn status(status: ApiKeyStatus) -> &'static str {
     match status {
         ApiKeyStatus::Active => "active",

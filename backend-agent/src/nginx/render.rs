@@ -47,8 +47,16 @@ pub enum RenderError {
     #[error("{0:?} is no HOST:PORT of a backend")]
     Address(String),
     /// A path that nginx would read as something else.
-    #[error("{0:?} is no absolute path without blanks and special letters")]
-    Path(PathBuf),
+    #[error(
+        "{what} is {path:?}, which nginx would not read as that file: name one by an absolute path of letters, digits \
+         and / . _ - + @"
+    )]
+    Path {
+        /// The flag or the key that names it.
+        what: &'static str,
+        /// What it names.
+        path: PathBuf,
+    },
 }
 
 /// The whole file, for TLS of gateways that ends there.
@@ -61,14 +69,11 @@ pub fn render(end: TlsEnd, site: &Site, agents: &AgentsConfig) -> Result<String,
     let shipped = match end {
         TlsEnd::Backend => PASS_THROUGH,
         TlsEnd::Proxy => {
-            let own = [
-                &agents.certificate_file,
-                &agents.key_file,
-                &agents.client_ca_file,
-            ];
-            if let Some(path) = own.into_iter().find(|path| !is_plain(path)) {
-                return Err(RenderError::Path(path.clone()));
-            }
+            are_plain([
+                ("certificate_file in [agents]", &agents.certificate_file),
+                ("key_file in [agents]", &agents.key_file),
+                ("client_ca_file in [agents]", &agents.client_ca_file),
+            ])?;
             TERMINATE
         }
     };
@@ -167,11 +172,10 @@ impl Site {
         if let Some(address) = addresses.find(|address| !is_address(address)) {
             return Err(RenderError::Address(address.clone()));
         }
-        let paths = [&self.certificate_file, &self.key_file];
-        match paths.into_iter().find(|path| !is_plain(path)) {
-            Some(path) => Err(RenderError::Path(path.clone())),
-            None => Ok(()),
-        }
+        are_plain([
+            ("--certificate", &self.certificate_file),
+            ("--key", &self.key_file),
+        ])
     }
 }
 
@@ -207,6 +211,17 @@ fn is_address(text: &str) -> bool {
     let port = |port: &str| port.parse::<u16>().is_ok_and(|port| port != 0);
     text.rsplit_once(':')
         .is_some_and(|(host, number)| is_name(host) && port(number))
+}
+
+fn are_plain<const N: usize>(named: [(&'static str, &PathBuf); N]) -> Result<(), RenderError> {
+    let mut named = named.into_iter();
+    match named.find(|(_what, path)| !is_plain(path)) {
+        Some((what, path)) => Err(RenderError::Path {
+            what,
+            path: path.clone(),
+        }),
+        None => Ok(()),
+    }
 }
 
 fn is_plain(path: &Path) -> bool {

@@ -246,11 +246,11 @@ fn nothing_is_rendered_that_nginx_would_read_as_something_else() {
     ));
     assert!(matches!(
         with(|site| site.key_file = "key".into()),
-        RenderError::Path(_)
+        RenderError::Path { what: "--key", .. }
     ));
     assert!(matches!(
         with(|site| site.key_file = "/a b/key".into()),
-        RenderError::Path(_)
+        RenderError::Path { what: "--key", .. }
     ));
 }
 

@@ -624,6 +624,10 @@ async fn a_rendered_file_that_somebody_changed_is_left_alone() {
         said.stderr.contains("with other content") && said.stderr.contains("--force"),
         "{said:#?}"
     );
+    // What the backend should be told of a file that was not written is no news.
+    let other = [&render[..], &["--mode", "terminate"]].concat();
+    let said = nginx_verb(&system, &other).await.ended_with(6);
+    assert_eq!(said.stderr.lines().count(), 2, "{said:#?}");
     assert_eq!(std::fs::read_to_string(&out).unwrap(), "# mine");
     let forced = [&render[..], &["--force"]].concat();
     let _said = nginx_verb(&system, &forced).await.ended_with(0);
@@ -635,4 +639,12 @@ async fn a_rendered_file_that_somebody_changed_is_left_alone() {
     assert!(said.stderr.contains("public_url"), "{said:#?}");
     let said = nginx_verb(&system, &render[..5]).await.ended_with(0);
     assert_eq!(said.stdout, written);
+    // A file at hand is named by its whole path, and one that nginx would misread by its flag.
+    let plain = [&render[..5], &["--certificate", "api.crt"]].concat();
+    let said = nginx_verb(&system, &plain).await.ended_with(0);
+    let whole = format!(" {};", text(&system.path().join("api.crt")));
+    assert!(said.stdout.contains(&whole), "{whole}: {said:#?}");
+    let blank = [&render[..5], &["--key", "a b.key"]].concat();
+    let said = nginx_verb(&system, &blank).await.ended_with(2);
+    assert!(said.stderr.contains("--key is \""), "{said:#?}");
 }

@@ -244,15 +244,30 @@ async fn a_ticket_that_is_no_good_says_why_and_changes_nothing() {
         };
         ticket.expose().to_string()
     };
-    for (name, ticket, told) in [
-        ("m10", led(&theirs), "which is not in the ticket"),
-        ("m11", led(&ours), "it is of another backend"),
+    let binaries = Binaries::shipped();
+    let mut help = Command::new(binaries.gateway());
+    help.args(["enroll", "--help"]);
+    let help = finish(help, LIMIT).await.ended_with(0).stdout;
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (name, ticket, told, code, meaning) in [
+        (
+            "m10",
+            led(&theirs),
+            "which is not in the ticket",
+            69,
+            "69 when the backend cannot be reached or another server answers in its place",
+        ),
+        (
+            "m11",
+            led(&ours),
+            "it is of another backend",
+            77,
+            "77 when it refuses",
+        ),
     ] {
-        let said = enrolled(&system, name, &ticket).await;
-        assert!(
-            said.code != Some(0) && said.stderr.contains(told),
-            "{said:?}"
-        );
+        let said = enrolled(&system, name, &ticket).await.ended_with(code);
+        assert!(said.stderr.contains(told), "{said:?}");
+        assert!(help.contains(meaning), "{help}");
         assert!(said.stderr.lines().count() == 1, "{said:?}");
         let left = std::fs::read_dir(folder(&system, name)).unwrap().count();
         assert_eq!((left, gateways(&system).await.len()), (0, 1), "{name}");

@@ -416,7 +416,8 @@ async fn an_address_that_no_gateway_can_use_registers_nothing() {
     };
     let file = system.path().join("a.key");
     std::fs::write(&file, "in the way").unwrap();
-    drop(key("x", &file).await.ended_with(6));
+    let said = key("x", &file).await.ended_with(6);
+    assert!(said.stderr.contains("fix: name a new file"), "{said:#?}");
     drop(key("", &system.path().join("b.key")).await.ended_with(2));
     drop(key("x", Path::new("/proc/b.key")).await.ended_with(1));
     let listed = backend(&["apikey", "ls", "--config", text(&config)])

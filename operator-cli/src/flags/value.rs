@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use viworks_api::GatewayStatus;
+use viworks_api::{GatewayStatus, TICKET_LIFE_MS_MAX};
+use viworks_common::enrolment::{NAME_PREFIX_BYTES_MAX, NameRule};
 use viworks_common::human;
+use viworks_common::id::{InvalidId, LabelKey, check_label_value};
 use viworks_common::network::{InvalidNetwork, IpNetwork};
 use viworks_common::telemetry::steps::{Aggregate, InvalidStep, Step};
 
@@ -54,11 +56,40 @@ pub(super) fn some_time(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads how long a ticket is valid.
+pub(super) fn ticket_life(text: &str) -> Result<Duration, String> {
+    let possible = Duration::from_secs(1)..=Duration::from_millis(TICKET_LIFE_MS_MAX);
+    let life = some_time(text)?;
+    if possible.contains(&life) {
+        Ok(life)
+    } else {
+        let most = human::span(*possible.end());
+        Err(format!(
+            "a ticket is valid for at least 1s and at most {most}"
+        ))
+    }
+}
+
+/// Reads what the names of gateways begin with.
+pub(super) fn name_prefix(text: &str) -> Result<String, String> {
+    if NameRule::is_prefix(text) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "no name of a gateway begins like this: expected up to {NAME_PREFIX_BYTES_MAX} lower-case letters, digits \
+             and hyphens"
+        ))
+    }
+}
+
 /// Reads a label such as `site=berlin`.
 pub(super) fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text
         .split_once('=')
         .ok_or_else(|| "expected KEY=VALUE, such as site=berlin".to_owned())?;
+    let checked = key.parse::<LabelKey>().map(drop);
+    let checked = checked.and_then(|()| check_label_value(value));
+    checked.map_err(|error: InvalidId| error.to_string())?;
     Ok((key.to_owned(), value.to_owned()))
 }
 

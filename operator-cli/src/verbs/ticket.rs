@@ -3,15 +3,16 @@
 use std::io::Read as _;
 use std::path::Path;
 
-use viworks_api::TicketRequest;
-use viworks_common::enrolment::{TICKET_CHARS_MAX, Ticket as Written};
+use viworks_api::{TicketCreated, TicketRequest};
+use viworks_common::enrolment::{TICKET_CHARS_MAX, TICKET_NETWORKS_MAX, Ticket as Written};
+use viworks_common::limits::LABELS_MAX;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
-use viworks_runtime::files;
+use viworks_runtime::files::{self, FileError};
 
 use crate::client::Client;
 use crate::failure::Failure;
-use crate::flags::Ticket;
+use crate::flags::{CreateTicket, Ticket};
 use crate::output::Format;
 use crate::views;
 
@@ -26,6 +27,8 @@ pub(super) async fn execute(
     let now = SystemClock.wall();
     match verb {
         Ticket::Create(wanted) => {
+            check(&wanted)?;
+            let out = wanted.out;
             let request = TicketRequest {
                 uses: wanted.uses,
                 expires_in_ms: Some(u64::try_from(wanted.ttl.as_millis()).unwrap_or(u64::MAX)),
@@ -34,22 +37,90 @@ pub(super) async fn execute(
                 name_prefix: wanted.name_prefix,
                 networks: wanted.networks.iter().map(ToString::to_string).collect(),
             };
-            let created = client()?.create_ticket(&request).await?;
-            views::ticket::created(&created, format, now)?;
+            let client = client()?;
+            let created = match &out {
+                Some(out) => create_into(&client, &request, out).await?,
+                None => client.create_ticket(&request).await?,
+            };
+            views::ticket::created(&created, out.as_deref(), format, now)?;
         }
         Ticket::Ls => views::ticket::list(&client()?.tickets().await?, format, now)?,
         Ticket::Show { ticket } => {
             views::ticket::show(&client()?.ticket(ticket).await?, format, now)?;
         }
         Ticket::Revoke { ticket } => {
-            client()?.revoke_ticket(ticket).await?;
-            views::ticket::revoked(ticket, format)?;
+            let client = client()?;
+            // Whoever may not read tickets is not told, and can revoke one all the same.
+            let before = client.ticket(ticket).await.ok();
+            client.revoke_ticket(ticket).await?;
+            let already = before.and_then(|ticket| ticket.revoked_at);
+            views::ticket::revoked(ticket, already, format, now)?;
         }
         Ticket::Inspect { file } => {
             views::ticket::inspected(&read(file.as_deref())?, format, now)?;
         }
     }
     Ok(ExitCode::Ok)
+}
+
+/// What no backend takes, in the words of the flags.
+fn check(wanted: &CreateTicket) -> Result<(), Failure> {
+    let CreateTicket {
+        uses,
+        labels,
+        name,
+        networks,
+        ..
+    } = wanted;
+    if name.is_some() && *uses > 1 {
+        let what = format!("--name is the name of one gateway, and --uses {uses} is for several");
+        return Err(Failure::usage(what).with("leave --uses out, or use --name-prefix"));
+    }
+    for (flag, given, most) in [
+        ("--label", labels.len(), LABELS_MAX),
+        ("--from", networks.len(), TICKET_NETWORKS_MAX),
+    ] {
+        if given > most {
+            let what = format!("{flag} is given {given} times, and a ticket has at most {most}");
+            return Err(Failure::usage(what));
+        }
+    }
+    Ok(())
+}
+
+/// Makes a ticket that goes into a new file. The file comes first: a ticket whose string nobody has is rubbish.
+async fn create_into(
+    client: &Client,
+    request: &TicketRequest,
+    out: &Path,
+) -> Result<TicketCreated, Failure> {
+    files::write_new(out, b"", 0o600).map_err(|error| untaken(out, &error))?;
+    let created = match client.create_ticket(request).await {
+        Ok(created) => created,
+        Err(failure) => {
+            // Best effort: the failure that matters is the one about to be returned.
+            drop(std::fs::remove_file(out));
+            return Err(failure);
+        }
+    };
+    let line = format!("{}\n", created.secret);
+    files::write_atomic(out, line.as_bytes()).map_err(|error| {
+        let revoke = format!("revoke it: viworks ticket revoke {}", created.ticket.id);
+        let what = format!("the ticket was made and could not be written: {error}");
+        Failure::new(error.exit_code(), what).with(revoke)
+    })?;
+    Ok(created)
+}
+
+/// Why there is no new file.
+fn untaken(out: &Path, error: &FileError) -> Failure {
+    if error.is_taken() {
+        let what = format!("{} is there already", out.display());
+        let fix = "name a new file with --out, or move the one that is there: it may hold a ticket that is in use";
+        Failure::new(ExitCode::Conflict, what).with(fix)
+    } else {
+        Failure::new(error.exit_code(), error.to_string())
+    }
 }
 
 /// The ticket in a file or in the standard input, never on the command line: others can read that.

@@ -9,14 +9,20 @@ use viworks_common::text;
 use crate::failure::Failure;
 use crate::output::{self, Format, one_line};
 
-/// Fields of a submission, and the flags that they come from.
-const FLAGS: [(&str, &str); 6] = [
+/// Fields of a submission or of a ticket, and the flags that they come from.
+const FLAGS: [(&str, &str); 12] = [
     ("deadline_ms", "--expires"),
     ("timeout_ms", "--timeout"),
     ("skip_unable", "--skip-unable"),
     ("expect_targets", "--confirm"),
     ("reason", "--reason"),
     ("Idempotency-Key", "--idempotency-key"),
+    ("uses", "--uses"),
+    ("expires_in_ms", "--ttl"),
+    ("labels", "--label"),
+    ("name", "--name"),
+    ("name_prefix", "--name-prefix"),
+    ("networks", "--from"),
 ];
 
 /// How to run without the gateways that stand in the way, which the API says in its own words.
@@ -89,10 +95,37 @@ fn write_json(failure: &Failure, out: &mut impl Write) -> std::io::Result<()> {
         Some(problem) => serde_json::to_string(problem),
         None => serde_json::to_string(&Described {
             code: failure.exit.name(),
-            detail: failure.details.join("; "),
+            // The cause first: a program that shows one field shows this one.
+            detail: [
+                std::slice::from_ref(&failure.what),
+                failure.details.as_slice(),
+            ]
+            .concat()
+            .join("; "),
             title: &failure.what,
             r#type: "about:blank",
         }),
     };
     writeln!(out, "{}", text?)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn a_program_that_shows_the_detail_shows_the_cause() {
+        let failure = Failure::usage("unexpected argument '--x' found").with("try '--help'");
+        let mut text = Vec::new();
+        write_json(&failure, &mut text).unwrap();
+        let document: Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(document["code"], "usage");
+        assert_eq!(document["title"], "unexpected argument '--x' found");
+        assert_eq!(
+            document["detail"],
+            "unexpected argument '--x' found; try '--help'"
+        );
+    }
 }

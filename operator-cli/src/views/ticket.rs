@@ -1,6 +1,7 @@
 //! Tickets: a new one with its string, the list, one of them whole, and what stands in one.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde_json::json;
 use viworks_api::{Ticket, TicketCreated, TicketList, TicketStatus};
@@ -12,14 +13,22 @@ use viworks_common::time::Timestamp;
 use crate::failure::Failure;
 use crate::output::{self, Format, one_line};
 
-/// Prints the string of a new ticket, and what is done with it.
-pub fn created(created: &TicketCreated, format: Format, now: Timestamp) -> Result<(), Failure> {
-    if format == Format::Json {
-        return output::json(created);
-    }
-    // Alone on the standard output, so that it can be passed on.
-    output::line(&one_line_whole(&created.secret))?;
+/// Prints the string of a new ticket, or the file that it went into, and what is done with it.
+pub fn created(
+    created: &TicketCreated,
+    out: Option<&Path>,
+    format: Format,
+    now: Timestamp,
+) -> Result<(), Failure> {
     let ticket = &created.ticket;
+    match (format, out) {
+        (Format::Json, None) => return output::json(created),
+        // The string is in the file, and nowhere else.
+        (Format::Json, Some(_)) => return output::json(ticket),
+        // Alone on the standard output, so that it can be passed on.
+        (Format::Table, None) => output::line(&one_line_whole(&created.secret))?,
+        (Format::Table, Some(out)) => output::line(&format!("{}  {}", ticket.id, out.display()))?,
+    }
     output::note("");
     output::note(&format!(
         "  For      up to {}; it ends {}",
@@ -35,10 +44,16 @@ pub fn created(created: &TicketCreated, format: Format, now: Timestamp) -> Resul
             output::note(&format!("  {what:<8} {}", one_line(&found)));
         }
     }
-    output::note("  Use it   on the machine: sudo viworks-gateway-agent enroll");
-    output::note(
-        "           (paste the ticket when asked: it is shown once, and stays out of the shell's history)",
-    );
+    if out.is_some() {
+        output::note("  Use it   on the machine, with a copy of the file that only root can read:");
+        output::note("           sudo viworks-gateway-agent enroll --ticket-file FILE");
+    } else {
+        output::note("  Use it   on the machine: sudo viworks-gateway-agent enroll");
+        output::note(
+            "           (paste the ticket when asked: it is shown once, and stays out of the shell's history)",
+        );
+    }
+    output::note(&format!("  Revoke   viworks ticket revoke {}", ticket.id));
     output::note("  Expiry stops new enrolments. Gateways that are enrolled are not affected.");
     Ok(())
 }
@@ -104,12 +119,23 @@ pub fn show(ticket: &Ticket, format: Format, now: Timestamp) -> Result<(), Failu
     Ok(())
 }
 
-/// Says that one opens nothing any more.
-pub fn revoked(ticket: TicketId, format: Format) -> Result<(), Failure> {
-    match format {
-        Format::Json => output::json(&json!({ "id": ticket, "status": TicketStatus::Revoked })),
-        Format::Table => output::line(&format!(
+/// Says that one opens nothing any more, and since when where it did not before.
+pub fn revoked(
+    ticket: TicketId,
+    already: Option<Timestamp>,
+    format: Format,
+    now: Timestamp,
+) -> Result<(), Failure> {
+    match (format, already) {
+        (Format::Json, _) => output::json(&json!({
+            "id": ticket, "status": TicketStatus::Revoked, "already": already.is_some(),
+        })),
+        (Format::Table, None) => output::line(&format!(
             "{ticket} is revoked; gateways that came of it stay"
+        )),
+        (Format::Table, Some(at)) => output::line(&format!(
+            "{ticket} was revoked already, {}; gateways that came of it stay",
+            human::relative_and_exact(at, now)
         )),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -15,8 +16,29 @@ use super::url;
 use super::value::{self, Refusal};
 use crate::problem::Place;
 
-/// What to write where an address with a port is read: a name could lead elsewhere tomorrow.
-pub const ADDRESS_HELP: &str = "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080; names such as localhost are not looked up";
+/// What to write where an address with a port is read and this is none.
+#[must_use]
+pub fn address_help(text: &str) -> &'static str {
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return ADDRESS_HELP;
+    };
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    let is_port = |byte: u8| byte.is_ascii_digit();
+    if address.parse::<IpAddr>().is_ok()
+        && port.bytes().all(is_port)
+        && !port.is_empty()
+        && port.parse::<u16>().is_err()
+    {
+        PORT_HELP
+    } else {
+        ADDRESS_HELP
+    }
+}
+
+const PORT_HELP: &str = "write a port from 1 to 65535, such as 8080";
+
+/// A name could lead elsewhere tomorrow.
+const ADDRESS_HELP: &str = "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080; names such as localhost are not looked up";
 
 mod paths;
 
@@ -515,14 +537,14 @@ impl<'d> Section<'d> {
 fn parse_as<T: FromStr<Err: Display>>(
     kind: &str,
 ) -> impl FnOnce(&str, &Value) -> Result<T, Refusal> {
-    let help = if kind.ends_with("address:port") {
-        ADDRESS_HELP
-    } else {
-        ""
-    };
+    let is_address = kind.ends_with("address:port");
     move |key, value| {
-        let read = parse_text(key, &value::string(key, value)?);
-        read.map_err(|refusal: Refusal| Refusal::new(refusal.message, help))
+        let text = value::string(key, value)?;
+        let read = parse_text(key, &text);
+        read.map_err(|refusal: Refusal| {
+            let help = if is_address { address_help(&text) } else { "" };
+            Refusal::new(refusal.message, help)
+        })
     }
 }
 

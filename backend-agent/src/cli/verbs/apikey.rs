@@ -1,14 +1,15 @@
 //! `apikey`: makes, lists and revokes keys for the operators' API.
 
-use viworks_common::id::Tenant;
+use viworks_common::id::{ApiKeyId, Tenant};
 use viworks_common::limits::PAGE_ROWS_MAX;
+use viworks_common::time::Timestamp;
 use viworks_runtime::exit::ExitCode;
 
 use super::super::flags::{ApikeyCommand, days};
 use super::super::views::{self, print, say};
 use super::open::{actor, line, load, open};
 use crate::auth::apikey::{self, CreateKey};
-use crate::data::{Page, Store};
+use crate::data::{Page, Store, StoreError};
 
 pub(super) async fn execute(command: ApikeyCommand) -> anyhow::Result<ExitCode> {
     let tenant = Tenant::default_tenant();
@@ -50,17 +51,35 @@ pub(super) async fn execute(command: ApikeyCommand) -> anyhow::Result<ExitCode> 
         }
         ApikeyCommand::Revoke { config, id } => {
             let store = open(&load(&config)?).await?;
-            let revoked =
-                apikey::revoke(&*store, &tenant, id, &actor(), line(&*store).await?).await;
+            let revoked = revoke_key(&*store, &tenant, id).await;
             store.close().await;
-            if revoked?.is_none() {
-                say(&format!("error: there is no API key {id}"));
-                return Ok(ExitCode::NotFound);
+            match revoked? {
+                Some((None, _now)) => print(&format!("revoked {id}"))?,
+                Some((since, now)) => print(&format!(
+                    "{id} was revoked already{}",
+                    views::since_when(since, now)
+                ))?,
+                None => {
+                    say(&format!("error: there is no API key {id}"));
+                    return Ok(ExitCode::NotFound);
+                }
             }
-            print(&format!("revoked {id}"))?;
         }
     }
     Ok(ExitCode::Ok)
+}
+
+/// Revokes a key, and says since when it had been, and what time it is; `None` when there is no such key.
+async fn revoke_key(
+    store: &dyn Store,
+    tenant: &Tenant,
+    id: ApiKeyId,
+) -> Result<Option<(Option<Timestamp>, Timestamp)>, StoreError> {
+    let now = line(store).await?;
+    let before = store.api_key(tenant, id).await?;
+    let since = before.and_then(|key| key.revoked_at);
+    let revoked = apikey::revoke(store, tenant, id, &actor(), now).await?;
+    Ok(revoked.map(|()| (since, now)))
 }
 
 /// Prints every key, page after page.

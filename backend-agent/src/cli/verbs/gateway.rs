@@ -4,7 +4,7 @@ use viworks_common::id::Tenant;
 use viworks_runtime::exit::ExitCode;
 
 use super::super::flags::GatewayCommand;
-use super::super::views::{print, say};
+use super::super::views::{print, say, since_when};
 use super::open::{actor, line, load, open};
 use crate::data::StoreError;
 
@@ -16,15 +16,21 @@ pub(super) async fn execute(command: GatewayCommand) -> anyhow::Result<ExitCode>
         let Some(found) = store.gateway(&tenant, &gateway).await? else {
             return Ok::<_, StoreError>(None);
         };
-        store
-            .revoke_gateway(&tenant, found.agent_id, &actor(), line(&*store).await?)
-            .await
+        let now = line(&*store).await?;
+        let who = actor();
+        let revoked = store.revoke_gateway(&tenant, found.agent_id, &who, now);
+        let revoked = revoked.await?;
+        Ok(revoked.map(|revoked| (revoked.already, found, now)))
     }
     .await;
     store.close().await;
     match revoked? {
-        Some(revoked) if revoked.already => print("it was revoked before")?,
-        Some(_) => print("revoked")?,
+        Some((true, found, now)) => print(&format!(
+            "{} was revoked already{}",
+            found.name,
+            since_when(found.revoked_at, now)
+        ))?,
+        Some((false, found, _now)) => print(&format!("revoked {}", found.name))?,
         None => {
             say("error: there is no such gateway");
             return Ok(ExitCode::NotFound);

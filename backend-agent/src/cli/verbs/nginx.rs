@@ -66,8 +66,9 @@ pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
                     None => enrolment_backends,
                 },
                 api: or_listener(api_backends, reached_at(config.api.listen)),
-                certificate_file: certificate,
-                key_file: key,
+                // A person means the folder at hand, and nginx has another one.
+                certificate_file: std::path::absolute(&certificate).unwrap_or(certificate),
+                key_file: std::path::absolute(&key).unwrap_or(key),
                 agents_name,
             };
             let rendered = match render(
@@ -88,7 +89,9 @@ pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
                     ExitCode::Ok
                 }
             };
-            tell_rest(mode, &config);
+            if code == ExitCode::Ok {
+                tell_rest(mode, &config);
+            }
             Ok(code)
         }
         NginxCommand::Check {

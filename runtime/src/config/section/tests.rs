@@ -516,3 +516,20 @@ fn the_reference_lists_what_was_declared() {
         "The connection to the backend."
     );
 }
+
+#[test]
+fn a_port_that_is_none_is_told_as_that() {
+    for text in ["127.0.0.1:99999", "[::1]:65536"] {
+        assert!(address_help(text).contains("1 to 65535"), "{text}");
+    }
+    for text in ["localhost:99999", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x"] {
+        assert!(address_help(text).contains("localhost are not"), "{text}");
+    }
+    let (_, problems) = read("[api]\nlisten = \"127.0.0.1:99999\"\n", &[], |document| {
+        let default = std::net::SocketAddr::from(([127, 0, 0, 1], 8080));
+        document
+            .section("api", "")
+            .parsed("listen", "address:port", default, "")
+    });
+    assert!(problems[0].contains("1 to 65535"), "{problems:?}");
+}
