@@ -415,10 +415,13 @@ async fn a_lost_state_folder_is_named_beside_the_copy_and_the_name_can_be_issued
     // The way out that the page describes.
     let config = system.backend_config();
     let backend = system.binaries().backend();
-    run(
-        &backend,
-        &["gateway", "revoke", "gw-1", "--config", text(&config)],
-    );
+    let revoke = ["gateway", "revoke", "gw-1", "--config", text(&config)];
+    run(&backend, &revoke);
+    let mut twice = Command::new(&backend);
+    twice.args(revoke);
+    let said = finish(twice, PATIENCE).await.ended_with(0);
+    let told = "gw-1 was revoked already, ";
+    assert!(said.stdout.starts_with(told), "{said:#?}");
     let again = system.path().join("gateways/again");
     run(
         &backend,

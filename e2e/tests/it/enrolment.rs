@@ -20,6 +20,7 @@ mod prompt;
 mod refused;
 mod speed;
 mod strangers;
+mod typed;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -225,8 +226,7 @@ async fn a_ticket_that_is_no_good_says_why_and_changes_nothing() {
         let said = enrolled(&system, name, &ticket).await.ended_with(code);
         assert!(said.stderr.contains(told), "{told}: {said:?}");
         assert!(said.stderr.lines().count() == 1, "{said:?}");
-        let left = std::fs::read_dir(folder(&system, name)).unwrap().count();
-        assert_eq!(left, 0, "{name}");
+        assert!(!folder(&system, name).exists(), "{name}");
     }
     let names: Vec<Value> = gateways(&system)
         .await
@@ -269,8 +269,12 @@ async fn a_ticket_that_is_no_good_says_why_and_changes_nothing() {
         assert!(said.stderr.contains(told), "{said:?}");
         assert!(help.contains(meaning), "{help}");
         assert!(said.stderr.lines().count() == 1, "{said:?}");
-        let left = std::fs::read_dir(folder(&system, name)).unwrap().count();
-        assert_eq!((left, gateways(&system).await.len()), (0, 1), "{name}");
+        let is_left = folder(&system, name).exists();
+        assert_eq!(
+            (is_left, gateways(&system).await.len()),
+            (false, 1),
+            "{name}"
+        );
     }
     drop(other);
     let home = folder(&system, "m9");

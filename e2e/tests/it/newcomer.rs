@@ -436,6 +436,17 @@ async fn an_address_that_no_gateway_can_use_registers_nothing() {
             "{line}"
         );
     }
+    let made = key("gone", &system.path().join("gone.key")).await;
+    let made = made.ended_with(0).stdout;
+    let id = made.split_whitespace().next().unwrap();
+    for told in [
+        format!("revoked {id}\n"),
+        format!("{id} was revoked already, "),
+    ] {
+        let revoke = ["apikey", "revoke", "--config", text(&config), id];
+        let said = backend(&revoke).await.ended_with(0);
+        assert!(said.stdout.starts_with(&told), "{said:#?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -76,11 +76,11 @@ impl Places {
         if !is_owner || rustix::process::geteuid().is_root() {
             return error.into();
         }
-        let folder = quoted(&self.target.join("conf.d"));
+        let (target, folder) = (quoted(&self.target), quoted(&self.target.join("conf.d")));
         EnrolError::NotRoot {
             cause: error.cause(),
             trial: format!(
-                "mkdir -p -m 700 {folder} && printf '[executor]\\nallow_own_commands = \"for_demo_only\"\\n' \
+                "mkdir -p -m 700 {target} {folder} && printf '[executor]\\nallow_own_commands = \"for_demo_only\"\\n' \
                  >{folder}/own.toml"
             ),
         }

@@ -92,6 +92,8 @@ pub struct Whole {
 #[derive(Debug)]
 struct Room {
     target: PathBuf,
+    /// Whether the target was made for this.
+    made: bool,
     folder: PathBuf,
     _lock: FolderLock,
 }
@@ -105,6 +107,7 @@ impl Staging {
     /// When a gateway is or was there, another `enroll` is under way, or the folder cannot be used.
     pub fn open(places: &Places) -> Result<Found, EnrolError> {
         let target = &places.target;
+        let made = files::is_absent(target);
         files::create_private_folder(target)?;
         // Before anything is looked at: what is found holds for as long as this lives.
         let lock = files::hold_folder(target).map_err(|error| {
@@ -116,6 +119,7 @@ impl Staging {
         })?;
         let room = Room {
             target: target.clone(),
+            made,
             folder: target.join(FOLDER),
             _lock: lock,
         };
@@ -231,6 +235,15 @@ impl Whole {
         }
         files::sync_folder(target)?;
         self.room.remove()
+    }
+}
+
+impl Drop for Room {
+    /// A folder that was made for nothing goes again; where anything is in it, it stays.
+    fn drop(&mut self) {
+        if self.made {
+            let _stays = std::fs::remove_dir(&self.target);
+        }
     }
 }
 

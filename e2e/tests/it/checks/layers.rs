@@ -306,3 +306,34 @@ async fn what_lies_over_a_backends_file_is_refused_by_check_and_start() {
     ];
     BACKEND.hold_all(cases).await;
 }
+
+#[tokio::test]
+async fn what_is_wrong_is_told_to_programs_in_a_document_and_names_a_file_once() {
+    let binaries = Binaries::shipped();
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing.toml");
+    let (backend, gateway) = (binaries.backend(), binaries.gateway());
+    for (program, verb) in [
+        (&backend, &["config", "explain"][..]),
+        (&backend, &["check-config"]),
+        (&backend, &["migrate", "--dry-run"]),
+        (&backend, &["nginx", "check"]),
+        (&gateway, &["config", "explain"]),
+        (&gateway, &["check-config"]),
+    ] {
+        let mut command = Command::new(program);
+        let config = ["--config", text(&missing), "-o", "json"];
+        command.args(verb).args(config);
+        let said = finish(command, SOON).await.ended_with(78);
+        let document = said.json();
+        let problems = document["problems"].as_array().unwrap();
+        assert_eq!(problems.len(), 1, "{verb:?}: {document:#}");
+        assert_eq!(problems[0]["file"], text(&missing), "{verb:?}");
+        for part in ["message", "help"] {
+            assert_ne!(problems[0][part], "", "{verb:?}: {document:#}");
+        }
+        let first = said.stderr.lines().next().unwrap();
+        assert_eq!(first.matches("missing.toml").count(), 1, "{said:#?}");
+        assert!(!said.stderr.contains("started"), "{said:#?}");
+    }
+}

@@ -312,7 +312,9 @@ async fn a_name_that_is_taken_is_in_the_way_and_leaves_nothing() {
     let system = backend().await;
     let ticket = ticket(&system, &json!({"uses": 2})).await;
     good_for(&system, "gw-1", &ticket).await;
+    // What somebody made stays, unlike a folder that was made for nothing.
     let home = folder(&system, "gw-2");
+    std::fs::create_dir(&home).unwrap();
     let command = enroll(&system, &home, &ticket, &["--name", "gw-1"]);
     let said = finish(command, Duration::from_secs(30)).await.ended_with(6);
     let told = "another gateway is called gw-1";

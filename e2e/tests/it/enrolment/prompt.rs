@@ -40,6 +40,7 @@ async fn an_interrupt_at_the_question_leaves_the_terminal_as_it_was() {
         assert_eq!(ended.code(), Some(code), "{}", terminal.shown());
         assert!(terminal.echoes().unwrap(), "{signal:?}");
     }
+    assert!(!folder(&system, "gw-1").exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
