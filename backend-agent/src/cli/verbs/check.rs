@@ -34,12 +34,11 @@ pub(super) fn show(
     output: Format,
 ) -> anyhow::Result<()> {
     if let Err(error) = &ended {
-        checked.problems = match error.downcast_ref::<Problems>() {
-            Some(problems) => problems.iter().cloned().collect(),
-            None => {
-                let help = exit::fix_of(error).unwrap_or_default();
-                vec![Problem::of_file(&flag.config, format!("{error:#}"), help)]
-            }
+        checked.problems = if let Some(problems) = error.downcast_ref::<Problems>() {
+            problems.iter().cloned().collect()
+        } else {
+            let help = exit::fix_of(error).unwrap_or_default();
+            vec![Problem::of_file(&flag.config, format!("{error:#}"), help)]
         };
     }
     checked.show(output == Format::Json)?;

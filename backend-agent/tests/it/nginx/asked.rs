@@ -140,8 +140,10 @@ fn what_nginx_cannot_read_is_told_first_and_nothing_of_where_it_leads() {
         });
         found.unwrap_err()
     };
-    let wrong = "events {}\nhttp { server {\nlisten 127.0.0.1:8443;\nlocation / { proxy_pas http://127.0.0.1:8080; }\n} }\n";
-    let found = ask(wrong);
+    let location = "location / { proxy_pas http://127.0.0.1:8080; }";
+    let wrong =
+        format!("events {{}}\nhttp {{ server {{\nlisten 127.0.0.1:8443;\n{location}\n}} }}\n");
+    let found = ask(&wrong);
     let told: Vec<_> = found.iter().map(|it| it.message.as_str()).collect();
     assert!(
         told[0].contains("unknown directive \"proxy_pas\""),
