@@ -29,9 +29,19 @@ impl Problem {
             help: help.into(),
         }
     }
-}
 
-impl Problem {
+    /// Where it is and what is wrong, in one line that names the file once.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let Self { place, message, .. } = self;
+        match place {
+            Place::File(path) if is_named(&path.display().to_string(), message) => message.clone(),
+            Place::File(_) | Place::Line { .. } | Place::Variable(_) => {
+                format!("{place}: {message}")
+            }
+        }
+    }
+
     /// For programs: `file` with `line`, or `variable`, and `message` with `help`.
     #[must_use]
     pub fn json(&self) -> Value {
@@ -41,6 +51,15 @@ impl Problem {
         object.insert("help".to_owned(), json!(self.help));
         Value::Object(object)
     }
+}
+
+/// Whether a message names this path, and not only one below it.
+fn is_named(path: &str, message: &str) -> bool {
+    let ends = |at: usize| {
+        let behind = message.get(at + path.len()..).unwrap_or_default();
+        behind.starts_with([' ', ':', ';', ',', '"']) || behind.is_empty()
+    };
+    !path.is_empty() && message.match_indices(path).any(|(at, _path)| ends(at))
 }
 
 /// Where a value comes from.
@@ -91,7 +110,7 @@ impl fmt::Display for Place {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.message)?;
+        f.write_str(&self.line())?;
         if !self.help.is_empty() {
             write!(f, "\n  help: {}", self.help)?;
         }
@@ -149,10 +168,7 @@ impl Problems {
     /// All of them in one line, for a process that goes on without what they are about.
     #[must_use]
     pub fn in_one_line(&self) -> String {
-        let each = self.problems.iter().map(|problem| {
-            let Problem { place, message, .. } = problem;
-            format!("{place}: {message}")
-        });
+        let each = self.problems.iter().map(Problem::line);
         each.collect::<Vec<_>>().join("; ")
     }
 
@@ -185,6 +201,23 @@ impl std::error::Error for Problems {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_named_once_in_a_line() {
+        for (message, line) in [
+            ("failed to open /a/b: no", "failed to open /a/b: no"),
+            ("/a/b is no file", "/a/b is no file"),
+            (
+                "failed to open /a/b/c: no",
+                "/a/b: failed to open /a/b/c: no",
+            ),
+            ("is wrong", "/a/b: is wrong"),
+        ] {
+            let problem = Problem::of_file(Path::new("/a/b"), message, "");
+            assert_eq!(problem.to_string(), line);
+            assert_eq!(Problems::new(vec![problem]).in_one_line(), line);
+        }
+    }
 
     #[test]
     fn what_leads_stands_in_front_and_once() {

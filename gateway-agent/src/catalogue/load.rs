@@ -157,5 +157,5 @@ fn refused(error: &FileError, owners: Owners) -> Problem {
     } else {
         format!("{help}; {fix}")
     };
-    Problem::of_file(error.path(), error.cause_of_it(), help)
+    Problem::of_file(error.path(), error.cause(), help)
 }

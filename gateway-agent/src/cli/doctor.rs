@@ -17,7 +17,7 @@ use viworks_runtime::ask::walk::{Stop, Walk};
 use viworks_runtime::ask::{self, NoAnswer};
 use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, SystemClock};
-use viworks_runtime::config::{Environment, Problems};
+use viworks_runtime::config::{Environment, Problem, Problems};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::tls;
 
@@ -438,10 +438,7 @@ fn refused(path: &Path, environment: &Environment, problems: &Problems) -> Stop 
         .iter()
         .find(|problem| problem.message.starts_with("unknown "));
     let first = misspelt.or_else(|| problems.iter().next());
-    let cause = first.map_or_else(
-        || problems.to_string(),
-        |problem| format!("{}: {}", problem.place, problem.message),
-    );
+    let cause = first.map_or_else(|| problems.to_string(), Problem::line);
     let more = problems.iter().count().saturating_sub(1);
     let mut fix = first.map_or_else(String::new, |problem| problem.help.clone());
     if more > 0 {

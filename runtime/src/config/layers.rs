@@ -130,5 +130,5 @@ fn unread(path: &Path, error: &FileError) -> Problem {
     if help.is_empty() {
         "the file must exist and be readable".clone_into(&mut help);
     }
-    Problem::of_file(path, error.cause_of_it(), help)
+    Problem::of_file(path, error.cause(), help)
 }

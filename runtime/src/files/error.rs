@@ -144,17 +144,7 @@ impl FileError {
     /// As a problem of that file or folder.
     #[must_use]
     pub fn problem(&self) -> Problem {
-        Problem::of_file(self.path(), self.cause_of_it(), self.fix())
-    }
-
-    /// The same as [`Self::cause`] behind the name of the file, which need not stand there twice.
-    #[must_use]
-    pub fn cause_of_it(&self) -> String {
-        if let Self::Io { action, source, .. } = self {
-            format!("failed to {action} it: {source}")
-        } else {
-            self.cause()
-        }
+        Problem::of_file(self.path(), self.cause(), self.fix())
     }
 
     /// What the operating system refused, and where.
