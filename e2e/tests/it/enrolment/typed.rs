@@ -59,7 +59,7 @@ async fn what_no_ticket_can_be_is_told_in_words_of_the_flags() {
         (&["--ttl", "500ms"], "at least 1s"),
         (&["--name", "gw-1", "--uses", "2"], "leave --uses out"),
         (&["--name-prefix", "Gw-"], "'--name-prefix <PREFIX>'"),
-        (&["-l", "Site=berlin"], "'--label <KEY=VALUE>'"),
+        (&["-l", "=berlin"], "'--label <KEY=VALUE>'"),
     ] {
         let said = typed(&system, &[&["create"][..], flags].concat()).await;
         let said = said.ended_with(2);
