@@ -6,6 +6,7 @@ pub mod deployment;
 pub mod door;
 pub mod dump;
 pub mod few_files;
+pub mod foreign;
 pub mod gateway;
 pub mod held_database;
 pub mod http;

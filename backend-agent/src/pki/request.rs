@@ -128,6 +128,7 @@ mod tests {
         CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair,
         PKCS_ECDSA_P384_SHA384, PKCS_ED25519, SanType,
     };
+    use viworks_testkit::foreign::ForeignSigner;
 
     use super::*;
 
@@ -194,28 +195,10 @@ mod tests {
 
     #[test]
     fn a_request_of_somebody_without_the_key_is_refused() {
-        use rcgen::SigningKey;
-
-        /// Shows one key and signs with another.
-        struct Foreign {
-            shown: KeyPair,
-            own: KeyPair,
-        }
-        impl PublicKeyData for Foreign {
-            fn der_bytes(&self) -> &[u8] {
-                self.shown.der_bytes()
-            }
-            fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
-                self.shown.algorithm()
-            }
-        }
-        impl SigningKey for Foreign {
-            fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-                self.own.sign(message)
-            }
-        }
         let (shown, own) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
-        let request = plain().serialize_request(&Foreign { shown, own }).unwrap();
+        let request = plain()
+            .serialize_request(&ForeignSigner { shown, own })
+            .unwrap();
         let refused = CertificateRequest::read(&request.pem().unwrap()).unwrap_err();
         assert_eq!(refused, BadRequest::Signature);
         for text in [

@@ -3,8 +3,8 @@
 
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair,
-    PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, PublicKeyData, RsaKeySize,
-    SanType, SigningKey,
+    PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, RsaKeySize, SanType,
+    SigningKey,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -14,6 +14,7 @@ use viworks_common::enrolment::{
 use viworks_common::id::InstallId;
 use viworks_testkit::deployment::Deployment;
 use viworks_testkit::door;
+use viworks_testkit::foreign::ForeignSigner;
 use viworks_testkit::process::finish;
 
 use super::{LIMIT, backend, enroll, folder, gateways, good_for, latest_attempt, ticket};
@@ -58,34 +59,12 @@ pub(super) fn request(params: &CertificateParams, key: &impl SigningKey) -> Stri
     params.serialize_request(key).unwrap().pem().unwrap()
 }
 
-/// Shows one key and signs with another.
-struct Foreign {
-    shown: KeyPair,
-    own: KeyPair,
-}
-
-impl PublicKeyData for Foreign {
-    fn der_bytes(&self) -> &[u8] {
-        self.shown.der_bytes()
-    }
-
-    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
-        self.shown.algorithm()
-    }
-}
-
-impl SigningKey for Foreign {
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        self.own.sign(message)
-    }
-}
-
 /// Every request that is not good, with its code and what is said.
 fn bad_requests() -> Vec<(&'static str, String, &'static str, &'static str)> {
     let key = || KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
     let rsa = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
     let p384 = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
-    let foreign = Foreign {
+    let foreign = ForeignSigner {
         shown: key(),
         own: key(),
     };
