@@ -124,9 +124,10 @@ impl<'a> Talk<'a> {
             Err(refusal) => return Err(self.wrong(refusal)),
         };
         self.is_proved.store(true, Ordering::Relaxed);
+        // Busy first: between the two, a newcomer of the same ticket could put an idle one out.
+        self.seat.busy(true);
         // Where as many of this ticket are worked on as may have places of their own, it keeps that of its address.
         let _vouched = self.seat.vouch(&Holder::Ticket(proved.ticket()));
-        self.seat.busy(true);
         self.shared.enrolment.redeem(&proved, self.peer).await
     }
 
