@@ -157,6 +157,30 @@ pub enum EnrolError {
         /// What the last attempt ended with.
         cause: Box<Self>,
     },
+    /// A challenge of a later version, or of something else that has the key: nothing was asked for yet.
+    #[error(
+        "what {place} answers cannot be read ({reason}): it is a backend of a later version, or something else \
+         answers; nothing was asked for: run enroll of a gateway agent of the backend's version, or ask whoever runs the \
+         backend"
+    )]
+    UnreadChallenge {
+        /// Where.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The backend has made the gateway, and the answer is of a later version.
+    #[error(
+        "the backend at {place} has made the gateway, and what it answers cannot be read ({reason}), so it is of a \
+         later version: run enroll of a gateway agent of that version, with the same ticket; it goes on as the same \
+         gateway"
+    )]
+    UnreadAnswer {
+        /// Where.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The answer is not the backend's that made the ticket.
     #[error(
         "the answer of {place} is not authentic: something on the way has changed it; run enroll again elsewhere, or ask whoever runs the backend"
@@ -181,9 +205,11 @@ impl EnrolError {
             Self::File(error) => error.exit_code(),
             Self::Key(_) | Self::Clock { .. } => ExitCode::Error,
             Self::Interrupted => ExitCode::Interrupted,
-            // Whoever answers in its place, it is not the backend.
+            // Whoever answers in its place, it is not a backend of this version.
             Self::Unreached { .. }
             | Self::Unanswered { .. }
+            | Self::UnreadChallenge { .. }
+            | Self::UnreadAnswer { .. }
             | Self::OtherServer { .. }
             | Self::Forged { .. } => ExitCode::Unavailable,
             Self::Refused {
@@ -196,10 +222,10 @@ impl EnrolError {
         }
     }
 
-    /// Whether the backend may have made the gateway all the same, so that the key must be kept.
+    /// Whether the backend has made the gateway, or may have all the same, so that the key must be kept.
     #[must_use]
     pub const fn may_be_done(&self) -> bool {
-        matches!(self, Self::InDoubt { .. })
+        matches!(self, Self::InDoubt { .. } | Self::UnreadAnswer { .. })
     }
 
     /// What is in the way, without what to do about it, where it may pass by itself.
@@ -225,6 +251,10 @@ impl EnrolError {
 
     /// The same behind attempts of which one may have been carried out.
     fn in_doubt(self) -> Self {
+        // There is no doubt about that one.
+        if self.may_be_done() {
+            return self;
+        }
         let cause = Box::new(self);
         Self::InDoubt { cause }
     }

@@ -255,7 +255,7 @@ async fn a_ticket_that_is_no_good_says_why_and_changes_nothing() {
             led(&theirs),
             "which is not in the ticket",
             69,
-            "69 when the backend cannot be reached or another server answers in its place",
+            "69 when the backend cannot be reached or understood or another server answers in its place",
         ),
         (
             "m11",

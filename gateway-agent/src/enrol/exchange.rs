@@ -121,7 +121,11 @@ async fn redeem_once(
     let mut door = Door::open(ticket, &host, port).await?;
     let asked = json(&EnrolmentRequest::Challenge { ticket: ticket.id });
     let (answer, _proof) = door.post(asked, None).await?;
-    let EnrolmentChallenge { challenge, time } = read(&answer, &place)?;
+    let challenged = read(&answer).map_err(|reason| EnrolError::UnreadChallenge {
+        place: place.clone(),
+        reason,
+    });
+    let EnrolmentChallenge { challenge, time } = challenged?;
     clock_is_right(SystemClock.wall(), time)?;
     let request = request(ticket, machine, challenge);
     let exchange = Exchange::new(&ticket.secret, ticket.id, &challenge);
@@ -141,11 +145,14 @@ async fn redeem_once(
     if !authentic {
         return Err(EnrolError::Forged { place });
     }
-    let answer: EnrolmentAnswer = read(&answer, &place)?;
-    let secrets = exchange.open(&request, &answer.sealed);
-    let secrets = secrets.map_err(|_bad| EnrolError::Forged {
+    // The backend's own words: what they are, they stay however often it is asked.
+    let unread = |reason: String| EnrolError::UnreadAnswer {
         place: place.clone(),
-    })?;
+        reason,
+    };
+    let answer: EnrolmentAnswer = read(&answer).map_err(unread)?;
+    let secrets = exchange.open(&request, &answer.sealed);
+    let secrets = secrets.map_err(|bad| unread(bad.to_string()))?;
     Ok(Enrolled {
         papers: Papers { answer, secrets },
         pin: door.pin,
@@ -353,11 +360,9 @@ fn refused(status: u16, body: &[u8], after: Option<&str>) -> EnrolError {
     }
 }
 
-fn read<T: DeserializeOwned>(body: &[u8], place: &str) -> Result<T, EnrolError> {
-    serde_json::from_slice(body).map_err(|error| EnrolError::Unanswered {
-        place: place.to_owned(),
-        reason: format!("what it says cannot be read: {error}"),
-    })
+/// A body, or why it cannot be read, on one line.
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(body).map_err(|error| text::line(&error.to_string()).into_owned())
 }
 
 fn json(value: &impl serde::Serialize) -> Vec<u8> {

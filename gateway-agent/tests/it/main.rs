@@ -7,6 +7,7 @@ mod config;
 mod dial;
 mod echo;
 mod engine;
+mod enrol;
 mod executor;
 mod helper;
 mod journal;
