@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tracing::{info, warn};
 use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, SystemClock};
@@ -22,7 +22,7 @@ use crate::collect;
 use crate::config::Config;
 use crate::credentials::Credentials;
 use crate::engine::{self, Engine};
-use crate::executor::{Executor, Limits};
+use crate::executor::{Executor, Limits, LiveOutput};
 use crate::host::disks::Prober;
 use crate::identity::Identity;
 use crate::journal::Journal;
@@ -50,9 +50,6 @@ const FILE_TIME: Duration = Duration::from_secs(5);
 
 /// Files that the agent has open for a command that runs: its outputs, its instructions, its watch.
 const FILES_OF_COMMAND: usize = 8;
-
-/// Pieces of live output that may wait for the session.
-const LIVE_MAX: usize = 64;
 
 /// Runs the agent, by what `load` reads, until it is told to stop.
 ///
@@ -174,7 +171,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         program::own(),
         Arc::clone(&clock),
     );
-    let (live, live_out) = mpsc::channel(LIVE_MAX);
+    let (live, live_out) = LiveOutput::channel();
     let (engine, handle) = Engine::recover(engine::Parts {
         agent_run_id: identity.agent_run_id,
         catalogue: catalogue.clone(),

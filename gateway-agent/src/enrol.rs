@@ -160,8 +160,8 @@ pub enum EnrolError {
     /// A challenge of a later version, or of something else that has the key: nothing was asked for yet.
     #[error(
         "what {place} answers cannot be read ({reason}): it is a backend of a later version, or something else \
-         answers; nothing was asked for: run enroll of a gateway agent of the backend's version, or ask whoever runs the \
-         backend"
+         answers; nothing was asked for: run enroll of a gateway agent of the backend's version, or ask whoever runs \
+         the backend"
     )]
     UnreadChallenge {
         /// Where.

@@ -103,6 +103,17 @@ pub struct LiveOutput {
     pub data: Vec<u8>,
 }
 
+/// Pieces of live output that may wait for the session.
+pub const LIVE_MAX: usize = 64;
+
+impl LiveOutput {
+    /// The way of all live output to the session, on which [`LIVE_MAX`] pieces wait and no more.
+    #[must_use]
+    pub fn channel() -> (mpsc::Sender<Self>, mpsc::Receiver<Self>) {
+        mpsc::channel(LIVE_MAX)
+    }
+}
+
 /// Bytes of one piece of live output: with Base64 and framing it stays within one bulk message.
 pub const LIVE_BYTES_MAX: usize = 8 * 1024;
 

@@ -342,7 +342,7 @@ const HELD: &[(&str, &str)] = &[
         "calls_that_hang_are_bounded",
     ),
     (
-        "LIVE_MAX gateway-agent/src/app.rs",
+        "LIVE_MAX gateway-agent/src/executor.rs",
         "nobody_reading_live_output_does_not_hold_the_command",
     ),
     (

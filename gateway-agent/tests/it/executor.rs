@@ -11,7 +11,7 @@ use uuid::Uuid;
 use viworks_common::command::{Outcome, OutcomeState};
 use viworks_common::id::CommandId;
 use viworks_common::wire::message::OutputStream;
-use viworks_gateway_agent::executor::{Executor, Launch, Limits, LiveOutput, end_strays};
+use viworks_gateway_agent::executor::{Executor, LIVE_MAX, Launch, Limits, LiveOutput, end_strays};
 use viworks_runtime::clock::{Clock, SystemClock, sleep_until};
 use viworks_runtime::random;
 
@@ -263,16 +263,25 @@ async fn live_output_carries_every_byte_at_its_offset_while_there_is_room() {
 
 #[tokio::test]
 async fn nobody_reading_live_output_does_not_hold_the_command() {
-    let (sender, receiver) = mpsc::channel(1);
+    const BYTES: u64 = 2_000_000;
+    let (sender, mut receiver) = LiveOutput::channel();
     let slot = executor().slot().await;
-    let run = slot.run(
-        shell("head -c 500000 /dev/zero"),
-        CancellationToken::new(),
-        Some(sender),
-    );
+    let launch = shell(&format!("head -c {BYTES} /dev/zero"));
+    let run = slot.run(launch, CancellationToken::new(), Some(sender));
     let outcome = tokio::time::timeout(SOON, run).await.unwrap();
     assert_eq!(outcome.state, OutcomeState::Succeeded);
-    drop(receiver);
+    // As many pieces wait as may, the first ones; the result accounts for all.
+    let (mut pieces, mut shown) = (0, 0);
+    while let Some(piece) = receiver.recv().await {
+        assert_eq!(piece.offset, shown);
+        shown += u64::try_from(piece.data.len()).unwrap();
+        pieces += 1;
+    }
+    assert_eq!(pieces, LIVE_MAX);
+    let kept = outcome.stdout;
+    let all = u64::try_from(kept.head.len() + kept.tail.len()).unwrap() + kept.cut_bytes;
+    assert_eq!(all, BYTES);
+    assert!(shown < BYTES, "{shown}");
 }
 
 #[tokio::test]

@@ -60,20 +60,43 @@ DELETE FROM telemetry_stream_ids AS s WHERE agent = :agent AND NOT EXISTS (
 /// The numbers that a connection has seen.
 #[derive(Debug, Default)]
 pub(super) struct Numbers {
-    agents: RefCell<HashMap<(String, String), i64>>,
-    streams: RefCell<HashMap<(i64, String), i64>>,
-    epochs: RefCell<HashMap<(i64, String), i64>>,
+    agents: Known<(String, String)>,
+    streams: Known<(i64, String)>,
+    epochs: Known<(i64, String)>,
     /// The last day of which each spool epoch is known to have a record.
-    last_days: RefCell<HashMap<i64, i64>>,
+    last_days: Known<i64>,
+}
+
+/// Numbers of one kind. Where there are as many as may be, all are forgotten before the next one: what is asked for
+/// again is in the database.
+#[derive(Debug, Default)]
+struct Known<K>(RefCell<HashMap<K, i64>>);
+
+impl<K: Hash + Eq> Known<K> {
+    fn get(&self, key: &K) -> Option<i64> {
+        self.0.borrow().get(key).copied()
+    }
+
+    fn insert(&self, key: K, number: i64) {
+        let mut known = self.0.borrow_mut();
+        if known.len() >= KNOWN_MAX {
+            known.clear();
+        }
+        known.insert(key, number);
+    }
+
+    fn forget(&self) {
+        self.0.borrow_mut().clear();
+    }
 }
 
 impl Numbers {
     /// What was given in a transaction that came to nothing is not there.
     pub(super) fn forget(&self) {
-        self.agents.borrow_mut().clear();
-        self.streams.borrow_mut().clear();
-        self.epochs.borrow_mut().clear();
-        self.last_days.borrow_mut().clear();
+        self.agents.forget();
+        self.streams.forget();
+        self.epochs.forget();
+        self.last_days.forget();
     }
 }
 
@@ -83,13 +106,6 @@ pub(super) struct Numbered<'r> {
     pub(super) stream: i64,
     pub(super) epoch: i64,
     pub(super) record: &'r Record<'r>,
-}
-
-/// Forgets all of one kind where there are as many as may be: what is asked for again is in the database.
-fn make_room<K, V>(known: &mut HashMap<K, V>, most: usize) {
-    if known.len() >= most {
-        known.clear();
-    }
 }
 
 impl Connection {
@@ -173,13 +189,13 @@ impl Connection {
     /// The number of something, which is given one where it has none.
     fn numbered<K: Hash + Eq>(
         &self,
-        known: &RefCell<HashMap<K, i64>>,
+        known: &Known<K>,
         key: K,
         (find, give): (&'static str, &'static str),
         params: Params<'_>,
     ) -> Result<i64, LinkError> {
-        if let Some(id) = known.borrow().get(&key) {
-            return Ok(*id);
+        if let Some(id) = known.get(&key) {
+            return Ok(id);
         }
         let id = match self.number_of(find, params)? {
             Some(id) => id,
@@ -188,8 +204,6 @@ impl Connection {
                 given.ok_or_else(|| LinkError::Postgres(Error::Closed))?
             }
         };
-        let mut known = known.borrow_mut();
-        make_room(&mut known, KNOWN_MAX);
         known.insert(key, id);
         Ok(id)
     }
@@ -207,10 +221,10 @@ impl Connection {
     /// Notes the last day of each spool epoch, so that it is known when nothing of it is left.
     fn note_days(&self, numbered: &[Numbered<'_>]) -> Result<(), LinkError> {
         let mut later: BTreeMap<i64, i64> = BTreeMap::new();
-        let mut known = self.known.numbers.last_days.borrow_mut();
+        let known = &self.known.numbers.last_days;
         for it in numbered {
             let day = days::of(it.record.observed_at);
-            if known.get(&it.epoch).is_none_or(|known| *known < day) {
+            if known.get(&it.epoch).is_none_or(|known| known < day) {
                 let last = later.entry(it.epoch).or_insert(day);
                 *last = day.max(*last);
             }
@@ -223,8 +237,9 @@ impl Connection {
             .map(|(id, day)| json!({ "id": id, "day": day }));
         let rows = serde_json::Value::from_iter(rows).to_string();
         self.execute(TOUCH.into(), params! { rows }, &[])?;
-        make_room(&mut known, KNOWN_MAX);
-        known.extend(later);
+        for (epoch, day) in later {
+            known.insert(epoch, day);
+        }
         Ok(())
     }
 
@@ -279,14 +294,14 @@ mod tests {
 
     #[test]
     fn whoever_remembers_as_many_numbers_as_may_be_begins_anew() {
-        let mut known = HashMap::new();
-        let mut most = 0;
-        for key in 0..10 {
-            make_room(&mut known, 3);
-            known.insert(key, ());
-            most = most.max(known.len());
+        let known = Known::default();
+        let most = i64::try_from(KNOWN_MAX).unwrap();
+        for key in 0..most {
+            known.insert(key, -key);
         }
-        assert_eq!((most, known.len()), (3, 1));
-        assert!(known.contains_key(&9));
+        assert_eq!(known.0.borrow().len(), KNOWN_MAX);
+        known.insert(most, -most);
+        assert_eq!(known.0.borrow().len(), 1);
+        assert_eq!((known.get(&1), known.get(&most)), (None, Some(-most)));
     }
 }
