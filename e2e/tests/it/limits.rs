@@ -67,6 +67,14 @@ const HELD: &[(&str, &str)] = &[
         "tickets_that_can_be_used_are_bounded_and_ended_ones_make_room",
     ),
     (
+        "REFUSALS_NOTED_MAX backend-agent/src/data/intents/tickets.rs",
+        "a_ticket_that_is_no_good_is_refused_and_recorded",
+    ),
+    (
+        "RECORDED_EVERY_SECONDS backend-agent/src/data/intents/enrolments.rs",
+        "an_answer_that_was_lost_is_given_again",
+    ),
+    (
         "connections_max [api]",
         "strangers_who_read_nothing_keep_nobody_out_and_are_cut",
     ),

@@ -25,8 +25,8 @@ use crate::data::{
     StoredTicket, TicketRefusal,
 };
 
-/// How often the same thing is recorded that somebody with a ticket can do without end.
-const RECORDED_EVERY: Duration = Duration::from_secs(3_600);
+/// Seconds until the same thing is recorded again that somebody with a ticket can do without end.
+const RECORDED_EVERY_SECONDS: u64 = 3_600;
 
 pub(super) const FORGET_CHALLENGES: &str =
     "DELETE FROM enrolment_challenges WHERE tenant = :tenant AND expires_at <= :now";
@@ -123,7 +123,9 @@ pub(super) fn is_news(tx: &Tx<'_>, id: TicketId, what: &[&[u8]]) -> StoreResult<
     }
     let record = AnsweredChallenge {
         challenge: digest.finalize().into(),
-        expires_at: tx.now.saturating_add(RECORDED_EVERY),
+        expires_at: tx
+            .now
+            .saturating_add(Duration::from_secs(RECORDED_EVERY_SECONDS)),
     };
     consume(tx, id, &record)
 }
