@@ -96,6 +96,36 @@ async fn behind_a_proxy_as_many_sockets_again_are_counted_for_whom_it_is_about_t
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_a_proxy_the_door_for_new_gateways_counts_as_many_sockets_again() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let with_door = || {
+        Start::default()
+            .with_files(256, 1_024)
+            .with("VIWORKS__AGENTS__CONNECTIONS_MAX", "330")
+            .with("VIWORKS__API__CONNECTIONS_MAX", "220")
+            .with("VIWORKS__ENROLMENT__LISTEN", "127.0.0.1:0")
+            .with("VIWORKS__ENROLMENT__CONNECTIONS_MAX", "330")
+    };
+    // As many as there are files for without a proxy.
+    system.start_backend(with_door()).await;
+    let health = system.get("/v1/health").await;
+    assert_eq!(told(&health["checks"], TOO_FEW), None, "{health:#}");
+    assert!(system.backend().stop(PATIENCE).await.success());
+
+    let behind = with_door()
+        .with("VIWORKS__ENROLMENT__PROXY_PROTOCOL", "require")
+        .with("VIWORKS__ENROLMENT__TRUSTED_PROXIES", "127.0.0.1");
+    system.start_backend(behind).await;
+    let health = system.get("/v1/health").await;
+    let found = told(&health["checks"], TOO_FEW).unwrap_or_else(|| panic!("{health:#}"));
+    let detail = found["detail"].as_str().unwrap();
+    for words in ["no more than 165 gateways and 55 operators", "come to 1354"] {
+        assert!(detail.contains(words), "{words}: {detail}");
+    }
+    assert!(system.backend().stop(PATIENCE).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_takes_as_many_files_as_its_bounds_need() {
     let mut system = Deployment::new(Binaries::shipped());
     let folder = system.issue("gw-1");
