@@ -12,6 +12,7 @@ pub mod held_database;
 pub mod http;
 mod keeper;
 pub mod machine;
+pub mod network;
 pub mod nginx;
 pub mod packages;
 pub mod postgres;

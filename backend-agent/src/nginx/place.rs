@@ -223,20 +223,14 @@ fn real(path: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use viworks_testkit::network::own_address;
+
     use super::super::directive::parse;
     use super::*;
 
     fn listening(listen: &str) -> Option<Place> {
         let parsed = parse(&format!("listen {listen};"), Path::new("nginx.conf")).unwrap();
         Place::of_listen(&parsed[0])
-    }
-
-    /// An address of this machine that is no loopback address, where it has one. Nothing is sent.
-    fn own_address() -> Option<IpAddr> {
-        let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-        socket.connect("192.0.2.1:9").ok()?;
-        let own = socket.local_addr().ok()?.ip();
-        (!own.is_loopback()).then_some(own)
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Ways of one part of nginx to another one, or to the backend, in whatever way the place is written.
 
-use std::net::{IpAddr, UdpSocket};
+use viworks_testkit::network::own_address;
 
 use super::{SHIPPED, Scene};
 
@@ -13,14 +13,6 @@ fn with(listen: &str, server: &str, believed: &str) -> String {
     let server = format!("server {{ listen 9; {server} }}\nserver {{");
     let text = text.replacen("server {", &server, 1);
     text.replacen(BELIEVED, &format!("{BELIEVED} {believed}"), 1)
-}
-
-/// An address of this machine that others on its network know, where it has one. Nothing is sent.
-fn own_address() -> Option<IpAddr> {
-    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-    socket.connect("192.0.2.1:9").ok()?;
-    let own = socket.local_addr().ok()?.ip();
-    (!own.is_loopback()).then_some(own)
 }
 
 #[test]
