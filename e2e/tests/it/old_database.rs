@@ -31,6 +31,64 @@ async fn viworks(system: &Deployment, key: &Path, arguments: &[&str], code: i32)
     finish(command, PATIENCE).await.ended_with(code).json()
 }
 
+/// What both old sites have: a finished run with its output, a gateway of each kind, and telemetry. The gaps of that.
+async fn shows_what_was_there(
+    system: &Deployment,
+    key: &Path,
+    done: &Value,
+    (stream, stored): (&str, usize),
+) -> Value {
+    let shown = ["runs", "show", done["id"].as_str().unwrap()];
+    let shown = viworks(system, key, &shown, 0).await;
+    let command = &shown["commands"][0];
+    assert_eq!(command["gateway"]["name"], "gw-old", "{shown:#}");
+    assert_eq!(
+        command["outcome"]["stdout"]["head"]["text"], "old\n",
+        "{shown:#}"
+    );
+    let gateways = viworks(system, key, &["gateway", "ls"], 0).await;
+    for (name, status) in [("gw-old", "offline"), ("gw-gone", "revoked")] {
+        let all = gateways["items"].as_array().unwrap();
+        let found = all.iter().find(|gateway| gateway["name"] == name).unwrap();
+        assert_eq!(found["status"], status, "{gateways:#}");
+    }
+    let records = [
+        "telemetry",
+        "-g",
+        "gw-old",
+        "--stream",
+        stream,
+        "--since",
+        "3650d",
+    ];
+    let records = viworks(system, key, &records, 0).await;
+    let found = records["items"].as_array().unwrap().len();
+    assert_eq!(found, stored, "{records:#}");
+    viworks(system, key, &["telemetry", "-g", "gw-old", "--gaps"], 0).await
+}
+
+/// What waited for its start is late by now, and says so; then a new gateway runs what a new key asks for.
+async fn goes_on(system: &mut Deployment, key: &Path, folder: &Path, waiting: &str) {
+    eventually("the late command is expired", PATIENCE, async || {
+        let shown = viworks(system, key, &["runs", "show", waiting], 0).await;
+        (shown["run"]["counts"]["expired"] == 1).then_some(())
+    })
+    .await;
+    let mut gateway = system.start_gateway(folder, Start::default());
+    eventually("the new gateway is online", PATIENCE, async || {
+        let shown = viworks(system, key, &["gateway", "show", "gw-new"], 0).await;
+        (shown["status"] == "online" && !shown["catalogue_digest"].is_null()).then_some(())
+    })
+    .await;
+    let result = ["run", ONCE, "-g", "gw-new", "--yes"];
+    let result = viworks(system, key, &result, 0).await;
+    assert_eq!(result["commands"][0]["state"], "succeeded", "{result:#}");
+    let by = &result["run"]["created_by_name"];
+    assert_eq!(by, "the new key", "{result:#}");
+    assert!(gateway.stop(PATIENCE).await.success());
+    assert!(system.backend().stop(PATIENCE).await.success());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_of_the_first_schema_opens_and_goes_on() {
     let mut system = Deployment::new(Binaries::shipped());
@@ -79,64 +137,15 @@ async fn a_database_of_the_first_schema_opens_and_goes_on() {
         .find(|run| run["counts"]["succeeded"] == 1)
         .unwrap();
     assert_eq!(done["reason"], "an old run", "{runs:#}");
-    let shown = ["runs", "show", done["id"].as_str().unwrap()];
-    let shown = viworks(&system, &key, &shown, 0).await;
-    let command = &shown["commands"][0];
-    assert_eq!(command["gateway"]["name"], "gw-old", "{shown:#}");
-    assert_eq!(
-        command["outcome"]["stdout"]["head"]["text"], "old\n",
-        "{shown:#}"
-    );
-    let gateways = viworks(&system, &key, &["gateway", "ls"], 0).await;
-    let status = |name: &str| {
-        let all = gateways["items"].as_array().unwrap();
-        let found = all.iter().find(|gateway| gateway["name"] == name).unwrap();
-        found["status"].as_str().unwrap().to_owned()
-    };
-    assert_eq!(status("gw-old"), "offline", "{gateways:#}");
-    assert_eq!(status("gw-gone"), "revoked", "{gateways:#}");
-    let forks = viworks(&system, &key, &["gateway", "forks", "gw-old"], 0).await;
-    assert_eq!(forks["items"].as_array().unwrap().len(), 1, "{forks:#}");
-    let records = [
-        "telemetry",
-        "-g",
-        "gw-old",
-        "--stream",
-        "host.cpu",
-        "--since",
-        "3650d",
-    ];
-    let records = viworks(&system, &key, &records, 0).await;
-    assert_eq!(records["items"].as_array().unwrap().len(), 3, "{records:#}");
-    let gaps = viworks(&system, &key, &["telemetry", "-g", "gw-old", "--gaps"], 0).await;
+    let gaps = shows_what_was_there(&system, &key, done, ("host.cpu", 3)).await;
     assert_eq!(gaps["items"][0]["records"], 3, "{gaps:#}");
     assert_eq!(gaps["refusals"][0]["records"], 1, "{gaps:#}");
+    let forks = viworks(&system, &key, &["gateway", "forks", "gw-old"], 0).await;
+    assert_eq!(forks["items"].as_array().unwrap().len(), 1, "{forks:#}");
 
-    // What waited for its start is late by now, and says so.
     let waiting = old.iter().find(|run| run["id"] != done["id"]).unwrap();
     let waiting = waiting["id"].as_str().unwrap();
-    eventually("the late command is expired", PATIENCE, async || {
-        let shown = viworks(&system, &key, &["runs", "show", waiting], 0).await;
-        (shown["run"]["counts"]["expired"] == 1).then_some(())
-    })
-    .await;
-
-    // And it goes on.
-    let mut gateway = system.start_gateway(&folder, Start::default());
-    eventually("the new gateway is online", PATIENCE, async || {
-        let shown = viworks(&system, &key, &["gateway", "show", "gw-new"], 0).await;
-        (shown["status"] == "online" && !shown["catalogue_digest"].is_null()).then_some(())
-    })
-    .await;
-    let result = ["run", ONCE, "-g", "gw-new", "--yes"];
-    let result = viworks(&system, &key, &result, 0).await;
-    assert_eq!(result["commands"][0]["state"], "succeeded", "{result:#}");
-    assert_eq!(
-        result["run"]["created_by_name"], "the new key",
-        "{result:#}"
-    );
-    assert!(gateway.stop(PATIENCE).await.success());
-    assert!(system.backend().stop(PATIENCE).await.success());
+    goes_on(&mut system, &key, &folder, waiting).await;
 }
 
 /// The same on a server. `fixtures/postgres_schema_0001.sql` is what `pg_dump` wrote of a site that the programs of
@@ -211,37 +220,7 @@ async fn a_database_of_the_first_schema_on_a_server_is_migrated_and_goes_on() {
     let done = old("an old run");
     assert_eq!(done["command"], "test.say", "{done:#}");
     assert_eq!(done["created_by_name"], "tests", "{done:#}");
-    let shown = viworks(
-        &system,
-        &key,
-        &["runs", "show", done["id"].as_str().unwrap()],
-        0,
-    )
-    .await;
-    let command = &shown["commands"][0];
-    assert_eq!(command["gateway"]["name"], "gw-old", "{shown:#}");
-    assert_eq!(
-        command["outcome"]["stdout"]["head"]["text"], "old\n",
-        "{shown:#}"
-    );
-    let gateways = viworks(&system, &key, &["gateway", "ls"], 0).await;
-    for (name, status) in [("gw-old", "offline"), ("gw-gone", "revoked")] {
-        let all = gateways["items"].as_array().unwrap();
-        let found = all.iter().find(|gateway| gateway["name"] == name).unwrap();
-        assert_eq!(found["status"], status, "{gateways:#}");
-    }
-    let records = [
-        "telemetry",
-        "-g",
-        "gw-old",
-        "--stream",
-        "app.pump",
-        "--since",
-        "3650d",
-    ];
-    let records = viworks(&system, &key, &records, 0).await;
-    assert_eq!(records["items"].as_array().unwrap().len(), 5, "{records:#}");
-    let gaps = viworks(&system, &key, &["telemetry", "-g", "gw-old", "--gaps"], 0).await;
+    let gaps = shows_what_was_there(&system, &key, &done, ("app.pump", 5)).await;
     assert_eq!(
         gaps["items"][0]["reason"], "backend_rolled_back",
         "{gaps:#}"
@@ -254,26 +233,10 @@ async fn a_database_of_the_first_schema_on_a_server_is_migrated_and_goes_on() {
     let audited = database.ask("SELECT count(*) FROM audit_log WHERE action = 'ticket.create'");
     assert_eq!(audited.unwrap(), "1");
 
-    // What waited for its start is late by now, and says so; what could not be delivered is decided about.
-    let waiting = old("it waits")["id"].as_str().unwrap().to_owned();
-    eventually("the late command is expired", PATIENCE, async || {
-        let shown = viworks(&system, &key, &["runs", "show", &waiting], 0).await;
-        (shown["run"]["counts"]["expired"] == 1).then_some(())
-    })
-    .await;
+    // What could not be delivered is decided about.
     viworks(&system, &key, &["dlq", "discard", &letter], 0).await;
-
-    // And it goes on.
-    let gateway = system.start_gateway(&folder, Start::default());
-    eventually("the new gateway is online", PATIENCE, async || {
-        let shown = viworks(&system, &key, &["gateway", "show", "gw-new"], 0).await;
-        (shown["status"] == "online" && !shown["catalogue_digest"].is_null()).then_some(())
-    })
-    .await;
-    let result = viworks(&system, &key, &["run", ONCE, "-g", "gw-new", "--yes"], 0).await;
-    assert_eq!(result["commands"][0]["state"], "succeeded", "{result:#}");
-    drop(gateway);
-    assert!(system.backend().stop(PATIENCE).await.success());
+    let waiting = old("it waits")["id"].as_str().unwrap().to_owned();
+    goes_on(&mut system, &key, &folder, &waiting).await;
 }
 
 /// What a rollback finds: it does not start, is not worth another start, and leaves everything as it is.

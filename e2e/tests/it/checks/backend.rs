@@ -2,6 +2,16 @@
 
 use super::*;
 
+/// The files that its configuration names.
+const FILES: [&str; 6] = [
+    "server.crt",
+    "server.key",
+    "next.key",
+    "ca.crt",
+    "ca.key",
+    "master.key",
+];
+
 async fn hold_all(cases: &[Case]) {
     BACKEND.hold_all(cases).await;
 }
@@ -113,28 +123,12 @@ async fn a_backends_broken_key_material_is_named_by_check_and_start() {
 
 #[tokio::test]
 async fn a_file_that_is_missing_is_named_once_by_a_backends_check_and_start() {
-    let files = [
-        "server.crt",
-        "server.key",
-        "next.key",
-        "ca.crt",
-        "ca.key",
-        "master.key",
-    ];
-    BACKEND.hold_each_missing(&files).await;
+    BACKEND.hold_each_missing(&FILES).await;
 }
 
 #[tokio::test]
 async fn a_byte_order_mark_is_named_by_a_backends_check_and_start() {
-    let files = [
-        "server.crt",
-        "server.key",
-        "next.key",
-        "ca.crt",
-        "ca.key",
-        "master.key",
-        "backend.toml",
-    ];
+    let files = [&FILES[..], &["backend.toml"]].concat();
     let words = "begins with a byte-order mark";
     BACKEND.hold_each(&files, Folder::mark, words).await;
 }
