@@ -25,10 +25,6 @@ const LONG: &[(&str, &str)] = &[
         "both machines of the session against each other, over one harness",
     ),
     (
-        "runtime/src/sqlite/tests.rs",
-        "one module, each behaviour a test",
-    ),
-    (
         "common/src/engine/tests.rs",
         "one machine, each behaviour a test, over one harness",
     ),

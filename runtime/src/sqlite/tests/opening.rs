@@ -1,0 +1,191 @@
+//! What is there once a file is open, its settings and its schema, and which files are not opened.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::migrations::Mismatch;
+
+/// What the writer says of one of its settings.
+async fn pragma(database: &Database, setting: &str) -> String {
+    // Statements live as long as the program does.
+    let sql: &str = format!("SELECT CAST({setting} AS TEXT) FROM pragma_{setting}").leak();
+    database
+        .write(move |connection| {
+            connection.one(sql, &[], |row| {
+                Ok::<_, Error>(row.name().unwrap().to_owned())
+            })
+        })
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn the_writer_has_the_settings_that_durability_rests_on() {
+    let (_folder, database) = database(|options| options.max_page_count(500)).await;
+    for (setting, wanted) in [
+        ("synchronous", "2"),
+        ("journal_mode", "wal"),
+        ("foreign_keys", "1"),
+        ("trusted_schema", "0"),
+        ("auto_vacuum", "2"),
+        ("page_size", "4096"),
+        ("max_page_count", "500"),
+        ("journal_size_limit", "16777216"),
+    ] {
+        assert_eq!(pragma(&database, setting).await, wanted, "{setting}");
+    }
+    database.close().await.unwrap();
+}
+
+#[test]
+fn weaker_settings_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::new(folder.path().join("test.db"));
+    schema::check_settings(&schema::connect(&options).unwrap()).unwrap();
+    for (weaker, name) in [
+        ("PRAGMA synchronous = NORMAL", "synchronous"),
+        ("PRAGMA foreign_keys = OFF", "foreign_keys"),
+        ("PRAGMA trusted_schema = ON", "trusted_schema"),
+        ("PRAGMA journal_mode = DELETE", "journal_mode"),
+    ] {
+        let connection = schema::connect(&options).unwrap();
+        connection.inner().execute_batch(weaker).unwrap();
+        let error = schema::check_settings(&connection).unwrap_err();
+        assert!(
+            matches!(error, Error::Setting { setting, .. } if setting == name),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_file_is_for_the_owner_only() {
+    let (folder, database) = database(|options| options).await;
+    insert(&database, "a").await.unwrap();
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(
+            entry.metadata().unwrap().permissions().mode() & 0o077,
+            0,
+            "{:?}",
+            entry.file_name()
+        );
+    }
+    database.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_schema_from_a_newer_program_is_refused() {
+    const NEWER: &[Migration] = &[
+        TABLE,
+        Migration {
+            file: "0002_make_another.sql",
+            sql: "CREATE TABLE later (id INTEGER PRIMARY KEY)",
+        },
+    ];
+    let (folder, database) = database(|options| options).await;
+    database.close().await.unwrap();
+    let newer = reopen(&folder, NEWER).await.unwrap();
+    newer.close().await.unwrap();
+    let error = reopen(&folder, MIGRATIONS).await.unwrap_err();
+    let why = Mismatch::TooNew {
+        found: 2,
+        needed: 2,
+        known: 1,
+    };
+    assert!(
+        matches!(error, Error::SchemaTooNew(found) if found == why),
+        "{error}"
+    );
+    assert!(error.is_lasting(), "{error}");
+}
+
+#[tokio::test]
+async fn a_schema_to_which_a_newer_program_has_added_is_used() {
+    const NEWER: &[Migration] = &[
+        TABLE,
+        Migration {
+            file: "0002_make_another.sql",
+            sql: "-- usable from: 1\nALTER TABLE item ADD COLUMN later INTEGER",
+        },
+    ];
+    let (folder, database) = database(|options| options).await;
+    database.close().await.unwrap();
+    // As the programs before left it, which did not note from when on it can be used.
+    let path = folder.path().join("test.db");
+    let file = rusqlite::Connection::open(&path).unwrap();
+    file.execute_batch("ALTER TABLE _sqlx_migrations DROP COLUMN usable_from")
+        .unwrap();
+    drop(file);
+    assert!(!standing(&path, MIGRATIONS).unwrap().is_ahead);
+    let missing = standing(&path, NEWER).unwrap();
+    assert!(missing.missing.len() == 1 && missing.keeps_programs());
+    let newer = reopen(&folder, NEWER).await.unwrap();
+    insert(&newer, "new").await.unwrap();
+    newer.close().await.unwrap();
+    assert!(standing(&path, MIGRATIONS).unwrap().is_ahead);
+    let older = reopen(&folder, MIGRATIONS).await.unwrap();
+    insert(&older, "old").await.unwrap();
+    assert_eq!(count(&older).await, 2);
+    older.close().await.unwrap();
+    let newer = reopen(&folder, NEWER).await.unwrap();
+    assert_eq!(count(&newer).await, 2);
+    newer.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_migration_that_was_changed_or_removed_afterwards_is_refused() {
+    const CHANGED: &[Migration] = &[Migration {
+        sql: "CREATE TABLE item (id INTEGER PRIMARY KEY)",
+        ..TABLE
+    }];
+    const REMOVED: &[Migration] = &[Migration {
+        file: "0002_make_another.sql",
+        sql: "CREATE TABLE later (id INTEGER PRIMARY KEY)",
+    }];
+    let (folder, database) = database(|options| options).await;
+    database.close().await.unwrap();
+    for other in [CHANGED, REMOVED] {
+        let error = reopen(&folder, other).await.unwrap_err();
+        assert!(matches!(error, Error::Migrate(_)), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_migration_that_fails_leaves_nothing() {
+    const BROKEN: &[Migration] = &[
+        TABLE,
+        Migration {
+            file: "0002_break.sql",
+            sql: "CREATE TABLE half (id INTEGER PRIMARY KEY); CREATE TABLE item (id INTEGER)",
+        },
+    ];
+    const RIGHT: &[Migration] = &[
+        TABLE,
+        Migration {
+            file: "0002_make_another.sql",
+            sql: "CREATE TABLE half (id INTEGER PRIMARY KEY)",
+        },
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let error = reopen(&folder, BROKEN).await.unwrap_err();
+    assert!(matches!(error, Error::Migrate(_)), "{error}");
+    let database = reopen(&folder, RIGHT).await.unwrap();
+    database.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_called_corrupt() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("test.db"), [b'x'; 8192]).unwrap();
+    let error = reopen(&folder, MIGRATIONS).await.unwrap_err();
+    assert!(matches!(error, Error::Corrupt(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_missing_folder_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::new(folder.path().join("none/test.db"));
+    let error = Database::open(options, MIGRATIONS).await.unwrap_err();
+    assert!(error.to_string().ends_with("none/test.db"), "{error}");
+}
