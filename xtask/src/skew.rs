@@ -28,23 +28,40 @@ pub(crate) fn check(shop: &mut Shop) -> Result<(), String> {
     shop.cargo(&arguments)
 }
 
-/// Sees to it that the earlier programs are there for all tests, or says what is skipped without them: where nothing is
-/// to be built, or this clone does not go back so far.
+/// Sees to it that the earlier programs are there for all tests, or says what is skipped without them.
 pub(crate) fn prepare(shop: &mut Shop) -> Result<(), String> {
-    if is_built(shop) {
-        return Ok(());
+    match next(is_built(shop), shop.install, || has_history(shop)) {
+        Next::Run => Ok(()),
+        // What can be built and fails is a failure, and nothing that is skipped.
+        Next::Build => build(shop),
+        Next::Skip(why) => {
+            shop.skip(&format!(
+                "programs of an earlier version beside these: {why}; `cargo xtask skew` builds them and runs that"
+            ));
+            Ok(())
+        }
     }
-    let why = if !shop.install {
-        "nothing is built for them".to_owned()
-    } else if let Err(why) = has_history(shop) {
-        why
-    } else {
-        return build(shop);
-    };
-    shop.skip(&format!(
-        "programs of an earlier version beside these: {why}; `cargo xtask skew` builds them and runs that"
-    ));
-    Ok(())
+}
+
+/// What is to be done about the earlier programs before the tests run.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// Nothing: they are there.
+    Run,
+    Build,
+    /// To go on without them, and to say why.
+    Skip(String),
+}
+
+/// They are skipped where nothing is to be built, or this clone does not go back so far.
+fn next(is_built: bool, may_build: bool, has_history: impl FnOnce() -> Result<(), String>) -> Next {
+    if is_built {
+        return Next::Run;
+    }
+    if !may_build {
+        return Next::Skip("nothing is built for them".to_owned());
+    }
+    has_history().map_or_else(Next::Skip, |()| Next::Build)
 }
 
 /// Whether the earlier programs are there.
@@ -168,4 +185,22 @@ fn remove(folder: &Path) -> Result<(), String> {
 
 fn make(folder: &Path) -> Result<(), String> {
     fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn earlier_programs_are_built_or_skipped_only_where_they_cannot_be() {
+        let whole = || Ok(());
+        let shallow = || Err("this clone is shallow".to_owned());
+        for may_build in [false, true] {
+            assert_eq!(next(true, may_build, shallow), Next::Run);
+        }
+        assert_eq!(next(false, true, whole), Next::Build);
+        let skipped = Next::Skip("this clone is shallow".to_owned());
+        assert_eq!(next(false, true, shallow), skipped);
+        assert!(matches!(next(false, false, whole), Next::Skip(_)));
+    }
 }
