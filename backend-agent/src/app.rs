@@ -141,7 +141,10 @@ impl App {
         let needed = config.sockets_max();
         let config = &config.clone().within(descriptors::room());
         let shared = Shared::new(config, Arc::clone(&store), clock);
-        let keys = "connections_max of [agents] and of [api]";
+        let keys = match config.enrolment.listen {
+            Some(_door) => "connections_max of [agents], of [api] and of [enrolment]",
+            None => "connections_max of [agents] and of [api]",
+        };
         let fewer = config.fewer();
         descriptors::hold(&shared.conditions, needed, keys, &fewer);
         let now = shared.clock.line();

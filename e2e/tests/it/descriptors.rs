@@ -119,7 +119,11 @@ async fn behind_a_proxy_the_door_for_new_gateways_counts_as_many_sockets_again()
     let health = system.get("/v1/health").await;
     let found = told(&health["checks"], TOO_FEW).unwrap_or_else(|| panic!("{health:#}"));
     let detail = found["detail"].as_str().unwrap();
-    for words in ["no more than 165 gateways and 55 operators", "come to 1354"] {
+    for words in [
+        "no more than 165 gateways and 55 operators",
+        "come to 1354",
+        "and of [enrolment]",
+    ] {
         assert!(detail.contains(words), "{words}: {detail}");
     }
     assert!(system.backend().stop(PATIENCE).await.success());
