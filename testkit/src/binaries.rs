@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// The commit whose programs are the earlier ones; `cargo xtask skew` reads it too.
+/// The earlier versions, one a line: what it is called here, its commit, its programs. `cargo xtask skew` reads it too.
 const EARLIER: &str = include_str!("../earlier.txt");
 
 /// What is built of the workspace for a test.
@@ -71,11 +71,28 @@ impl Binaries {
         })
     }
 
-    /// The programs of an earlier version; `None`, said loudly, where `cargo xtask skew` has not built them.
+    /// The agents of the first whole system; `None`, said loudly, where `cargo xtask skew` has not built them.
     #[must_use]
-    #[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
     pub fn earlier() -> Option<&'static Self> {
-        let folder = workspace().join("target/skew").join(EARLIER.trim());
+        Self::of_earlier("first")
+    }
+
+    /// The backend, and nothing else, of the last version that knew the first schema of PostgreSQL alone; `None`, said
+    /// loudly, where `cargo xtask skew` has not built it.
+    #[must_use]
+    pub fn earlier_on_postgres() -> Option<&'static Self> {
+        Self::of_earlier("schema-1")
+    }
+
+    #[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
+    fn of_earlier(name: &str) -> Option<&'static Self> {
+        let commit = EARLIER.lines().find_map(|line| {
+            let mut words = line.split_whitespace();
+            words.next().filter(|first| *first == name)?;
+            words.next()
+        });
+        let commit = commit.expect("an earlier version of that name");
+        let folder = workspace().join("target/skew").join(commit);
         if !folder.is_dir() {
             eprintln!("SKIPPED: programs of an earlier version: cargo xtask skew builds them");
             return None;

@@ -70,7 +70,7 @@ pub(crate) const RECIPES: &[Recipe] = &[
     of_a_change("quickstart", "the quickstart does what it says", quickstart),
     Recipe {
         name: "skew",
-        about: "gateways and backends of an earlier version, which it builds once, beside those of this one",
+        about: "gateways and backends of earlier versions, which it builds once, beside those of this one",
         of_a_change: false,
         run: skew::check,
     },

@@ -1,20 +1,40 @@
-//! Programs of an earlier version, from the history of this repository, and the tests that run them beside these.
+//! Programs of earlier versions, from the history of this repository, and the tests that run them beside these.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::shop::{Folder, Shop, finish, succeeds};
 
-/// The commit whose programs are the earlier ones; the tests read it too.
+/// The earlier versions, one a line: what the tests call it, its commit, its programs. The tests read it too.
 const EARLIER: &str = include_str!("../../testkit/earlier.txt");
 
-/// The programs that the tests run.
-const PROGRAMS: [&str; 2] = ["viworks-backend-agent", "viworks-gateway-agent"];
+/// An earlier version.
+struct Earlier {
+    name: &'static str,
+    commit: &'static str,
+    /// Those that the tests run.
+    programs: Vec<&'static str>,
+}
 
-/// Runs the tests with programs of both versions; the first time, it builds the earlier ones.
+/// All that the table has.
+fn earlier() -> impl Iterator<Item = Earlier> {
+    let lines = EARLIER.lines().filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| {
+        let mut words = line.split_whitespace();
+        Some(Earlier {
+            name: words.next()?,
+            commit: words.next()?,
+            programs: words.collect(),
+        })
+    })
+}
+
+/// Runs the tests with programs of several versions; the first time, it builds the earlier ones.
 pub(crate) fn check(shop: &mut Shop) -> Result<(), String> {
-    if !is_built(shop) {
-        build(shop)?;
+    for version in earlier() {
+        if !is_built(shop, &version) {
+            build(shop, &version)?;
+        }
     }
     let arguments = [
         "test",
@@ -30,20 +50,22 @@ pub(crate) fn check(shop: &mut Shop) -> Result<(), String> {
 
 /// Sees to it that the earlier programs are there for all tests, or says what is skipped without them.
 pub(crate) fn prepare(shop: &mut Shop) -> Result<(), String> {
-    match next(is_built(shop), shop.install, || has_history(shop)) {
-        Next::Run => Ok(()),
-        // What can be built and fails is a failure, and nothing that is skipped.
-        Next::Build => build(shop),
-        Next::Skip(why) => {
-            shop.skip(&format!(
-                "programs of an earlier version beside these: {why}; `cargo xtask skew` builds them and runs that"
-            ));
-            Ok(())
+    for version in earlier() {
+        let built = is_built(shop, &version);
+        match next(built, shop.install, || has_history(shop, version.commit)) {
+            Next::Run => {}
+            // What can be built and fails is a failure, and nothing that is skipped.
+            Next::Build => build(shop, &version)?,
+            Next::Skip(why) => shop.skip(&format!(
+                "programs of the earlier version {} beside these: {why}; `cargo xtask skew` builds them and runs that",
+                version.name
+            )),
         }
     }
+    Ok(())
 }
 
-/// What is to be done about the earlier programs before the tests run.
+/// What is to be done about the programs of an earlier version before the tests run.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     /// Nothing: they are there.
@@ -64,17 +86,18 @@ fn next(is_built: bool, may_build: bool, has_history: impl FnOnce() -> Result<()
     has_history().map_or_else(Next::Skip, |()| Next::Build)
 }
 
-/// Whether the earlier programs are there.
-fn is_built(shop: &Shop) -> bool {
-    home(shop).is_dir()
+/// Whether the programs of an earlier version are there.
+fn is_built(shop: &Shop, version: &Earlier) -> bool {
+    let home = home(shop, version.commit);
+    let mut programs = version.programs.iter();
+    programs.all(|program| home.join(program).is_file())
 }
 
-fn home(shop: &Shop) -> PathBuf {
-    shop.root.join("target/skew").join(EARLIER.trim())
+fn home(shop: &Shop, commit: &str) -> PathBuf {
+    shop.root.join("target/skew").join(commit)
 }
 
-fn has_history(shop: &Shop) -> Result<(), String> {
-    let commit = EARLIER.trim();
+fn has_history(shop: &Shop, commit: &str) -> Result<(), String> {
     let known = format!("{commit}^{{commit}}");
     let root = shop.root.to_string_lossy();
     if succeeds("git", &["-C", &root, "cat-file", "-e", &known]) {
@@ -86,9 +109,9 @@ fn has_history(shop: &Shop) -> Result<(), String> {
 }
 
 /// Builds them outside this work tree, and keeps nothing else of it.
-fn build(shop: &Shop) -> Result<(), String> {
-    has_history(shop)?;
-    let commit = EARLIER.trim();
+fn build(shop: &Shop, version: &Earlier) -> Result<(), String> {
+    let commit = version.commit;
+    has_history(shop, commit)?;
     println!("building the programs of {commit}, once; this takes minutes");
     let folder = Folder::make()?;
     let (packed, tree) = (folder.path().join("tree.tar"), folder.path().join("tree"));
@@ -98,7 +121,7 @@ fn build(shop: &Shop) -> Result<(), String> {
     let mut unpack = shop.command("tar", &["-xf"]);
     finish(unpack.arg(&packed).arg("-C").arg(&tree))?;
     // All of them or none.
-    let home = home(shop);
+    let home = home(shop, commit);
     let part = home.with_extension("part");
     let target = part.join("target");
     // Of a build that was ended here.
@@ -109,7 +132,7 @@ fn build(shop: &Shop) -> Result<(), String> {
     }
     // As the tests of this version are built: with the same features of what both have.
     let mut cargo = shop.command("cargo", &["build", "--locked", "--quiet", "--workspace"]);
-    for program in PROGRAMS {
+    for &program in &version.programs {
         cargo.args(["--bin", program]);
     }
     // Nobody looks into them with a debugger, or builds them a second time.
@@ -122,12 +145,14 @@ fn build(shop: &Shop) -> Result<(), String> {
         .arg("--target-dir")
         .arg(&target);
     finish(&mut cargo)?;
-    for program in PROGRAMS {
+    for &program in &version.programs {
         let built = target.join("debug").join(program);
         fs::rename(&built, part.join(program))
             .map_err(|error| format!("{}: {error}", built.display()))?;
     }
     remove(&target)?;
+    // Of a table that named fewer of them.
+    remove(&home)?;
     fs::rename(&part, &home).map_err(|error| format!("{}: {error}", home.display()))
 }
 
@@ -202,5 +227,32 @@ mod tests {
         let skipped = Next::Skip("this clone is shallow".to_owned());
         assert_eq!(next(false, true, shallow), skipped);
         assert!(matches!(next(false, false, whole), Next::Skip(_)));
+    }
+
+    #[test]
+    fn every_line_of_the_table_is_a_version_with_a_commit_of_its_own_and_programs() {
+        let lines = EARLIER
+            .lines()
+            .filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let versions: Vec<Earlier> = earlier().collect();
+        assert_eq!(versions.len(), lines.count());
+        for version in &versions {
+            let Earlier {
+                name,
+                commit,
+                programs,
+            } = version;
+            // In full: a folder is called so, and other commits begin like it one day.
+            assert!(
+                commit.len() == 40 && commit.chars().all(|digit| digit.is_ascii_hexdigit()),
+                "{name}"
+            );
+            assert!(
+                !programs.is_empty() && programs.iter().all(|it| it.starts_with("viworks-")),
+                "{name}"
+            );
+            let same = |other: &&Earlier| other.name == *name || other.commit == *commit;
+            assert_eq!(versions.iter().filter(same).count(), 1, "{name}");
+        }
     }
 }

@@ -81,7 +81,8 @@ fn check(wanted: &CreateTicket) -> Result<(), Failure> {
         ("--from", networks.len(), TICKET_NETWORKS_MAX),
     ] {
         if given > most {
-            let what = format!("{flag} is given {given} times, and a ticket has at most {most}");
+            let given = human::counted(given, "time", "times");
+            let what = format!("{flag} is given {given}, and a ticket has at most {most}");
             return Err(Failure::usage(what));
         }
     }
