@@ -86,7 +86,7 @@ impl Site {
 }
 
 /// Which instance a backend is, by its own word.
-fn instance(backend: &Deployment) -> String {
+pub(super) fn instance(backend: &Deployment) -> String {
     let file = backend.state_folder().join("instance");
     let text = std::fs::read_to_string(file).unwrap();
     text.lines().next().unwrap().to_owned()

@@ -3,6 +3,8 @@
 //!
 //! `cargo xtask skew` builds the earlier ones from this repository's own history; without them this is skipped, loudly.
 
+mod handed_over;
+
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;

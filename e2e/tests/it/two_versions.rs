@@ -14,7 +14,7 @@ use viworks_testkit::gateway::{ONCE, local_request, mark_starts, started};
 use viworks_testkit::postgres::Own;
 use viworks_testkit::process::{Said, eventually, finish};
 
-const STREAM: &str = "app.pump";
+pub(super) const STREAM: &str = "app.pump";
 
 /// What this version's schema has.
 const VERSION: i64 = 2;
@@ -30,7 +30,7 @@ const EXPANSIONS: [&str; 5] = [
 ];
 
 /// Runs a program of the backend to its end.
-async fn backend(system: &Deployment, arguments: &[&str]) -> Said {
+pub(super) async fn backend(system: &Deployment, arguments: &[&str]) -> Said {
     let mut command = Command::new(system.binaries().backend());
     command
         .args(arguments)
@@ -39,13 +39,19 @@ async fn backend(system: &Deployment, arguments: &[&str]) -> Said {
     finish(command, PATIENCE).await
 }
 
-/// One run after another, and records, until it is told to stop; how many of each.
-async fn load(system: &Deployment, folder: &std::path::Path, until: &AtomicBool) -> (usize, usize) {
+/// One run after another on `gw-1`, and records, until it is told to stop; how many of each. Each load of a site has a
+/// name of its own.
+pub(super) async fn load(
+    system: &Deployment,
+    folder: &std::path::Path,
+    name: &str,
+    until: &AtomicBool,
+) -> (usize, usize) {
     let (mut runs, mut fed) = (0, 0);
     while !until.load(Ordering::Relaxed) {
         let body = json!({"command": ONCE, "targets": {"gateways": ["gw-1"]}});
         // Once: no caller has to try again.
-        let (status, run) = system.submit_once(&body, &format!("load-{runs}")).await;
+        let (status, run) = system.submit_once(&body, &format!("{name}-{runs}")).await;
         assert!((200..300).contains(&status), "{status} {run}");
         let run = system.finished(run["id"].as_str().unwrap()).await;
         assert_eq!(run["counts"], json!({"succeeded": 1}), "{run}");
@@ -92,7 +98,7 @@ async fn what_a_later_version_adds_is_added_under_a_running_backend() {
         ran(started(&folder).len() + 10).await;
         is_over.store(true, Ordering::Relaxed);
     };
-    let ((mut runs, fed), ()) = tokio::join!(load(&system, &folder, &is_over), expand);
+    let ((mut runs, fed), ()) = tokio::join!(load(&system, &folder, "load", &is_over), expand);
     eventually("health is well", PATIENCE, async || {
         let (status, health) = system.request("GET", "/v1/health", None).await.ok()?;
         (status == 200 && health.to_string().contains("postgres, schema 9998")).then_some(())
