@@ -27,7 +27,6 @@
 //!
 //! Every key can be overridden by `VIWORKS__SECTION__KEY`, except in arrays of tables.
 
-mod checked;
 mod credential;
 mod document;
 mod environment;
@@ -50,7 +49,6 @@ mod value;
 mod values;
 
 pub use crate::problem::{Place, Problem, Problems};
-pub use checked::Checked;
 pub use document::Document;
 pub use environment::{Environment, environment};
 pub use explain::Explained;

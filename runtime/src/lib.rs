@@ -14,6 +14,7 @@ pub mod answers;
 pub mod ask;
 pub mod blocking;
 pub mod bundle;
+pub mod checked;
 pub mod clock;
 pub mod conditions;
 pub mod config;

@@ -8,6 +8,16 @@ use std::sync::OnceLock;
 /// The earlier versions, one a line: what it is called here, its commit, its programs. `cargo xtask skew` reads it too.
 const EARLIER: &str = include_str!("../earlier.txt");
 
+/// The commit of the earlier version that is called so.
+fn commit_of(name: &str) -> &'static str {
+    let commit = EARLIER.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        words.next().filter(|first| *first == name)?;
+        words.next()
+    });
+    commit.expect("an earlier version of that name")
+}
+
 /// What is built of the workspace for a test.
 const PROGRAMS: [&str; 4] = [
     "viworks",
@@ -86,13 +96,7 @@ impl Binaries {
 
     #[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
     fn of_earlier(name: &str) -> Option<&'static Self> {
-        let commit = EARLIER.lines().find_map(|line| {
-            let mut words = line.split_whitespace();
-            words.next().filter(|first| *first == name)?;
-            words.next()
-        });
-        let commit = commit.expect("an earlier version of that name");
-        let folder = workspace().join("target/skew").join(commit);
+        let folder = workspace().join("target/skew").join(commit_of(name));
         if !folder.is_dir() {
             eprintln!("SKIPPED: programs of an earlier version: cargo xtask skew builds them");
             return None;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use viworks_api::{TicketCreated, TicketRequest};
 use viworks_common::enrolment::{TICKET_CHARS_MAX, TICKET_NETWORKS_MAX, Ticket as Written};
+use viworks_common::human;
 use viworks_common::limits::LABELS_MAX;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;

@@ -1,6 +1,7 @@
 //! Verbs that check something: what they found, for people or for programs.
 
-use viworks_runtime::config::{Checked, Problem, Problems};
+use viworks_runtime::checked::Checked;
+use viworks_runtime::config::{Problem, Problems};
 
 use super::super::exit;
 use super::super::flags::{ConfigFlag, Format};

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use viworks_common::id::InstanceId;
+use viworks_runtime::checked::Checked;
 use viworks_runtime::clock::{SystemClock, Timeline};
-use viworks_runtime::config::{Checked, Problem};
+use viworks_runtime::config::Problem;
 use viworks_runtime::migrations::Standing;
 use viworks_runtime::random;
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use viworks_runtime::config::Checked;
+use viworks_runtime::checked::Checked;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::{files, stdout};
 
