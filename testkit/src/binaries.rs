@@ -8,14 +8,14 @@ use std::sync::OnceLock;
 /// The earlier versions, one a line: what it is called here, its commit, its programs. `cargo xtask skew` reads it too.
 const EARLIER: &str = include_str!("../earlier.txt");
 
-/// The commit of the earlier version that is called so.
-fn commit_of(name: &str) -> &'static str {
-    let commit = EARLIER.lines().find_map(|line| {
+/// The commit of the earlier version that is called so, and its programs.
+fn earlier_of(name: &str) -> (&'static str, Vec<&'static str>) {
+    let version = EARLIER.lines().find_map(|line| {
         let mut words = line.split_whitespace();
         words.next().filter(|first| *first == name)?;
-        words.next()
+        Some((words.next()?, words.collect()))
     });
-    commit.expect("an earlier version of that name")
+    version.expect("an earlier version of that name")
 }
 
 /// What is built of the workspace for a test.
@@ -87,7 +87,7 @@ impl Binaries {
         Self::of_earlier("first")
     }
 
-    /// The backend, and nothing else, of the last version that knew the first schema of PostgreSQL alone; `None`, said
+    /// The backend, and nothing else, of a version that knew the first schema of PostgreSQL alone; `None`, said
     /// loudly, where `cargo xtask skew` has not built it.
     #[must_use]
     pub fn earlier_on_postgres() -> Option<&'static Self> {
@@ -96,8 +96,12 @@ impl Binaries {
 
     #[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
     fn of_earlier(name: &str) -> Option<&'static Self> {
-        let folder = workspace().join("target/skew").join(commit_of(name));
-        if !folder.is_dir() {
+        let (commit, programs) = earlier_of(name);
+        let folder = workspace().join("target/skew").join(commit);
+        if !programs
+            .iter()
+            .all(|program| folder.join(program).is_file())
+        {
             eprintln!("SKIPPED: programs of an earlier version: cargo xtask skew builds them");
             return None;
         }

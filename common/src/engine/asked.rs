@@ -38,16 +38,22 @@ impl<R: Rulebook> Engine<R> {
             Asked::Go(deadline) => self.permitted(id, deadline, now),
             Asked::Drop => self.dropped(id),
             Asked::Cancel => self.cancelled(id),
-            Asked::Acknowledged(low_water) => self.acknowledged(id, low_water),
+            Asked::Acknowledged(low_water) => self.acknowledged(id, low_water, now),
         }
     }
 
     /// What was asked while something was under way is decided now, as far as nothing is again.
     pub(super) fn release(&mut self, id: CommandId, now: Now) {
-        while let Some(known) = self.known.get_mut(&id)
+        while let Some(known) = self.known.get(&id)
             && !known.stage.is_busy()
-            && let Some(asked) = known.held.pop_front()
         {
+            if known.is_over(self.rules, self.low_water) {
+                return self.forgo(id, now);
+            }
+            let held = self.known.get_mut(&id).map(|known| &mut known.held);
+            let Some(asked) = held.and_then(VecDeque::pop_front) else {
+                return;
+            };
             self.held -= 1;
             self.asked(id, asked, now);
         }
@@ -239,15 +245,15 @@ impl<R: Rulebook> Engine<R> {
         }
     }
 
-    fn acknowledged(&mut self, id: CommandId, low_water: u64) {
+    fn acknowledged(&mut self, id: CommandId, low_water: u64, now: Now) {
         match self.stage(id) {
             Some(Stage::Finished) => {
                 self.set_stage(id, Stage::Reporting(low_water));
                 self.write(Step::Report(id));
             }
             Some(Stage::Unkept) => {
-                self.known.remove(&id);
                 self.forget(low_water);
+                self.forgo(id, now);
             }
             // An unknown or unfinished one has nothing to note.
             Some(_) | None => self.forget(low_water),

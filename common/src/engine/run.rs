@@ -8,7 +8,7 @@ use super::{
 use crate::code::RejectCode;
 use crate::command::{Outcome, OutcomeState};
 use crate::id::CommandId;
-use crate::journal::{EntryState, Idempotent, Step, may_forget};
+use crate::journal::{EntryState, Idempotent, Step};
 use crate::rules::{Rule, Rulebook};
 use crate::time::Monotonic;
 use crate::wire::message::{AgentMessage, CommandResult};
@@ -245,24 +245,11 @@ impl<R: Rulebook> Engine<R> {
         self.release(id, now);
     }
 
-    /// Nobody needs it any more, durably. Where a mark covers it, the journal forgets it with the mark or has done so
-    /// (the two writes may end in either order), and what was asked meanwhile is asked about an unknown command.
+    /// Nobody needs it any more, durably. The mark that covers it may be durable before or after.
     fn reported(&mut self, id: CommandId, low_water: u64, now: Now) {
         self.moved(id, EntryState::Reported, Stage::Reported);
         self.forget(low_water);
-        let covered = |known: &super::Known| {
-            may_forget(
-                self.rules,
-                known.entry.state,
-                known.entry.order,
-                self.low_water,
-            )
-        };
-        if self.known.get(&id).is_some_and(covered) {
-            self.forgo(id, now);
-        } else {
-            self.release(id, now);
-        }
+        self.release(id, now);
     }
 
     /// That it is accepted is durable, and it waits: for its permit, or with it for its turn.

@@ -117,11 +117,9 @@ impl<R: Rulebook> Engine<R> {
         if low_water > self.low_water {
             self.low_water = low_water;
             let rules = self.rules;
-            self.known.retain(|_, known| {
-                // What was asked while it was being reported is asked before it is forgotten.
-                let reported = matches!(known.stage, Stage::Reported) && known.held.is_empty();
-                !(reported && may_forget(rules, known.entry.state, known.entry.order, low_water))
-            });
+            // What was asked while it was being reported is asked first.
+            self.known
+                .retain(|_, known| !known.held.is_empty() || !known.is_over(rules, low_water));
         }
         if self.low_water > self.kept_low_water && self.marking.is_none() {
             self.marking = Some(self.low_water);
@@ -137,5 +135,14 @@ impl<R: Rulebook> Engine<R> {
         };
         self.kept_low_water = mark;
         self.forget(mark);
+    }
+}
+
+impl Known {
+    /// Whether a mark covers it and nobody needs it any more: the journal forgets it with this mark, or with the next
+    /// one where this one was durable first.
+    pub(super) fn is_over(&self, rules: impl Rulebook, low_water: u64) -> bool {
+        let is_reported = matches!(self.stage, Stage::Reported);
+        is_reported && may_forget(rules, self.entry.state, self.entry.order, low_water)
     }
 }

@@ -96,6 +96,8 @@ struct World {
     running: BTreeSet<CommandId>,
     launches: BTreeMap<CommandId, usize>,
     over: BTreeSet<CommandId>,
+    /// What the backend was told that it is not taken.
+    rejected: Vec<(CommandId, RejectCode)>,
 }
 
 impl World {
@@ -113,6 +115,7 @@ impl World {
             running: BTreeSet::new(),
             launches: BTreeMap::new(),
             over: BTreeSet::new(),
+            rejected: Vec::new(),
         }
     }
 
@@ -190,7 +193,7 @@ impl World {
         clippy::wildcard_enum_match_arm,
         reason = "only some words are bound to the journal"
     )]
-    fn said(&self, message: &AgentMessage) {
+    fn said(&mut self, message: &AgentMessage) {
         match message {
             AgentMessage::CommandAccepted(it) => {
                 assert!(
@@ -202,6 +205,7 @@ impl World {
                 let entry = self.disk.get(&it.command_id).expect("journalled");
                 assert_eq!(entry.state, EntryState::Started);
             }
+            AgentMessage::CommandRejected(it) => self.rejected.push((it.command_id, it.code)),
             AgentMessage::CommandResult(it) => {
                 panic!("{} was said although the folder is there", it.command_id);
             }
@@ -448,7 +452,7 @@ fn running(world: &mut World, number: u8) {
     assert!(world.running.contains(&id_of(number)));
 }
 
-/// Two that the backend acknowledged: the first is being reported while the mark that covers it is written.
+/// Two that the backend acknowledged, which are being reported; the second one's mark covers both.
 fn reported_beside_the_mark() -> World {
     let mut world = World::new();
     for number in [1, 3] {
@@ -485,10 +489,36 @@ fn what_a_mark_covers_before_it_is_reported_is_forgotten_by_both_or_by_none() {
 #[test]
 fn what_was_asked_while_the_mark_overtook_it_is_asked_of_an_unknown_command() {
     let mut world = reported_beside_the_mark();
+    // The second is reported, and the mark is durable, before the first is.
+    world.act(Act::Write(1, 0));
     world.act(Act::Offer(1, false, 1_000));
-    assert!(!world.engine.is_quiet(), "it is held");
+    assert!(matches!(world.writes[1].step, Step::LowWater(_)));
+    world.act(Act::Write(1, 0));
+    assert!(world.checks.is_empty(), "it is held");
+    world.act(Act::Write(0, 0));
+    world.act(Act::Check(0, true));
+    assert_eq!(world.rejected, [(id_of(1), RejectCode::Stale)]);
+    assert!(world.engine.is_quiet());
+}
+
+#[test]
+fn a_mark_that_was_held_itself_is_followed_before_what_was_held_behind_it() {
+    let mut world = World::new();
+    for number in [0, 1] {
+        running(&mut world, number);
+        world.act(Act::Exit(0));
+        world.act(Act::Write(0, 0));
+    }
+    world.act(Act::Acknowledge(1));
+    world.act(Act::Acknowledge(0));
+    // Now with the mark of both, and behind it what was asked before the backend knew.
+    world.act(Act::Acknowledge(1));
+    world.act(Act::Offer(1, false, 1_000));
+    world.act(Act::Write(0, 0));
     world.rest();
-    assert!(world.engine.is_quiet(), "and was let go");
+    world.act(Act::Cancel(1));
+    assert_eq!(world.rejected, [(id_of(1), RejectCode::Stale)]);
+    assert!(world.engine.is_quiet());
 }
 
 fn last_write(world: &mut World) -> Write {

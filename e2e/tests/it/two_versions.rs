@@ -1,6 +1,7 @@
 //! Two versions on one database: what a later one adds under a running backend costs nobody anything, and what it
 //! changes is not met by a program that does not know it.
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,9 +17,16 @@ use viworks_testkit::process::{Said, eventually, finish};
 
 pub(super) const STREAM: &str = "app.pump";
 
-/// What this version's schema has.
-const VERSION: i64 = 2;
-const EMBEDDED_VERSION: i64 = 20;
+/// What this version's schema on this store has: the number of its newest migration.
+fn version(store: &str) -> i64 {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../backend-agent/migrations");
+    let files = std::fs::read_dir(folder.join(store)).unwrap();
+    let numbers = files.filter_map(|file| {
+        let name = file.unwrap().file_name();
+        name.to_str()?.split('_').next()?.parse().ok()
+    });
+    numbers.max().expect("it has migrations")
+}
 
 /// As expansions are written: a column more, with a default or without, a table, an index.
 const EXPANSIONS: [&str; 5] = [
@@ -43,7 +51,7 @@ pub(super) async fn backend(system: &Deployment, arguments: &[&str]) -> Said {
 /// name of its own.
 pub(super) async fn load(
     system: &Deployment,
-    folder: &std::path::Path,
+    folder: &Path,
     name: &str,
     until: &AtomicBool,
 ) -> (usize, usize) {
@@ -94,7 +102,8 @@ async fn what_a_later_version_adds_is_added_under_a_running_backend() {
             .await;
             ran(started(&folder).len() + 2).await;
         }
-        note_migration_on_server(&database, 9_998, Some(VERSION));
+        let known = version("postgres");
+        note_migration_on_server(&database, 9_998, Some(known));
         ran(started(&folder).len() + 10).await;
         is_over.store(true, Ordering::Relaxed);
     };
@@ -153,9 +162,12 @@ async fn what_a_later_version_adds_is_added_under_a_running_backend() {
         &["apikey", "ls"],
     ] {
         let refused = backend(&system, verb).await.ended_with(78);
-        let why = "has version 9999, which takes a program that knows version 9998; this program knows versions up to 2; \
-                   use the newer program or restore a backup";
-        assert!(refused.stderr.contains(why), "{verb:?}: {refused:#?}");
+        let why = format!(
+            "has version 9999, which takes a program that knows version 9998; this program knows versions up to {}; \
+             use the newer program or restore a backup",
+            version("postgres")
+        );
+        assert!(refused.stderr.contains(&why), "{verb:?}: {refused:#?}");
         assert!(refused.took < Duration::from_secs(20), "{refused:#?}");
     }
     drop(gateway);
@@ -179,7 +191,8 @@ async fn an_embedded_database_is_used_after_a_later_version_has_added_to_it() {
         folder.join("state/journal.db"),
         folder.join("state/spool.db"),
     ];
-    for (file, known) in [(&file, EMBEDDED_VERSION), (&agents[0], 2), (&agents[1], 2)] {
+    let known = version("sqlite");
+    for (file, known) in [(&file, known), (&agents[0], 2), (&agents[1], 2)] {
         change(file, "CREATE TABLE later (id INTEGER PRIMARY KEY)");
         note_migration(file, 9_998, Some(known));
     }

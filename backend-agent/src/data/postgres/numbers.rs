@@ -79,7 +79,7 @@ impl<K: Hash + Eq> Known<K> {
 
     fn insert(&self, key: K, number: i64) {
         let mut known = self.0.borrow_mut();
-        if known.len() >= KNOWN_MAX {
+        if known.len() >= KNOWN_MAX && !known.contains_key(&key) {
             known.clear();
         }
         known.insert(key, number);
@@ -299,6 +299,8 @@ mod tests {
         for key in 0..most {
             known.insert(key, -key);
         }
+        assert_eq!(known.0.borrow().len(), KNOWN_MAX);
+        known.insert(1, 1);
         assert_eq!(known.0.borrow().len(), KNOWN_MAX);
         known.insert(most, -most);
         assert_eq!(known.0.borrow().len(), 1);

@@ -1,5 +1,7 @@
 //! The schema: made, brought up to date, and refused where it is not ours.
 
+use std::time::Duration;
+
 use sqlx::migrate::{Migrate as _, MigrateError};
 use sqlx::{Connection as _, Executor as _, PgConnection, Row as _};
 use viworks_common::human;
@@ -24,6 +26,9 @@ pub(super) const MIGRATIONS: &[Migration] = &[
 
 /// How often a migration is tried that other transactions stand in the way of.
 const TRIES: u32 = 5;
+
+/// The pause after the first try; each is twice as long as the one before.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What was applied, as the library noted it that made these databases first, and since which version of the schema a
 /// program can go on after it.
@@ -100,14 +105,15 @@ async fn apply(inner: &mut PgConnection) -> Result<(), Error> {
         .map_err(failed)?;
     // Whoever went first has done it.
     for migration in look(inner).await?.missing {
-        let mut tries = 1;
+        let (mut tries, mut pause) = (1, PAUSE);
         while let Err(error) = apply_one(inner, &migration).await.map_err(failed) {
             // Backends that run go on with what they do to the same tables.
             let passes = matches!(error, Error::Again(_) | Error::Held(_));
             if !passes || tries == TRIES {
                 return Err(error);
             }
-            tries += 1;
+            tokio::time::sleep(pause).await;
+            (tries, pause) = (tries + 1, pause * 2);
         }
     }
     Ok(())

@@ -23,7 +23,7 @@ use crate::two_versions::{STREAM, backend, load};
 const NAMES: [&str; 2] = ["gw-1", "gw-2"];
 
 /// What a command takes at most whose gateway is with the other backend; a job would find it after 15 s.
-const TOLD_WITHIN: Duration = Duration::from_secs(6);
+const TOLD_WITHIN: Duration = Duration::from_secs(12);
 
 /// A site that the earlier version has made, on a server.
 struct Site {
