@@ -407,19 +407,22 @@ fn check_config(
     output: status::Format,
 ) -> anyhow::Result<ExitCode> {
     let mut checked = Checked::default();
-    let ended = match load(config, state_folder) {
+    let ended: anyhow::Result<()> = match load(config, state_folder) {
         Ok(setup) => {
             checked.warnings = setup.warnings;
             checked.found.push(format!("{} is valid", config.display()));
-            Ok(ExitCode::Ok)
+            Ok(())
         }
         Err(problems) => {
             checked.problems = problems.iter().cloned().collect();
             Err(problems.into())
         }
     };
-    checked.show(output == status::Format::Json)?;
-    ended
+    let shown = checked.show(output == status::Format::Json);
+    // What the check ended with says more than that its output could not be written.
+    ended?;
+    shown?;
+    Ok(ExitCode::Ok)
 }
 
 fn act_on_config(action: ConfigAction) -> anyhow::Result<ExitCode> {

@@ -42,6 +42,9 @@ pub(super) fn show(
             vec![Problem::of_file(&flag.config, format!("{error:#}"), help)]
         };
     }
-    checked.show(output == Format::Json)?;
-    ended
+    let shown = checked.show(output == Format::Json);
+    // What the check ended with says more than that its output could not be written.
+    ended?;
+    shown?;
+    Ok(())
 }
