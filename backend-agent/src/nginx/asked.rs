@@ -48,7 +48,7 @@ pub(super) fn ask(programs: &[&str], file: &Path, findings: &mut Findings) {
     findings.right.push(right);
 }
 
-/// That nginx does not take a file.
+/// That nginx does not take a file, or would not.
 #[derive(Debug)]
 pub(super) struct Refusal {
     /// Why, and what to do about it.

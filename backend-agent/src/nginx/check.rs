@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use viworks_common::pin::SpkiPin;
+use viworks_runtime::checked::Checked;
 use viworks_runtime::config::{Problem, Problems};
 use viworks_runtime::files;
 use zeroize::Zeroizing;
 
+use super::asked::{self, Refusal};
 use super::whole::{Findings, Whole};
-use super::{asked, directive, operators, passed, renewal, terminated};
+use super::{directive, operators, passed, renewal, terminated};
 use crate::config::{AgentsConfig, Config, TlsEnd};
 use crate::pki::authority::Standby;
 
@@ -33,28 +35,32 @@ pub struct Question<'q> {
     pub ask_nginx: bool,
 }
 
-/// What was found to be right, a line each, and behind it what could not be looked at, and what should be better.
+/// Puts into `checked` what was found to be right, a line each, behind it what could not be looked at, and beside it
+/// what should be better: all of that whether the file fits or not.
 ///
 /// # Errors
 ///
-/// Everything that is wrong, each with its place and what to do: what nginx itself refuses comes first, and where it
-/// cannot read the file, nothing is said of where that leads.
-pub fn check(question: &Question<'_>) -> Result<Vec<String>, Problems> {
+/// Everything that is wrong, each with its place and what to do: that the file is not there, or what nginx itself
+/// refuses, comes first, and where nobody can read the file, nothing is said of where it leads. Whoever shows the error
+/// puts it beside what was found.
+pub fn check(question: &Question<'_>, checked: &mut Checked) -> Result<(), Problems> {
     let mut findings = Findings::default();
     // nginx would look for it in a folder of its own.
     let file = &*std::path::absolute(question.file).unwrap_or_else(|_| question.file.to_owned());
-    let is_absent = files::is_absent(file);
-    if is_absent {
+    if files::is_absent(file) {
         let help = "name the file that nginx starts with, such as /etc/nginx/nginx.conf";
-        findings.tell(file, "there is no such file".to_owned(), help);
+        findings.refusal = Some(Refusal {
+            problem: Problem::of_file(file, "there is no such file", help),
+            is_understood: false,
+        });
     } else if question.ask_nginx {
         asked::ask(&asked::PROGRAMS, file, &mut findings);
     }
     let is_understood = findings.refusal.as_ref().is_none_or(|it| it.is_understood);
     let pins = pins(question, &mut findings);
-    // Of a file that nginx does not understand nobody knows where it leads: whatever would be said of that follows from
-    // what nginx refuses.
-    let read = (is_understood && !is_absent).then(|| directive::load(file));
+    // Of a file that is not there, or that nginx does not understand, nobody knows where it leads: whatever would be
+    // said of that follows from the refusal.
+    let read = is_understood.then(|| directive::load(file));
     match read {
         None => {}
         Some(Ok(directives)) => {
@@ -76,17 +82,18 @@ pub fn check(question: &Question<'_>) -> Result<Vec<String>, Problems> {
     }
     let Findings {
         refusal,
-        mut right,
+        right,
         unseen,
         warnings,
         problems,
     } = findings;
-    right.extend(unseen);
-    right.extend(warnings);
+    checked.found.extend(right);
+    checked.found.extend(unseen);
+    checked.warnings.extend(warnings);
     if let Some(refusal) = refusal {
         return Err(Problems::led_by(refusal.problem, problems));
     }
-    Problems::refuse(problems).map(|()| right)
+    Problems::refuse(problems)
 }
 
 /// The keys that gateways pin, read whoever could change their files, as [`renewal::pin`] does.

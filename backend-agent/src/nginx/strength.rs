@@ -47,7 +47,7 @@ pub(super) fn check(server: &Directive, blocks: &[&[Directive]], findings: &mut 
     if protocols.is_none() {
         let message =
             "before its version 1.27.3 nginx speaks TLS 1.0 and 1.1 where nothing is said about it";
-        findings.warn(&server.problem(message, PROTOCOLS_HELP));
+        findings.warn(server.problem(message, PROTOCOLS_HELP));
     }
     // The suites of TLS 1.3 are all as they should be, and chosen somewhere else.
     if protocols.is_some() && !spoken.iter().any(|it| it == "TLSv1.2") {
@@ -64,7 +64,7 @@ pub(super) fn check(server: &Directive, blocks: &[&[Directive]], findings: &mut 
         ),
     };
     let help = format!("write ssl_ciphers {};", shipped());
-    findings.warn(&named.unwrap_or(server).problem(message, help));
+    findings.warn(named.unwrap_or(server).problem(message, help));
 }
 
 /// The suites that need no further file.
@@ -100,6 +100,8 @@ fn is_strong(word: &str) -> bool {
 mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
+
+    use viworks_runtime::config::Problem;
 
     use super::super::directive::{named, parse};
     use super::*;
@@ -228,10 +230,10 @@ mod tests {
         ] {
             let (problems, warnings) = told(settings);
             assert_eq!(problems, []);
-            let warned = |line: &String| {
-                line.starts_with(&format!("warning: {place}: "))
-                    && line.contains(words)
-                    && line.contains("help: write ssl_")
+            let warned = |it: &Problem| {
+                it.place.to_string() == place
+                    && it.message.contains(words)
+                    && it.help.starts_with("write ssl_")
             };
             assert!(warnings.iter().any(warned), "{settings}: {warnings:#?}");
         }

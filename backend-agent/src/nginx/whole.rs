@@ -14,13 +14,13 @@ use crate::config::Config;
 
 #[derive(Debug, Default)]
 pub(super) struct Findings {
-    /// What nginx itself says against the file.
+    /// Why nobody can go by the file: it is not there, or nginx itself does not take it. It leads what is told.
     pub(super) refusal: Option<Refusal>,
     pub(super) right: Vec<String>,
     /// What could not be looked at, and is neither right nor wrong therefore.
     pub(super) unseen: Vec<String>,
     /// What works, and could be better.
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Problem>,
     pub(super) problems: Vec<Problem>,
 }
 
@@ -31,10 +31,10 @@ impl Findings {
     }
 
     /// Something works, and should be done about nevertheless.
-    pub(super) fn warn(&mut self, problem: &Problem) {
-        let line = format!("warning: {problem}");
-        if !self.warnings.contains(&line) {
-            self.warnings.push(line);
+    pub(super) fn warn(&mut self, problem: Problem) {
+        // One server may be met by several ways.
+        if !self.warnings.contains(&problem) {
+            self.warnings.push(problem);
         }
     }
 

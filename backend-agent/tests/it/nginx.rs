@@ -7,12 +7,14 @@ use tempfile::TempDir;
 use viworks_backend_agent::config::{Config, ProxyProtocol, TlsEnd};
 use viworks_backend_agent::nginx::check::{Question, check};
 use viworks_backend_agent::nginx::render::{RenderError, Site, render};
+use viworks_runtime::checked::Checked;
 use viworks_runtime::config::Problems;
 
 use crate::pki;
 
 mod asked;
 mod places;
+mod strength;
 mod terminated;
 
 const SHIPPED: &str = include_str!("../../../nginx/nginx.conf");
@@ -50,7 +52,13 @@ impl Scene {
 
     /// What is right with this file, or all that is wrong.
     fn found(&self, text: &str, renewal: Option<&Path>) -> Result<Vec<String>, Problems> {
-        check(&Question {
+        let (checked, ended) = self.checked(text, renewal);
+        ended.map(|()| checked.found)
+    }
+
+    /// All that is said of this file, and how it ended.
+    fn checked(&self, text: &str, renewal: Option<&Path>) -> (Checked, Result<(), Problems>) {
+        looked(&Question {
             config: &self.config,
             file: &self.written(text),
             renewal,
@@ -79,6 +87,13 @@ impl Scene {
         assert!(SHIPPED.contains(this), "{this}");
         self.told(&SHIPPED.replace(this, other))
     }
+}
+
+/// All that is said of a file, and how it ended.
+fn looked(question: &Question<'_>) -> (Checked, Result<(), Problems>) {
+    let mut checked = Checked::default();
+    let ended = check(question, &mut checked);
+    (checked, ended)
 }
 
 fn site() -> Site {
@@ -148,35 +163,6 @@ fn what_is_rendered_speaks_the_same_tls_as_what_ships() {
         let [own, shipped] = [own, settings_of_tls(shipped)]
             .map(|lines| lines.into_iter().filter(client_ca).collect::<Vec<_>>());
         assert_eq!(own, shipped);
-    }
-}
-
-#[test]
-fn a_weaker_tls_than_what_ships_is_warned_of_and_fits() {
-    let scene = Scene::new();
-    let ciphers = SHIPPED
-        .lines()
-        .find(|line| line.contains("ssl_ciphers "))
-        .unwrap();
-    let warnings = |ciphers_now: &str| {
-        let said = scene.found(&SHIPPED.replace(ciphers, ciphers_now), None);
-        let mut said = said.unwrap();
-        said.retain(|line| line.starts_with("warning: "));
-        said
-    };
-    assert_eq!(warnings(ciphers), [""; 0]);
-    for (weak, told) in [
-        (
-            "ssl_ciphers HIGH:!aNULL:!MD5;",
-            "intermediate: HIGH\n  help: ",
-        ),
-        ("", "without a word about suites"),
-    ] {
-        let told_now = warnings(weak);
-        assert!(
-            told_now.len() == 1 && told_now[0].contains(told),
-            "{told_now:#?}"
-        );
     }
 }
 

@@ -122,7 +122,7 @@ fn look(
         usual_renewal: Path::new(RENEWALS),
         ask_nginx: true,
     };
-    checked.found = check(&question)?;
+    check(&question, checked)?;
     let fits = format!("{} fits this backend", file.display());
     checked.found.push(fits);
     Ok(())

@@ -1,9 +1,9 @@
 //! What nginx itself refuses, with its file and line and what to do about it.
 
-use viworks_backend_agent::nginx::check::{Question, check};
+use viworks_backend_agent::nginx::check::Question;
 use viworks_testkit::nginx::Nginx;
 
-use super::Scene;
+use super::{Scene, looked};
 
 #[test]
 fn what_nginx_refuses_is_told_with_its_line_and_its_own_help() {
@@ -82,7 +82,7 @@ fn what_nginx_refuses_is_told_with_its_line_and_its_own_help() {
             "what is no configuration of nginx",
         ),
     ] {
-        let found = check(&Question {
+        let (_checked, found) = looked(&Question {
             config: &scene.config,
             file: &scene.written(&text),
             renewal: None,
@@ -100,26 +100,36 @@ fn what_nginx_refuses_is_told_with_its_line_and_its_own_help() {
     }
 }
 
+/// No nginx is asked about it.
 #[test]
-fn a_file_that_is_not_there_is_told() {
-    if !Nginx::is_installed() {
-        return;
-    }
+fn a_file_that_is_not_there_is_told_before_all_the_rest() {
     let scene = Scene::new();
-    let found = check(&Question {
+    // Certbot's folder comes before it in the alphabet.
+    let renewal = scene.folder.path().join("0-renewal");
+    let (checked, found) = looked(&Question {
         config: &scene.config,
         file: &scene.folder.path().join("elsewhere.conf"),
-        renewal: None,
-        usual_renewal: &scene.folder.path().join("usual"),
+        renewal: Some(&renewal),
+        usual_renewal: &renewal,
         ask_nginx: true,
     });
-    let found = found.unwrap_err().to_string();
+    let found = found.unwrap_err();
+    let told: Vec<_> = found.iter().map(|it| it.message.as_str()).collect();
     assert!(
-        found.contains("there is no such file")
-            && found.matches("elsewhere.conf").count() == 1
+        told.len() == 2
+            && told[0] == "there is no such file"
+            && told[1].starts_with("cannot be read: "),
+        "{told:?}"
+    );
+    let found = found.to_string();
+    assert!(
+        found.matches("elsewhere.conf").count() == 1
             && found.contains("help: name the file that nginx starts with"),
         "{found}"
     );
+    // What does not depend on it was looked at.
+    let right = checked.found.join("\n");
+    assert!(right.contains("gateways pin sha256/"), "{right}");
 }
 
 #[test]
@@ -131,7 +141,7 @@ fn what_nginx_cannot_read_is_told_first_and_nothing_of_where_it_leads() {
     // Certbot's folder comes before all other files in the alphabet, and is nothing that nginx could know of.
     let renewal = scene.folder.path().join("0-renewal");
     let ask = |text: &str| {
-        let found = check(&Question {
+        let (_checked, found) = looked(&Question {
             config: &scene.config,
             file: &scene.written(text),
             renewal: Some(&renewal),

@@ -1,6 +1,13 @@
 //! What lies over an agent's file, in `conf.d`, in variables and in credentials: what is refused, and what is in force.
 
+use std::net::TcpListener;
+
+use serde_json::json;
+
 use super::*;
+
+/// What ships, for a site that passes TLS through.
+const NGINX: &str = include_str!("../../../../nginx/nginx.conf");
 
 #[tokio::test]
 async fn what_lies_over_a_gateways_file_is_refused_by_check_and_start() {
@@ -232,7 +239,7 @@ async fn layers_are_in_force_as_explained_and_a_credential_is_read() {
     assert_eq!(of("socket")["line"], 2);
     assert_eq!(of("kill_grace_ms")["value"], 700);
     assert_eq!(of("kill_grace_ms")["origin"], "environment");
-    assert_eq!(told["problems"], serde_json::json!([]));
+    assert_eq!(told["problems"], json!([]));
     let [check, run] = GATEWAY.programs(&sound, &folder);
     drop(finish(given(check), SOON).await.ended_with(0));
     let mut running = Process::start(&mut given(run), &folder.aside.join("log")).unwrap();
@@ -335,5 +342,155 @@ async fn what_is_wrong_is_told_to_programs_in_a_document_and_names_a_file_once()
         let first = said.stderr.lines().next().unwrap();
         assert_eq!(first.matches("missing.toml").count(), 1, "{said:#?}");
         assert!(!said.stderr.contains("started"), "{said:#?}");
+    }
+}
+
+#[tokio::test]
+async fn what_fits_is_told_to_programs_in_a_document_and_what_should_be_better_in_a_list() {
+    let sound = Sound::new();
+    for agent in [BACKEND, GATEWAY] {
+        let (_place, folder) = agent.copy(&sound);
+        let [mut check, _start] = agent.programs(&sound, &folder);
+        check.args(["-o", "json"]);
+        let said = finish(check, SOON).await.ended_with(0);
+        let valid = format!("{} is valid", text(&folder.at(agent.config)));
+        let wanted = json!({ "status": "pass", "found": [valid], "warnings": [], "problems": [] });
+        assert_eq!(said.json(), wanted, "{said:#?}");
+    }
+    let (_place, folder) = BACKEND.copy(&sound);
+    folder.lay("10.toml", "[agents]\nnext_key_file = \"server.key\"\n");
+    let [mut check, _start] = BACKEND.programs(&sound, &folder);
+    check.args(["-o", "json"]);
+    let document = finish(check, SOON).await.ended_with(0).json();
+    assert_eq!(document["status"], "pass", "{document:#}");
+    let warnings = document["warnings"].as_array().unwrap();
+    assert_eq!(warnings.len(), 1, "{document:#}");
+    assert_eq!(warnings[0]["file"], text(&folder.at("server.key")));
+    for part in ["message", "help"] {
+        assert_ne!(warnings[0][part], "", "{document:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_reached_is_told_to_programs_beside_what_is_valid() {
+    let sound = Sound::new();
+    let (_place, folder) = BACKEND.copy(&sound);
+    // Nobody listens there any more.
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = closed.local_addr().unwrap().to_string();
+    drop(closed);
+    let url = format!("postgres://viworks@{address}/viworks?sslmode=disable");
+    folder.lay("10.toml", format!("[store]\nurl = \"{url}\"\n"));
+    let [mut check, _start] = BACKEND.programs(&sound, &folder);
+    check.args(["--connect", "-o", "json"]);
+    let said = finish(check, SOON).await.ended_with(69);
+    let document = said.json();
+    let config = folder.at(BACKEND.config);
+    assert_eq!(document["status"], "fail", "{document:#}");
+    let valid = format!("{} is valid", text(&config));
+    assert_eq!(document["found"], json!([valid]), "{document:#}");
+    assert_eq!(document["warnings"], json!([]), "{document:#}");
+    let problems = document["problems"].as_array().unwrap();
+    assert_eq!(problems.len(), 1, "{document:#}");
+    assert_eq!(problems[0]["file"], text(&config));
+    let message = problems[0]["message"].as_str().unwrap();
+    assert!(message.contains(&address), "{document:#}");
+    assert!(said.stderr.contains(&address), "{said:#?}");
+}
+
+/// An nginx in this folder that takes everything. Another process writes it: a file that a child of this one has open
+/// for writing, whichever test started it, cannot be run.
+fn agreeable_nginx(folder: &Path) {
+    let script = r#"printf '#!/bin/sh\necho nginx: syntax is ok >&2\n' >"$1" && chmod 755 "$1""#;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script, "sh"]).arg(folder.join("nginx"));
+    assert!(shell.status().unwrap().success());
+}
+
+#[tokio::test]
+async fn what_a_proxy_should_do_better_is_told_whether_it_fits_or_not() {
+    let sound = Sound::new();
+    let (_place, folder) = BACKEND.copy(&sound);
+    folder.lay(
+        "10.toml",
+        "[agents]\nlisten = \"127.0.0.1:8081\"\npublic_url = \"wss://agents.example.org\"\n\
+         proxy_protocol = \"require\"\ntrusted_proxies = [\"127.0.0.1\"]\n\
+         [api]\nlisten = \"127.0.0.1:8080\"\ntrusted_proxies = [\"127.0.0.1\"]\n",
+    );
+    let [programs, renewal] = ["programs", "renewal"].map(|name| folder.aside.join(name));
+    for path in [&programs, &renewal] {
+        fs::create_dir(path).unwrap();
+    }
+    agreeable_nginx(&programs);
+    let site = folder.aside.join("nginx.conf");
+    let check = async |written: &str, more: &[&str], code: i32| {
+        fs::write(&site, written).unwrap();
+        let mut command = Command::new(sound.system.binaries().backend());
+        command
+            .args(["nginx", "check", text(&site)])
+            .args(["--config", text(&folder.at(BACKEND.config))])
+            .args(["--renewal", text(&renewal)])
+            .args(more)
+            .env("PATH", &programs);
+        finish(command, SOON).await.ended_with(code)
+    };
+    let suites = NGINX.lines().find(|line| line.contains("ssl_ciphers "));
+    let weak = NGINX.replace(suites.unwrap(), "");
+    let warned = "without a word about suites";
+    let unfit = weak.replace("proxy_protocol on;", "");
+    for (written, code, status) in [(&weak, 0, "pass"), (&unfit, 78, "fail")] {
+        let document = check(written, &["-o", "json"], code).await.json();
+        assert_eq!(document["status"], status, "{document:#}");
+        let warnings = document["warnings"].as_array().unwrap();
+        assert_eq!(warnings.len(), 1, "{document:#}");
+        assert_eq!(warnings[0]["file"], text(&site));
+        assert!(warnings[0]["line"].is_u64(), "{document:#}");
+        for (part, words) in [("message", warned), ("help", "write ssl_ciphers ")] {
+            let told = warnings[0][part].as_str().unwrap();
+            assert!(told.contains(words), "{document:#}");
+        }
+        let found = document["found"].as_array().unwrap();
+        let is_found = |words: &str| {
+            found
+                .iter()
+                .any(|it| it.as_str().unwrap().starts_with(words))
+        };
+        for words in [
+            "nginx can read it",
+            "gateways pin sha256/",
+            "not looked at: ",
+        ] {
+            assert!(is_found(words), "{document:#}");
+        }
+        assert!(!is_found("warning"), "{document:#}");
+        let problems = document["problems"].as_array().unwrap();
+        assert_eq!(problems.is_empty(), code == 0, "{document:#}");
+        // A person is told the same.
+        let said = check(written, &[], code).await;
+        let told = said.stderr.contains("warning: ") && said.stderr.contains(warned);
+        assert!(
+            told && said.stdout.contains("gateways pin sha256/"),
+            "{said:#?}"
+        );
+        assert_eq!(
+            said.stdout.contains("fits this backend"),
+            code == 0,
+            "{said:#?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_check_whose_output_cannot_be_written_ends_with_what_it_found() {
+    let binaries = Binaries::shipped();
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing.toml");
+    for program in [binaries.backend(), binaries.gateway()] {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "exec \"$@\" >/dev/full", "sh", text(&program)])
+            .args(["check-config", "-o", "json", "--config", text(&missing)]);
+        let said = finish(command, SOON).await.ended_with(78);
+        assert!(said.stderr.contains("missing.toml"), "{said:#?}");
     }
 }
