@@ -8,6 +8,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use viworks_common::enrolment::Home;
 use viworks_common::id::GatewayName;
 use viworks_common::text;
+use viworks_runtime::bundle::BundleError;
 use viworks_runtime::checked::Checked;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Environment, Explained, Form, Problems, environment};
@@ -282,6 +283,9 @@ fn code_of(error: &anyhow::Error) -> ExitCode {
         return ExitCode::Config;
     }
     if let Some(error) = error.downcast_ref::<EnrolError>() {
+        return error.exit_code();
+    }
+    if let Some(error) = error.downcast_ref::<BundleError>() {
         return error.exit_code();
     }
     let causes = error.chain();

@@ -55,6 +55,19 @@ pub enum EnrolError {
         /// What puts everything of that gateway aside.
         aside: String,
     },
+    /// It is one, and its agent runs.
+    #[error(
+        "this machine is a gateway, and its agent runs with the state in {}{}: nothing may be moved under it; stop it, \
+         and run enroll again",
+        path.display(),
+        holder.map_or_else(String::new, |pid| format!(" (process {pid})"))
+    )]
+    Running {
+        /// The folder of its state.
+        path: PathBuf,
+        /// Its process, where that is known.
+        holder: Option<u32>,
+    },
     /// Another process is at it.
     #[error("another enroll is under way in {}: wait until it has ended", path.display())]
     UnderWay {
@@ -199,6 +212,7 @@ impl EnrolError {
             Self::Ticket(_) | Self::NoTicket(_) | Self::Url { .. } => ExitCode::Usage,
             Self::Exists { .. }
             | Self::Formerly { .. }
+            | Self::Running { .. }
             | Self::UnderWay { .. }
             | Self::Left { .. } => ExitCode::Conflict,
             Self::NotRoot { .. } | Self::Catalogue(_) => ExitCode::Config,

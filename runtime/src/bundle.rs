@@ -17,6 +17,7 @@ mod redact;
 use redact::redact;
 
 use crate::blocking;
+use crate::exit::ExitCode;
 
 /// How long what is read from files may take for each part of a bundle: a disk that is away is a reason to collect one.
 pub const READ_TIME: Duration = Duration::from_secs(5);
@@ -45,6 +46,17 @@ pub enum BundleError {
         #[source]
         source: io::Error,
     },
+}
+
+impl BundleError {
+    /// What a process ends with that has none, the same for every program.
+    #[must_use]
+    pub const fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Taken(_) => ExitCode::Conflict,
+            Self::Io { .. } => ExitCode::Error,
+        }
+    }
 }
 
 /// A bundle that is being collected.

@@ -1,5 +1,6 @@
 //! What the process ends with when something failed.
 
+use viworks_runtime::bundle::BundleError;
 use viworks_runtime::config::Problems;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::{fault, sqlite};
@@ -82,6 +83,9 @@ pub(super) fn code_of(error: &anyhow::Error) -> ExitCode {
     }
     if error.downcast_ref::<fault::FaultError>().is_some() {
         return ExitCode::Config;
+    }
+    if let Some(error) = error.downcast_ref::<BundleError>() {
+        return error.exit_code();
     }
     let store = error.downcast_ref::<StoreError>().or_else(|| {
         match (

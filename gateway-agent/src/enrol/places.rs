@@ -58,6 +58,9 @@ impl Places {
     /// When another gateway's state is in the way, or this user may not say what runs here.
     pub(super) fn examine(&self) -> Result<(), EnrolError> {
         if let Some(name) = self.state_of_another() {
+            if let Some(running) = self.running() {
+                return Err(running);
+            }
             return Err(EnrolError::Formerly {
                 path: self.state().join(name),
                 aside: self.aside(),
@@ -88,9 +91,22 @@ impl Places {
 
     /// Why nothing is made here: this is there.
     pub(super) fn exists(&self, path: PathBuf) -> EnrolError {
-        EnrolError::Exists {
+        self.running().unwrap_or_else(|| EnrolError::Exists {
             path,
             aside: self.aside(),
+        })
+    }
+
+    /// That an agent runs with what is there, which may not be moved under it. What moves the files of the package
+    /// stops its service first.
+    fn running(&self) -> Option<EnrolError> {
+        // Where there is no state yet, nothing is made to find that out.
+        self.state_of_another()?;
+        match files::lock_folder(self.state()) {
+            Err(FileError::Locked { path, holder }) if self.home != Home::Installed => {
+                Some(EnrolError::Running { path, holder })
+            }
+            Ok(_) | Err(_) => None,
         }
     }
 

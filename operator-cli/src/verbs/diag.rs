@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::time::timeout;
-use viworks_runtime::bundle::{self, Bundle, BundleError, machine};
+use viworks_runtime::bundle::{self, Bundle, machine};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
@@ -65,15 +65,10 @@ pub(super) async fn execute(
     }
     if !yes {
         output::note(bundle.told(&out).trim_end());
-        prompt::ask("It is written now.", "--yes", "nothing was written")?;
+        prompt::ask("It would be written now.", "--yes", "nothing was written")?;
     }
-    bundle.write(&out).map_err(|error| {
-        let exit = match error {
-            BundleError::Taken(_) => ExitCode::Conflict,
-            BundleError::Io { .. } => ExitCode::Error,
-        };
-        Failure::new(exit, chain(&error))
-    })?;
+    let written = bundle.write(&out);
+    written.map_err(|error| Failure::new(error.exit_code(), chain(&error)))?;
     views::diag::written(&bundle, &out, !yes, format)?;
     Ok(ExitCode::Ok)
 }

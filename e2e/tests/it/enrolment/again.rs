@@ -231,7 +231,15 @@ async fn a_machine_that_was_a_gateway_becomes_another_one_as_it_is_told() {
     let first = ticket(&system, &json!({"uses": 1})).await;
     good_for(&system, "gw-1", &first).await;
     let home = folder(&system, "gw-1");
-    is_online(&system, &home, "gw-1").await;
+    let mut gateway = system.start_gateway(&home, Start::default());
+    system.online("gw-1").await;
+    // Nothing is moved under an agent that runs.
+    let next = ticket(&system, &json!({"uses": 1})).await;
+    let said = finish(enroll(&system, &home, &next, &[]), LIMIT).await;
+    let said = said.ended_with(6);
+    assert!(said.stderr.contains("its agent runs with"), "{said:?}");
+    assert!(!said.stderr.contains("run first"), "{said:?}");
+    assert!(gateway.stop(LIMIT).await.success());
     // A gateway with everything, and one of which somebody took the files away.
     for by_hand in [false, true] {
         let name = format!("gw-1-{by_hand}");
