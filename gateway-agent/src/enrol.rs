@@ -170,11 +170,12 @@ pub enum EnrolError {
         /// What the last attempt ended with.
         cause: Box<Self>,
     },
-    /// A challenge of a later version, or of something else that has the key: nothing was asked for yet.
+    /// A challenge of a later version, or of something else that has the key: this attempt asked for nothing yet. An
+    /// earlier one may have, so the words are of this one alone: they stand within [`Self::InDoubt`] as well.
     #[error(
         "what {place} answers cannot be read ({reason}): it is a backend of a later version, or something else \
-         answers; nothing was asked for: run enroll of a gateway agent of the backend's version, or ask whoever runs \
-         the backend"
+         answers; this attempt asked for nothing: run enroll of a gateway agent of the backend's version, or ask \
+         whoever runs the backend"
     )]
     UnreadChallenge {
         /// Where.

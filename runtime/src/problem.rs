@@ -53,13 +53,17 @@ impl Problem {
     }
 }
 
-/// Whether a message names this path, and not only one below it.
+/// Whether a message names this path, and not only one below it, nor one that merely ends as it does.
 fn is_named(path: &str, message: &str) -> bool {
+    let begins = |at: usize| {
+        let before = message.get(..at).unwrap_or_default();
+        before.ends_with([' ', '\n', '"', '\'', '`', '(', ':', '=']) || before.is_empty()
+    };
     let ends = |at: usize| {
         let behind = message.get(at + path.len()..).unwrap_or_default();
         behind.starts_with([' ', ':', ';', ',', '"']) || behind.is_empty()
     };
-    !path.is_empty() && message.match_indices(path).any(|(at, _path)| ends(at))
+    !path.is_empty() && message.match_indices(path).any(|(at, _path)| begins(at) && ends(at))
 }
 
 /// Where a value comes from.
@@ -204,16 +208,27 @@ mod tests {
 
     #[test]
     fn a_file_is_named_once_in_a_line() {
-        for (message, line) in [
-            ("failed to open /a/b: no", "failed to open /a/b: no"),
-            ("/a/b is no file", "/a/b is no file"),
+        for (file, message, line) in [
+            ("/a/b", "failed to open /a/b: no", "failed to open /a/b: no"),
+            ("/a/b", "/a/b is no file", "/a/b is no file"),
+            ("/a/b", "\"/a/b\" is no file", "\"/a/b\" is no file"),
             (
+                "/a/b",
                 "failed to open /a/b/c: no",
                 "/a/b: failed to open /a/b/c: no",
             ),
-            ("is wrong", "/a/b: is wrong"),
+            ("/a/b", "is wrong", "/a/b: is wrong"),
+            ("b.toml", "b.toml is no file", "b.toml is no file"),
+            ("b.toml", "/x/ab.toml is no file", "b.toml: /x/ab.toml is no file"),
+            ("b.toml", "/x/b.toml is no file", "b.toml: /x/b.toml is no file"),
+            // The first one is not it, the second one is.
+            (
+                "b.toml",
+                "ab.toml leads to b.toml",
+                "ab.toml leads to b.toml",
+            ),
         ] {
-            let problem = Problem::of_file(Path::new("/a/b"), message, "");
+            let problem = Problem::of_file(Path::new(file), message, "");
             assert_eq!(problem.to_string(), line);
             assert_eq!(Problems::new(vec![problem]).in_one_line(), line);
         }

@@ -54,8 +54,7 @@ pub(super) async fn execute(
             // Whoever may not read tickets is not told, and can revoke one all the same.
             let before = client.ticket(ticket).await.ok();
             client.revoke_ticket(ticket).await?;
-            let already = before.and_then(|ticket| ticket.revoked_at);
-            views::ticket::revoked(ticket, already, format, now)?;
+            views::ticket::revoked(ticket, before.as_ref(), format, now)?;
         }
         Ticket::Inspect { file } => {
             views::ticket::inspected(&read(file.as_deref())?, format, now)?;
@@ -107,6 +106,8 @@ async fn create_into(
     };
     let line = format!("{}\n", created.secret);
     files::write_atomic(out, line.as_bytes()).map_err(|error| {
+        // Best effort, as above: left there, it would be in the way of the next ticket.
+        drop(std::fs::remove_file(out));
         let revoke = format!("revoke it: viworks ticket revoke {}", created.ticket.id);
         let what = format!("the ticket was made and could not be written: {error}");
         Failure::new(error.exit_code(), what).with(revoke)

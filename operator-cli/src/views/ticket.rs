@@ -119,16 +119,18 @@ pub fn show(ticket: &Ticket, format: Format, now: Timestamp) -> Result<(), Failu
     Ok(())
 }
 
-/// Says that one opens nothing any more, and since when where it did not before.
+/// Says that one opens nothing any more, and since when where it did not before: as far as it is known what it was.
 pub fn revoked(
     ticket: TicketId,
-    already: Option<Timestamp>,
+    before: Option<&Ticket>,
     format: Format,
     now: Timestamp,
 ) -> Result<(), Failure> {
+    let already = before.and_then(|ticket| ticket.revoked_at);
     match (format, already) {
+        // Null where whoever asks may not read it: nobody was told then.
         (Format::Json, _) => output::json(&json!({
-            "id": ticket, "status": TicketStatus::Revoked, "already": already.is_some(),
+            "id": ticket, "status": TicketStatus::Revoked, "already": before.map(|_known| already.is_some()),
         })),
         (Format::Table, None) => output::line(&format!(
             "{ticket} is revoked; gateways that came of it stay"
