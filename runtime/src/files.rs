@@ -122,7 +122,16 @@ pub fn sync_folder(folder: &Path) -> Result<(), FileError> {
 ///
 /// When it cannot be made, is there and something else than a folder, or others can change it or a folder above it.
 pub fn create_private_folder(folder: &Path) -> Result<(), FileError> {
-    Folder::create(folder, Owners::RootAndOwn).map(drop)
+    make_private_folder(folder).map(drop)
+}
+
+/// The same; true when this call made `folder` itself, false when it was there or somebody else made it meanwhile.
+///
+/// # Errors
+///
+/// As [`create_private_folder`].
+pub fn make_private_folder(folder: &Path) -> Result<bool, FileError> {
+    Folder::create(folder, Owners::RootAndOwn).map(|folder| folder.is_made())
 }
 
 /// Exclusive use of a folder by this process, until dropped or the process dies.
@@ -164,17 +173,33 @@ pub fn lock_folder(folder: &Path) -> Result<FolderLock, FileError> {
 ///
 /// # Errors
 ///
-/// [`FileError::Locked`] while another process has it.
+/// [`FileError::Locked`] while another process has it, [`FileError::is_missing`] when it is not there, or was removed
+/// on the way to the lock.
 pub fn hold_folder(folder: &Path) -> Result<FolderLock, FileError> {
     let file = Folder::open(folder, Owners::RootAndOwn)?.readable()?;
+    hold_opened(folder, file)
+}
+
+fn hold_opened(folder: &Path, file: File) -> Result<FolderLock, FileError> {
     match file.try_lock() {
-        Ok(()) => Ok(FolderLock { _file: file }),
-        Err(TryLockError::WouldBlock) => Err(FileError::Locked {
-            path: folder.to_owned(),
-            holder: None,
-        }),
-        Err(TryLockError::Error(source)) => Err(FileError::io("lock", folder)(source)),
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(FileError::Locked {
+                path: folder.to_owned(),
+                holder: None,
+            });
+        }
+        Err(TryLockError::Error(source)) => return Err(FileError::io("lock", folder)(source)),
     }
+    // Whoever had it before may have removed it between the opening and the lock, and somebody else may have made
+    // another one since: the lock of a folder that is gone keeps nobody out.
+    let failed = |error: Errno| FileError::io("examine", folder)(error.into());
+    let held = fs::fstat(&file).map_err(failed)?;
+    let there = fs::stat(folder).map_err(failed)?;
+    if (held.st_dev, held.st_ino) != (there.st_dev, there.st_ino) {
+        return Err(FileError::io("lock", folder)(Errno::NOENT.into()));
+    }
+    Ok(FolderLock { _file: file })
 }
 
 /// Opens a file to append to it, and makes it for the owner only if it is missing.

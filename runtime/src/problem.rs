@@ -63,7 +63,10 @@ fn is_named(path: &str, message: &str) -> bool {
         let behind = message.get(at + path.len()..).unwrap_or_default();
         behind.starts_with([' ', ':', ';', ',', '"']) || behind.is_empty()
     };
-    !path.is_empty() && message.match_indices(path).any(|(at, _path)| begins(at) && ends(at))
+    !path.is_empty()
+        && message
+            .match_indices(path)
+            .any(|(at, _path)| begins(at) && ends(at))
 }
 
 /// Where a value comes from.
@@ -219,8 +222,16 @@ mod tests {
             ),
             ("/a/b", "is wrong", "/a/b: is wrong"),
             ("b.toml", "b.toml is no file", "b.toml is no file"),
-            ("b.toml", "/x/ab.toml is no file", "b.toml: /x/ab.toml is no file"),
-            ("b.toml", "/x/b.toml is no file", "b.toml: /x/b.toml is no file"),
+            (
+                "b.toml",
+                "/x/ab.toml is no file",
+                "b.toml: /x/ab.toml is no file",
+            ),
+            (
+                "b.toml",
+                "/x/b.toml is no file",
+                "b.toml: /x/b.toml is no file",
+            ),
             // The first one is not it, the second one is.
             (
                 "b.toml",

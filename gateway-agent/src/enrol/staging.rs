@@ -40,6 +40,9 @@ pub(super) const MOVED: [&str; 5] = [KEY, CERTIFICATE, AUTHORITY, IDENTITY, CONF
 /// Bytes of the largest of these files.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
+/// How often the folder is begun with where others remove it at the same moment.
+const TRIES_MAX: u32 = 3;
+
 type Digest = [u8; 32];
 
 /// The files of one enrolment.
@@ -92,7 +95,7 @@ pub struct Whole {
 #[derive(Debug)]
 struct Room {
     target: PathBuf,
-    /// Whether the target was made for this.
+    /// Whether this call itself made the target.
     made: bool,
     folder: PathBuf,
     _lock: FolderLock,
@@ -107,16 +110,8 @@ impl Staging {
     /// When a gateway is or was there, another `enroll` is under way, or the folder cannot be used.
     pub fn open(places: &Places) -> Result<Found, EnrolError> {
         let target = &places.target;
-        let made = files::is_absent(target);
-        files::create_private_folder(target)?;
         // Before anything is looked at: what is found holds for as long as this lives.
-        let lock = files::hold_folder(target).map_err(|error| {
-            if let FileError::Locked { path, .. } = error {
-                EnrolError::UnderWay { path }
-            } else {
-                error.into()
-            }
-        })?;
+        let (lock, made) = take(target)?;
         let room = Room {
             target: target.clone(),
             made,
@@ -372,6 +367,22 @@ impl Room {
     }
 }
 
+/// Makes a folder where it is missing, and takes it for this process alone; true when this made it.
+fn take(target: &Path) -> Result<(FolderLock, bool), EnrolError> {
+    let mut tries = 1;
+    loop {
+        let made = files::make_private_folder(target);
+        let taken = made.and_then(|made| Ok((files::hold_folder(target)?, made)));
+        match taken {
+            Ok(taken) => return Ok(taken),
+            Err(FileError::Locked { path, .. }) => return Err(EnrolError::UnderWay { path }),
+            // Another call that made it for nothing has just removed it.
+            Err(error) if error.is_missing() && tries < TRIES_MAX => tries += 1,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// The SHA-256 of a file, if there is one.
 fn digest(path: &Path) -> Result<Option<Digest>, EnrolError> {
     if files::is_absent(path) {
@@ -391,4 +402,22 @@ fn io(action: &'static str, path: &Path, source: std::io::Error) -> EnrolError {
         path: path.to_owned(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_taken_by_one_and_is_whose_call_made_it() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("gateway");
+        let (lock, made) = take(&target).unwrap();
+        assert!(made);
+        let error = take(&target).unwrap_err();
+        assert!(matches!(error, EnrolError::UnderWay { .. }), "{error}");
+        drop(lock);
+        let (_lock, made) = take(&target).unwrap();
+        assert!(!made);
+    }
 }

@@ -183,7 +183,10 @@ async fn a_challenge_that_cannot_be_read_is_told_at_once_and_leaves_no_doubt() {
     assert!(!error.may_be_done(), "{error}");
     assert_eq!(error.exit_code(), ExitCode::Unavailable, "{error}");
     let told = error.to_string();
-    for words in ["missing field `challenge`", "this attempt asked for nothing"] {
+    for words in [
+        "missing field `challenge`",
+        "this attempt asked for nothing",
+    ] {
         assert!(told.contains(words), "{words}: {told}");
     }
 }

@@ -130,7 +130,7 @@ pub fn revoked(
     match (format, already) {
         // Null where whoever asks may not read it: nobody was told then.
         (Format::Json, _) => output::json(&json!({
-            "id": ticket, "status": TicketStatus::Revoked, "already": before.map(|_known| already.is_some()),
+            "id": ticket, "status": TicketStatus::Revoked, "already": before.map(|known| known.revoked_at.is_some()),
         })),
         (Format::Table, None) => output::line(&format!(
             "{ticket} is revoked; gateways that came of it stay"

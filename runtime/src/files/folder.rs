@@ -79,6 +79,7 @@ pub struct Folder {
     /// As it was asked for, which is what problems with its files name.
     asked: PathBuf,
     owners: Owners,
+    is_made: bool,
 }
 
 impl Folder {
@@ -100,6 +101,11 @@ impl Folder {
     /// As [`Self::open`], or when it cannot be made.
     pub fn create(path: &Path, owners: Owners) -> Result<Self, FileError> {
         walk(path, owners, Holder::Closed, true)
+    }
+
+    /// Whether it was not there before: made by this call itself, and by nobody else meanwhile.
+    pub(super) const fn is_made(&self) -> bool {
+        self.is_made
     }
 
     /// The folder in which `path` lies, and the name that it has there.
@@ -286,13 +292,18 @@ const LEAF: OFlags = OFlags::NOFOLLOW
     .union(OFlags::NOCTTY);
 
 fn walk(asked: &Path, owners: Owners, holder: Holder, create: bool) -> Result<Folder, FileError> {
+    let mut made = None;
     let mut make = |above: &OwnedFd, name: &OsStr, path: &Path| {
         if !create {
             return Ok(false);
         }
         match fs::mkdirat(above, name, Mode::from_raw_mode(0o700)) {
+            Ok(()) => {
+                made = Some(path.to_owned());
+                Ok(true)
+            }
             // Made by somebody else meanwhile: judged like any other.
-            Ok(()) | Err(Errno::EXIST) => Ok(true),
+            Err(Errno::EXIST) => Ok(true),
             Err(error) => Err(FileError::io("create the folder", path)(error.into())),
         }
     };
@@ -303,11 +314,14 @@ fn walk(asked: &Path, owners: Owners, holder: Holder, create: bool) -> Result<Fo
     if holder == Holder::Closed || stat.st_mode & STICKY == 0 {
         refuse_writable_folder(&fd, &path, &stat)?;
     }
+    // The last one that was made can be one above it.
+    let is_made = made.is_some_and(|made| made == path);
     Ok(Folder {
         fd,
         path,
         asked: asked.to_owned(),
         owners,
+        is_made,
     })
 }
 

@@ -391,6 +391,34 @@ fn a_second_lock_names_the_process_that_has_the_first() {
 }
 
 #[test]
+fn a_folder_that_is_removed_before_its_lock_is_not_held() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("made");
+    for is_made_anew in [false, true] {
+        create_private_folder(&path).unwrap();
+        let opened = File::open(&path).unwrap();
+        fs::remove_dir(&path).unwrap();
+        if is_made_anew {
+            create_private_folder(&path).unwrap();
+        }
+        let error = hold_opened(&path, opened).unwrap_err();
+        assert!(error.is_missing(), "{error}");
+    }
+    drop(hold_folder(&path).unwrap());
+}
+
+#[test]
+fn a_folder_is_made_by_one_call() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("above/made");
+    for is_made in [true, false] {
+        assert_eq!(make_private_folder(&path).unwrap(), is_made);
+    }
+    // What is above it is not it.
+    assert!(!make_private_folder(&root.path().join("above")).unwrap());
+}
+
+#[test]
 fn a_file_above_the_limit_is_not_read() {
     let (_root, path) = sound();
     fs::write(&path, [0; 11]).unwrap();
