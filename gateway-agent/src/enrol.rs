@@ -85,6 +85,14 @@ pub enum EnrolError {
         /// What lets the user say so all the same.
         trial: String,
     },
+    /// The package's folder is for root to make.
+    #[error(
+        "{cause}: run enroll as root; or, to try things as a user of your own, name a folder of your own with --out"
+    )]
+    NotRoots {
+        /// What the system refuses.
+        cause: String,
+    },
     /// The catalogue that is there cannot be used.
     #[error(transparent)]
     Catalogue(#[from] Problems),
@@ -216,7 +224,7 @@ impl EnrolError {
             | Self::Running { .. }
             | Self::UnderWay { .. }
             | Self::Left { .. } => ExitCode::Conflict,
-            Self::NotRoot { .. } | Self::Catalogue(_) => ExitCode::Config,
+            Self::NotRoot { .. } | Self::NotRoots { .. } | Self::Catalogue(_) => ExitCode::Config,
             Self::File(error) => error.exit_code(),
             Self::Key(_) | Self::Clock { .. } => ExitCode::Error,
             Self::Interrupted => ExitCode::Interrupted,

@@ -89,6 +89,19 @@ impl Places {
         }
     }
 
+    /// Why there is no folder: root's are for root to make.
+    pub(super) fn not_made(&self, error: EnrolError) -> EnrolError {
+        if let EnrolError::File(refused) = &error
+            && self.home == Home::Installed
+            && refused.is_denied()
+            && !rustix::process::geteuid().is_root()
+        {
+            let cause = refused.cause();
+            return EnrolError::NotRoots { cause };
+        }
+        error
+    }
+
     /// Why nothing is made here: this is there.
     pub(super) fn exists(&self, path: PathBuf) -> EnrolError {
         self.running().unwrap_or_else(|| EnrolError::Exists {

@@ -111,7 +111,7 @@ impl Staging {
     pub fn open(places: &Places) -> Result<Found, EnrolError> {
         let target = &places.target;
         // Before anything is looked at: what is found holds for as long as this lives.
-        let (lock, made) = take(target)?;
+        let (lock, made) = take(target).map_err(|error| places.not_made(error))?;
         let room = Room {
             target: target.clone(),
             made,

@@ -12,7 +12,7 @@ use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::{self, FileError};
 
 use crate::client::Client;
-use crate::failure::Failure;
+use crate::failure::{Failure, chain};
 use crate::flags::{CreateTicket, Ticket};
 use crate::output::Format;
 use crate::views;
@@ -109,7 +109,10 @@ async fn create_into(
         // Best effort, as above: left there, it would be in the way of the next ticket.
         drop(std::fs::remove_file(out));
         let revoke = format!("revoke it: viworks ticket revoke {}", created.ticket.id);
-        let what = format!("the ticket was made and could not be written: {error}");
+        let what = format!(
+            "the ticket was made and could not be written: {}",
+            chain(&error)
+        );
         Failure::new(error.exit_code(), what).with(revoke)
     })?;
     Ok(created)
@@ -122,7 +125,8 @@ fn untaken(out: &Path, error: &FileError) -> Failure {
         let fix = "name a new file with --out, or move the one that is there: it may hold a ticket that is in use";
         Failure::new(ExitCode::Conflict, what).with(fix)
     } else {
-        Failure::new(error.exit_code(), error.to_string())
+        Failure::new(error.exit_code(), chain(error))
+            .with("name a file in a folder that is there and yours")
     }
 }
 
@@ -133,7 +137,7 @@ fn read(file: Option<&Path>) -> Result<Written, Failure> {
         Some(path) => {
             Written::is_file(path).map_err(|shown| Failure::usage(shown.to_string()))?;
             let bytes = files::read_at_most(path, READ_MAX);
-            let bytes = bytes.map_err(|error| Failure::usage(error.to_string()))?;
+            let bytes = bytes.map_err(|error| Failure::usage(chain(&error)))?;
             text.push_str(&String::from_utf8_lossy(&bytes));
         }
         None => {

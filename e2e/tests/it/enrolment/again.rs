@@ -299,6 +299,11 @@ async fn another_user_than_root_is_told_what_to_do_before_a_ticket_is_used() {
             .gid(NOBODY);
         shell
     };
+    if !Path::new("/etc/viworks").exists() {
+        let installed = "viworks-gateway-agent enroll --ticket-file ticket";
+        let said = finish(by_nobody(installed), LIMIT).await.ended_with(78);
+        assert!(said.stderr.contains("run enroll as root"), "{said:?}");
+    }
     let enroll = "viworks-gateway-agent enroll --out gw --ticket-file ticket --wait 20";
     let said = finish(by_nobody(enroll), LIMIT).await.ended_with(78);
     assert!(said.stderr.contains("is for root to say"), "{said:?}");
