@@ -118,11 +118,11 @@ impl Database {
         let counters = Arc::new(Counters::default());
         let messages = Writer::start(options.clone(), migrations, Arc::clone(&counters)).await?;
         Ok(Self {
-            messages,
+            messages: messages.clone(),
             room: Arc::new(Semaphore::new(queue_depth_max)),
             bulk_room: Arc::new(Semaphore::new(BULK_JOBS_MAX)),
             queue_depth_max,
-            readers: Readers::start(options)?,
+            readers: Readers::start(options, messages)?,
             counters,
         })
     }

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::job::{Job, TypedJob};
+use super::writer::Sender;
 use super::{Connection, Error, Options};
 
 /// All readers of a database. The threads end with the last handle.
@@ -35,6 +36,9 @@ struct Shared {
     threads: Arc<Semaphore>,
     state: Mutex<State>,
     wake: Condvar,
+    /// The writer stays as long as somebody may ask it for something, so it closes the file after every reader has:
+    /// only who closes it last and may write takes the log away.
+    _writer: Sender,
 }
 
 #[derive(Default)]
@@ -65,13 +69,14 @@ struct Waiting {
 
 impl Readers {
     /// Starts the first; others start when reads wait.
-    pub(super) fn start(options: Options) -> Result<Self, Error> {
+    pub(super) fn start(options: Options, writer: Sender) -> Result<Self, Error> {
         let threads = usize::try_from(options.readers_max.max(1)).unwrap_or(usize::MAX);
         let shared = Arc::new(Shared {
             room: Arc::new(Semaphore::new(options.queue_depth_max.max(1))),
             threads: Arc::new(Semaphore::new(threads)),
             state: Mutex::default(),
             wake: Condvar::new(),
+            _writer: writer,
             options,
         });
         // There is one from here on, whatever the system has to spare later.
@@ -163,6 +168,7 @@ impl Shared {
         };
         let shared = Arc::clone(self);
         let work = move || {
+            // It closes its file as it ends, and only then lets go of the rest.
             shared.serve();
             drop(permit);
         };

@@ -145,6 +145,18 @@ async fn what_was_written_is_there_after_closing_and_opening() {
     database.close().await.unwrap();
 }
 
+/// Until the log is taken away, which only the last connection does and only if it may write.
+async fn log_is_gone(folder: &TempDir) {
+    let log = folder.path().join("test.db-wal");
+    let gone = async {
+        while log.exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let gone = timeout(Duration::from_secs(60), gone).await;
+    gone.expect("the log is taken away by the last that closes the file");
+}
+
 #[tokio::test]
 async fn the_last_handle_closes_the_file() {
     let (folder, database) = database(|options| options).await;
@@ -153,13 +165,47 @@ async fn the_last_handle_closes_the_file() {
     let (queued, clone) = (insert(&database, "queued"), database.clone());
     queued.await.unwrap();
     drop((database, clone));
-    let log = folder.path().join("test.db-wal");
-    while log.exists() {
-        tokio::task::yield_now().await;
-    }
+    log_is_gone(&folder).await;
     let database = reopen(&folder, MIGRATIONS).await.unwrap();
     assert_eq!(count(&database).await, 2);
     database.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_writer_closes_the_file_after_a_reader_that_is_out() {
+    let one_reader = |options| Options {
+        readers_max: 1,
+        ..options
+    };
+    let (folder, database) = database(one_reader).await;
+    insert(&database, "kept").await.unwrap();
+    // From here on the reader has the file open.
+    assert_eq!(count(&database).await, 1);
+    let gate = Gate::default();
+    let (reached, entered) = oneshot::channel();
+    let (held, inside) = (gate.clone(), Mutex::new(Some(reached)));
+    let (reader, mut tasks) = (database.clone(), JoinSet::new());
+    tasks.spawn(async move {
+        // It looks at nothing, so it is in the way of no checkpoint.
+        let job = move |_connection: &Connection| {
+            if let Some(inside) = inside.lock().unwrap().take() {
+                inside.send(()).unwrap();
+            }
+            held.wait();
+            Ok::<_, Error>(())
+        };
+        reader.read(job).await
+    });
+    entered.await.unwrap();
+    // Its thread stays in the job.
+    tasks.shutdown().await;
+    drop(database);
+    // Long enough for a writer that does not wait for it.
+    for _turn in 0..10_000 {
+        tokio::task::yield_now().await;
+    }
+    gate.open();
+    log_is_gone(&folder).await;
 }
 
 #[tokio::test]
