@@ -80,8 +80,9 @@ pub struct Applied {
 pub enum Mismatch {
     /// A later program has changed what this one needs.
     #[error(
-        "the database schema has version {found}, which takes a program that knows version {needed}; this program knows \
-         versions up to {known}; use the newer program or restore a backup"
+        "the database schema has version {found}, {}this program knows versions up to {known}; use the newer program \
+         or restore a backup",
+        takes(*.found, *.needed)
     )]
     TooNew {
         /// The version of the database.
@@ -90,6 +91,17 @@ pub enum Mismatch {
         needed: i64,
         /// The newest version that this program has.
         known: i64,
+    },
+    /// Another program has gone on without a step that this one has: it can only be applied before what is there.
+    #[error(
+        "the database schema has version {found} and lacks version {lacking}, which this program would have to apply \
+         before it; use the program that made version {found} or restore a backup"
+    )]
+    Overtaken {
+        /// The version of the database.
+        found: i64,
+        /// The first one of this program's that it lacks.
+        lacking: i64,
     },
     /// An earlier attempt was left in the middle.
     #[error("migration {0} was begun and not finished")]
@@ -100,6 +112,14 @@ pub enum Mismatch {
     /// A file that was changed after it was applied.
     #[error("migration {0} was applied, and was another one then")]
     Changed(i64),
+}
+
+/// What a program has to know to go on, where that is less than all that the database has.
+fn takes(found: i64, needed: i64) -> String {
+    if needed == found {
+        return String::new();
+    }
+    format!("which takes a program that knows version {needed}; ")
 }
 
 /// Where a database stands, as one program sees it.
@@ -131,15 +151,15 @@ impl Standing {
         for one in applied {
             let own = own.iter().find(|own| own.version() == one.version);
             match own {
-                None if one.version > known && missing.is_empty() => {}
                 None if one.version <= known => return Err(Mismatch::Missing(one.version)),
-                // What this program would apply belongs before what is there already.
                 None => {
-                    return Err(Mismatch::TooNew {
-                        found: one.version,
-                        needed: one.version,
-                        known,
-                    });
+                    // What this program would apply belongs before what is there already.
+                    if let Some(lacking) = missing.first() {
+                        return Err(Mismatch::Overtaken {
+                            found: one.version,
+                            lacking: lacking.version(),
+                        });
+                    }
                 }
                 Some(own) if one.finished && own.checksum() != one.checksum => {
                     return Err(Mismatch::Changed(one.version));
@@ -265,7 +285,40 @@ mod tests {
         assert_eq!(skipped, Mismatch::Missing(2));
         // Later than what it has, and not after all of it.
         let beside = Standing::of(&[ONE, TWO], &noted(&[ONE, THREE])).unwrap_err();
-        assert!(matches!(beside, Mismatch::TooNew { found: 3, .. }));
+        let why = Mismatch::Overtaken {
+            found: 3,
+            lacking: 2,
+        };
+        assert_eq!(beside, why);
+    }
+
+    #[test]
+    fn a_refusal_says_which_versions_are_meant_and_what_to_do() {
+        const SILENT: Migration = Migration {
+            file: "0003_take_from_it.sql",
+            sql: "ALTER TABLE it DROP COLUMN id",
+        };
+        let said = |own: &[Migration], applied: &[Migration]| {
+            let refused = Standing::of(own, &noted(applied)).unwrap_err();
+            refused.to_string()
+        };
+        assert_eq!(
+            said(&[ONE], &[ONE, TWO, THREE]),
+            "the database schema has version 3, which takes a program that knows version 2; this program knows \
+             versions up to 1; use the newer program or restore a backup"
+        );
+        // Who can go on has all of it: that is one number, and not two.
+        assert_eq!(
+            said(&[ONE, TWO], &[ONE, TWO, SILENT]),
+            "the database schema has version 3, this program knows versions up to 2; use the newer program or restore \
+             a backup"
+        );
+        // The last one would do for this program; it is what comes before that is not there.
+        assert_eq!(
+            said(&[ONE, TWO], &[ONE, THREE]),
+            "the database schema has version 3 and lacks version 2, which this program would have to apply before it; \
+             use the program that made version 3 or restore a backup"
+        );
     }
 
     #[test]

@@ -51,7 +51,8 @@ pub enum Error {
     /// Others could change the file or exchange it.
     #[error(transparent)]
     Unsafe(Arc<FileError>),
-    /// A newer program has migrated the file, and changed what this one needs; going back needs a backup.
+    /// Another program has migrated the file, and changed what this one needs or gone on without it; going back needs a
+    /// backup.
     #[error(transparent)]
     SchemaTooNew(Mismatch),
     /// The schema cannot be brought up to date.

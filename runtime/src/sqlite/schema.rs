@@ -259,7 +259,7 @@ fn apply(connection: &Connection, migration: &Migration) -> Result<(), Error> {
 impl From<Mismatch> for Error {
     fn from(mismatch: Mismatch) -> Self {
         match mismatch {
-            Mismatch::TooNew { .. } => Self::SchemaTooNew(mismatch),
+            Mismatch::TooNew { .. } | Mismatch::Overtaken { .. } => Self::SchemaTooNew(mismatch),
             Mismatch::Unfinished(_) | Mismatch::Missing(_) | Mismatch::Changed(_) => {
                 MigrateError::Mismatch(mismatch).into()
             }

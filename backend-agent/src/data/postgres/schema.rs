@@ -297,7 +297,9 @@ fn mismatched(mismatch: Mismatch) -> Error {
         Mismatch::Changed(version) => format!(
             "migration {version} of the database is not the one of this program: the schema was made by something else"
         ),
-        Mismatch::TooNew { .. } | Mismatch::Missing(_) => mismatch.to_string(),
+        Mismatch::TooNew { .. } | Mismatch::Overtaken { .. } | Mismatch::Missing(_) => {
+            mismatch.to_string()
+        }
     })
 }
 
