@@ -130,6 +130,10 @@ fn failed(what: &str) -> impl FnOnce(sysinfo::Error) -> BuiltinError {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use viworks_runtime::clock::{Clock as _, SystemClock};
+
     use super::*;
 
     fn run_to_text(arguments: &[&str]) -> Result<String, BuiltinError> {
@@ -272,20 +276,24 @@ mod tests {
             .spawn()
             .unwrap();
         let status = format!("/proc/{}/status", child.id());
-        let text = loop {
+        let begun = SystemClock.now();
+        let (text, is_listed) = loop {
             let text = run_to_text(&["sys.processes", "100000"]).unwrap();
             // Until exec it is this program.
-            if text.lines().any(|line| {
+            let is_listed = text.lines().any(|line| {
                 let words: Vec<&str> = line.split_whitespace().collect();
                 words.first() == Some(&child.id().to_string().as_str())
                     && words.last() == Some(&"sleep")
-            }) {
-                break text;
+            });
+            let waited = SystemClock.now().saturating_since(begun);
+            if is_listed || waited > Duration::from_secs(20) {
+                break (text, is_listed);
             }
         };
         let status = std::fs::read_to_string(status);
         child.kill().unwrap();
         child.wait().unwrap();
+        assert!(is_listed, "{} is not listed as sleep: {text}", child.id());
         let status = status.unwrap();
         let resident = value(&status, "VmRSS")
             .trim()

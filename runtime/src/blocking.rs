@@ -239,9 +239,12 @@ mod tests {
         assert_eq!(under_way().get("hangs"), Some(&1));
         assert_eq!(call("adds", SOON, || 40 + 2).await.ok(), Some(42));
         drop(release);
-        while under_way().contains_key("hangs") {
-            tokio::task::yield_now().await;
-        }
+        let back = async {
+            while under_way().contains_key("hangs") {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(SOON, back).await.expect("the call comes back");
     }
 
     #[tokio::test]
@@ -285,12 +288,16 @@ mod tests {
             Err(Unanswered::Late(_))
         ));
         release.send(1).unwrap();
-        loop {
-            match worker.ask(3, SOON).await {
-                Ok(answer) => break assert_eq!(answer, 3),
-                Err(_busy) => tokio::task::yield_now().await,
+        let back = async {
+            loop {
+                match worker.ask(3, SOON).await {
+                    Ok(answer) => break answer,
+                    Err(_busy) => tokio::task::yield_now().await,
+                }
             }
-        }
+        };
+        let answer = timeout(SOON, back).await;
+        assert_eq!(answer.expect("the worker comes back"), 3);
     }
 
     #[tokio::test]

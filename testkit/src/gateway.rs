@@ -5,15 +5,20 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout_at};
 
 /// A command that must not run twice: it appends its id to [`started`]'s file.
 pub const ONCE: &str = "test.once";
 /// The same, and it may run twice.
 pub const AGAIN: &str = "test.again";
+
+/// How long a gateway may take in nothing of what it is handed: longer than it is frozen, away or full in any test.
+const TAKES_WITHIN: Duration = Duration::from_secs(300);
 
 /// Gives a gateway a catalogue whose commands write down that they ran.
 ///
@@ -95,32 +100,37 @@ pub async fn local_request(
 /// have been taken in, so the number taken in is returned as a range.
 ///
 /// # Panics
-/// When the gateway refuses records.
+/// When the gateway refuses records, or takes none in for five minutes.
 pub async fn feed(folder: &Path, stream: &str, count: usize) -> Fed {
     let mut fed = Fed::default();
+    let mut deadline = Instant::now() + TAKES_WITHIN;
     while fed.answered < count {
+        assert!(
+            Instant::now() < deadline,
+            "{}: no records were taken in for {TAKES_WITHIN:?}, {fed:?} of {count}",
+            folder.display()
+        );
         let size = (count - fed.answered).min(500);
         let records: Vec<Value> = (0..size)
             .map(
                 |n| serde_json::json!({"stream": stream, "observed_at": now(), "fields": {"n": n}}),
             )
             .collect();
-        match local_request(
-            folder,
-            "POST",
-            "/v1/telemetry",
-            &serde_json::json!({ "records": records }),
-        )
-        .await
-        {
-            Ok((200..300, _answer)) => fed.answered += size,
+        let records = serde_json::json!({ "records": records });
+        let request = local_request(folder, "POST", "/v1/telemetry", &records);
+        let answer = timeout_at(deadline, request).await;
+        match answer.unwrap_or_else(|late| Err(late.into())) {
+            Ok((200..300, _answer)) => {
+                fed.answered += size;
+                deadline = Instant::now() + TAKES_WITHIN;
+            }
             Ok((429 | 503, _answer)) => {
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
             Ok((status, answer)) => panic!("the local API answered {status}: {answer}"),
             Err(_cut) => {
                 fed.unanswered += size;
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
     }

@@ -17,6 +17,9 @@ use crate::small_disk;
 /// How long the server may take to start.
 const START_TIME: Duration = Duration::from_secs(60);
 
+/// How long what a test does may take to show in what the server answers.
+const ANSWER_TIME: Duration = Duration::from_secs(60);
+
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
@@ -393,19 +396,22 @@ impl Own {
                 command.args(plain.get_args()).current_dir("/");
             }
             let mut process = Process::start(&mut command, &log).expect("the server starts");
+            let in_time = || {
+                assert!(
+                    begun.elapsed() < START_TIME,
+                    "PostgreSQL does not start: {}",
+                    std::fs::read_to_string(&log).unwrap_or_default()
+                );
+            };
             while process.ended().is_none() {
                 if self.server.answers() {
                     self.process = Some(process);
                     return;
                 }
+                in_time();
                 std::thread::sleep(Duration::from_millis(30));
             }
-            let log = || std::fs::read_to_string(&log).unwrap_or_default();
-            assert!(
-                begun.elapsed() < START_TIME,
-                "PostgreSQL does not start: {}",
-                log()
-            );
+            in_time();
         }
     }
 
@@ -561,5 +567,29 @@ impl Server {
     /// What the server says about it.
     pub fn psql(&self, database: &str, query: &str) -> Result<String, String> {
         self.database(database).ask(query)
+    }
+
+    /// What a query answers when it is what is waited for, asked again and again until then.
+    ///
+    /// # Panics
+    /// When it cannot be asked, or the answer does not come within a minute.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a server can only be asked again and again, here where no runtime is"
+    )]
+    #[must_use]
+    pub fn asked_until(&self, database: &str, query: &str, is_it: impl Fn(&str) -> bool) -> String {
+        let begun = Instant::now();
+        loop {
+            let answer = self.psql(database, query).expect("the server answers");
+            if is_it(&answer) {
+                return answer;
+            }
+            assert!(
+                begun.elapsed() < ANSWER_TIME,
+                "in {ANSWER_TIME:?} the answer was {answer:?} and nothing else: {query}"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }

@@ -141,6 +141,22 @@ mod tests {
             .collect()
     }
 
+    /// Until so many threads judge a catalogue. They may be quick, so nothing rests between two looks.
+    async fn until_judged_by(wanted: Option<usize>) {
+        let threads = || blocking::under_way().get("catalogue").copied();
+        let comes = async {
+            while threads() != wanted {
+                tokio::task::yield_now().await;
+            }
+        };
+        let come = tokio::time::timeout(Duration::from_secs(20), comes).await;
+        assert!(
+            come.is_ok(),
+            "judged by {:?} and never by {wanted:?}",
+            threads()
+        );
+    }
+
     #[tokio::test]
     async fn a_catalogue_with_few_patterns_does_not_wait_for_those_with_many() {
         let judge = Judge::new();
@@ -193,14 +209,10 @@ mod tests {
         let (verdict, answer) = oneshot::channel();
         let waiting = lifecycle.spawn("goes", judge.clone().run(costly(), verdict));
         // It has begun, and then its gateway goes.
-        while blocking::under_way().get("catalogue") != Some(&1) {
-            tokio::task::yield_now().await;
-        }
+        until_judged_by(Some(1)).await;
         drop(answer);
         waiting.await.unwrap();
-        while blocking::under_way().contains_key("catalogue") {
-            tokio::task::yield_now().await;
-        }
+        until_judged_by(None).await;
         for task in tasks {
             task.await.unwrap();
         }

@@ -75,7 +75,13 @@ async fn a_gateway_whose_disk_is_full_runs_what_its_reserve_allows_and_the_rest_
     // The reserve, too: whatever cannot be journalled is not started, and telemetry is refused, not lost.
     let second = fill(&inside.join("state"), "second");
     let mut number = 0;
+    let begun = SystemClock.now();
     let waiting = loop {
+        let took = SystemClock.now().saturating_since(begun);
+        assert!(
+            took < 3 * PATIENCE,
+            "{number} commands ended well on a full disk"
+        );
         number += 1;
         let run = system.submit(ONCE, &format!("full-{number}")).await;
         let refused = eventually("it ends or is refused", PATIENCE, async || {

@@ -361,8 +361,11 @@ mod tests {
         for mut source in all(&Prober::Myself) {
             let patience = Duration::from_secs(60);
             let mut reading = source.worker.ask(now, patience).await.unwrap();
+            let begun = SystemClock.now();
             while source.name == "cpu" && reading.records.is_empty() {
                 // Until a tick has passed; the first reading says nothing.
+                let waited = SystemClock.now().saturating_since(begun);
+                assert!(waited < patience, "no tick has passed in {waited:?}");
                 reading = source.worker.ask(now, patience).await.unwrap();
             }
             assert_eq!(reading.trouble, None, "{}", source.name);

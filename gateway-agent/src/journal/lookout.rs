@@ -123,6 +123,8 @@ impl fmt::Debug for Lookout {
 
 #[cfg(test)]
 mod tests {
+    use viworks_testkit::process::eventually;
+
     use super::*;
 
     #[tokio::test]
@@ -156,9 +158,11 @@ mod tests {
             assert!(matches!(lost, Lost::Unreadable { .. }), "{lost}");
         }
         drop(release);
-        while lookout.look().await.is_err() {
-            tokio::task::yield_now().await;
-        }
+        let soon = Duration::from_secs(20);
+        eventually("the folder answers again", soon, async || {
+            lookout.look().await.ok()
+        })
+        .await;
     }
 
     #[tokio::test]

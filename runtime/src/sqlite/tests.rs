@@ -506,9 +506,13 @@ async fn a_read_sees_one_state_between_its_statements() {
         Ok::<_, Error>((before, count_items(connection)?))
     });
     let writing = async {
-        while entered.try_recv().is_err() {
-            tokio::task::yield_now().await;
-        }
+        let begins = async {
+            while entered.try_recv().is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let begun = timeout(Duration::from_secs(20), begins).await;
+        begun.expect("the read begins");
         insert(&database, "b").await.unwrap();
         gate.open();
     };

@@ -304,9 +304,7 @@ async fn listed(bed: &Bed, newest_first: bool, limit: usize) -> Vec<(Timestamp, 
 fn looked(server: &Server, name: &str) -> i64 {
     let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() \
                   AND backend_type = 'client backend'";
-    while server.psql(name, others).unwrap() != "0" {
-        std::thread::yield_now();
-    }
+    drop(server.asked_until(name, others, |count| count == "0"));
     let looked = "SELECT coalesce(sum(idx_scan + idx_tup_read), 0) FROM pg_stat_user_indexes \
                   WHERE relname ~ '^telemetry_[0-9]'";
     server.psql(name, looked).unwrap().parse().unwrap()
@@ -413,10 +411,7 @@ async fn interrupt_leaving(server: &'static Server, name: &str, table: &str) {
                 "SELECT count(*), pg_sleep(600) FROM telemetry WHERE agent = 0",
             )
         });
-        let mut reads = String::new();
-        while reads.is_empty() {
-            reads = server.psql(&database, SLEEPER).unwrap();
-        }
+        let reads = server.asked_until(&database, SLEEPER, |found| !found.is_empty());
         let patience = |time: &str| {
             let set = format!("ALTER DATABASE \"{database}\" {time}");
             server.psql(&database, &set).unwrap();
@@ -494,10 +489,7 @@ async fn reports_that_take_long_hold_up_nobody() {
             )
         }
     });
-    let mut holds = String::new();
-    while holds.is_empty() {
-        holds = server.psql(&name, SLEEPER).unwrap();
-    }
+    let holds = server.asked_until(&name, SLEEPER, |found| !found.is_empty());
     let query = StepQuery {
         stream: "even".parse().unwrap(),
         field: "n".parse().unwrap(),

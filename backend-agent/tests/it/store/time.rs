@@ -18,6 +18,7 @@ use viworks_common::timeline::shared::TOGETHER;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_testkit::postgres::Own;
+use viworks_testkit::process::eventually;
 
 use super::bed::{Bed, LEASE};
 use super::{database, make};
@@ -319,12 +320,11 @@ async fn while_the_server_is_gone_the_line_goes_on_by_the_machine_s_own_clock() 
     let passed = backend.line.line().saturating_since(before);
     assert!(passed < Duration::from_secs(60), "{passed:?}");
     own.start_again();
-    let kept = loop {
-        if let Ok(kept) = line::keep(&*backend.bed.store, &backend.line).await {
-            break kept;
-        }
-        tokio::task::yield_now().await;
-    };
+    let patience = Duration::from_secs(60);
+    let kept = eventually("the line is kept again", patience, async || {
+        line::keep(&*backend.bed.store, &backend.line).await.ok()
+    })
+    .await;
     assert!(kept.server_ahead.unwrap().abs() < 1_000_000, "{kept:?}");
     assert_eq!(kept.blurred, None);
     let again = Backend::open(&url, &clock).await;

@@ -488,11 +488,7 @@ async fn once_they_wait<T>(
     let (name, found) = (database.to_owned(), database.to_owned());
     let take = format!("BEGIN; LOCK TABLE {table} IN EXCLUSIVE MODE; SELECT pg_sleep(600)");
     let ask = move |question: &'static str| {
-        let mut answer = String::new();
-        while answer.is_empty() {
-            answer = server.psql(&found, question).unwrap();
-        }
-        answer
+        server.asked_until(&found, question, |answer| !answer.is_empty())
     };
     let holder = std::thread::spawn(move || server.psql(&name, &take));
     let holds = ask(HAS_IT);

@@ -2,6 +2,7 @@
 
 use tokio::time::timeout;
 use viworks_gateway_agent::api::ApiError;
+use viworks_testkit::process::eventually;
 
 use super::*;
 
@@ -267,9 +268,10 @@ async fn a_socket_whose_file_is_gone_is_bound_again_and_one_that_is_taken_is_tol
     let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(), 0o660);
     std::fs::remove_file(&path).unwrap();
-    while !path.exists() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the socket is bound again", PATIENCE, async || {
+        path.exists().then_some(())
+    })
+    .await;
     let (status, _body) = server.request("GET", "/v1/status", None).await;
     assert_eq!((status, mode()), (200, 0o660));
     // Somebody else's file is not touched.
@@ -282,15 +284,17 @@ async fn a_socket_whose_file_is_gone_is_bound_again_and_one_that_is_taken_is_tol
             .any(|found| found.name == "socket" && format!("{:?}", found.severity) == severity)
     };
     if taken.is_ok() {
-        while !raised("Fail") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        eventually("what took its place is told of", PATIENCE, async || {
+            raised("Fail").then_some(())
+        })
+        .await;
         assert!(path.is_file());
         std::fs::remove_file(&path).unwrap();
     }
-    while raised("Fail") || !path.exists() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("it is bound again and is well", PATIENCE, async || {
+        (path.exists() && !raised("Fail")).then_some(())
+    })
+    .await;
     let (status, _body) = server.request("GET", "/v1/status", None).await;
     assert_eq!(status, 200);
 }
