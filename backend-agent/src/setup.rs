@@ -92,11 +92,15 @@ fn examine_database(config: &Config, material: &ServerMaterial) -> Vec<Problem> 
     let found = match sqlite::belongs_to_another(file, material.master.check()) {
         Ok(other) => site::judge(!other, &config.keys.master_key_file)
             .err()
-            .map(|error| error.to_string()),
-        Err(error @ SqliteError::SchemaTooNew { .. }) => Some(error.to_string()),
+            .map(|error| of_file(error.to_string())),
+        Err(error @ SqliteError::SchemaTooNew { .. }) => Some(of_file(error.to_string())),
+        Err(error @ SqliteError::Corrupt { .. }) => {
+            let told = format!("{:#}", anyhow::Error::new(error));
+            Some(Problem::of_file(file, told, sqlite::DAMAGED_FIX))
+        }
         Err(_unreadable) => None,
     };
-    found.into_iter().map(of_file).collect()
+    found.into_iter().collect()
 }
 
 fn examine_state(data: &DataConfig) -> Vec<Problem> {

@@ -25,7 +25,7 @@ use crate::engine::{self, Engine};
 use crate::executor::{Executor, Limits, LiveOutput};
 use crate::host::disks::Prober;
 use crate::identity::Identity;
-use crate::journal::Journal;
+use crate::journal::{self, Journal};
 use crate::outbound;
 use crate::outbound::configured::Configured;
 use crate::outbound::pins::Pins;
@@ -119,11 +119,17 @@ pub async fn run(
 }
 
 /// What is said of a database of the state folder with which the agent cannot begin.
-fn unusable(path: &Path) -> String {
-    format!(
-        "{} cannot be used; see the room, the mount and the quotas of its disk",
-        path.display()
-    )
+fn unusable<E>(path: &Path, error: E) -> anyhow::Error
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let error = anyhow::Error::new(error);
+    let fix = if journal::is_damage(&error) {
+        journal::LOST_FIX
+    } else {
+        "see the room, the mount and the quotas of its disk"
+    };
+    error.context(format!("{} cannot be used; {fix}", path.display()))
 }
 
 async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, Spool)> {
@@ -153,12 +159,12 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     };
     info!(commands = catalogue.len(), folder = %config.executor.commands_folder.display(), "read the catalogue");
     let catalogue = Current::new(catalogue);
-    let path = folder.join("journal.db");
-    let journal = Journal::open(&path, config.journal.entries_max).await;
-    let journal = journal.with_context(|| unusable(&path))?;
+    let journal_path = folder.join("journal.db");
+    let journal = Journal::open(&journal_path, config.journal.entries_max).await;
+    let journal = journal.map_err(|error| unusable(&journal_path, error))?;
     let path = folder.join("spool.db");
     let opened = Spool::open(&path, config.spool, identity.agent_run_id).await;
-    let opened = opened.with_context(|| unusable(&path))?;
+    let opened = opened.map_err(|error| unusable(&path, error))?;
     if let Some(path) = opened.damaged {
         warn!(path = %path.display(), "the telemetry spool was damaged and put aside");
     }
@@ -181,7 +187,8 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         lifecycle: lifecycle.clone(),
         live,
     })
-    .await?;
+    .await
+    .map_err(|error| unusable(&journal_path, error))?;
     let status = Arc::new(Status::new(config.outbound.address()));
     let shown = Arc::clone(&status);
     let listener = api::bind(&config.gateway.socket).await?;

@@ -22,7 +22,7 @@ use crate::config::{self, Config};
 use crate::enrol::EnrolError;
 use crate::identity::IdentityError;
 use crate::setup::Setup;
-use crate::{app, builtin, launcher, program};
+use crate::{app, builtin, journal, launcher, program};
 
 mod diag;
 mod doctor;
@@ -295,6 +295,8 @@ fn code_of(error: &anyhow::Error) -> ExitCode {
         (Some(_), _) => ExitCode::Config,
         // Above all one of a later version, which has changed its schema.
         (None, Some(error)) if error.is_lasting() => ExitCode::Config,
+        // What is found to be damaged only when it is read stays so as well.
+        (None, _) if journal::is_damage(error) => ExitCode::Config,
         // Room may be made while the service manager tries again.
         (None, Some(sqlite::Error::Full(_))) => ExitCode::Unavailable,
         (None, _) => ExitCode::Error,
@@ -490,4 +492,24 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 fn print(text: &str) -> anyhow::Result<ExitCode> {
     stdout::print(text)?;
     Ok(ExitCode::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::journal::JournalError;
+
+    #[test]
+    fn a_journal_that_is_found_to_be_damaged_is_not_worth_another_start() {
+        let broken = JournalError::Broken {
+            path: Arc::from(Path::new("/x/journal.db")),
+            cause: "the database is damaged".to_owned(),
+        };
+        let error = anyhow::Error::new(broken).context("/x/journal.db cannot be used");
+        assert_eq!(code_of(&error), ExitCode::Config);
+        let full = anyhow::Error::new(JournalError::Full(8));
+        assert_eq!(code_of(&full), ExitCode::Error);
+    }
 }

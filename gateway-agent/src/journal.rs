@@ -101,7 +101,22 @@ impl JournalError {
 }
 
 const fn is_broken(error: &sqlite::Error) -> bool {
-    matches!(error, sqlite::Error::Corrupt(_) | sqlite::Error::Closed)
+    matches!(error, sqlite::Error::Corrupt { .. } | sqlite::Error::Closed)
+}
+
+/// What to do where the file cannot be used any more. A copy of it would not help: it is behind what this gateway did.
+pub(crate) const LOST_FIX: &str = "what this gateway did and its epoch are lost with it: revoke the gateway, issue its \
+name again, and install the new files with an empty state folder (docs/errors/identity_fork.md)";
+
+/// Whether what is on disk cannot be used, however often it is tried.
+pub(crate) fn is_damage(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(sqlite::Error::Corrupt { .. }))
+            || matches!(
+                cause.downcast_ref(),
+                Some(JournalError::Broken { .. } | JournalError::Inconsistent(_))
+            )
+    })
 }
 
 /// What must never go backwards.
@@ -514,7 +529,12 @@ impl Journal {
         };
         let path = Arc::clone(&self.path);
         let (broken, fix) = (is_broken(&error), fix(&error));
-        let cause = format!("{:#}", anyhow::Error::new(error));
+        let cause = if let sqlite::Error::Corrupt { source, .. } = &error {
+            // The file is named beside it.
+            format!("the database is damaged: {source}")
+        } else {
+            format!("{:#}", anyhow::Error::new(error))
+        };
         if broken {
             JournalError::Broken { path, cause }
         } else {

@@ -152,20 +152,31 @@ fn examine_state(config: &Config) -> Vec<Problem> {
     let known = known.map(|error| error.problem());
     if errors.is_empty() {
         problems.extend(known);
-        problems.extend(newer("journal.db", folder, journal::MIGRATIONS));
-        problems.extend(newer("spool.db", folder, spool::MIGRATIONS));
+        let lost = Some(journal::LOST_FIX);
+        problems.extend(refused("journal.db", folder, journal::MIGRATIONS, lost));
+        // A damaged one is put aside by the start, which begins another.
+        problems.extend(refused("spool.db", folder, spool::MIGRATIONS, None));
     }
     problems
 }
 
-/// A database that a newer agent has written. One that cannot be read is for the start to find out: it may be mended
-/// there.
-fn newer(name: &str, folder: &Path, migrations: &[Migration]) -> Option<Problem> {
+/// A database that a newer agent has written, or that is damaged where that has a fix. One that cannot be read is for
+/// the start to find out: it may be mended there.
+fn refused(
+    name: &str,
+    folder: &Path,
+    migrations: &[Migration],
+    damaged_fix: Option<&'static str>,
+) -> Option<Problem> {
     let file = folder.join(name);
     match sqlite::standing(&file, migrations) {
         Err(error @ sqlite::Error::SchemaTooNew { .. }) => {
             Some(Problem::of_file(&file, error.to_string(), ""))
         }
+        Err(error @ sqlite::Error::Corrupt { .. }) => damaged_fix.map(|fix| {
+            let told = format!("{:#}", anyhow::Error::new(error));
+            Problem::of_file(&file, told, fix)
+        }),
         Ok(_) | Err(_) => None,
     }
 }

@@ -206,7 +206,7 @@ impl Spool {
                 spool,
                 damaged: None,
             }),
-            Err(SpoolError::Database(sqlite::Error::Corrupt(_))) => {
+            Err(SpoolError::Database(sqlite::Error::Corrupt { .. })) => {
                 let aside = put_aside(path, agent_run_id)?;
                 let spool = Self::open_file(path, bounds, agent_run_id).await?;
                 Ok(Opened {

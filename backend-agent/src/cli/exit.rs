@@ -8,6 +8,7 @@ use viworks_runtime::{fault, sqlite};
 use crate::auth::apikey::CreateError;
 use crate::data::StoreError;
 use crate::data::moving::MoveError;
+use crate::data::sqlite as embedded;
 use crate::pki::PkiError;
 use crate::start_error::StartError;
 
@@ -17,6 +18,9 @@ pub(super) fn fix_of(error: &anyhow::Error) -> Option<&'static str> {
         return Some(
             "name a new file with --out, or move the one that is there: it may hold a key that is in use",
         );
+    }
+    if is_damaged(error) {
+        return Some(embedded::DAMAGED_FIX);
     }
     match full(error)? {
         Full::Embedded => Some(
@@ -35,6 +39,12 @@ fn is_taken(error: &anyhow::Error) -> bool {
         Some(CreateError::Write { source, .. })
             if source.kind() == std::io::ErrorKind::AlreadyExists
     )
+}
+
+/// Whether the embedded database is damaged, which no other start mends.
+fn is_damaged(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain();
+    causes.any(|cause| matches!(cause.downcast_ref(), Some(sqlite::Error::Corrupt { .. })))
 }
 
 /// Which database takes no more.
@@ -62,6 +72,9 @@ pub(super) fn code_of(error: &anyhow::Error) -> ExitCode {
     if full(error).is_some() {
         return ExitCode::Unavailable;
     }
+    if is_damaged(error) {
+        return ExitCode::Config;
+    }
     if let Some(problems) = error.downcast_ref::<Problems>() {
         return problems.exit_code();
     }
@@ -74,6 +87,7 @@ pub(super) fn code_of(error: &anyhow::Error) -> ExitCode {
             MoveError::NotMoved => ExitCode::NotFound,
             MoveError::NoSite(_) | MoveError::Elsewhere(_) | MoveError::Ahead => ExitCode::Config,
             MoveError::Target { source, .. } if source.is_lasting() => ExitCode::Config,
+            MoveError::Source(source) if source.is_lasting() => ExitCode::Config,
             MoveError::Target { .. } => ExitCode::Unavailable,
             MoveError::Stopped => ExitCode::Interrupted,
             MoveError::Source(_) | MoveError::Row { .. } | MoveError::Differs { .. } => {
@@ -128,6 +142,8 @@ mod tests {
     use super::{code_of, fix_of};
     use crate::auth::apikey::CreateError;
     use crate::data::StoreError;
+    use crate::data::moving::MoveError;
+    use crate::pki::site::SiteError;
     use crate::start_error::StartError;
 
     #[test]
@@ -153,5 +169,30 @@ mod tests {
         }
         let other = anyhow::Error::from(StartError::from(sqlite::Error::ReadersBusy));
         assert_eq!((code_of(&other), fix_of(&other)), (ExitCode::Error, None));
+    }
+
+    #[test]
+    fn a_damaged_database_is_named_with_its_fix_wherever_it_comes_to_light() {
+        let damaged = || {
+            let code = rusqlite::ffi::Error::new(11);
+            sqlite::Error::Corrupt {
+                path: "/x/backend.sqlite".into(),
+                source: Arc::new(rusqlite::Error::SqliteFailure(code, None)),
+            }
+        };
+        for error in [
+            anyhow::Error::from(StartError::from(damaged())),
+            StartError::from(StoreError::from(damaged())).into(),
+            StartError::from(SiteError::from(StoreError::from(damaged()))).into(),
+            MoveError::from(damaged()).into(),
+            CreateError::Store(damaged().into()).into(),
+            anyhow::Error::from(StoreError::from(damaged())).context("a key"),
+        ] {
+            assert_eq!(code_of(&error), ExitCode::Config, "{error:#}");
+            let told = format!("{error:#}");
+            assert!(told.contains("/x/backend.sqlite is damaged"), "{told}");
+            let fix = fix_of(&error).unwrap();
+            assert!(fix.contains("docs/operations/upgrade.md"), "{fix}");
+        }
     }
 }

@@ -80,6 +80,11 @@ const MIGRATIONS: &[Migration] = &[
     ),
 ];
 
+/// What to do about a file that is damaged.
+pub const DAMAGED_FIX: &str = "with every backend stopped, put back the copy of its folder that was kept before an \
+upgrade (docs/operations/upgrade.md); without a copy, move the file and those beside it (-wal, -shm) away: the backend \
+then begins anew, and every gateway has to be issued again";
+
 /// The store of a backend that needs nothing else.
 pub type SqliteStore = SqlStore<Sqlite>;
 
@@ -382,7 +387,7 @@ impl From<Error> for StoreError {
             Error::Busy(_)
             | Error::ReadersBusy
             | Error::Constraint { .. }
-            | Error::Corrupt(_)
+            | Error::Corrupt { .. }
             | Error::Io(_)
             | Error::Open { .. }
             | Error::Unsafe(_)

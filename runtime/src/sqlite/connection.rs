@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::CachedStatement;
@@ -40,7 +41,11 @@ macro_rules! params {
 
 /// An open connection, inside a transaction.
 #[derive(Debug)]
-pub struct Connection(rusqlite::Connection);
+pub struct Connection {
+    inner: rusqlite::Connection,
+    /// Where it is, for who has to mend it.
+    path: Box<Path>,
+}
 
 /// While it is there, the statements of a connection have a limit; without it they take as long as they do.
 struct Limited<'c>(&'c rusqlite::Connection);
@@ -60,15 +65,18 @@ impl Connection {
         // A plan that looks at the values of parameters is made anew whenever they change: statements would be parsed
         // each time, and the plans that tests look at would not be those that run.
         inner.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-        Ok(Self(inner))
+        Ok(Self {
+            inner,
+            path: options.path.as_path().into(),
+        })
     }
 
     pub(super) const fn inner(&self) -> &rusqlite::Connection {
-        &self.0
+        &self.inner
     }
 
     pub(super) fn into_inner(self) -> rusqlite::Connection {
-        self.0
+        self.inner
     }
 
     /// Does some work whose statements have so long together: what is under way then fails with [`Error::TooLong`], as
@@ -84,9 +92,9 @@ impl Connection {
     ) -> Result<T, E> {
         let begun = SystemClock.now();
         let is_over = move || SystemClock.now().saturating_since(begun) > limit;
-        let limited = self.0.progress_handler(STEPS, Some(is_over));
+        let limited = self.inner.progress_handler(STEPS, Some(is_over));
         limited.map_err(Error::from)?;
-        let _limited = Limited(&self.0);
+        let _limited = Limited(&self.inner);
         work()
     }
 
@@ -96,8 +104,12 @@ impl Connection {
     ///
     /// When the database has no such table or column.
     pub fn prepare(&self, sql: &'static str) -> Result<Statement<'_>, Error> {
-        let inner = self.0.prepare_cached(sql)?;
-        Ok(Statement { inner, bound: 0 })
+        let inner = self.inner.prepare_cached(sql);
+        Ok(Statement {
+            inner: inner.map_err(|error| Error::of(error, &self.path))?,
+            bound: 0,
+            path: &self.path,
+        })
     }
 
     /// Executes a statement; answers how many rows it changed.
@@ -156,6 +168,7 @@ impl Connection {
 pub struct Statement<'c> {
     inner: CachedStatement<'c>,
     bound: usize,
+    path: &'c Path,
 }
 
 impl Statement<'_> {
@@ -208,7 +221,8 @@ impl Statement<'_> {
     /// When it fails.
     pub fn execute(&mut self) -> Result<usize, Error> {
         self.check()?;
-        Ok(self.inner.raw_execute()?)
+        let changed = self.inner.raw_execute();
+        changed.map_err(|error| Error::of(error, self.path))
     }
 
     /// The first row; it must be there.
@@ -234,8 +248,9 @@ impl Statement<'_> {
         read: impl FnOnce(&Row<'_>) -> Result<T, E>,
     ) -> Result<Option<T>, E> {
         self.check()?;
+        let path = self.path;
         let mut rows = self.inner.raw_query();
-        match rows.next().map_err(Error::from)? {
+        match rows.next().map_err(|error| Error::of(error, path))? {
             Some(row) => read(&Row::new(row)).map(Some),
             None => Ok(None),
         }
@@ -251,9 +266,10 @@ impl Statement<'_> {
         mut read: impl FnMut(&Row<'_>) -> Result<T, E>,
     ) -> Result<Vec<T>, E> {
         self.check()?;
+        let path = self.path;
         let mut rows = self.inner.raw_query();
         let mut all = Vec::new();
-        while let Some(row) = rows.next().map_err(Error::from)? {
+        while let Some(row) = rows.next().map_err(|error| Error::of(error, path))? {
             all.push(read(&Row::new(row))?);
         }
         Ok(all)
@@ -266,8 +282,9 @@ impl Statement<'_> {
     /// When it fails.
     pub fn each(&mut self, take: &mut dyn FnMut(&Row<'_>) -> ControlFlow<()>) -> Result<(), Error> {
         self.check()?;
+        let path = self.path;
         let mut rows = self.inner.raw_query();
-        while let Some(row) = rows.next()? {
+        while let Some(row) = rows.next().map_err(|error| Error::of(error, path))? {
             if take(&Row::new(row)).is_break() {
                 break;
             }

@@ -1,6 +1,6 @@
 //! What can go wrong in the database, by what the caller can do about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::MigrateError;
@@ -34,8 +34,14 @@ pub enum Error {
         source: Arc<rusqlite::Error>,
     },
     /// The file is damaged or is no database.
-    #[error("the database file is corrupt")]
-    Corrupt(#[source] Arc<rusqlite::Error>),
+    #[error("the database {} is damaged, or is no SQLite database", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// As SQLite tells it.
+        #[source]
+        source: Arc<rusqlite::Error>,
+    },
     /// The disk failed.
     #[error("failed to read or write the database file")]
     Io(#[source] Arc<rusqlite::Error>),
@@ -124,6 +130,7 @@ impl Error {
         match self {
             Self::Unsafe(_)
             | Self::SchemaTooNew { .. }
+            | Self::Corrupt { .. }
             | Self::LibraryTooOld { .. }
             | Self::Setting { .. } => true,
             Self::Migrate(error) => match &**error {
@@ -139,7 +146,6 @@ impl Error {
             | Self::ReadersBusy
             | Self::TooLong(_)
             | Self::Constraint { .. }
-            | Self::Corrupt(_)
             | Self::Io(_)
             | Self::Open { .. }
             | Self::Panicked
@@ -159,7 +165,11 @@ impl From<rusqlite::Error> for Error {
             5 | 6 => Self::Busy(Arc::new(error)),
             9 => Self::TooLong(Arc::new(error)),
             8 | 10 | 14 => Self::Io(Arc::new(error)),
-            11 | 26 => Self::Corrupt(Arc::new(error)),
+            11 | 26 => Self::Corrupt {
+                // Who knows the file says it: `in_file`.
+                path: PathBuf::from("file"),
+                source: Arc::new(error),
+            },
             13 => Self::Full(Arc::new(error)),
             19 => Self::constraint(code, error),
             _ => Self::Other(Arc::new(error)),
@@ -168,6 +178,22 @@ impl From<rusqlite::Error> for Error {
 }
 
 impl Error {
+    /// What SQLite says of a file.
+    pub(super) fn of(error: rusqlite::Error, file: &Path) -> Self {
+        Self::from(error).in_file(file)
+    }
+
+    /// The same, with the file that is damaged: somebody has to put another one in its place.
+    pub(super) fn in_file(self, file: &Path) -> Self {
+        let Self::Corrupt { source, .. } = self else {
+            return self;
+        };
+        Self::Corrupt {
+            path: file.to_owned(),
+            source,
+        }
+    }
+
     fn constraint(code: i32, error: rusqlite::Error) -> Self {
         let kind = match code >> 8 {
             1 => Constraint::Check,

@@ -59,6 +59,10 @@ pub enum MigrateError {
 /// Opens the file to write, and refuses it unless everything is as it must be.
 pub(super) fn open(options: &Options, migrations: &[Migration]) -> Result<Connection, Error> {
     check_library(rusqlite::version_number())?;
+    prepare(options, migrations).map_err(|error| error.in_file(&options.path))
+}
+
+fn prepare(options: &Options, migrations: &[Migration]) -> Result<Connection, Error> {
     let connection = connect(options)?;
     check_settings(&connection)?;
     migrate(&connection, migrations)?;
@@ -246,7 +250,7 @@ fn apply(connection: &Connection, migration: &Migration) -> Result<(), Error> {
                 params! { version, description, checksum, usable_from },
             )
         }
-        Err(source) => Err(MigrateError::Failed { version, source }.into()),
+        Err(source) => Err(failed(version, source)),
     };
     let committed = noted.and_then(|_noted| connection.execute("COMMIT", &[]));
     if committed.is_err() {
@@ -254,6 +258,15 @@ fn apply(connection: &Connection, migration: &Migration) -> Result<(), Error> {
         drop(connection.execute("ROLLBACK", &[]));
     }
     committed.map(drop)
+}
+
+/// A file that is damaged is none of the statements' doing.
+fn failed(version: i64, source: rusqlite::Error) -> Error {
+    let code = source.sqlite_error().map(|error| error.extended_code);
+    if matches!(code.map(|code| code & 0xff), Some(11 | 26)) {
+        return source.into();
+    }
+    MigrateError::Failed { version, source }.into()
 }
 
 impl From<Mismatch> for Error {

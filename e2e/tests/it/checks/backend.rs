@@ -101,6 +101,11 @@ async fn a_backends_broken_key_material_is_named_by_check_and_start() {
             causes: &["master.key", "64 hexadecimal digits"],
         },
         Case {
+            name: "a database that is none",
+            spoil: |folder| folder.private("state/backend.sqlite", [b'x'; 8192]),
+            causes: &["backend.sqlite is damaged", "docs/operations/upgrade.md"],
+        },
+        Case {
             name: "everything at once",
             spoil: |folder| {
                 folder.write("master.key", "0123");

@@ -378,6 +378,14 @@ async fn a_gateways_broken_state_is_named_by_check_and_start() {
             spoil: |folder| fs::create_dir_all(folder.at("state/audit.log")).unwrap(),
             causes: &["audit.log is not a regular file"],
         },
+        Case {
+            name: "a journal that is no database",
+            spoil: |folder| {
+                fs::create_dir(folder.at("state")).unwrap();
+                folder.private("state/journal.db", [b'x'; 8192]);
+            },
+            causes: &["journal.db is damaged", "docs/errors/identity_fork.md"],
+        },
     ])
     .await;
     GATEWAY.hold_on_a_read_only_disk().await;

@@ -175,11 +175,49 @@ async fn a_migration_that_fails_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_damaged_file_is_called_corrupt() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("test.db"), [b'x'; 8192]).unwrap();
-    let error = reopen(&folder, MIGRATIONS).await.unwrap_err();
-    assert!(matches!(error, Error::Corrupt(_)), "{error:?}");
+async fn a_damaged_file_is_called_corrupt_and_named_and_stays_so() {
+    let (folder, database) = database(|options| options).await;
+    database.close().await.unwrap();
+    let file = folder.path().join("test.db");
+    let mut torn = std::fs::read(&file).unwrap();
+    // All that is right is its head.
+    torn[100..].fill(0xa5);
+    for contents in [torn, vec![b'x'; 8192]] {
+        std::fs::write(&file, contents).unwrap();
+        let looked = standing(&file, MIGRATIONS).unwrap_err();
+        let opened = reopen(&folder, MIGRATIONS).await.unwrap_err();
+        for error in [looked, opened] {
+            assert!(
+                matches!(&error, Error::Corrupt { path, .. } if *path == file),
+                "{error:?}"
+            );
+            assert!(error.to_string().contains("test.db is damaged"), "{error}");
+            assert!(error.is_lasting(), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_is_found_to_be_damaged_names_its_file() {
+    let (folder, database) = database(|options| options).await;
+    insert_body(&database, "pump".to_owned(), 20_000)
+        .await
+        .unwrap();
+    database.close().await.unwrap();
+    let file = folder.path().join("test.db");
+    let mut torn = std::fs::read(&file).unwrap();
+    // The schema is on the first page, what it is about behind it.
+    torn[4096..].fill(0xa5);
+    std::fs::write(&file, torn).unwrap();
+    // Whether it comes to light at the start or with the first question, it is told alike.
+    let found = match reopen(&folder, MIGRATIONS).await {
+        Ok(database) => database.read(count_items).await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert!(
+        matches!(&found, Error::Corrupt { path, .. } if *path == file),
+        "{found:?}"
+    );
 }
 
 #[tokio::test]
