@@ -599,8 +599,14 @@ async fn a_rendered_file_that_somebody_changed_is_left_alone() {
         text(&out),
     ];
     let said = nginx_verb(&system, &render).await.ended_with(0);
+    assert!(said.stdout.starts_with("wrote "), "{said:#?}");
+    // All that the backend is not told yet is where gateways dial.
     assert!(
-        said.stdout.starts_with("wrote ") && said.stderr.is_empty(),
+        said.stderr.contains("[agents]")
+            && said
+                .stderr
+                .ends_with("  public_url = \"wss://gw.site.example\"\n")
+            && said.stderr.lines().count() == 2,
         "{said:#?}"
     );
     let written = std::fs::read_to_string(&out).unwrap();

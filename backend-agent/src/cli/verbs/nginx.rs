@@ -90,7 +90,7 @@ pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
                 }
             };
             if code == ExitCode::Ok {
-                tell_rest(mode, &config);
+                tell_rest(mode, &config, &site);
             }
             Ok(code)
         }
@@ -163,8 +163,15 @@ fn refuse(out: &Path) -> ExitCode {
 }
 
 /// What the backend has to be told for it to work.
-fn tell_rest(mode: Option<TlsEnd>, config: &Config) {
+fn tell_rest(mode: Option<TlsEnd>, config: &Config, site: &Site) {
     let own = config.agents.tls_ends_at;
+    if !leads_to(config.agents.public_url.as_deref(), &site.agents_name) {
+        say(&format!(
+            "gateways that are issued are not told to dial {} yet; in [agents] of the backend's configuration:",
+            site.agents_name
+        ));
+        say(&format!("  public_url = \"wss://{}\"", site.agents_name));
+    }
     if mode.unwrap_or(own) == TlsEnd::Proxy {
         if own == TlsEnd::Backend {
             say(
@@ -181,6 +188,19 @@ fn tell_rest(mode: Option<TlsEnd>, config: &Config) {
     }
     let door = &config.enrolment;
     let passes = mode.unwrap_or(own) == TlsEnd::Backend;
+    if passes
+        && door.listen.is_some()
+        && !leads_to(door.public_url.as_deref(), &site.enrolment_name)
+    {
+        say(&format!(
+            "tickets do not lead to {} yet; in [enrolment] of the backend's configuration:",
+            site.enrolment_name
+        ));
+        say(&format!(
+            "  public_url = \"https://{}\"",
+            site.enrolment_name
+        ));
+    }
     if passes && door.listen.is_some() && door.proxy_protocol == ProxyProtocol::Off {
         say("the door for new gateways does not know of a proxy yet; in [enrolment]:");
         say("  proxy_protocol = \"require\"");
@@ -189,5 +209,42 @@ fn tell_rest(mode: Option<TlsEnd>, config: &Config) {
     if config.api.trusted_proxies.is_empty() {
         say("the backend believes no proxy about where operators are yet; in [api]:");
         say("  trusted_proxies = [\"127.0.0.1\"]");
+    }
+}
+
+/// Whether an address leads to a name at nginx, which has the usual port.
+fn leads_to(url: Option<&str>, name: &str) -> bool {
+    let rest = url
+        .and_then(|url| url.split_once("://"))
+        .map(|(_scheme, rest)| rest);
+    let place = rest.and_then(|rest| rest.split(['/', '?']).next());
+    place.is_some_and(|place| {
+        let host = place.strip_suffix(":443").unwrap_or(place);
+        host.eq_ignore_ascii_case(name)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::leads_to;
+
+    #[test]
+    fn an_address_past_nginx_is_told_from_one_that_leads_there() {
+        let name = "agents.example.org";
+        for right in [
+            "wss://agents.example.org",
+            "wss://Agents.example.org:443/agent/v1/connect",
+            "https://agents.example.org/",
+        ] {
+            assert!(leads_to(Some(right), name), "{right}");
+        }
+        for past in [
+            "wss://agents.example.org:8081",
+            "wss://backend.example.org",
+            "agents.example.org",
+        ] {
+            assert!(!leads_to(Some(past), name), "{past}");
+        }
+        assert!(!leads_to(None, name));
     }
 }
