@@ -282,6 +282,10 @@ async fn a_run_that_waits_says_for_whom_why_and_until_when() {
     ] {
         assert!(line.contains(part), "{part}: {line}");
     }
+    eventually("it says how not to wait", PATIENCE, async || {
+        waiting.log().contains("--no-wait").then_some(())
+    })
+    .await;
     assert!(!waiting.log().contains('\x1b'), "no terminal, no colours");
 }
 

@@ -27,13 +27,15 @@ pub struct Run {
         conflicts_with = "all"
     )]
     pub gateway: Vec<String>,
-    /// Every gateway; those that do not have the command are listed as skipped
+    /// Every gateway; those that do not have the command are listed as skipped, and those that are offline are waited
+    /// for: see --no-wait, --wait and --except
     #[arg(long)]
     pub all: bool,
     /// With --all: not these, by name or id; repeat it or separate them by commas
     #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "all")]
     pub except: Vec<String>,
-    /// Skip gateways that cannot take the command, whatever the reason, instead of refusing the run
+    /// Skip gateways that cannot take the command, whatever the reason, instead of refusing the run; one that is
+    /// offline takes it when it comes back
     #[arg(long)]
     pub skip_unable: bool,
     /// Wait until every command is final (the default); with a limit, at most so long [e.g. --wait=60s]

@@ -11,6 +11,7 @@ use viworks_common::time::Timestamp;
 
 use super::live::Live;
 use crate::output::{one_line, short};
+use crate::program;
 
 /// Gateways that are named.
 const NAMED: usize = 3;
@@ -110,6 +111,27 @@ pub fn sentence(
         human::clock_utc(run.deadline),
         human::relative(run.deadline, now)
     )
+}
+
+/// What to do about gateways that are away, where the run waits for one: nothing ends that until they come or its time
+/// is over.
+pub fn away(standing: &Standing, known: &BTreeMap<GatewayName, Gateway>) -> Option<String> {
+    let is_away = |waiting: &Waiting| {
+        let gateway = known.get(&waiting.gateway);
+        gateway.is_some_and(|gateway| {
+            matches!(
+                gateway.status,
+                GatewayStatus::Offline | GatewayStatus::Never | GatewayStatus::Blocked
+            )
+        })
+    };
+    standing.waiting.iter().any(is_away).then(|| {
+        format!(
+            "a gateway that is away gets its command when it comes: Ctrl-C ends the waiting and not the run; {} run takes \
+             --no-wait, --wait=60s, and --except NAMES beside --all",
+            program::name()
+        )
+    })
 }
 
 fn more(all: usize) -> String {

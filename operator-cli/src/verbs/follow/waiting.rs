@@ -14,7 +14,7 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::output;
 use crate::views::live::Live;
-use crate::views::waiting::{Standing, Waiting, sentence};
+use crate::views::waiting::{Standing, Waiting, away, sentence};
 
 /// How often a terminal's line is renewed.
 const TICK: Duration = Duration::from_millis(500);
@@ -34,6 +34,7 @@ pub(super) async fn tell(client: &Client, run: &Run, live: &Mutex<Live>) -> Fail
     let mut known: BTreeMap<GatewayName, Gateway> = BTreeMap::new();
     let mut asked: Option<Instant> = None;
     let mut told: Option<(Instant, Vec<Waiting>)> = None;
+    let mut advised = false;
     loop {
         ticks.tick().await;
         let standing = {
@@ -65,7 +66,12 @@ pub(super) async fn tell(client: &Client, run: &Run, live: &Mutex<Live>) -> Fail
         }
         let now = SystemClock.wall();
         let text = sentence(&standing, &known, run, started.elapsed(), now);
+        let advice = away(&standing, &known).filter(|_advice| !advised);
         if terminal {
+            if let Some(advice) = advice {
+                advised = true;
+                output::note(&advice);
+            }
             output::status(&text);
             continue;
         }
@@ -74,6 +80,10 @@ pub(super) async fn tell(client: &Client, run: &Run, live: &Mutex<Live>) -> Fail
         });
         if due {
             output::note(&text);
+            if let Some(advice) = advice {
+                advised = true;
+                output::note(&advice);
+            }
             told = Some((Instant::now(), named));
         }
     }
