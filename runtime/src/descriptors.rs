@@ -18,6 +18,9 @@ const CONDITION: &str = "descriptors.limit";
 /// Descriptors beside those that are counted: the log, databases with their journals, listeners, the runtime's own.
 const BESIDE: u64 = 128;
 
+/// Where the limit is raised, in words for a fix.
+pub const RAISED_BY: &str = "LimitNOFILE of the unit, ulimit -Hn, nofile of the container";
+
 /// How many there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -95,9 +98,8 @@ fn too_few(soft: u64, needed: u64, keys: &str, meanwhile: &str) -> (String, Stri
     let cause = format!(
         "this process may have {files} open, and its bounds ({keys}) come to {needed}: {meanwhile}"
     );
-    let fix = format!(
-        "raise the hard limit to {needed} (LimitNOFILE of the unit, ulimit -Hn, nofile of the container), or lower {keys}, and restart"
-    );
+    let fix =
+        format!("raise the hard limit to {needed} ({RAISED_BY}), or lower {keys}, and restart");
     (cause, fix)
 }
 

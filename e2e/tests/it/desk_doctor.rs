@@ -438,9 +438,19 @@ async fn all_is_well_and_what_somebody_should_look_at_is_told() {
     let mut system = Deployment::new(Binaries::shipped());
     let folder = system.issue("gw-1");
     system.start_backend(Start::default()).await;
+    let case = Case::at("all is well", &system.api_url());
+    let token = system.path().join("operator.key");
+    let alone = finish(viworks(&system, &token, &["doctor"]), PATIENCE).await;
+    let alone = alone.ended_with(0);
+    for words in [
+        "1 gateway has never connected: gw-1",
+        "viworks-gateway-agent doctor",
+        "nothing is in the way; 1 warning above",
+    ] {
+        assert!(alone.stdout.contains(words), "{words}: {alone:#?}");
+    }
     let gateway = system.start_gateway(&folder, Start::default());
     system.online("gw-1").await;
-    let case = Case::at("all is well", &system.api_url());
     let well = case.walk(&system).await.ended_with(0);
     assert_eq!(well.json()["status"], "pass", "{well:#?}");
     assert_eq!(warnings(&well), "");
@@ -454,7 +464,6 @@ async fn all_is_well_and_what_somebody_should_look_at_is_told() {
         assert!(shown.contains(words), "{words}: {shown}");
     }
     // For people.
-    let token = system.path().join("operator.key");
     let plain = finish(viworks(&system, &token, &["doctor"]), PATIENCE).await;
     let plain = plain.ended_with(0);
     assert!(

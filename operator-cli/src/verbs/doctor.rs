@@ -39,6 +39,8 @@ const NAMED_MAX: usize = 10;
 
 const NO_KEY_FIX: &str = "name the file that apikey create wrote: --token-file FILE (VIWORKS_TOKEN_FILE), or a context that has one";
 const HEALTH_FIX: &str = "GET /v1/health has every part, and the backend's log says more";
+const FIRST_FIX: &str = "make a ticket here (viworks ticket create), and use it on the gateway's machine: viworks-gateway-agent enroll";
+const NEVER_FIX: &str = "on its machine: is the gateway agent started? viworks-gateway-agent doctor says what is in its way; where its files are missing, revoke it and enrol anew: viworks-gateway-agent enroll";
 const NO_ANSWER_FIX: &str =
     "see that the backend's database runs and answers; its log, and /readyz in a moment, say more";
 const NOT_READY: &str = "the backend is not ready: it starts, stops, or its database takes nothing";
@@ -270,7 +272,7 @@ impl Doctor {
         self.walk.pass(HEALTH, running, Duration::ZERO);
         for check in with(HealthStatus::Warn).take(NAMED_MAX) {
             let found = format!("{}: {}", check.name, check.detail);
-            self.walk.warn(HEALTH, found, "");
+            self.walk.warn(HEALTH, found, HEALTH_FIX);
         }
         Ok(())
     }
@@ -309,6 +311,23 @@ impl Doctor {
             let found = format!("{name} is blocked: two machines hold its identity");
             let fix = format!("see both: viworks gateway forks {name}");
             self.walk.warn(GATEWAYS, found, fix);
+        }
+        if all == 0 {
+            self.walk
+                .warn(GATEWAYS, "no gateway is registered", FIRST_FIX);
+        }
+        let never: Vec<&str> = with(GatewayStatus::Never)
+            .map(|gateway| gateway.name.as_str())
+            .collect();
+        if !never.is_empty() {
+            let named = never.get(..NAMED_MAX).unwrap_or(&never).join(", ");
+            let more = match never.len().saturating_sub(NAMED_MAX) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let gateways = human::counted(never.len(), "gateway has", "gateways have");
+            let found = format!("{gateways} never connected: {named}{more}");
+            self.walk.warn(GATEWAYS, found, NEVER_FIX);
         }
         let now = SystemClock.wall();
         for gateway in with(GatewayStatus::Offline).take(NAMED_MAX) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use viworks_common::human;
 use viworks_common::text::{block, json};
 
 use super::verdict::millis;
@@ -220,10 +221,15 @@ impl Walk {
             lines.push(format!("  – {NOT_REACHED}  {}", unreached.join(", ")));
         }
         lines.push(String::new());
-        lines.push(stop.map_or_else(
-            || "Result: all is well\n".to_owned(),
-            |stop| format!("Result: {}: {}\n", stop.step, stop.cause),
-        ));
+        let warned = self.steps.iter().filter(|step| step.status == Found::Warn);
+        lines.push(match (stop, warned.count()) {
+            (Some(stop), _) => format!("Result: {}: {}\n", stop.step, stop.cause),
+            (None, 0) => "Result: all is well\n".to_owned(),
+            (None, warned) => {
+                let warnings = human::counted(warned, "warning", "warnings");
+                format!("Result: nothing is in the way; {warnings} above\n")
+            }
+        });
         lines.join("\n")
     }
 }
@@ -265,6 +271,13 @@ mod tests {
             walk.lines(Some(&stop)),
             "  ✓ config       gateway.toml is valid\n  ✕ tcp          refused\n      fix        start the backend\n  – not reached  tls, session\n\nResult: tcp: refused\n"
         );
-        assert!(Walk::over(&[]).lines(None).ends_with("all is well\n"));
+        let mut well = Walk::over(&[]);
+        assert!(well.lines(None).ends_with("all is well\n"));
+        well.warn("gateways", "one is away", "look at it");
+        let told = well.lines(None);
+        assert!(
+            told.ends_with("Result: nothing is in the way; 1 warning above\n"),
+            "{told}"
+        );
     }
 }

@@ -207,12 +207,20 @@ fn of_files(open: Option<u64>, most: Option<u64>) -> HealthCheck {
         || "there is no limit".to_owned(),
         |most| format!("{most} may be"),
     );
+    let mut detail = format!("{open_ones}, {bound}");
+    if is_close {
+        let fix = format!(
+            "; raise the hard limit ({}) and restart",
+            descriptors::RAISED_BY
+        );
+        detail.push_str(&fix);
+    }
     let mut known = Figures::new();
     known.extend(open.map(|it| ("open".to_owned(), whole(it))));
     known.extend(most.map(|it| ("open_max".to_owned(), whole(it))));
     HealthCheck {
         figures: known,
-        ..check("descriptors", status, format!("{open_ones}, {bound}"))
+        ..check("descriptors", status, detail)
     }
 }
 
@@ -231,7 +239,8 @@ mod tests {
             told(Some(90), Some(100)),
             wanted(
                 HealthStatus::Warn,
-                "90 files and sockets open, 100 may be",
+                "90 files and sockets open, 100 may be; raise the hard limit (LimitNOFILE of the unit, ulimit -Hn, nofile \
+                 of the container) and restart",
                 2
             )
         );
