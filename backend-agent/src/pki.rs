@@ -130,16 +130,36 @@ impl PkiError {
     }
 }
 
+/// A folder that files are written into.
+#[derive(Debug)]
+#[must_use = "it may go again as soon as this is dropped"]
+struct Room {
+    folder: PathBuf,
+    /// Whether this call itself made it.
+    made: bool,
+}
+
+impl Drop for Room {
+    /// A folder that was made for nothing goes again; where anything is in it, it stays.
+    fn drop(&mut self) {
+        if self.made {
+            let _stays = std::fs::remove_dir(&self.folder);
+        }
+    }
+}
+
 /// Makes a folder for its owner alone; one that is there must hold nothing yet of what is going to be written.
-fn private_folder(folder: &Path, names: &[&str]) -> Result<(), PkiError> {
+fn private_folder(folder: &Path, names: &[&str]) -> Result<Room, PkiError> {
     for name in names {
         let path = folder.join(name);
         if path.symlink_metadata().is_ok() {
             return Err(PkiError::Exists { path });
         }
     }
-    files::create_private_folder(folder)?;
-    Ok(())
+    Ok(Room {
+        folder: folder.to_owned(),
+        made: files::make_private_folder(folder)?,
+    })
 }
 
 /// Whether others may read a new file.

@@ -59,7 +59,7 @@ pub fn init(request: &InitRequest, now: Timestamp) -> Result<Initialised, PkiErr
     let folder = &request.folder;
     let (authority, authority_key) = Authority::create(now)?;
     let server = authority.server(&request.server_names, now, SERVER_LIFE)?;
-    private_folder(folder, NAMES)?;
+    let _room = private_folder(folder, NAMES)?;
     let next = Standby::create()?;
     let master = Secret::from_bytes(random::bytes());
     let chain = format!("{}{}", server.certificate, authority.certificate());

@@ -20,7 +20,7 @@ use viworks_runtime::{files, random, tls};
 use zeroize::Zeroizing;
 
 use super::authority::{Authority, Issued, Standby};
-use super::{PkiError, Secrecy, private_folder, write_new};
+use super::{PkiError, Room, Secrecy, private_folder, write_new};
 use crate::config::{AgentsConfig, Config};
 use crate::data::{Actor, GatewayRef, NewCertificate, NewGateway, Store};
 
@@ -275,7 +275,7 @@ pub async fn issue(
         delivery.clear()?;
     }
     let (material, gateway) = make(tenant, office, request, clock.wall())?;
-    delivery.begin(&material)?;
+    let _room = delivery.begin(&material)?;
     let now = clock.line();
     if let Err(error) = store.create_gateway(tenant, gateway, actor, now).await {
         // Nobody else knows of them.
@@ -334,12 +334,22 @@ impl Delivery {
         Ok(())
     }
 
-    /// Writes everything but the configuration into a folder that holds nothing of it yet.
-    fn begin(&self, material: &Material) -> Result<(), PkiError> {
-        private_folder(&self.folder, NAMES)?;
-        let path = |name: &str| self.folder.join(name);
+    /// Writes everything but the configuration into a folder that holds nothing of it yet, or nothing.
+    fn begin(&self, material: &Material) -> Result<Room, PkiError> {
+        let room = private_folder(&self.folder, NAMES)?;
         let agent_id = material.identity.agent_id.to_string();
-        write_new(&path(UNFINISHED), agent_id.as_bytes(), Secrecy::Secret)?;
+        let mark = self.folder.join(UNFINISHED);
+        write_new(&mark, agent_id.as_bytes(), Secrecy::Secret)?;
+        if let Err(error) = self.write(material) {
+            // Best effort: what stays is begun again by the next call.
+            drop(self.clear());
+            return Err(error);
+        }
+        Ok(room)
+    }
+
+    fn write(&self, material: &Material) -> Result<(), PkiError> {
+        let path = |name: &str| self.folder.join(name);
         let chain = format!("{}{}", material.certificate.certificate, material.authority);
         write_new(&path("gateway.crt"), chain.as_bytes(), Secrecy::Public)?;
         write_new(

@@ -237,7 +237,13 @@ async fn a_delivery_that_was_interrupted_is_finished_or_begun_again() {
         taken,
         Err(PkiError::Store(StoreError::Conflict { .. }))
     ));
-    assert_eq!(std::fs::read_dir(&other.folder).unwrap().count(), 0);
+    assert!(!other.folder.exists());
+    // A folder that was there stays, and so does what is in it.
+    std::fs::create_dir(&other.folder).unwrap();
+    std::fs::write(other.folder.join("notes"), "somebody's").unwrap();
+    let taken = deliver(&*store, &office, name, &other).await;
+    assert!(taken.is_err(), "{taken:?}");
+    assert_eq!(std::fs::read_dir(&other.folder).unwrap().count(), 1);
     store.close().await;
 }
 
