@@ -230,7 +230,7 @@ impl Shared {
                 self.metrics.enrolment("tls_failed");
                 self.line(|left_out| {
                     if is_no_tls(&error) {
-                        info!(%peer, %error, left_out, "a TLS handshake at the door for new gateways failed: what came is no TLS; a proxy that sends a header of the PROXY protocol needs enrolment.proxy_protocol = \"require\"");
+                        info!(%peer, %error, left_out, "a TLS handshake at the door for new gateways failed: what came is no TLS; plain HTTP is not taken here: machines come by https:// with a ticket (viworks-gateway-agent enroll); a proxy that sends a header of the PROXY protocol needs enrolment.proxy_protocol = \"require\"");
                     } else {
                         info!(%peer, %error, left_out, "a TLS handshake at the door for new gateways failed");
                     }

@@ -225,7 +225,7 @@ impl Handshake {
                 metrics.handshake("tls_failed");
                 self.strangers(|left_out| {
                     if is_no_tls(&error) {
-                        info!(%address, %error, left_out, "a TLS handshake failed: what came is no TLS; a proxy that sends a header of the PROXY protocol needs agents.proxy_protocol = \"require\"");
+                        info!(%address, %error, left_out, "a TLS handshake failed: what came is no TLS; plain HTTP is not taken here: gateways dial wss://, and the API listens elsewhere ([api] listen); a proxy that sends a header of the PROXY protocol needs agents.proxy_protocol = \"require\"");
                     } else {
                         info!(%address, %error, left_out, "a TLS handshake failed");
                     }

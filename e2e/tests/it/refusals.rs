@@ -154,6 +154,9 @@ async fn whoever_does_not_belong_is_refused_logged_once_and_counted() {
     scene
         .logged_once_and_counted("plain HTTP", address, failed, before)
         .await;
+    let log = scene.system.backend().log();
+    let told = |line: &str| line.contains(&address.to_string()) && line.contains("dial wss://");
+    assert!(log.lines().any(told), "{log}");
     scene
         .refused_upgrade(
             "no certificate",

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use rustls::{AlertDescription, CertificateError, Error as TlsError};
+use rustls::{AlertDescription, CertificateError, Error as TlsError, InvalidMessage};
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use viworks_common::code::CloseCode;
@@ -325,7 +325,10 @@ impl DialFailure {
             Self::CertificateUntrusted { .. } => {
                 "check that [outbound] ca_file is the authority of the backend's certificate"
             }
-            Self::Tls { .. } => "check that the port speaks TLS 1.3 and is not intercepted",
+            Self::Tls { .. } => {
+                "check that the port in [outbound] url is the backend's listener for agents, which speaks TLS 1.3 (its API \
+                 speaks plain HTTP), and is not intercepted"
+            }
             Self::Declined { said, status, .. } => match said.known() {
                 Some(code) => code.advice(),
                 None => fix_of_status(*status),
@@ -436,6 +439,10 @@ impl DialFailure {
                     _ => Self::CertificateUntrusted { reason: text },
                 }
             }
+            TlsError::InvalidMessage(InvalidMessage::InvalidContentType) => Self::Tls {
+                reason: "what answers there speaks no TLS, but plain HTTP or something else"
+                    .to_owned(),
+            },
             other => Self::Tls {
                 reason: other.to_string(),
             },
@@ -578,6 +585,19 @@ mod tests {
         let ended = alert.clone().with_certificate((at(1), at(2)), at(3));
         assert!(matches!(ended, DialFailure::CertificateEnded { .. }));
         assert_eq!(alert.clone().with_certificate((at(2), at(3)), at(1)), alert);
+    }
+
+    #[test]
+    fn a_port_without_tls_is_told_from_a_fault_of_tls() {
+        let plain = TlsError::InvalidMessage(InvalidMessage::InvalidContentType);
+        let failure = DialFailure::of_tls(&plain);
+        let (cause, fix) = (failure.to_string(), failure.fix());
+        assert!(cause.contains("speaks no TLS"), "{cause}");
+        assert!(
+            fix.contains("listener for agents") && fix.contains("plain HTTP"),
+            "{fix}"
+        );
+        assert_eq!(failure.class(), FailureClass::Transient);
     }
 
     #[test]
