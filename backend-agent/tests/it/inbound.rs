@@ -572,7 +572,7 @@ async fn revocation_cuts_the_live_session_and_refuses_the_next() {
     let actor = viworks_backend_agent::data::Actor::system();
     backend
         .store
-        .revoke_gateway(&tenant, found.agent_id, &actor, SystemClock.wall())
+        .revoke_gateway(&tenant, found.agent_id, None, &actor, SystemClock.wall())
         .await
         .unwrap();
     assert_eq!(gateway.close_number().await, Some(4403));

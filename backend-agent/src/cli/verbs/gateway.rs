@@ -18,7 +18,7 @@ pub(super) async fn execute(command: GatewayCommand) -> anyhow::Result<ExitCode>
         };
         let now = line(&*store).await?;
         let who = actor();
-        let revoked = store.revoke_gateway(&tenant, found.agent_id, &who, now);
+        let revoked = store.revoke_gateway(&tenant, found.agent_id, None, &who, now);
         let revoked = revoked.await?;
         Ok(revoked.map(|revoked| (revoked.already, found, now)))
     }

@@ -7,7 +7,7 @@ use viworks_common::time::Timestamp;
 
 use crate::data::{
     Actor, Certificate, Gateway, GatewayFilter, GatewayRef, Listing, MergedCommand, NewCertificate,
-    NewGateway, Page, Revoked, StoreResult, StoredCatalogue,
+    NewGateway, Page, Revocation, Revoked, StoreResult, StoredCatalogue,
 };
 
 /// Gateways, their certificates, and what they allow.
@@ -40,14 +40,22 @@ pub trait GatewayStore: Send + Sync {
         now: Timestamp,
     ) -> StoreResult<Option<()>>;
     /// Revokes a gateway and everything it may do, at once; its non-final commands end. `None` when there is no such
-    /// gateway; revoking twice is revoking once.
+    /// gateway; revoking twice is revoking once, and the first reason stays.
     async fn revoke_gateway(
         &self,
         tenant: &Tenant,
         agent_id: AgentId,
+        reason: Option<&str>,
         actor: &Actor,
         now: Timestamp,
     ) -> StoreResult<Option<Revoked>>;
+    /// Who revoked a gateway, and why; `None` when it was not revoked, or so long ago that the audit log has gone on by
+    /// more than is looked through.
+    async fn revocation(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Option<Revocation>>;
     /// Registers a certificate's key for exactly this gateway; [`Conflict`](crate::data::StoreError::Conflict) when the
     /// key was ever registered.
     async fn register_certificate(

@@ -214,6 +214,7 @@ pub(super) fn rename(
 pub(super) fn revoke(
     tx: &Tx<'_>,
     agent_id: AgentId,
+    reason: Option<&str>,
     actor: &Actor,
 ) -> StoreResult<Option<Revoked>> {
     tx.lock_telemetry([agent_id])?;
@@ -225,6 +226,7 @@ pub(super) fn revoke(
         return Ok(Some(Revoked {
             already: true,
             live_session: None,
+            ended: Vec::new(),
         }));
     }
     tx.execute(REVOKE, params! { agent_id })?;
@@ -240,13 +242,20 @@ pub(super) fn revoke(
         }
         sessions::mark_ended(tx, agent_id, session.epoch, CloseCode::Revoked)?;
     }
+    let mut ended = Vec::new();
     for standing in settle::load_open(tx, agent_id, u64::MAX)? {
-        settle::write(tx, &end::revoke(standing, tx.now), actor)?;
+        let change = end::revoke(standing, tx.now);
+        let written = settle::write(tx, &change, actor)?;
+        let command = change.as_ref().map(|change| &change.command);
+        ended.extend(command.map(|command| settle::settled(command, written.run_finished)));
     }
-    note(tx, actor, "gateway.revoke", agent_id, &json!({}))?;
+    // `audit::revocation` reads it.
+    let detail = reason.map_or_else(|| json!({}), |reason| json!({ "reason": reason }));
+    note(tx, actor, "gateway.revoke", agent_id, &detail)?;
     Ok(Some(Revoked {
         already: false,
         live_session,
+        ended,
     }))
 }
 

@@ -11,8 +11,13 @@ use super::row::{Reader, to_json};
 use super::tx::{Tx, View};
 use crate::data::model::{api_key_word, gateway_word};
 use crate::data::{
-    Actor, ActorKind, AuditOutcome, AuditRecord, Listing, NewAuditRecord, Page, StoreResult,
+    Actor, ActorKind, AuditOutcome, AuditRecord, Listing, NewAuditRecord, Page, Revocation,
+    StoreResult,
 };
+
+/// The latest records among which the one of a revocation is looked for: the log has no index but its numbers, and is
+/// kept for good.
+const LOOKED_THROUGH: usize = 50_000;
 
 /// Numbered by the highest there is where one writes at a time, and by a sequence where many do.
 pub(super) const APPEND: Sql = Sql {
@@ -77,6 +82,13 @@ pub(super) const LIST: Sql = Sql {
     sqlite: list!("instr"),
     postgres: list!("strpos"),
 };
+
+pub(super) const REVOCATION: &str = "\
+SELECT actor_kind, actor_id, detail FROM audit_log
+WHERE tenant = :tenant
+  AND seq > (SELECT coalesce(max(seq), 0) FROM audit_log WHERE tenant = :tenant) - CAST(:looked AS bigint)
+  AND object = :object AND action = 'gateway.revoke'
+ORDER BY seq DESC LIMIT 1";
 
 /// Appends a record, in wall time, inside the transaction of what it records.
 pub(super) fn append(
@@ -161,6 +173,26 @@ pub(super) fn list(view: &View<'_>, page: Page<u64>) -> StoreResult<Listing<Audi
     let (before, limit) = (page.after.unwrap_or(u64::MAX), rows_wanted(page.limit));
     let rows = view.page(LIST, params! { before, limit }, read)?;
     Ok(listing(rows, page.limit, |record| record.seq))
+}
+
+/// Who revoked a gateway, and why.
+pub(super) fn revocation(view: &View<'_>, agent_id: AgentId) -> StoreResult<Option<Revocation>> {
+    let object = Actor::gateway(agent_id).to_string();
+    view.optional(
+        REVOCATION,
+        params! { object, looked: LOOKED_THROUGH },
+        |row| {
+            let row = Reader::new("audit_log", row);
+            let kind = row.word("actor_kind", ActorKind::from_name)?;
+            let id: String = row.get("actor_id")?;
+            let detail: Value = row.json("detail")?;
+            let reason = detail.get("reason").and_then(Value::as_str);
+            Ok(Revocation {
+                by: format!("{}:{id}", kind.name()),
+                reason: reason.map(str::to_owned),
+            })
+        },
+    )
 }
 
 fn read(row: &Row<'_>) -> StoreResult<AuditRecord> {

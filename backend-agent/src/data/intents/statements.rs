@@ -30,6 +30,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("agents::REVOKE", agents::REVOKE),
         one("audit::APPEND", audit::APPEND),
         one("audit::LIST", audit::LIST),
+        one("audit::REVOCATION", audit::REVOCATION),
         one("budget::LOAD", budget::LOAD),
         one("budget::SAVE", budget::SAVE),
         one("catalogues::LOAD", catalogues::LOAD),

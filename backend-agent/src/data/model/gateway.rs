@@ -12,7 +12,7 @@ use viworks_common::id::{
 use viworks_common::telemetry::{Position, RecordRefusal};
 use viworks_common::time::Timestamp;
 
-use super::OpenCommand;
+use super::{OpenCommand, Settled};
 
 /// A gateway to be created.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,6 +198,17 @@ pub struct Revoked {
     pub already: bool,
     /// The session to cut.
     pub live_session: Option<SessionId>,
+    /// Its commands that were not final, as they ended.
+    pub ended: Vec<Settled>,
+}
+
+/// Who revoked a gateway, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revocation {
+    /// Who, such as `api_key:01…`.
+    pub by: String,
+    /// Why, where that was said.
+    pub reason: Option<String>,
 }
 
 /// A certificate's key to be registered.

@@ -120,7 +120,7 @@ async fn a_gateway_that_takes_it_no_more_leaves_it_open_and_a_retry_that_was_mad
         let actor = Actor::local("test");
         let revoked = backend
             .store
-            .revoke_gateway(&backend.tenant, gateway, &actor, now());
+            .revoke_gateway(&backend.tenant, gateway, None, &actor, now());
         revoked.await.unwrap().unwrap();
         let answer = backend.post_text(&retry, "", &[]).await;
         let state = backend.get(&path).await.json()["state"].clone();

@@ -525,7 +525,7 @@ pub(crate) async fn health_speaks_of_gateways_that_are_not_revoked_and_of_a_day(
     }
     assert_eq!(counted(40).await, (2, 2));
     bed.store
-        .revoke_gateway(&bed.tenant, agent(1), &Actor::local("test"), at(41))
+        .revoke_gateway(&bed.tenant, agent(1), None, &Actor::local("test"), at(41))
         .await
         .unwrap();
     assert_eq!(counted(42).await, (1, 1));

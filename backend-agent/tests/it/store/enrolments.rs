@@ -402,7 +402,7 @@ pub(crate) async fn the_name_of_a_revoked_gateway_is_for_a_ticket_that_is_for_it
     let actor = Actor::local("root");
     let revoked = bed
         .store
-        .revoke_gateway(&bed.tenant, agent(1), &actor, at(1));
+        .revoke_gateway(&bed.tenant, agent(1), None, &actor, at(1));
     revoked.await.unwrap();
     // Its machine has the old ticket and a new key.
     let back = |ticket: u64, n: u64| {

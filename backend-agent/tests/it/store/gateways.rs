@@ -106,7 +106,7 @@ pub(crate) async fn gateways_are_listed_in_pages_and_filtered(bed: &Bed) {
     }
     bed.session(2, 1).await;
     bed.store
-        .revoke_gateway(&bed.tenant, agent(5), &Actor::local("test"), at(5))
+        .revoke_gateway(&bed.tenant, agent(5), None, &Actor::local("test"), at(5))
         .await
         .unwrap();
     let all = GatewayFilter::default();
@@ -208,7 +208,7 @@ pub(crate) async fn a_certificate_of_a_revoked_gateway_is_revoked(bed: &Bed) {
         .await
         .unwrap();
     bed.store
-        .revoke_gateway(tenant, agent(1), &actor, at(5))
+        .revoke_gateway(tenant, agent(1), None, &actor, at(5))
         .await
         .unwrap()
         .unwrap();
@@ -547,7 +547,7 @@ pub(crate) async fn targets_are_resolved_in_the_order_named(bed: &Bed) {
         matches!(&targets[2], Target::Known { agent_id, report: None, .. } if *agent_id == agent(1))
     );
     bed.store
-        .revoke_gateway(&bed.tenant, agent(3), &Actor::local("test"), at(4))
+        .revoke_gateway(&bed.tenant, agent(3), None, &Actor::local("test"), at(4))
         .await
         .unwrap();
     let all = bed

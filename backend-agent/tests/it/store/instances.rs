@@ -520,7 +520,7 @@ async fn each_backend_is_left_what_concerns_its_sessions_once() {
     assert_eq!(moved.confirmed.instance, Some(asks));
     let revoked = other
         .store
-        .revoke_gateway(&one.tenant, agent(2), &actor, at(34));
+        .revoke_gateway(&one.tenant, agent(2), None, &actor, at(34));
     revoked.await.unwrap();
     assert_eq!(only(&one).await, (agent(2), Letter::Revoked));
     assert_eq!(taken(&other, &[]).await, []);

@@ -343,7 +343,7 @@ async fn end(own: &mut Robbed, session: &Session) {
     twice!(own, end_session(&tenant, agent(1), epoch, code, at(6)), audited 0);
     twice!(own, end_abandoned_sessions(&tenant, None, at(6)), audited 0);
     twice!(own, end_dead_instances(&tenant, at(6)), audited 0);
-    let revoked = twice!(own, revoke_gateway(&tenant, agent(1), &actor, at(7)), audited 1);
+    let revoked = twice!(own, revoke_gateway(&tenant, agent(1), None, &actor, at(7)), audited 1);
     assert!(revoked.unwrap().already);
     let unknown = own.bed.command_id();
     let none = twice!(own, discard_dead_letter(&tenant, unknown, &actor, at(8)), audited 0);

@@ -184,7 +184,7 @@ pub(crate) async fn what_principals_do_is_audited(bed: &Bed) {
         .await;
     let actor = Actor::local("test").on_request("request-2");
     bed.store
-        .revoke_gateway(&bed.tenant, agent(1), &actor, at(40))
+        .revoke_gateway(&bed.tenant, agent(1), None, &actor, at(40))
         .await
         .unwrap();
     assert_eq!(

@@ -112,7 +112,7 @@ pub(crate) async fn a_run_with_a_revoked_gateway_is_refused_whole(bed: &Bed) {
     bed.gateway(1).await;
     bed.gateway(2).await;
     bed.store
-        .revoke_gateway(&bed.tenant, agent(2), &Actor::local("test"), at(5))
+        .revoke_gateway(&bed.tenant, agent(2), None, &Actor::local("test"), at(5))
         .await
         .unwrap();
     let refused = bed

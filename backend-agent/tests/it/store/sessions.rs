@@ -218,11 +218,22 @@ pub(crate) async fn revocation_fences_at_once_and_ends_every_command(bed: &Bed) 
     let actor = Actor::local("test");
     let revoked = bed
         .store
-        .revoke_gateway(&bed.tenant, agent(1), &actor, at(40))
+        .revoke_gateway(&bed.tenant, agent(1), Some("stolen"), &actor, at(40))
         .await
         .unwrap()
         .unwrap();
     assert!(!revoked.already && revoked.live_session == Some(session.session_id));
+    let ended = revoked.ended.iter();
+    let ended: Vec<_> = ended
+        .map(|ended| (ended.command_id, ended.state, ended.run_finished))
+        .collect();
+    assert_eq!(
+        ended,
+        [
+            (released, CommandState::Indeterminate, true),
+            (queued, CommandState::Cancelled, true)
+        ]
+    );
     let fenced = bed
         .store
         .lease_commands(&bed.tenant, &session.holder, LEASE, at(41))
@@ -242,15 +253,21 @@ pub(crate) async fn revocation_fences_at_once_and_ends_every_command(bed: &Bed) 
     );
     assert!(
         bed.store
-            .revoke_gateway(&bed.tenant, agent(1), &actor, at(50))
+            .revoke_gateway(&bed.tenant, agent(1), Some("again"), &actor, at(50))
             .await
             .unwrap()
             .unwrap()
             .already
     );
+    let of = async |n| bed.store.revocation(&bed.tenant, agent(n)).await.unwrap();
+    let known = of(1).await.unwrap();
+    assert_eq!(known.by, actor.to_string());
+    assert_eq!(known.reason.as_deref(), Some("stolen"));
+    bed.gateway(2).await;
+    assert_eq!(of(2).await, None);
     assert_eq!(
         bed.store
-            .revoke_gateway(&bed.tenant, agent(9), &actor, at(50))
+            .revoke_gateway(&bed.tenant, agent(9), None, &actor, at(50))
             .await
             .unwrap(),
         None

@@ -172,7 +172,7 @@ pub(crate) async fn one_that_may_not_stops_no_other(bed: &Bed) {
     let revoked = with_room(bed, &sessions[1], true);
     let actor = Actor::local("test");
     bed.store
-        .revoke_gateway(&bed.tenant, agent(2), &actor, at(NOW))
+        .revoke_gateway(&bed.tenant, agent(2), None, &actor, at(NOW))
         .await
         .unwrap();
     let fenced = with_room(bed, &sessions[2], true);

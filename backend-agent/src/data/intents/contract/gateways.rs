@@ -8,10 +8,10 @@ use viworks_common::time::Timestamp;
 use super::super::link::Engine;
 use super::super::merged::{Answer, Intent};
 use super::super::store::SqlStore;
-use super::super::{agents, catalogues, certificates};
+use super::super::{agents, audit, catalogues, certificates};
 use crate::data::{
     Actor, Certificate, Gateway, GatewayFilter, GatewayRef, GatewayStore, Listing, MergedCommand,
-    NewCertificate, NewGateway, Page, Revoked, StoreResult, StoredCatalogue,
+    NewCertificate, NewGateway, Page, Revocation, Revoked, StoreResult, StoredCatalogue,
 };
 
 /// For what depends on no time.
@@ -67,11 +67,23 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
         &self,
         tenant: &Tenant,
         agent_id: AgentId,
+        reason: Option<&str>,
         actor: &Actor,
         now: Timestamp,
     ) -> StoreResult<Option<Revoked>> {
-        let actor = actor.clone();
-        self.write(tenant, now, move |tx| agents::revoke(tx, agent_id, &actor))
+        let (reason, actor) = (reason.map(str::to_owned), actor.clone());
+        self.write(tenant, now, move |tx| {
+            agents::revoke(tx, agent_id, reason.as_deref(), &actor)
+        })
+        .await
+    }
+
+    async fn revocation(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Option<Revocation>> {
+        self.read(tenant, move |view| audit::revocation(view, agent_id))
             .await
     }
 
