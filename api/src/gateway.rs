@@ -154,6 +154,16 @@ pub struct GatewaySession {
     pub backend: Option<String>,
 }
 
+/// Who threw a gateway out, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GatewayRevocation {
+    /// Who, such as `api_key:01…`, or `local:uid 0` at the backend's own command line.
+    pub by: String,
+    /// Why, where that was said.
+    pub reason: Option<String>,
+}
+
 /// How full a gateway's telemetry spool is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -205,6 +215,41 @@ pub struct Gateway {
     /// Results that it reported of commands that the backend does not have, as many as are kept.
     #[serde(default)]
     pub orphans: u64,
+    /// Who revoked it and why; only where one gateway is shown, and as long as it is among the latest 50,000 records of
+    /// the audit trail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation: Option<GatewayRevocation>,
+}
+
+/// The longest reason that is kept, in bytes.
+pub const REASON_BYTES_MAX: usize = viworks_common::limits::DETAIL_BYTES_MAX;
+
+/// A request to throw a gateway out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RevokeRequest {
+    /// Why, for the audit trail: 1 to 512 bytes.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 512))]
+    pub reason: String,
+}
+
+/// The answer to whoever throws a gateway out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GatewayRevoked {
+    /// What this is.
+    pub kind: Kind,
+    /// Whether it had been revoked before: then nothing has changed, and the first reason stays.
+    pub already: bool,
+    /// Whether it had a session, which is ended within a second on whichever backend has it.
+    pub session_ended: bool,
+    /// Commands that had not been permitted to start and never will.
+    pub cancelled: u64,
+    /// Commands that may have begun: nobody will be heard who could tell.
+    pub indeterminate: u64,
+    /// The gateway as it stands.
+    pub gateway: Gateway,
 }
 
 /// One of two holders of an identity.

@@ -33,6 +33,7 @@ pub enum Kind {
     ForkList,
     Gateway,
     GatewayList,
+    GatewayRevoked,
     Health,
     OrphanList,
     Run,

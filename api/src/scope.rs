@@ -27,6 +27,8 @@ macro_rules! scopes {
 scopes! {
     /// List and show gateways.
     GatewaysRead = "gateways:read";
+    /// Revoke gateways: whoever has it throws machines out for good.
+    GatewaysWrite = "gateways:write";
     /// List and show runs, their commands, output and events.
     RunsRead = "runs:read";
     /// Submit commands that only look, and cancel runs.

@@ -1,4 +1,4 @@
-//! Commands: submitted, watched, cancelled.
+//! Commands: submitted, watched, cancelled, and ended with their gateway.
 
 pub mod bus;
 pub mod dispatch;
@@ -9,15 +9,16 @@ use std::sync::Arc;
 
 use viworks_common::command::CommandState;
 use viworks_common::id::{AgentId, CommandId, RunId, Tenant};
+use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::lifecycle::Lifecycle;
 
 use crate::agent::shelf::Kept;
-use crate::data::{Actor, Cancelled, QueueLimits, Store, StoreResult};
+use crate::data::{Actor, Cancelled, QueueLimits, Revoked, Settled, Store, StoreResult};
 use bus::{CommandChange, RunBus};
 use submit::Known;
 
-/// What submitting and cancelling ask of dispatch. Both are hints: the reconciler finds what a lost one was about.
+/// What submitting, cancelling and revoking ask of dispatch. All are hints: reconcilers find what a lost one was about.
 pub trait CommandNudge: Send + Sync {
     /// Keeps room in the session of a gateway for a command that is about to be submitted, so that it can be offered
     /// there at once. By default there is none, and commands wait to be looked for.
@@ -34,6 +35,8 @@ pub trait CommandNudge: Send + Sync {
     }
     /// An operator asked for the end of a command that this gateway may have.
     fn cancel(&self, agent_id: &AgentId, command_id: CommandId);
+    /// This gateway was revoked: its session here, if it has one, ends at once.
+    fn revoked(&self, agent_id: &AgentId);
 }
 
 /// The feature behind the operators' API. Clones share everything.
@@ -135,5 +138,56 @@ impl Commands {
             self.nudge.cancel(&command.agent_id, command.command_id);
         }
         Ok(Some(cancelled))
+    }
+
+    /// Revokes a gateway: its session ends, here at once and elsewhere by what the transaction leaves there, and its
+    /// commands end with it. `None` when there is no such gateway.
+    ///
+    /// # Errors
+    /// As the store's.
+    pub async fn revoke_gateway(
+        &self,
+        agent_id: AgentId,
+        reason: &str,
+        actor: &Actor,
+    ) -> StoreResult<Option<Revoked>> {
+        let now = self.clock.line();
+        let revoked = self
+            .store
+            .revoke_gateway(&self.tenant, agent_id, Some(reason), actor, now)
+            .await?;
+        let Some(revoked) = revoked else {
+            return Ok(None);
+        };
+        // Also when it was revoked before: if the answer to that was lost, nobody has told the session here.
+        self.nudge.revoked(&agent_id);
+        for settled in revoked.ended.iter().cloned() {
+            self.announce(settled, now);
+        }
+        Ok(Some(revoked))
+    }
+
+    /// Tells whoever follows its run that a command has ended.
+    fn announce(&self, settled: Settled, at: Timestamp) {
+        let Settled {
+            command_id,
+            agent_id,
+            run_id,
+            state,
+            run_finished,
+            reason,
+        } = settled;
+        let change = CommandChange {
+            at,
+            command_id,
+            agent_id,
+            state,
+            attempt: None,
+            exit_code: None,
+            duration_ms: None,
+            reason,
+            written: None,
+        };
+        self.bus.command_changed(run_id, change, run_finished);
     }
 }

@@ -268,6 +268,7 @@ const fn purpose(scope: Scope) -> Purpose {
     match scope {
         Scope::HealthRead | Scope::MetricsRead => Purpose::Watch,
         Scope::GatewaysRead
+        | Scope::GatewaysWrite
         | Scope::RunsRead
         | Scope::RunsWrite
         | Scope::RunsWriteChange

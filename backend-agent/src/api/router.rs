@@ -89,6 +89,11 @@ pub(super) fn table() -> Vec<Row> {
         row(scope(Scope::GatewaysRead), Large, routes!(gateways::list)),
         row(scope(Scope::GatewaysRead), Large, routes!(gateways::show)),
         row(scope(Scope::GatewaysRead), Large, routes!(gateways::forks)),
+        row(
+            scope(Scope::GatewaysWrite),
+            Quick,
+            routes!(gateways::revoke),
+        ),
         row(scope(Scope::RunsRead), Large, routes!(orphans::list)),
         row(scope(Scope::RunsWrite), Quick, routes!(runs::submit)),
         row(scope(Scope::RunsWrite), Quick, routes!(runs::plan)),

@@ -269,4 +269,8 @@ impl CommandNudge for Dispatcher {
         // Not connected: the next session is told by its confirmation.
         self.manager.cancel(*agent_id, command_id);
     }
+
+    fn revoked(&self, agent_id: &AgentId) {
+        self.manager.revoked(*agent_id);
+    }
 }

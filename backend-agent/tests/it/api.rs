@@ -9,6 +9,7 @@ mod guards;
 mod harness;
 mod keys;
 mod reads;
+mod revoke;
 mod schema;
 mod serving;
 mod submit;

@@ -1,4 +1,4 @@
-//! Gateways: list and show.
+//! Gateways: list, show, revoke.
 
 use std::collections::BTreeMap;
 
@@ -6,17 +6,19 @@ use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
 use viworks_api::{
-    Fork, ForkHolder, ForkList, Gateway, GatewayList, GatewayRef, GatewaySession, GatewaySpool,
-    GatewayStatus, Kind, Label, LabelSource,
+    Fork, ForkHolder, ForkList, Gateway, GatewayList, GatewayRef, GatewayRevocation,
+    GatewayRevoked, GatewaySession, GatewaySpool, GatewayStatus, Kind, Label, LabelSource,
+    REASON_BYTES_MAX, RevokeRequest,
 };
 
+use viworks_common::command::CommandState;
 use viworks_common::id::{AgentRunId, InstanceId};
 use viworks_common::time::Timestamp;
 
 use crate::api::ApiState;
-use crate::api::extract::{NoParams, Params, Segment, page};
+use crate::api::extract::{Caller, JsonBody, NoParams, Params, Segment, page};
 use crate::api::problem::{ApiError, ApiResult, stored_ref};
-use crate::api::request::Api;
+use crate::api::request::{Api, RequestId};
 use crate::data::{self, GatewayFilter};
 
 /// Which gateways.
@@ -82,8 +84,67 @@ pub(in crate::api) async fn show(
     _params: Params<NoParams>,
 ) -> ApiResult<Json<Gateway>> {
     let found = find(&state, which).await?;
-    let backends = backends(&state, std::slice::from_ref(&found)).await?;
-    Ok(Json(view(&state, found, &backends).await?))
+    Ok(Json(whole(&state, found).await?))
+}
+
+/// Throws a gateway out, at once and for good: its session ends, wherever it is, its commands end with it, and it never
+/// gets another session. Its name can go to a new identity. Revoking twice is revoking once.
+#[utoipa::path(post, path = "/v1/gateways/{gateway}/revoke", operation_id = "revokeGateway", tag = "gateways",
+    params(("gateway" = String, Path, description = "Its id or its name")),
+    request_body = RevokeRequest,
+    responses((status = 200, description = "What became of it; the gateway as it stands", body = GatewayRevoked)))]
+pub(in crate::api) async fn revoke(
+    State(state): Api,
+    Caller(principal): Caller,
+    RequestId(request_id): RequestId,
+    Segment(which): Segment<GatewayRef>,
+    _params: Params<NoParams>,
+    body: JsonBody<RevokeRequest>,
+) -> ApiResult<Json<GatewayRevoked>> {
+    let reason = body.value.reason.trim();
+    if reason.is_empty() || reason.len() > REASON_BYTES_MAX {
+        let problem = if reason.is_empty() {
+            "missing"
+        } else {
+            "too long"
+        };
+        let allowed = format!("why, in 1 to {REASON_BYTES_MAX} bytes");
+        return Err(ApiError::body_field("reason", problem, allowed));
+    }
+    let found = find(&state, which).await?;
+    let id = GatewayRef::Id(found.agent_id);
+    let actor = principal.actor(&request_id);
+    let revoked = state
+        .commands
+        .revoke_gateway(found.agent_id, reason, &actor)
+        .await?
+        .ok_or_else(|| ApiError::not_found("gateway"))?;
+    let ended_as = |how: CommandState| {
+        let so = revoked.ended.iter().filter(|ended| ended.state == how);
+        u64::try_from(so.count()).unwrap_or(u64::MAX)
+    };
+    Ok(Json(GatewayRevoked {
+        kind: Kind::GatewayRevoked,
+        already: revoked.already,
+        session_ended: revoked.live_session.is_some(),
+        cancelled: ended_as(CommandState::Cancelled),
+        indeterminate: ended_as(CommandState::Indeterminate),
+        gateway: whole(&state, find(&state, id).await?).await?,
+    }))
+}
+
+/// One gateway with all that is known of it.
+async fn whole(state: &ApiState, found: data::Gateway) -> ApiResult<Gateway> {
+    let backends = backends(state, std::slice::from_ref(&found)).await?;
+    let mut gateway = view(state, found, &backends).await?;
+    if gateway.status == GatewayStatus::Revoked {
+        let known = state.store.revocation(&state.tenant, gateway.id).await?;
+        gateway.revocation = known.map(|known| GatewayRevocation {
+            by: known.by,
+            reason: known.reason,
+        });
+    }
+    Ok(gateway)
 }
 
 /// Which page of the forks.
@@ -231,6 +292,7 @@ async fn view(
         }),
         forks: gateway.forks,
         orphans: gateway.orphans,
+        revocation: None,
     })
 }
 

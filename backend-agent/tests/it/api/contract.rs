@@ -233,6 +233,10 @@ async fn successes(backend: &Backend) {
     assert_eq!(backend.post("/v1/runs/plan", &body).await.status, 409);
     let body = json!({"command": "sys.uptime", "targets": "all"});
     assert_eq!(backend.post("/v1/runs/plan", &body).await.status, 200);
+    backend.register("gw-2").await;
+    let body = json!({"reason": "stolen"});
+    let revoked = backend.post("/v1/gateways/gw-2/revoke", &body).await;
+    assert_eq!(revoked.status, 200, "{}", revoked.text);
     backend.readiness.latch("agents").set(false, "gone");
     for path in ["/readyz", "/startupz"] {
         assert_eq!(backend.get(path).await.status, 503, "{path}");
@@ -310,8 +314,12 @@ async fn full_disk() -> BTreeSet<Outcome> {
         let made = backend.post("/v1/tickets", &ticket).await.json();
         tickets.push(made["ticket"]["id"].as_str().unwrap().to_owned());
     }
+    let mut gateways = Vec::new();
+    for n in 0..40 {
+        gateways.push(backend.register(&format!("gw-out-{n}")).await);
+    }
     let backend = backend.on_a_full_disk().await;
-    let run = json!({"command": "sys.uptime", "targets": "all"});
+    let run = json!({"command": "sys.uptime", "targets": {"gateways": ["gw-1"]}});
     until_full("submitRun", async || backend.post("/v1/runs", &run).await).await;
     until_full("createApiKey", async || {
         backend.post("/v1/apikeys", &body).await
@@ -325,6 +333,13 @@ async fn full_disk() -> BTreeSet<Outcome> {
     until_full("revokeTicket", async || {
         let path = format!("/v1/tickets/{}", tickets.next().unwrap());
         backend.delete(&path).await
+    })
+    .await;
+    let mut gateways = gateways.into_iter();
+    let reason = json!({"reason": "x".repeat(512)});
+    until_full("revokeGateway", async || {
+        let path = format!("/v1/gateways/{}/revoke", gateways.next().unwrap());
+        backend.post(&path, &reason).await
     })
     .await;
     let mut runs = runs.into_iter();
@@ -467,9 +482,11 @@ fn readers() -> BTreeMap<&'static str, Reader> {
         ("OrphanList", reads::<dto::OrphanList>),
         ("Gateway", reads::<dto::Gateway>),
         ("GatewayList", reads::<dto::GatewayList>),
+        ("GatewayRevoked", reads::<dto::GatewayRevoked>),
         ("Health", reads::<dto::Health>),
         ("NotReady", reads::<dto::NotReady>),
         ("Problem", reads::<dto::Problem>),
+        ("RevokeRequest", reads::<dto::RevokeRequest>),
         ("Run", reads::<dto::Run>),
         ("RunCancelled", reads::<dto::RunCancelled>),
         ("RunEvent", reads::<dto::RunEvent>),

@@ -46,6 +46,7 @@ use super::declared;
 pub(super) struct Nudges {
     pub(super) agents: Mutex<Vec<AgentId>>,
     pub(super) cancelled: Mutex<Vec<CommandId>>,
+    pub(super) revoked: Mutex<Vec<AgentId>>,
 }
 
 impl CommandNudge for Nudges {
@@ -55,6 +56,10 @@ impl CommandNudge for Nudges {
 
     fn cancel(&self, _agent_id: &AgentId, command_id: CommandId) {
         self.cancelled.lock().unwrap().push(command_id);
+    }
+
+    fn revoked(&self, agent_id: &AgentId) {
+        self.revoked.lock().unwrap().push(*agent_id);
     }
 }
 

@@ -1,0 +1,157 @@
+//! Throwing a gateway out: what ends with it, who is told, and what is kept of why.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use serde_json::{Value, json};
+use viworks_backend_agent::data::{Actor, LeaseLimits};
+
+use super::harness::{Backend, catalogue, now};
+
+/// A hang is a failure that says where.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The records of revocations in the audit trail.
+async fn recorded(backend: &Backend) -> Vec<Value> {
+    let audit = backend.get("/v1/audit").await.json();
+    let records = audit["items"].as_array().unwrap().iter();
+    let revocations = records.filter(|record| record["action"] == "gateway.revoke");
+    revocations.cloned().collect()
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_thrown_out_takes_its_commands_with_it_and_followers_are_told() {
+    let backend = Backend::with(|limits, _queue| limits.recheck = Duration::from_secs(3_600)).await;
+    let holder = backend.connect("gw-1", catalogue()).await;
+    let begun = backend.submit_uptime().await;
+    let limits = LeaseLimits {
+        commands: 1,
+        attempts_max: 20,
+    };
+    let leased = backend
+        .store
+        .lease_commands(&backend.tenant, &holder, limits, now());
+    assert!(leased.await.unwrap().commands[0].permitted);
+    let waiting = backend.submit_uptime().await;
+
+    let wait = format!("/v1/runs/{waiting}/wait?timeout_ms=60000");
+    let body = json!({"reason": " the machine was stolen\n"});
+    let (waited, answer) = tokio::time::timeout(PATIENCE, async {
+        tokio::join!(
+            backend.get(&wait),
+            backend.post("/v1/gateways/gw-1/revoke", &body)
+        )
+    })
+    .await
+    .unwrap();
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+    let told = answer.json();
+    assert_eq!(told["already"], false);
+    assert_eq!(told["session_ended"], true);
+    assert_eq!(
+        (&told["cancelled"], &told["indeterminate"]),
+        (&json!(1), &json!(1))
+    );
+    let gateway = &told["gateway"];
+    assert_eq!(gateway["status"], "revoked");
+    assert_eq!(gateway["session"], Value::Null);
+    assert_eq!(gateway["queued_commands"], 0);
+    assert_eq!(gateway["revocation"]["reason"], "the machine was stolen");
+    let by = gateway["revocation"]["by"].as_str().unwrap();
+    assert!(by.starts_with("api_key:"), "{told:#}");
+    assert_eq!(
+        *backend.nudges.revoked.lock().unwrap(),
+        [holder.agent_id],
+        "its session ends here as well"
+    );
+
+    // Nobody looks again for an hour: it was told.
+    let waited = waited.json();
+    assert_eq!(waited["finished"], true, "{waited:#}");
+    assert_eq!(waited["run"]["counts"], json!({"cancelled": 1}));
+    let begun = backend.get(&format!("/v1/runs/{begun}")).await.json();
+    assert_eq!(begun["counts"], json!({"indeterminate": 1}));
+    let body = json!({"command": "sys.uptime", "targets": {"gateways": ["gw-1"]}});
+    let refused = backend.post("/v1/runs", &body).await;
+    assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
+}
+
+#[tokio::test]
+async fn revoking_twice_is_revoking_once_and_the_first_reason_stays() {
+    let backend = Backend::new().await;
+    let agent_id = backend.register("gw-1").await;
+    let mut answers = Vec::new();
+    for (reference, reason) in [
+        ("gw-1".to_owned(), "stolen"),
+        (agent_id.to_string(), "another"),
+    ] {
+        let path = format!("/v1/gateways/{reference}/revoke");
+        let answer = backend.post(&path, &json!({"reason": reason})).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+        answers.push(answer.json());
+    }
+    assert_eq!(answers[0]["already"], false);
+    assert_eq!(answers[1]["already"], true);
+    assert_eq!(answers[0]["session_ended"], false);
+    assert_eq!(answers[0]["gateway"], answers[1]["gateway"]);
+    let shown = backend.get("/v1/gateways/gw-1").await.json();
+    assert_eq!(shown, answers[0]["gateway"]);
+    assert_eq!(shown["revocation"]["reason"], "stolen");
+    // If the first answer was lost between database and backend, the session was not told.
+    assert_eq!(*backend.nudges.revoked.lock().unwrap(), [agent_id; 2]);
+    let records = recorded(&backend).await;
+    let [record] = &records[..] else {
+        panic!("{records:#?}")
+    };
+    assert_eq!(record["detail"]["reason"], "stolen");
+    assert_eq!(record["actor"], shown["revocation"]["by"]);
+    assert!(record["request_id"].is_string(), "{record:#}");
+    // A list has a row for each, and no more than the row.
+    let listed = backend.get("/v1/gateways").await.json();
+    assert_eq!(listed["items"][0]["status"], "revoked");
+    assert_eq!(listed["items"][0]["revocation"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_revocation_at_the_hosts_own_command_line_is_shown_without_a_reason() {
+    let backend = Backend::new().await;
+    let agent_id = backend.register("gw-1").await;
+    let actor = Actor::local("uid 0");
+    let revoked = backend
+        .store
+        .revoke_gateway(&backend.tenant, agent_id, None, &actor, now());
+    revoked.await.unwrap().unwrap();
+    let shown = backend.get("/v1/gateways/gw-1").await.json();
+    let expected = json!({"by": "local:uid 0", "reason": null});
+    assert_eq!(shown["revocation"], expected);
+}
+
+#[tokio::test]
+async fn a_revocation_says_why_and_of_whom_or_changes_nothing() {
+    let backend = Backend::new().await;
+    backend.register("gw-1").await;
+    let path = "/v1/gateways/gw-1/revoke";
+    for body in [
+        json!({}),
+        json!({"reason": ""}),
+        json!({"reason": " \n"}),
+        json!({"reason": "x".repeat(513)}),
+        json!({"reason": 7}),
+    ] {
+        let problem = backend.post(path, &body).await.problem(422, "VW-H-006");
+        assert_eq!(problem["errors"][0]["field"], "reason", "{problem}");
+    }
+    let body = json!({"reason": "stolen", "force": true});
+    backend.post(path, &body).await.problem(422, "VW-H-006");
+    let body = json!({"reason": "stolen"});
+    for nobody in ["gw-2", "no name"] {
+        let path = format!("/v1/gateways/{}/revoke", nobody.replace(' ', "%20"));
+        backend.post(&path, &body).await.problem(404, "VW-N-001");
+    }
+    let shown = backend.get("/v1/gateways/gw-1").await.json();
+    assert_eq!(shown["status"], "never");
+    assert_eq!(recorded(&backend).await.len(), 0);
+    let longest = json!({"reason": "x".repeat(512)});
+    let answer = backend.post(path, &longest).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+}
