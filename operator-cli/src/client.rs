@@ -17,10 +17,10 @@ use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
 use viworks_api::{
     CatalogueCommand, CatalogueList, CommandList, CommandView, DeadLetter, DeadLetterList,
-    ForkList, Gateway, GatewayList, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, OrphanList, Paged,
-    ProblemCode, Run, RunCancelled, RunList, RunPlan, RunRequest, RunWait, SkippedGateway,
-    SkippedList, TelemetryGapList, TelemetryList, TelemetryRefusalList, TelemetryStepList,
-    TelemetryStreamList, WAIT_MS_MAX,
+    ForkList, Gateway, GatewayList, GatewayRevoked, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED,
+    OrphanList, Paged, ProblemCode, RevokeRequest, Run, RunCancelled, RunList, RunPlan, RunRequest,
+    RunWait, SkippedGateway, SkippedList, TelemetryGapList, TelemetryList, TelemetryRefusalList,
+    TelemetryStepList, TelemetryStreamList, WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::telemetry::steps::{Aggregate, Step};
@@ -171,6 +171,21 @@ impl Client {
     pub async fn gateway(&self, reference: &str) -> Result<Gateway, Failure> {
         self.get(&format!("/v1/gateways/{}", segment(reference)?), &[])
             .await
+    }
+
+    /// Throws a gateway out.
+    pub async fn revoke_gateway(
+        &self,
+        reference: &str,
+        reason: &str,
+    ) -> Result<GatewayRevoked, Failure> {
+        let path = format!("/v1/gateways/{}/revoke", segment(reference)?);
+        let reason = reason.to_owned();
+        let builder = self.request(Method::POST, &path);
+        let revoked = self.answer(builder.json(&RevokeRequest { reason })).await;
+        let unknown =
+            "whether it was revoked is not known: revoke it again, which changes nothing more";
+        revoked.map_err(|failure: Failure| failure.if_unanswered(unknown))
     }
 
     /// Every second holder of a gateway's identity, the latest first.

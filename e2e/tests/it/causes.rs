@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 use viworks_common::code::CloseCode;
 use viworks_common::key::BindingMode;
@@ -247,25 +247,65 @@ async fn what_nobody_signed_is_shown_as_such_with_what_to_do_and_asked_again_soo
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revoked_gateway_knows_at_once_and_dials_at_once_after_a_reload() {
+async fn a_gateway_is_thrown_out_by_an_operator_and_knows_at_once() {
     let mut system = Deployment::new(Binaries::shipped());
-    let folder = system.issue("gw-1");
-    system
-        .start_backend(Start::default().with("VIWORKS__JOBS__EXPIRE_INTERVAL_MS", "200"))
-        .await;
+    let (folder, away) = (system.issue("gw-1"), system.issue("gw-2"));
+    // No job finds within this test what was done.
+    let start = Start::default().with("VIWORKS__JOBS__EXPIRE_INTERVAL_MS", "3600000");
+    system.start_backend(start).await;
     let gateway = system.start_gateway(&folder, Start::default());
+    let mut other = system.start_gateway(&away, Start::default());
     system.online("gw-1").await;
-    run(
-        &system.binaries().backend(),
-        &[
-            "gateway",
-            "revoke",
-            "gw-1",
-            "--config",
-            text(&system.backend_config()),
-        ],
+    system.online("gw-2").await;
+    assert!(other.stop(Duration::from_secs(30)).await.success());
+    eventually("the other one is away", PATIENCE, async || {
+        let gateway = system.get("/v1/gateways/gw-2").await;
+        (gateway["status"] == "offline").then_some(())
+    })
+    .await;
+    let body = json!({"command": "sys.uptime", "targets": {"gateways": ["gw-2"]}});
+    let waiting = system.post("/v1/runs", &body).await;
+
+    let key = system.path().join("operator.key");
+    let typed = async |words: &[&str]| finish(viworks(&system, &key, words), PATIENCE).await;
+    let revoke = async |name: &str, more: &[&str]| {
+        let words = ["gateway", "revoke", name, "--reason", "it was stolen"];
+        typed(&[&words[..], more].concat()).await
+    };
+    // Nobody is there who could say yes.
+    let asked = revoke("gw-1", &[]).await.ended_with(9);
+    for words in ["thrown out for good: its session ends", "--yes"] {
+        assert!(asked.stderr.contains(words), "{asked:#?}");
+    }
+    system.online("gw-1").await;
+    drop(revoke("gw-9", &["--yes"]).await.ended_with(5));
+
+    let said = revoke("gw-2", &["--yes"]).await.ended_with(0);
+    let fate = "gw-2 is revoked; 1 waiting command was cancelled\n";
+    assert_eq!(said.stdout, fate, "{said:#?}");
+    assert!(
+        said.stderr.contains("ticket create --name gw-2"),
+        "{said:#?}"
     );
+    let ended = system.finished(waiting["id"].as_str().unwrap()).await;
+    assert_eq!(ended["counts"], json!({"cancelled": 1}), "{ended:#}");
+
+    let begun = SystemClock.now();
+    let said = revoke("gw-1", &["--yes", "-o", "json"]).await.ended_with(0);
     let told = fails_with(system.binaries(), &folder, "revoked").await;
+    let took = SystemClock.now().saturating_since(begun);
+    // A second is the bound; beside it, programs start here.
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert_eq!(said.json()["session_ended"], true, "{said:#?}");
+    let again = revoke("gw-1", &["--yes"]).await.ended_with(0);
+    assert!(
+        again.stdout.starts_with("gw-1 was revoked already, "),
+        "{again:#?}"
+    );
+    let shown = typed(&["gateway", "show", "gw-1"]).await.ended_with(0);
+    for words in ["✕ revoked since", "revoked by", "api_key:", "it was stolen"] {
+        assert!(shown.stdout.contains(words), "{shown:#?}");
+    }
     assert!(!cause(&told).contains("not signed"), "{told:#}");
     assert_eq!(failure(&told)["fix"], CloseCode::Revoked.advice());
     assert!(delay(&told) >= Duration::from_secs(15 * 60), "{told:#}");

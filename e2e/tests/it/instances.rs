@@ -161,21 +161,32 @@ async fn a_gateway_that_is_revoked_loses_its_session_at_whichever_backend() {
     let Some(mut site) = Site::start(Binaries::shipped()).await else {
         return;
     };
-    let folder = site.issue("gw-1");
+    let names = ["gw-1", "gw-2"];
+    let folders = names.map(|name| site.issue(name));
     site.start_both().await;
-    let mut gateway = site.other.start_gateway(&folder, Start::default());
-    site.is_with(&site.other, "gw-1").await;
-    let begun = SystemClock.now();
-    let config = site.one.backend_config();
-    let arguments = ["gateway", "revoke", "gw-1", "--config", text(&config)];
-    run(&site.one.binaries().backend(), &arguments);
-    eventually("its session is closed", PATIENCE, async || {
-        gateway.log().contains("revoked").then_some(())
-    })
-    .await;
-    let took = SystemClock.now().saturating_since(begun);
-    assert!(took < Duration::from_secs(4), "{took:?}");
-    gateway.kill();
+    for (folder, name) in folders.iter().zip(names) {
+        let mut gateway = site.other.start_gateway(folder, Start::default());
+        site.is_with(&site.other, name).await;
+        let begun = SystemClock.now();
+        if name == "gw-1" {
+            // On a backend's host, by the database.
+            let config = site.one.backend_config();
+            let arguments = ["gateway", "revoke", name, "--config", text(&config)];
+            run(&site.one.binaries().backend(), &arguments);
+        } else {
+            // By an operator, at the backend that does not have its session.
+            let (path, why) = (format!("/v1/gateways/{name}/revoke"), "it was stolen");
+            let told = site.one.post(&path, &json!({"reason": why})).await;
+            assert_eq!(told["session_ended"], true, "{told:#}");
+        }
+        eventually("its session is closed", PATIENCE, async || {
+            gateway.log().contains("revoked").then_some(())
+        })
+        .await;
+        let took = SystemClock.now().saturating_since(begun);
+        assert!(took < Duration::from_secs(4), "{took:?}");
+        gateway.kill();
+    }
 }
 
 /// Starts a copy of a gateway at a backend, as a whole machine is copied; a running one's files come along as they are.

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use viworks_api::GatewayStatus;
 
-use super::value::status;
+use super::value::{reason, status};
 
 /// What to do with gateways.
 #[derive(Debug, Subcommand)]
@@ -28,5 +28,19 @@ pub enum Gateway {
     Orphans {
         /// Its name or id
         gateway: String,
+    },
+    /// Throw a gateway out, at once and for good: its session ends, and its commands with it
+    #[command(
+        after_help = "Examples:\n  viworks gateway revoke gw-berlin-07 --reason 'the machine was stolen'\n  viworks gateway revoke gw-berlin-07 --reason 'taken out of service' --yes -o json"
+    )]
+    Revoke {
+        /// Its name or id
+        gateway: String,
+        /// Why; kept in the audit trail
+        #[arg(long, value_name = "TEXT", value_parser = reason)]
+        reason: String,
+        /// Do not ask first; scripts need it
+        #[arg(short, long)]
+        yes: bool,
     },
 }

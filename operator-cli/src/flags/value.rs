@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use viworks_api::{GatewayStatus, TICKET_LIFE_MS_MAX};
+use viworks_api::{GatewayStatus, REASON_BYTES_MAX, TICKET_LIFE_MS_MAX};
 use viworks_common::enrolment::{NAME_PREFIX_BYTES_MAX, NameRule};
 use viworks_common::human;
 use viworks_common::id::{InvalidId, LabelKey, check_label_value};
@@ -93,6 +93,16 @@ pub(super) fn label(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
+/// Reads why something is done.
+pub(super) fn reason(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if (1..=REASON_BYTES_MAX).contains(&text.len()) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("expected why, in 1 to {REASON_BYTES_MAX} bytes"))
+    }
+}
+
 /// Reads an address or a network.
 pub(super) fn network(text: &str) -> Result<IpNetwork, String> {
     text.parse()
@@ -112,7 +122,7 @@ pub(super) fn status(text: &str) -> Result<GatewayStatus, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, span};
+    use super::{Duration, REASON_BYTES_MAX, reason, span};
 
     #[test]
     fn spans_of_time_are_read_or_refused_with_the_expected_form() {
@@ -120,6 +130,16 @@ mod tests {
         assert_eq!(span("2h"), Ok(Duration::from_secs(7_200)));
         for text in ["", "5", "m", "5 m", "-5s", "5w", "99999999999999999999d"] {
             assert!(span(text).unwrap_err().contains("such as 30s"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_reason_says_something_and_no_more_than_is_kept() {
+        assert_eq!(reason(" stolen\n"), Ok("stolen".to_owned()));
+        let longest = "x".repeat(REASON_BYTES_MAX);
+        assert_eq!(reason(&longest), Ok(longest.clone()));
+        for text in [String::new(), " \t".to_owned(), longest + "x"] {
+            assert!(reason(&text).unwrap_err().contains("512"), "{text:?}");
         }
     }
 }

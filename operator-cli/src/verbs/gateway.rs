@@ -1,5 +1,6 @@
 //! `viworks gateway`: who the gateways are and whether they answer.
 
+use viworks_api::GatewayStatus;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
@@ -7,6 +8,7 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::flags::Gateway;
 use crate::output::{self, Format};
+use crate::verbs::prompt;
 use crate::views;
 
 pub(super) async fn execute(
@@ -31,8 +33,31 @@ pub(super) async fn execute(
             let orphans = client.orphans(&gateway).await?;
             views::orphans::list(&orphans, format, SystemClock.wall())?;
         }
+        Gateway::Revoke {
+            gateway,
+            reason,
+            yes,
+        } => {
+            let gateway = if yes {
+                gateway
+            } else {
+                meant(client, &gateway).await?
+            };
+            let revoked = client.revoke_gateway(&gateway, &reason).await?;
+            views::gateway::revoked(&revoked, format, SystemClock.wall())?;
+        }
     }
     Ok(ExitCode::Ok)
+}
+
+/// The id of a gateway that somebody wants to be rid of, once they have said so: whatever its name means a moment later.
+async fn meant(client: &Client, reference: &str) -> Result<String, Failure> {
+    let found = client.gateway(reference).await?;
+    if found.status != GatewayStatus::Revoked {
+        let question = views::gateway::farewell(&found);
+        prompt::ask(&question, "--yes", "nothing was changed")?;
+    }
+    Ok(found.id.to_string())
 }
 
 /// A person is shown the latest fork as well: whoever has one looks for it.

@@ -1,6 +1,6 @@
 //! Gateways: who they are and whether they answer.
 
-use viworks_api::{Gateway, GatewayList, GatewayStatus};
+use viworks_api::{Gateway, GatewayList, GatewayRevoked, GatewayStatus};
 use viworks_common::human;
 use viworks_common::time::Timestamp;
 
@@ -26,7 +26,7 @@ pub fn list(list: &GatewayList, format: Format, now: Timestamp) -> Result<(), Fa
                 list.items.iter().map(|gateway| {
                     [
                         gateway.name.to_string(),
-                        word(gateway.status).to_owned(),
+                        standing(gateway, now),
                         gateway
                             .agent_version
                             .clone()
@@ -73,6 +73,16 @@ fn milliseconds(us: u64) -> String {
     format!("{}.{} ms", us / 1_000, us % 1_000 / 100)
 }
 
+/// Of one that was thrown out, when that was: nothing else of it matters.
+fn standing(gateway: &Gateway, now: Timestamp) -> String {
+    let word = word(gateway.status);
+    if gateway.status == GatewayStatus::Revoked {
+        format!("{word} {}", human::relative(gateway.since, now))
+    } else {
+        word.to_owned()
+    }
+}
+
 const fn word(status: GatewayStatus) -> &'static str {
     match status {
         GatewayStatus::Online => "● online",
@@ -106,6 +116,11 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
             "status",
             format!("{} since {}", word(gateway.status), times(gateway.since)),
         ),
+    ];
+    if gateway.status == GatewayStatus::Revoked {
+        rows.extend(revocation(gateway));
+    }
+    rows.extend([
         (
             "version",
             gateway.agent_version.clone().unwrap_or_else(unknown),
@@ -140,7 +155,7 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
                 .unwrap_or_else(|| "not reported yet".to_owned()),
         ),
         ("forks", gateway.forks.to_string()),
-    ];
+    ]);
     if gateway.orphans > 0 {
         rows.push((
             "orphans",
@@ -180,4 +195,166 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
     }
     rows.into_iter()
         .try_for_each(|(name, value)| output::line(&format!("{name:<11} {}", one_line(&value))))
+}
+
+/// Who threw it out, and why.
+fn revocation(gateway: &Gateway) -> Vec<(&'static str, String)> {
+    let Some(known) = &gateway.revocation else {
+        // The backend looks through the latest records only.
+        let place = "in the audit trail, as gateway.revoke (GET /v1/audit)";
+        return vec![("revoked by", place.to_owned())];
+    };
+    let reason = known.reason.as_deref().unwrap_or("none was given");
+    vec![
+        ("revoked by", known.by.clone()),
+        ("reason", reason.to_owned()),
+    ]
+}
+
+/// What is asked before a gateway is thrown out.
+pub fn farewell(gateway: &Gateway) -> String {
+    let session = if gateway.session.is_some() {
+        "its session ends"
+    } else {
+        "it gets no session any more"
+    };
+    let commands = match gateway.queued_commands {
+        0 => String::new(),
+        waiting => format!(
+            ", {}",
+            human::counted_all(
+                waiting,
+                "command of it ends unfinished",
+                "commands of it end unfinished"
+            )
+        ),
+    };
+    format!(
+        "{} is thrown out for good: {session}{commands}; the machine comes back only with a new identity.",
+        gateway.name
+    )
+}
+
+/// Says what became of a gateway that was thrown out, and how its machine is let in again.
+pub fn revoked(revoked: &GatewayRevoked, format: Format, now: Timestamp) -> Result<(), Failure> {
+    if format == Format::Json {
+        return output::json(revoked);
+    }
+    output::line(&one_line(&fate(revoked, now)))?;
+    output::note(&format!(
+        "to let the machine in again: {} ticket create --name {}",
+        program::name(),
+        revoked.gateway.name
+    ));
+    Ok(())
+}
+
+fn fate(revoked: &GatewayRevoked, now: Timestamp) -> String {
+    let name = &revoked.gateway.name;
+    if revoked.already {
+        let when = human::relative_and_exact(revoked.gateway.since, now);
+        return format!("{name} was revoked already, {when}");
+    }
+    let mut parts = vec![format!("{name} is revoked")];
+    if revoked.session_ended {
+        parts.push("its session is ended".to_owned());
+    }
+    if revoked.cancelled > 0 {
+        parts.push(human::counted_all(
+            revoked.cancelled,
+            "waiting command was cancelled",
+            "waiting commands were cancelled",
+        ));
+    }
+    if revoked.indeterminate > 0 {
+        let begun = human::counted_all(
+            revoked.indeterminate,
+            "command that may have begun is",
+            "commands that may have begun are",
+        );
+        parts.push(format!("{begun} indeterminate"));
+    }
+    parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn gateway(more: &Value) -> Gateway {
+        let mut gateway = json!({
+            "kind": "Gateway", "id": "00000000-0000-4000-8000-000000000001", "name": "gw-1", "status": "revoked",
+            "created_at": "2026-01-01T00:00:00Z", "since": "2026-01-02T00:00:00Z", "labels": [],
+            "queued_commands": 0, "forks": 0,
+        });
+        for (key, value) in more.as_object().unwrap() {
+            gateway[key] = value.clone();
+        }
+        serde_json::from_value(gateway).unwrap()
+    }
+
+    fn gone(already: bool, session_ended: bool, cancelled: u64, indeterminate: u64) -> String {
+        let revoked = GatewayRevoked {
+            kind: viworks_api::Kind::GatewayRevoked,
+            already,
+            session_ended,
+            cancelled,
+            indeterminate,
+            gateway: gateway(&json!({})),
+        };
+        fate(&revoked, Timestamp::parse("2026-01-02T02:00:00Z").unwrap())
+    }
+
+    #[test]
+    fn what_became_of_a_gateway_is_told_and_nothing_that_did_not_happen() {
+        assert_eq!(gone(false, false, 0, 0), "gw-1 is revoked");
+        assert_eq!(
+            gone(false, true, 1, 0),
+            "gw-1 is revoked; its session is ended; 1 waiting command was cancelled"
+        );
+        assert_eq!(
+            gone(false, true, 2, 3),
+            "gw-1 is revoked; its session is ended; 2 waiting commands were cancelled; \
+             3 commands that may have begun are indeterminate"
+        );
+        let again = gone(true, false, 0, 0);
+        assert!(again.starts_with("gw-1 was revoked already, "), "{again}");
+    }
+
+    #[test]
+    fn whoever_is_about_to_throw_one_out_is_told_what_ends() {
+        let idle = farewell(&gateway(&json!({"status": "offline"})));
+        assert!(idle.contains("it gets no session any more; "), "{idle}");
+        let session = json!({"id": "00000000-0000-4000-8000-000000000002", "epoch": 1, "peer_address": "192.0.2.1:1"});
+        let more = json!({"status": "online", "session": session, "queued_commands": 1});
+        let busy = farewell(&gateway(&more));
+        assert!(
+            busy.contains("its session ends, 1 command of it ends unfinished; "),
+            "{busy}"
+        );
+    }
+
+    #[test]
+    fn who_and_why_are_shown_or_where_they_stand() {
+        let known = json!({"revocation": {"by": "api_key:1", "reason": "stolen"}});
+        let rows = revocation(&gateway(&known));
+        assert_eq!(rows[0], ("revoked by", "api_key:1".to_owned()));
+        assert_eq!(rows[1], ("reason", "stolen".to_owned()));
+        let silent = json!({"revocation": {"by": "local:uid 0"}});
+        assert_eq!(revocation(&gateway(&silent))[1].1, "none was given");
+        let unknown = revocation(&gateway(&json!({})));
+        assert!(unknown[0].1.contains("gateway.revoke"), "{unknown:?}");
+    }
+
+    #[test]
+    fn the_list_says_since_when_one_is_revoked() {
+        let now = Timestamp::parse("2026-01-02T02:00:00Z").unwrap();
+        let revoked = standing(&gateway(&json!({})), now);
+        let ago = human::relative(gateway(&json!({})).since, now);
+        assert_eq!(revoked, format!("✕ revoked {ago}"));
+        let online = gateway(&json!({"status": "online"}));
+        assert_eq!(standing(&online, now), "● online");
+    }
 }

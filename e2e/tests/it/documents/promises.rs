@@ -77,6 +77,15 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
     ),
     (
         "SECURITY.md",
+        "A gateway that an operator throws out",
+        &[
+            "a_gateway_is_thrown_out_by_an_operator_and_knows_at_once",
+            "a_gateway_that_is_revoked_loses_its_session_at_whichever_backend",
+            "revocation_cuts_the_live_session_and_refuses_the_next",
+        ],
+    ),
+    (
+        "SECURITY.md",
         "Replayed messages",
         &[
             "no_frame_is_accepted_twice",
@@ -118,6 +127,19 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
             "the_audit_log_cannot_be_changed_or_deleted",
             "a_command_runs_and_is_audited",
         ],
+    ),
+    (
+        "docs/api.md",
+        "It is done when it is answered",
+        &[
+            "a_gateway_is_thrown_out_by_an_operator_and_knows_at_once",
+            "a_gateway_that_is_thrown_out_takes_its_commands_with_it_and_followers_are_told",
+        ],
+    ),
+    (
+        "docs/api.md",
+        "Revoking twice is revoking once",
+        &["revoking_twice_is_revoking_once_and_the_first_reason_stays"],
     ),
     (
         "docs/api.md",
