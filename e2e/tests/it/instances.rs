@@ -11,8 +11,10 @@ use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start, run, text};
 use viworks_testkit::gateway::{AGAIN, ONCE, mark_starts, started};
 use viworks_testkit::postgres::{Database, Own};
-use viworks_testkit::process::{Process, eventually, finish};
+use viworks_testkit::process::{Process, eventually};
 use viworks_testkit::proxy::Proxy;
+
+use crate::verb;
 
 /// A command that is still there after any test.
 const LONG: &str = "test.long";
@@ -481,14 +483,7 @@ async fn a_permit_that_is_given_long_after_its_commit_runs_nothing_twice() {
 async fn an_embedded_database_has_one_backend() {
     let mut system = Deployment::new(Binaries::shipped());
     system.start_backend(Start::default()).await;
-    let mut second = Command::new(system.binaries().backend());
-    second
-        .args(["serve", "--config"])
-        .arg(system.backend_config());
-    second
-        .env("VIWORKS__API__LISTEN", "127.0.0.1:0")
-        .env("VIWORKS__AGENTS__LISTEN", "127.0.0.1:0");
-    let refused = finish(second, PATIENCE).await;
+    let refused = verb::backend(&system, &["serve"]).await;
     assert!(
         refused.code.is_some_and(|code| code != 0)
             && refused.stderr.contains("is in use by process"),

@@ -65,4 +65,5 @@ mod unread_api;
 mod unread_log;
 mod validated;
 mod validation;
+mod verb;
 mod wrong_server;

@@ -15,6 +15,8 @@ use viworks_testkit::gateway::{ONCE, mark_starts};
 use viworks_testkit::postgres::Own;
 use viworks_testkit::process::{eventually, finish};
 
+use crate::verb;
+
 const OLD: &[u8] = include_bytes!("../fixtures/backend_schema_0001.sqlite");
 
 async fn viworks(system: &Deployment, key: &Path, arguments: &[&str], code: i32) -> Value {
@@ -166,9 +168,7 @@ async fn a_database_of_the_first_schema_on_a_server_is_migrated_and_goes_on() {
     );
     std::fs::write(&config, store).unwrap();
     let backend = async |arguments: &[&str], code: i32| {
-        let mut command = Command::new(system.binaries().backend());
-        command.args(arguments).arg("--config").arg(&config);
-        finish(command, PATIENCE).await.ended_with(code)
+        verb::backend(&system, arguments).await.ended_with(code)
     };
 
     let listed = backend(&["migrate", "--dry-run"], 0).await.stdout;
@@ -250,10 +250,7 @@ async fn databases_of_a_later_version_are_refused_for_good_and_left_alone() {
     assert!(gateway.stop(PATIENCE).await.success());
     assert!(system.backend().stop(PATIENCE).await.success());
 
-    let mut serve = Command::new(system.binaries().backend());
-    serve
-        .args(["serve", "--config"])
-        .arg(system.backend_config());
+    let serve = verb::command(&system, &["serve"]);
     let backend = (system.state_folder().join("backend.sqlite"), serve);
     let of_gateway = |file: &str| {
         let mut run = Command::new(system.binaries().gateway());

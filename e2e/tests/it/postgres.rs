@@ -1,6 +1,5 @@
 //! A site on PostgreSQL: what the server does to it, and what its operator is told.
 
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::json;
@@ -10,24 +9,16 @@ use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::dump::note_migration_on_server as note_later_migration;
 use viworks_testkit::gateway::{ONCE, local_request, mark_starts, started};
 use viworks_testkit::postgres::Own;
-use viworks_testkit::process::{eventually, finish};
+use viworks_testkit::process::eventually;
 use viworks_testkit::thief::Thief;
+
+use crate::verb::backend;
 
 const STREAM: &str = "app.pump";
 
 fn database(own: &Own) -> viworks_testkit::postgres::Database {
     own.server().make_empty("viworks");
     own.server().database("viworks")
-}
-
-/// Runs a program of the backend to its end.
-async fn backend(system: &Deployment, arguments: &[&str]) -> viworks_testkit::process::Said {
-    let mut command = Command::new(system.binaries().backend());
-    command
-        .args(arguments)
-        .arg("--config")
-        .arg(system.backend_config());
-    finish(command, PATIENCE).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

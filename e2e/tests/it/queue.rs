@@ -1,6 +1,5 @@
 //! A backend with its queue in Redis: what the server does to it, and what its operator is told.
 
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::json;
@@ -9,23 +8,14 @@ use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::{ONCE, mark_starts, started};
 use viworks_testkit::postgres;
-use viworks_testkit::process::{eventually, finish};
+use viworks_testkit::process::eventually;
 use viworks_testkit::redis::Own;
 
 use super::health::at_this_moment;
+use super::verb::backend;
 
 /// How soon everything is looked after once Redis is back.
 const SWEEP: Duration = Duration::from_secs(5);
-
-/// Runs a program of the backend to its end.
-async fn backend(system: &Deployment, arguments: &[&str]) -> viworks_testkit::process::Said {
-    let mut command = Command::new(system.binaries().backend());
-    command
-        .args(arguments)
-        .arg("--config")
-        .arg(system.backend_config());
-    finish(command, PATIENCE).await
-}
 
 /// Names a queue in the configuration; `lines` stand in its section, which the configuration has not yet.
 fn configure(system: &Deployment, written: &str, lines: &str) {

@@ -1,6 +1,7 @@
 //! What both agents tell the service manager: ready, what they do, reading again, alive, stopping.
 
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -13,6 +14,8 @@ use viworks_testkit::process::Process;
 struct Manager {
     socket: UnixDatagram,
     start: Start,
+    /// What it was last told of what the agent does.
+    status: Mutex<String>,
 }
 
 impl Manager {
@@ -22,7 +25,11 @@ impl Manager {
             .with("NOTIFY_SOCKET", path.to_str().unwrap())
             // A notice every second.
             .with("WATCHDOG_USEC", "4000000");
-        Self { socket, start }
+        Self {
+            socket,
+            start,
+            status: Mutex::default(),
+        }
     }
 
     /// The next notice that holds `what`.
@@ -33,6 +40,9 @@ impl Manager {
             loop {
                 let length = self.socket.recv(&mut buffer).await.unwrap();
                 let notice = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                if notice.starts_with("STATUS=") {
+                    self.status.lock().unwrap().clone_from(&notice);
+                }
                 if notice.contains(what) {
                     return notice;
                 }
@@ -45,6 +55,15 @@ impl Manager {
         }
     }
 
+    /// What the agent does, once that names `what`: it may have been told while something else was waited for.
+    async fn is_told(&self, what: &str) -> String {
+        let last = self.status.lock().unwrap().clone();
+        if last.contains(what) {
+            return last;
+        }
+        self.hears(what).await
+    }
+
     /// From the first notice to the last of a process whose configuration is broken, and mended, meanwhile.
     async fn follows(&self, process: &mut Process, config: &Path, works: &str) {
         self.hears("READY=1").await;
@@ -55,12 +74,8 @@ impl Manager {
         let sound = std::fs::read_to_string(config).unwrap();
         std::fs::write(config, format!("{sound}\n[unknown]\n")).unwrap();
         self.reloads(process).await;
-        let told = self.hears("STATUS=").await;
-        let told = if told.contains("reload.configuration") {
-            told
-        } else {
-            self.hears("reload.configuration").await
-        };
+        // Its reload and its status are told by two tasks, in either order.
+        let told = self.is_told("reload.configuration").await;
         assert!(told.starts_with(&format!("STATUS={works}")), "{told}");
         self.hears("WATCHDOG=1").await;
         std::fs::write(config, sound).unwrap();

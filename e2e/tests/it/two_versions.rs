@@ -2,7 +2,6 @@
 //! changes is not met by a program that does not know it.
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -13,7 +12,9 @@ use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::dump::{change, note_migration, note_migration_on_server};
 use viworks_testkit::gateway::{ONCE, local_request, mark_starts, started};
 use viworks_testkit::postgres::Own;
-use viworks_testkit::process::{Said, eventually, finish};
+use viworks_testkit::process::eventually;
+
+use crate::verb::backend;
 
 pub(super) const STREAM: &str = "app.pump";
 
@@ -36,16 +37,6 @@ const EXPANSIONS: [&str; 5] = [
     "CREATE TABLE IF NOT EXISTS later (tenant text, id bigint, PRIMARY KEY (id, tenant))",
     "CREATE INDEX IF NOT EXISTS runs_by_later ON runs (name, tenant)",
 ];
-
-/// Runs a program of the backend to its end.
-pub(super) async fn backend(system: &Deployment, arguments: &[&str]) -> Said {
-    let mut command = Command::new(system.binaries().backend());
-    command
-        .args(arguments)
-        .arg("--config")
-        .arg(system.backend_config());
-    finish(command, PATIENCE).await
-}
 
 /// One run after another on `gw-1`, and records, until it is told to stop; how many of each. Each load of a site has a
 /// name of its own.

@@ -3,12 +3,12 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
-use std::process::Command;
 
 use viworks_testkit::binaries::Binaries;
-use viworks_testkit::deployment::{Deployment, PATIENCE};
-use viworks_testkit::process::finish;
+use viworks_testkit::deployment::Deployment;
 use viworks_testkit::{postgres, redis};
+
+use crate::verb;
 
 /// A web server that answers whatever it understands in no way only once it heard a whole line, as many do.
 fn web_server() -> u16 {
@@ -39,15 +39,12 @@ fn certificate() -> (String, String) {
 async fn refused(system: &Deployment, section: &str, verbs: &[&[&str]], words: &[&str]) {
     let written = std::fs::read_to_string(system.backend_config()).unwrap();
     std::fs::write(system.backend_config(), format!("{written}\n{section}\n")).unwrap();
-    for verb in verbs {
-        let mut command = Command::new(system.binaries().backend());
-        command.args(*verb);
-        command.arg("--config").arg(system.backend_config());
-        let said = finish(command, PATIENCE).await;
-        assert_eq!(said.code, Some(78), "{section} {verb:?}: {said:#?}");
+    for asked in verbs {
+        let said = verb::backend(system, asked).await;
+        assert_eq!(said.code, Some(78), "{section} {asked:?}: {said:#?}");
         for word in words {
             let has = said.stderr.contains(word);
-            assert!(has, "{section} {verb:?}: {word}: {said:#?}");
+            assert!(has, "{section} {asked:?}: {word}: {said:#?}");
         }
     }
     std::fs::write(system.backend_config(), written).unwrap();

@@ -18,7 +18,8 @@ use viworks_testkit::proxy::Proxy;
 use viworks_testkit::redis;
 
 use crate::instances::instance;
-use crate::two_versions::{STREAM, backend, load};
+use crate::two_versions::{STREAM, load};
+use crate::verb::backend;
 
 const NAMES: [&str; 2] = ["gw-1", "gw-2"];
 
