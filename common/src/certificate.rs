@@ -53,7 +53,7 @@ pub enum Life {
     NotYet,
     /// Nobody needs to do anything.
     Good,
-    /// It ends soon: in 30 days, or in a third of its life if that is less.
+    /// It ends soon: in 30 days, or in a quarter of its life if that is less. A gateway has begun to renew it by then.
     EndsSoon {
         /// How much is left.
         left: Duration,
@@ -73,7 +73,7 @@ pub fn life(not_before: Timestamp, not_after: Timestamp, now: Timestamp) -> Life
     }
     let left = not_after.saturating_since(now);
     let whole = not_after.saturating_since(not_before);
-    if left <= WARNING_MAX.min(whole / 3) {
+    if left <= WARNING_MAX.min(whole / 4) {
         Life::EndsSoon { left }
     } else {
         Life::Good
@@ -180,17 +180,17 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_told_thirty_days_or_a_third_of_the_life_before_whichever_is_later() {
+    fn the_end_is_told_thirty_days_or_a_quarter_of_the_life_before_whichever_is_later() {
         let day = Duration::from_secs(24 * 3_600);
         let start = Timestamp::from_unix_micros(1_000_000);
         let at = |days: u32| start.saturating_add(day * days);
         let judged = |lives: u32, days: u32| life(start, at(lives), at(days));
         assert_eq!(judged(397, 366), Life::Good);
         assert_eq!(judged(397, 367), Life::EndsSoon { left: day * 30 });
-        assert_eq!(judged(90, 59), Life::Good);
-        assert_eq!(judged(90, 60), Life::EndsSoon { left: day * 30 });
-        assert_eq!(judged(9, 5), Life::Good);
-        assert_eq!(judged(9, 6), Life::EndsSoon { left: day * 3 });
+        assert_eq!(judged(90, 67), Life::Good);
+        assert_eq!(judged(90, 68), Life::EndsSoon { left: day * 22 });
+        assert_eq!(judged(9, 6), Life::Good);
+        assert_eq!(judged(9, 7), Life::EndsSoon { left: day * 2 });
         assert_eq!(
             judged(9, 9),
             Life::EndsSoon {
