@@ -30,6 +30,7 @@ pub mod pin;
 pub mod places;
 pub mod proxy_protocol;
 pub mod rate;
+pub mod renewal;
 pub mod room;
 pub mod rules;
 pub mod session;

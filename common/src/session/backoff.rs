@@ -185,7 +185,8 @@ impl Backoff {
     }
 }
 
-fn doubled(base: Duration, times: u32, max: Duration) -> Duration {
+/// `base`, doubled so many times, and no more than `max`.
+pub(crate) fn doubled(base: Duration, times: u32, max: Duration) -> Duration {
     2_u32
         .checked_pow(times)
         .and_then(|factor| base.checked_mul(factor))
@@ -193,7 +194,7 @@ fn doubled(base: Duration, times: u32, max: Duration) -> Duration {
 }
 
 /// A point between `low` and `high`, by a random fraction of 2^64.
-fn between(low: Duration, high: Duration, random: u64) -> Duration {
+pub(crate) fn between(low: Duration, high: Duration, random: u64) -> Duration {
     let span = high.saturating_sub(low).as_nanos();
     let offset = (span.min(u128::from(u64::MAX)) * u128::from(random)) >> 64;
     low.saturating_add(Duration::from_nanos(

@@ -1,0 +1,370 @@
+//! When a gateway asks for another certificate, and which of those that it has it shows: decided without a clock, a
+//! file or a socket.
+
+use std::time::Duration;
+
+use crate::session::backoff::{between, doubled};
+use crate::time::{Monotonic, Timestamp};
+
+/// The first pause behind a request; it doubles with each that leads to nothing. An answer that was lost is asked for
+/// again after it.
+const PAUSE: Duration = Duration::from_secs(120);
+
+/// Where doubling ends.
+const PAUSE_MAX: Duration = Duration::from_secs(6 * 3_600);
+
+/// Requests that count as made, at the least, when the other end does not take the certificate that it issued: another
+/// one will hardly fare better.
+const TRIES_OF_A_REFUSED_ONE: u32 = 6;
+
+/// No backend keeps a gateway from asking for longer.
+const TOLD_MAX: Duration = Duration::from_secs(24 * 3_600);
+
+/// How long after it was issued a certificate waits, at the least and at the most, for a moment at which no command
+/// runs.
+const QUIET_SPREAD: Duration = Duration::from_secs(10);
+const QUIET_MAX: Duration = Duration::from_secs(600);
+
+/// The part of a certificate's life in whose course gateways ask that were issued together.
+const SPREAD_PART: u32 = 30;
+
+/// The first and the last moment of a certificate's life.
+pub type Life = (Timestamp, Timestamp);
+
+/// When a certificate is asked for anew: two thirds into its life, or up to a thirtieth of it later, by `random`, which
+/// is uniform over all of `u64`.
+fn due((not_before, not_after): Life, random: u64) -> Timestamp {
+    let whole = not_after.saturating_since(not_before);
+    let spread = between(Duration::ZERO, whole / SPREAD_PART, random);
+    not_before.saturating_add(whole - whole / 3 + spread)
+}
+
+/// The memory of a gateway that renews its certificate: how often it asked in vain, and when it may again. It goes by
+/// two clocks. The backend's wall clock says whether a certificate is old enough, because by that it was issued and
+/// will be judged; the pauses are by the gateway's monotonic clock, so that no wall clock makes it ask again and again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    tries: u32,
+    earliest: Monotonic,
+    random: u64,
+}
+
+impl Plan {
+    /// Nothing was asked yet; `random` places this gateway among those that were issued together.
+    #[must_use]
+    pub const fn new(random: u64) -> Self {
+        Self {
+            tries: 0,
+            earliest: Monotonic::ORIGIN,
+            random,
+        }
+    }
+
+    /// When a certificate of this life is asked for anew, if nothing is in the way.
+    #[must_use]
+    pub fn due(&self, life: Life) -> Timestamp {
+        due(life, self.random)
+    }
+
+    /// How long it is until a pause that was made is over; none when it is.
+    #[must_use]
+    pub fn pause(&self, now: Monotonic) -> Option<Duration> {
+        let left = self.earliest.saturating_since(now);
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// Whether to ask at `now`, when the backend's wall clock shows `wall`.
+    #[must_use]
+    pub fn may_ask(&self, life: Life, wall: Timestamp, now: Monotonic) -> bool {
+        wall >= self.due(life) && now >= self.earliest
+    }
+
+    /// Notes a request.
+    pub fn asked(&mut self, now: Monotonic, random: u64) {
+        self.tries = self.tries.saturating_add(1);
+        self.rest(now, random);
+    }
+
+    /// Notes that the backend said no, and when to come again.
+    pub fn refused(&mut self, retry_after: Duration, now: Monotonic) {
+        let told = now.saturating_add(retry_after.min(TOLD_MAX));
+        self.earliest = self.earliest.max(told);
+    }
+
+    /// Notes that a certificate was issued, and not taken where it was shown.
+    pub fn gave_up(&mut self, now: Monotonic, random: u64) {
+        self.tries = self.tries.max(TRIES_OF_A_REFUSED_ONE);
+        self.rest(now, random);
+    }
+
+    /// Notes that a session was confirmed with a certificate of this life. One that is to be asked for anew already
+    /// comes of a clock that is wrong, or of a backend that issues them for very short: the pauses go on growing.
+    pub fn proved(&mut self, life: Life, wall: Timestamp, random: u64) {
+        self.random = random;
+        if wall < self.due(life) {
+            self.tries = 0;
+        }
+    }
+
+    fn rest(&mut self, now: Monotonic, random: u64) {
+        let ceiling = doubled(PAUSE, self.tries.saturating_sub(1), PAUSE_MAX);
+        let pause = between(ceiling / 2, ceiling, random);
+        self.earliest = self.earliest.max(now.saturating_add(pause));
+    }
+}
+
+/// When a certificate that was just issued is tried by a session of its own: from the first moment on where no command
+/// runs, at the second in any case.
+#[must_use]
+pub fn trial(
+    not_after: Timestamp,
+    wall: Timestamp,
+    now: Monotonic,
+    random: u64,
+) -> (Monotonic, Monotonic) {
+    let left = not_after.saturating_since(wall);
+    let spread = between(Duration::ZERO, QUIET_SPREAD.min(left / 10), random);
+    let latest = QUIET_MAX.min(left / 4).max(spread);
+    (now.saturating_add(spread), now.saturating_add(latest))
+}
+
+/// A certificate that a gateway could show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// SHA-256 of it.
+    pub fingerprint: [u8; 32],
+    /// Its life.
+    pub life: Life,
+}
+
+/// The certificates that were refused where they were shown, the one of longest ago first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RefusedOnes(Vec<[u8; 32]>);
+
+impl RefusedOnes {
+    /// Notes one.
+    pub fn note(&mut self, fingerprint: [u8; 32]) {
+        self.forget(&fingerprint);
+        self.0.push(fingerprint);
+    }
+
+    /// Notes that one was taken.
+    pub fn forget(&mut self, fingerprint: &[u8; 32]) {
+        self.0.retain(|known| known != fingerprint);
+    }
+
+    /// Forgets those that are no longer there.
+    pub fn keep(&mut self, candidates: &[Candidate]) {
+        let there = |known: &[u8; 32]| candidates.iter().any(|it| it.fingerprint == *known);
+        self.0.retain(there);
+    }
+
+    /// Whether this one was refused.
+    #[must_use]
+    pub fn has(&self, fingerprint: &[u8; 32]) -> bool {
+        self.0.contains(fingerprint)
+    }
+}
+
+/// The place of the certificate to show: the one that was issued last of those that were not refused, and of refused
+/// ones the one that was not tried for longest. None without any.
+#[must_use]
+pub fn choose(candidates: &[Candidate], refused: &RefusedOnes) -> Option<usize> {
+    let places = || candidates.iter().enumerate();
+    let fresh = places().filter(|(_, one)| !refused.has(&one.fingerprint));
+    let latest = fresh.max_by_key(|(place, one)| (one.life, std::cmp::Reverse(*place)));
+    let longest_ago = || {
+        refused.0.iter().find_map(|known| {
+            let found = places().find(|(_, one)| one.fingerprint == *known);
+            found.map(|(place, _)| place)
+        })
+    };
+    latest.map(|(place, _)| place).or_else(longest_ago)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 3_600);
+
+    fn at(days: u32) -> Timestamp {
+        Timestamp::from_unix_micros(0).saturating_add(DAY * days)
+    }
+
+    fn mono(span: Duration) -> Monotonic {
+        Monotonic::from_duration(span)
+    }
+
+    fn one(number: u8, from: u32, to: u32) -> Candidate {
+        Candidate {
+            fingerprint: [number; 32],
+            life: (at(from), at(to)),
+        }
+    }
+
+    #[test]
+    fn a_certificate_of_ninety_days_is_asked_for_from_the_sixtieth_on_and_within_three_days() {
+        let life = (at(0), at(90));
+        assert_eq!(due(life, 0), at(60));
+        let latest = due(life, u64::MAX);
+        assert!(latest > at(62) && latest <= at(63), "{latest}");
+    }
+
+    #[test]
+    fn pauses_double_and_end_at_six_hours() {
+        let mut plan = Plan::new(0);
+        let mut now = Monotonic::ORIGIN;
+        let pauses: Vec<u64> = (0..9)
+            .map(|_| {
+                plan.asked(now, u64::MAX);
+                let pause = plan.pause(now).unwrap();
+                now = now.saturating_add(pause);
+                pause.as_secs().div_ceil(60)
+            })
+            .collect();
+        assert_eq!(pauses, [2, 4, 8, 16, 32, 64, 128, 256, 360]);
+    }
+
+    #[test]
+    fn what_the_backend_says_lengthens_a_pause_up_to_a_day() {
+        let (mut plan, now) = (Plan::new(0), Monotonic::ORIGIN);
+        plan.asked(now, 0);
+        plan.refused(Duration::ZERO, now);
+        assert_eq!(plan.pause(now), Some(Duration::from_secs(60)));
+        plan.refused(DAY * 400, now);
+        assert_eq!(plan.pause(now), Some(DAY));
+    }
+
+    #[test]
+    fn the_latest_is_shown_and_an_earlier_one_when_it_was_refused() {
+        let mut refused = RefusedOnes::default();
+        let all = [one(1, 0, 90), one(2, 60, 150), one(3, 61, 70)];
+        // Issued later counts, not what lives longer: an operator may have shortened the lives.
+        assert_eq!(choose(&all, &refused), Some(2));
+        refused.note([3; 32]);
+        assert_eq!(choose(&all, &refused), Some(1));
+        refused.note([2; 32]);
+        assert_eq!(choose(&all, &refused), Some(0));
+        refused.note([1; 32]);
+        assert_eq!(choose(&all, &refused), Some(2), "tried longest ago");
+        refused.note([3; 32]);
+        assert_eq!(choose(&all, &refused), Some(1));
+        refused.forget(&[1; 32]);
+        assert_eq!(choose(&all, &refused), Some(0));
+        refused.keep(&all[..1]);
+        assert_eq!(choose(&all, &refused), Some(2));
+        assert_eq!(choose(&[], &refused), None);
+        // The same one from two places is the first of them.
+        assert_eq!(choose(&[one(1, 0, 9), one(1, 0, 9)], &refused), Some(0));
+    }
+
+    #[test]
+    fn a_certificate_is_tried_soon_and_long_before_its_end() {
+        let now = mono(DAY);
+        let (from, latest) = trial(at(90), at(0), now, u64::MAX);
+        assert!(from.saturating_since(now) <= QUIET_SPREAD && from > now);
+        assert_eq!(latest.saturating_since(now), QUIET_MAX);
+        let minute = at(0).saturating_add(Duration::from_secs(60));
+        let (from, latest) = trial(minute, at(0), now, u64::MAX);
+        assert!(from.saturating_since(now) <= Duration::from_secs(6));
+        assert_eq!(latest.saturating_since(now), Duration::from_secs(15));
+        assert_eq!(trial(at(0), at(1), now, u64::MAX), (now, now));
+    }
+
+    /// What happens to a gateway between two looks.
+    #[derive(Debug, Clone)]
+    enum Happened {
+        /// The backend's wall clock shows another day, for whatever reason.
+        Wall(u32),
+        /// So many seconds went by.
+        Passed(u32),
+        /// The answer was no.
+        Refused(u32),
+        /// The certificate was taken, and lives from that day of the wall clock for so many.
+        Proved(u32),
+        /// It was not taken.
+        GaveUp,
+    }
+
+    fn happened() -> impl Strategy<Value = Happened> {
+        prop_oneof![
+            (0_u32..4_000).prop_map(Happened::Wall),
+            (0_u32..100_000).prop_map(Happened::Passed),
+            (0_u32..100_000).prop_map(Happened::Refused),
+            (0_u32..400).prop_map(Happened::Proved),
+            Just(Happened::GaveUp),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_clocks_show_nothing_is_asked_twice_within_a_minute_nor_too_early(
+            events in prop::collection::vec((happened(), any::<u64>()), 0..200),
+            first in any::<u64>(),
+        ) {
+            let (mut plan, mut life) = (Plan::new(first), (at(0), at(90)));
+            let (mut wall, mut now) = (at(0), mono(DAY));
+            let mut asked: Option<Monotonic> = None;
+            for (event, random) in events {
+                match event {
+                    Happened::Wall(days) => wall = at(days),
+                    Happened::Passed(seconds) => {
+                        let span = Duration::from_secs(u64::from(seconds));
+                        (wall, now) = (wall.saturating_add(span), now.saturating_add(span));
+                    }
+                    Happened::Refused(seconds) => {
+                        plan.refused(Duration::from_secs(u64::from(seconds)), now);
+                    }
+                    Happened::Proved(days) => {
+                        life = (wall, wall.saturating_add(DAY * days));
+                        plan.proved(life, wall, random);
+                    }
+                    Happened::GaveUp => plan.gave_up(now, random),
+                }
+                if plan.may_ask(life, wall, now) {
+                    let (from, to) = life;
+                    let lived = wall.saturating_since(from);
+                    prop_assert!(lived >= to.saturating_since(from) * 2 / 3);
+                    if let Some(before) = asked {
+                        prop_assert!(now.saturating_since(before) >= PAUSE / 2);
+                    }
+                    plan.asked(now, random);
+                    asked = Some(now);
+                }
+            }
+        }
+
+        #[test]
+        fn a_certificate_is_asked_for_before_its_end_whatever_was_drawn(
+            days in 1_u32..400, random in any::<u64>(), again in any::<u64>(),
+        ) {
+            let life = (at(0), at(days));
+            let mut plan = Plan::new(random);
+            let due = plan.due(life);
+            prop_assert!(due < at(days));
+            prop_assert!(plan.may_ask(life, due, mono(DAY)));
+            plan.asked(mono(DAY), again);
+            prop_assert!(!plan.may_ask(life, due, mono(DAY)));
+            // Lost answers leave time for many more.
+            let later = due.saturating_add(PAUSE);
+            prop_assert!(plan.may_ask(life, later, mono(DAY).saturating_add(PAUSE)));
+        }
+
+        #[test]
+        fn certificates_that_are_old_at_once_are_asked_for_less_and_less(random in any::<u64>()) {
+            let (mut plan, mut now) = (Plan::new(random), mono(DAY));
+            let life = (at(0), at(0));
+            for _ in 0..20 {
+                prop_assert!(plan.may_ask(life, at(9), now));
+                plan.asked(now, random);
+                plan.proved(life, at(9), random);
+                now = now.saturating_add(plan.pause(now).unwrap_or_default());
+            }
+            plan.asked(now, random);
+            prop_assert!(plan.pause(now).unwrap_or_default() >= PAUSE_MAX / 2);
+        }
+    }
+}
