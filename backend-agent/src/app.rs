@@ -52,6 +52,7 @@ use crate::inbound::{Inbound, Terms};
 use crate::jobs::Jobs;
 use crate::material::ServerMaterial;
 use crate::metrics::BackendMetrics;
+use crate::pki::renew::Renewals;
 use crate::pki::site;
 use crate::reload::{Reload, Tools};
 use crate::start_error::StartError;
@@ -345,6 +346,12 @@ impl Shared {
             master: Arc::new(material.master.clone()),
             clock: Arc::clone(&self.clock),
             judge: Judge::new(),
+            renewals: Arc::new(Renewals::new(
+                Arc::new(config.clone()),
+                Arc::clone(&self.store),
+                Arc::clone(&self.clock),
+                self.counters.clone(),
+            )),
             metrics: self.counters.clone(),
             terms: Terms::from(agents),
             lifecycle: lifecycle.clone(),

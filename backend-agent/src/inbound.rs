@@ -20,6 +20,7 @@ use crate::command::dispatch::Dispatcher;
 use crate::config::AgentsConfig;
 use crate::data::Store;
 use crate::metrics::BackendMetrics;
+use crate::pki::renew::Renewals;
 use crate::telemetry::processor::TelemetryProcessor;
 
 pub mod connection;
@@ -66,6 +67,8 @@ pub struct Inbound {
     pub clock: Arc<Timeline>,
     /// Who judges what gateways say that they allow.
     pub judge: judge::Judge,
+    /// Who issues them other certificates.
+    pub renewals: Arc<Renewals>,
     /// What is counted.
     pub metrics: BackendMetrics,
     /// The terms.

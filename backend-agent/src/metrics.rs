@@ -59,6 +59,7 @@ pub struct BackendMetrics {
     handshakes: Family<Label, Counter>,
     refusals: Family<Label, Counter>,
     enrolments: Family<Label, Counter>,
+    renewals: Family<Label, Counter>,
     closes: Family<Label, Counter>,
     commands: Family<Label, Counter>,
 }
@@ -121,6 +122,7 @@ impl BackendMetrics {
             handshakes: Family::default(),
             refusals: Family::default(),
             enrolments: Family::default(),
+            renewals: Family::default(),
             closes: Family::default(),
             commands: Family::default(),
         };
@@ -160,6 +162,11 @@ impl BackendMetrics {
                 "enrolments",
                 "What requests at the door for new gateways came to",
                 own.enrolments.clone(),
+            );
+            registry.register(
+                "certificate_renewals",
+                "What gateways that asked for another certificate were answered",
+                own.renewals.clone(),
             );
             registry.register(
                 "agent_closes",
@@ -268,6 +275,11 @@ impl BackendMetrics {
     /// A request at the door for new gateways came to this.
     pub fn enrolment(&self, outcome: &'static str) {
         self.enrolments.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
+    /// A gateway that asked for another certificate was answered this.
+    pub fn renewal(&self, outcome: &'static str) {
+        self.renewals.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     /// An agent was turned away for a reason that has no close code.

@@ -12,6 +12,7 @@ pub mod authority;
 pub mod init;
 pub mod issue;
 pub mod place;
+pub mod renew;
 pub mod request;
 pub mod site;
 mod template;

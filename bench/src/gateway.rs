@@ -193,6 +193,7 @@ impl<U: FnOnce()> Driver<'_, U> {
             AgentEvent::Draining { .. } => bail!("asked to reconnect"),
             AgentEvent::Drop(_)
             | AgentEvent::TelemetryRefused(_)
+            | AgentEvent::CertificateAnswered(_)
             | AgentEvent::Cancel(_)
             | AgentEvent::ResultAcknowledged { .. }
             | AgentEvent::Closed(_) => {}

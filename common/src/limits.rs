@@ -84,6 +84,10 @@ pub const OUTPUT_WINDOW_BYTES: u64 = 1024 * 1024;
 pub const RETAINED_OUTPUT_BYTES_MAX: usize = 128 * 1024;
 /// Messages waiting inside one session to be put on the socket.
 pub const OUTBOX_MESSAGES_MAX: usize = 1_024;
+/// Bytes of a certificate request, PEM: one for a key of P-256 has 400.
+pub const CSR_BYTES_MAX: usize = 4 * 1024;
+/// Bytes of a certificate, PEM, with those of authorities below the root that may follow it.
+pub const CERTIFICATE_BYTES_MAX: usize = 16 * 1024;
 /// Bytes of a reason or detail that one end sends to the other.
 pub const DETAIL_BYTES_MAX: usize = 512;
 /// Frames whose sending time a gateway remembers to count deadlines from.

@@ -41,6 +41,7 @@ use crate::catalogue::Current;
 use crate::executor::Executor;
 use crate::journal::Journal;
 use crate::outbound::pins::Pins;
+use crate::renewal::RenewalStatus;
 use crate::spool::Spool;
 use crate::status::Status;
 
@@ -109,8 +110,21 @@ pub struct AgentFacts {
     pub started_at: Timestamp,
 }
 
-/// The first and the last moment of the certificate in force.
-pub type CertificateLife = Arc<dyn Fn() -> (Timestamp, Timestamp) + Send + Sync>;
+/// The certificate in force, and what becomes of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct CertificateStatus {
+    /// The first moment of its life.
+    pub not_before: Timestamp,
+    /// The last one.
+    pub not_after: Timestamp,
+    /// Where it comes from.
+    pub origin: &'static str,
+    /// When it is renewed, and what was in the way.
+    pub renewal: RenewalStatus,
+}
+
+/// Says what the certificate in force is.
+pub type Certificate = Arc<dyn Fn() -> CertificateStatus + Send + Sync>;
 
 /// What the local API is made of.
 #[derive(Clone)]
@@ -127,8 +141,8 @@ pub struct Parts {
     pub journal: Journal,
     /// The agent's own folder, whose disk is looked at.
     pub state_folder: PathBuf,
-    /// The life of the certificate in force.
-    pub certificate_life: CertificateLife,
+    /// The certificate in force.
+    pub certificate: Certificate,
     /// Commands run here, and nowhere else.
     pub executor: Executor,
     /// What may be run.

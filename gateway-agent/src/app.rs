@@ -15,7 +15,7 @@ use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::{Hangups, Lifecycle, Signals, notify};
 use viworks_runtime::{descriptors, fault, logging, ready_file, tls};
 
-use crate::api::{self, AgentFacts, ServeLimits};
+use crate::api::{self, AgentFacts, CertificateStatus, ServeLimits};
 use crate::audit::Audit;
 use crate::catalogue::{self, Catalogue, Current, SHIPPED};
 use crate::collect;
@@ -31,6 +31,7 @@ use crate::outbound::configured::Configured;
 use crate::outbound::pins::Pins;
 use crate::program;
 use crate::reload::Reload;
+use crate::renewal::Renewal;
 use crate::setup::{Setup, others, owners};
 use crate::spool::Spool;
 use crate::status::Status;
@@ -200,7 +201,8 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         conditions.clone(),
         Arc::clone(&clock),
     );
-    let in_force = credentials.clone();
+    let renewal = Renewal::new(folder.clone(), conditions.clone(), Arc::clone(&clock));
+    let (in_force, renewed) = (credentials.clone(), renewal.clone());
     let api_parts = api::Parts {
         facts: AgentFacts {
             agent_id: Some(identity.name.agent_id.to_string()),
@@ -213,9 +215,15 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         intake_quota: configured.intake(),
         journal: journal.clone(),
         state_folder: folder.clone(),
-        certificate_life: Arc::new(move || {
+        certificate: Arc::new(move || {
             let material = in_force.get();
-            (material.not_before, material.not_after)
+            let shown = &material.shown;
+            CertificateStatus {
+                not_before: shown.not_before,
+                not_after: shown.not_after,
+                origin: shown.origin.name(),
+                renewal: renewed.status(shown.life()),
+            }
         }),
         executor: executor.clone(),
         catalogue: catalogue.clone(),
@@ -240,6 +248,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         clock: Arc::clone(&clock),
         lifecycle: lifecycle.clone(),
         credentials: credentials.clone(),
+        renewal,
         identity,
     };
     let fresh = catalogue

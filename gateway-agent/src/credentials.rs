@@ -1,12 +1,14 @@
 //! The certificates and keys in force: read again when their files may have been renewed, and watched for their end.
+//! Of several certificates, the one is shown that was issued last and not refused.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, watch};
 use tracing::info;
 use viworks_common::certificate::{Life, life};
 use viworks_common::human;
+use viworks_common::renewal::RefusedOnes;
 use viworks_runtime::blocking::Worker;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
@@ -15,6 +17,7 @@ use viworks_runtime::lifecycle::Lifecycle;
 
 use crate::config::Config;
 use crate::material::Material;
+use crate::renewed::Origin;
 
 /// How often the files are looked at while nothing else asks for them.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -24,7 +27,7 @@ const READ_TIME: Duration = Duration::from_secs(5);
 
 /// The condition while the certificate ends soon, or has ended.
 const CERTIFICATE: &str = "certificate";
-const RENEW: &str = "put a renewed certificate, and its key, where [identity] certificate_file and key_file point; they are taken over within seconds, or at once with SIGHUP";
+const RENEW: &str = "the backend issues another one over the connection from two thirds of its life on, unless status says why not; or put a renewed certificate, and its key, where [identity] certificate_file and key_file point; they are taken over within seconds, or at once with SIGHUP";
 
 /// The condition while files that came later cannot be used.
 const NOT_YET: &str = "compare this machine's clock with the right time; if the clock is right, wait for the certificate, \
@@ -38,6 +41,7 @@ pub struct Credentials {
     /// Reads the files for all who ask, on one thread, however long a disk hangs.
     reader: Arc<Mutex<Worker<(), Result<Material, Problems>>>>,
     current: watch::Sender<Arc<Material>>,
+    refused: Arc<Lock<RefusedOnes>>,
     conditions: Conditions,
     clock: Arc<dyn Clock>,
 }
@@ -59,6 +63,7 @@ impl Credentials {
         let own = Self {
             reader: Arc::new(Mutex::new(reader)),
             current: watch::Sender::new(Arc::new(material)),
+            refused: Arc::default(),
             conditions,
             clock,
         };
@@ -92,7 +97,45 @@ impl Credentials {
         changed
     }
 
-    fn take_over(&self, material: Material) -> bool {
+    fn refused_ones(&self) -> MutexGuard<'_, RefusedOnes> {
+        // Nothing panics while it is held.
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the certificate that was shown was refused. True when another one is shown from here on that was not.
+    pub fn refused(&self, shown: &[u8; 32]) -> bool {
+        let mut material = Material::clone(&self.get());
+        let mut refused = self.refused_ones();
+        if material.all.len() < 2 {
+            return false;
+        }
+        refused.note(*shown);
+        material.show(&refused);
+        let fresh = !refused.has(&material.shown.fingerprint);
+        self.current.send_replace(Arc::new(material));
+        fresh
+    }
+
+    /// Notes that a session was confirmed with this certificate. Answers which of those that were issued over sessions
+    /// later than it were refused: the backend does not know them.
+    pub fn taken(&self, shown: &[u8; 32]) -> Vec<Origin> {
+        let material = self.get();
+        let mut refused = self.refused_ones();
+        refused.forget(shown);
+        let taken = material.all.iter().find(|one| one.fingerprint == *shown);
+        let Some(taken) = taken else {
+            return Vec::new();
+        };
+        let others = material.all.iter();
+        let others = others.filter(|one| {
+            one.origin != Origin::Configured
+                && one.life() > taken.life()
+                && refused.has(&one.fingerprint)
+        });
+        others.map(|one| one.origin).collect()
+    }
+
+    fn take_over(&self, mut material: Material) -> bool {
         let before = self.get();
         if material.name != before.name {
             self.refuse(
@@ -100,13 +143,22 @@ impl Credentials {
             );
             return false;
         }
-        self.conditions.clear(RELOAD);
-        if same(&before, &material) {
-            return false;
+        if let Some(unread) = material.unread.first() {
+            self.refuse(&unread.line());
+        } else {
+            self.conditions.clear(RELOAD);
         }
-        info!(not_after = %material.not_after, "certificate, key or authority were renewed; the next connection uses them");
+        {
+            let mut refused = self.refused_ones();
+            refused.keep(&material.candidates());
+            material.show(&refused);
+        }
+        let is_same = same(&before, &material);
+        if !is_same {
+            info!(not_after = %material.shown.not_after, origin = material.shown.origin.name(), "certificate, key or authority were renewed; the next connection uses them");
+        }
         self.current.send_replace(Arc::new(material));
-        true
+        !is_same
     }
 
     fn refuse(&self, problems: &str) {
@@ -119,7 +171,7 @@ impl Credentials {
 
     fn tell_life(&self) {
         let material = self.get();
-        let (not_before, not_after) = (material.not_before, material.not_after);
+        let (not_before, not_after) = material.shown.life();
         let now = self.clock.wall();
         let found = life(not_before, not_after, now);
         let Some(cause) = human::life(found, not_before, not_after, now) else {
@@ -151,9 +203,9 @@ impl Credentials {
 }
 
 fn same(before: &Material, after: &Material) -> bool {
-    before.fingerprint == after.fingerprint
-        && before.tls.chain == after.tls.chain
-        && before.tls.key == after.tls.key
+    before.shown.fingerprint == after.shown.fingerprint
+        && before.shown.tls.chain == after.shown.tls.chain
+        && before.shown.tls.key == after.shown.tls.key
         && before.key_generation == after.key_generation
         && before.key.secret() == after.key.secret()
         && before.roots.roots == after.roots.roots

@@ -1,14 +1,13 @@
-//! Who this gateway is: its certificate, its keys, its installation, this process, and the lock that keeps it single.
+//! Who this gateway is: its name, its key, its installation, this process, and the lock that keeps it single.
 
 use std::path::{Path, PathBuf};
 
 use viworks_common::id::{AgentRunId, BootId, InstallId};
 use viworks_common::key::{AgentKey, Identity as Name, Secret};
-use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{self, Clock};
 use viworks_runtime::config::Problem;
 use viworks_runtime::files::{self, FileError, FolderLock};
-use viworks_runtime::{random, tls};
+use viworks_runtime::random;
 
 use crate::journal::Meta;
 use crate::material::Material;
@@ -63,12 +62,6 @@ pub struct Identity {
     /// The epoch of the identity file, for a gateway whose journal knows none.
     first_epoch: u64,
     first_token: Secret,
-    /// Certificate chain and private key.
-    pub tls: tls::Identity,
-    /// SHA-256 of the certificate itself.
-    pub fingerprint: [u8; 32],
-    /// The end of the certificate's life.
-    pub not_after: Timestamp,
     /// The installation.
     pub install_id: InstallId,
     /// The boot.
@@ -92,14 +85,11 @@ impl Identity {
         files::create_private_folder(folder)?;
         let lock = files::lock_folder(folder)?;
         Ok(Self {
-            fingerprint: material.fingerprint,
-            not_after: material.not_after,
             name: material.name.clone(),
             key: material.key.clone(),
             key_generation: material.key_generation,
             first_epoch: material.first_epoch,
             first_token: material.first_token.clone(),
-            tls: material.tls.clone(),
             install_id: install_id(folder)?,
             boot_id: clock::boot_id().ok_or(IdentityError::Boot)?,
             agent_run_id: AgentRunId::from_uuid(random::uuid_v7(clock.wall())),

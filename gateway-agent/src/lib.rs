@@ -23,6 +23,8 @@ pub mod material;
 pub mod outbound;
 pub mod program;
 pub mod reload;
+pub mod renewal;
+pub mod renewed;
 pub mod setup;
 pub mod spawner;
 pub mod spool;

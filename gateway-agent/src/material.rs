@@ -1,7 +1,7 @@
-//! Certificates, keys and the identity file as the configuration names them: read whole, judged, and fitted to each
-//! other, with everything that is wrong at once.
+//! Certificates, keys and the identity file as the configuration names them, and what was issued since: read whole,
+//! judged, and fitted to each other, with everything that is wrong at once.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::RootCertStore;
@@ -10,12 +10,14 @@ use sha2::{Digest, Sha256};
 use viworks_common::certificate;
 use viworks_common::id::{AgentId, Tenant, TrustDomain};
 use viworks_common::key::{AgentKey, Identity as Name, Secret};
+use viworks_common::renewal::{Candidate, RefusedOnes, choose};
 use viworks_common::time::Timestamp;
 use viworks_runtime::config::{Problem, Problems};
 use viworks_runtime::files;
 use viworks_runtime::tls::{self, Purpose};
 
 use crate::config::Config;
+use crate::renewed::Origin;
 
 /// What the files say that make a gateway who it is, and whom it trusts.
 #[derive(Debug, Clone)]
@@ -30,6 +32,25 @@ pub struct Material {
     pub first_epoch: u64,
     /// The token of that epoch.
     pub first_token: Secret,
+    /// The domain in which the gateway has its name.
+    pub trust_domain: TrustDomain,
+    /// The certificate that is shown.
+    pub shown: Papers,
+    /// Every one that could be, the configured one first.
+    pub all: Vec<Papers>,
+    /// Why something that was issued cannot be, if so.
+    pub unread: Vec<Problem>,
+    /// The authorities of the backend's certificate.
+    pub roots: Arc<RootCertStore>,
+}
+
+/// A certificate with its key.
+#[derive(Debug, Clone)]
+pub struct Papers {
+    /// Where it comes from.
+    pub origin: Origin,
+    /// The file of the certificate.
+    pub path: PathBuf,
     /// Certificate chain and private key.
     pub tls: tls::Identity,
     /// SHA-256 of the certificate itself.
@@ -38,17 +59,99 @@ pub struct Material {
     pub not_before: Timestamp,
     /// The end of it.
     pub not_after: Timestamp,
-    /// The authorities of the backend's certificate.
-    pub roots: Arc<RootCertStore>,
+}
+
+impl Papers {
+    /// The first and the last moment of the certificate's life.
+    #[must_use]
+    pub const fn life(&self) -> (Timestamp, Timestamp) {
+        (self.not_before, self.not_after)
+    }
+
+    fn new(origin: Origin, path: &Path, certificate: Certificate) -> Self {
+        Self {
+            origin,
+            path: path.to_owned(),
+            fingerprint: certificate.fingerprint,
+            not_before: certificate.says.not_before,
+            not_after: certificate.says.not_after,
+            tls: certificate.tls,
+        }
+    }
 }
 
 impl Material {
-    /// Reads all files that the configuration names, at the start and whenever they may have been renewed.
+    /// Reads all files that the configuration names, at the start and whenever they may have been renewed, and what was
+    /// issued since and is in the state folder. The certificate that was issued last is shown.
     ///
     /// # Errors
     ///
-    /// Everything that is wrong with them, each with its file.
+    /// Everything that is wrong with those of the configuration, each with its file.
     pub fn load(config: &Config) -> Result<Self, Problems> {
+        let mut material = Self::configured(config)?;
+        material.add_renewed(&config.gateway.state_folder);
+        material.show(&RefusedOnes::default());
+        Ok(material)
+    }
+
+    /// Adds what was issued over sessions. What cannot be used is no reason to do without the rest.
+    fn add_renewed(&mut self, folder: &Path) {
+        for origin in Origin::KEPT {
+            let Some(path) = origin.path(folder) else {
+                continue;
+            };
+            if files::is_absent(&path) {
+                continue;
+            }
+            match self.read_renewed(origin, &path) {
+                Ok(papers) => self.all.push(papers),
+                // Moved meanwhile to where it is read next.
+                Err(_moved) if files::is_absent(&path) => {}
+                Err(problem) => self.unread.push(problem),
+            }
+        }
+    }
+
+    fn read_renewed(&self, origin: Origin, path: &Path) -> Result<Papers, Problem> {
+        let tls = tls::Identity::load_for(Purpose::Client, path, path).map_err(|errors| {
+            let first = errors.first().map(|error| error.problem(path));
+            first.unwrap_or_else(|| Problem::of_file(path, "it cannot be read", ""))
+        })?;
+        let certificate = read_certificate(path, tls)?;
+        let says = &certificate.says;
+        if says.identity == self.name && says.trust_domain == self.trust_domain {
+            return Ok(Papers::new(origin, path, certificate));
+        }
+        let message = format!(
+            "{} is of {}, and this gateway is {}",
+            path.display(),
+            certificate::uri(&says.trust_domain, &says.identity),
+            certificate::uri(&self.trust_domain, &self.name)
+        );
+        let help = "remove it: it belongs to another gateway, and is not used";
+        Err(Problem::of_file(path, message, help))
+    }
+
+    /// Shows the certificate that is to be shown while these were refused.
+    pub fn show(&mut self, refused: &RefusedOnes) {
+        let place = choose(&self.candidates(), refused);
+        if let Some(papers) = place.and_then(|place| self.all.get(place)) {
+            self.shown = papers.clone();
+        }
+    }
+
+    /// What is chosen from.
+    #[must_use]
+    pub fn candidates(&self) -> Vec<Candidate> {
+        let all = self.all.iter();
+        all.map(|papers| Candidate {
+            fingerprint: papers.fingerprint,
+            life: papers.life(),
+        })
+        .collect()
+    }
+
+    fn configured(config: &Config) -> Result<Self, Problems> {
         let paths = &config.identity;
         let mut problems = Vec::new();
         let file = read_identity(&paths.identity_file)
@@ -71,48 +174,54 @@ impl Material {
             problems.extend(mismatch(&paths.identity_file, certificate, file));
         }
         match (file, certificate, roots) {
-            (Some(file), Some(certificate), Some(roots)) if problems.is_empty() => Ok(Self {
-                name: certificate.says.identity,
-                key: AgentKey::new(file.agent_key.0),
-                key_generation: file.key_generation,
-                first_epoch: file.epoch,
-                first_token: file.token.0,
-                tls: certificate.tls,
-                fingerprint: certificate.fingerprint,
-                not_before: certificate.says.not_before,
-                not_after: certificate.says.not_after,
-                roots: Arc::new(roots),
-            }),
+            (Some(file), Some(certificate), Some(roots)) if problems.is_empty() => {
+                let name = certificate.says.identity.clone();
+                let shown = Papers::new(Origin::Configured, chain, certificate);
+                Ok(Self {
+                    name,
+                    key: AgentKey::new(file.agent_key.0),
+                    key_generation: file.key_generation,
+                    first_epoch: file.epoch,
+                    first_token: file.token.0,
+                    trust_domain: file.trust_domain,
+                    all: vec![shown.clone()],
+                    shown,
+                    unread: Vec::new(),
+                    roots: Arc::new(roots),
+                })
+            }
             _incomplete => Err(Problems::new(problems)),
         }
     }
 
-    /// What does not keep the agent from starting, because the clock that says so may be the one that is wrong.
+    /// What does not keep the agent from starting, because the clock that says so may be the one that is wrong, or
+    /// because there is another certificate to begin with.
     #[must_use]
-    pub fn warnings(&self, config: &Config, now: Timestamp) -> Vec<Problem> {
-        let path = &config.identity.certificate_file;
-        let (message, help) = if now > self.not_after {
-            (
+    pub fn warnings(&self, now: Timestamp) -> Vec<Problem> {
+        let path = &self.shown.path;
+        let ill = if now > self.shown.not_after {
+            Some((
                 format!(
                     "the certificate in {} expired at {}",
                     path.display(),
-                    self.not_after
+                    self.shown.not_after
                 ),
                 "issue a new certificate for this gateway, unless this machine's clock is wrong",
-            )
-        } else if now < self.not_before {
-            (
+            ))
+        } else if now < self.shown.not_before {
+            Some((
                 format!(
                     "the certificate in {} is not valid before {}",
                     path.display(),
-                    self.not_before
+                    self.shown.not_before
                 ),
                 "set this machine's clock",
-            )
+            ))
         } else {
-            return Vec::new();
+            None
         };
-        vec![Problem::of_file(path, message, help)]
+        let ill = ill.map(|(message, help)| Problem::of_file(path, message, help));
+        ill.into_iter().chain(self.unread.iter().cloned()).collect()
     }
 }
 

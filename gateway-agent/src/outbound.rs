@@ -18,6 +18,7 @@ use crate::engine::EngineHandle;
 use crate::executor::{Executor, LiveOutput};
 use crate::identity::Identity;
 use crate::journal::Journal;
+use crate::renewal::Renewal;
 use crate::spool::Spool;
 use crate::status::{Failure, Status};
 
@@ -32,17 +33,23 @@ pub mod look;
 pub mod pinning;
 pub mod pins;
 mod refusals;
+mod renewing;
 
 use configured::Configured;
 use dial::Dialler;
 use ending::Ended;
 use pins::Pins;
 
+/// Within which time another certificate is tried when one was refused.
+const ANOTHER_CERTIFICATE: Duration = Duration::from_secs(5);
+
 /// What the way out is made of.
 #[derive(Clone)]
 pub struct Parts {
     /// Certificate, keys and authority, as they are on disk.
     pub credentials: Credentials,
+    /// What becomes of the certificate.
+    pub renewal: Renewal,
     /// Who the gateway is.
     pub identity: Arc<Identity>,
     /// What may run.
@@ -91,8 +98,8 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
             let dialler = Dialler::new(
                 config.outbound.clone(),
                 Arc::clone(&material.roots),
-                material.tls.clone(),
-                material.fingerprint,
+                material.shown.tls.clone(),
+                material.shown.fingerprint,
             );
             let dialled = dialler.dial(accepted.pins).await;
             (dialled, material, config, accepted.version)
@@ -106,12 +113,12 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
             settings = config.outbound.backoff;
             backoff = Backoff::with(settings);
         }
-        let mut ended = match dialled {
+        let (mut ended, is_of_the_certificate) = match dialled {
             Ok(dialled) => {
                 // What ran while nobody listened is in the results.
                 while live.try_recv().is_ok() {}
                 // Boxed: a session outlives the attempt's buffers by far.
-                Box::pin(connection::run(
+                let ended = Box::pin(connection::run(
                     dialled,
                     pins_version,
                     &material,
@@ -119,30 +126,40 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
                     &parts,
                     &mut live,
                 ))
-                .await
+                .await;
+                let is_of_the_certificate = ended.is_of_the_certificate();
+                (ended, is_of_the_certificate)
             }
             Err(failure) => {
                 let wall = parts.clock.wall();
-                let life = (material.not_before, material.not_after);
+                let life = (material.shown.not_before, material.shown.not_after);
                 let failure = failure.with_certificate(life, wall);
-                Ended {
+                let ended = Ended {
                     class: failure.class(),
                     cause: failure.to_string(),
                     fix: failure.fix(),
                     code: failure.code(),
                     expected: false,
                     confirmed_for: None,
-                }
+                };
+                (ended, failure.is_of_the_certificate())
             }
         };
         if parts.lifecycle.is_stopping() {
             return;
         }
-        let over = material.not_after < parts.clock.wall();
+        let over = material.shown.not_after < parts.clock.wall();
         if ended.code == Some(CloseCode::CertUntrusted) && over {
             ended.fix = failure::RENEW;
         }
-        let delay = next_delay(&ended, &mut backoff);
+        let shown = &material.shown.fingerprint;
+        // Not one failure more of those that the pauses count: it is another certificate.
+        let delay = if is_of_the_certificate && parts.credentials.refused(shown) {
+            warn!(path = %material.shown.path.display(), "this certificate is refused; another one that this gateway has is tried");
+            spread(ANOTHER_CERTIFICATE)
+        } else {
+            next_delay(&ended, &mut backoff)
+        };
         say(&ended, delay, &mut said);
         if ended.confirmed_for.is_some() && !ended.class.is_permanent() {
             // Files that were read while all was well are no reason to hurry.
@@ -160,6 +177,12 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
 enum Waited {
     Over,
     Reloaded,
+}
+
+/// A moment within this time.
+fn spread(within: Duration) -> Duration {
+    let millis = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(u64::from_ne_bytes(random::bytes()) % millis.max(1))
 }
 
 fn next_delay(ended: &Ended, backoff: &mut Backoff) -> Duration {

@@ -13,16 +13,20 @@ use crate::catalogue::{self, Catalogue, OtherUsers, Owners};
 use crate::config::Config;
 use crate::identity::{self, INSTALL_ID_FILE};
 use crate::material::Material;
-use crate::{journal, program, spool};
+use crate::{journal, program, renewed, spool};
 
 /// What the agent keeps in its state folder, beside its databases.
-const STATE_FILES: [&str; 6] = [
+const STATE_FILES: [&str; 10] = [
     ".lock",
     INSTALL_ID_FILE,
     "audit.log",
     "audit.log.1",
     "journal.db.reserve",
     "pins.json",
+    renewed::FILES[0],
+    renewed::FILES[1],
+    renewed::FILES[2],
+    renewed::FILES[3],
 ];
 
 /// The agent's databases, each with what SQLite keeps beside it.
@@ -87,7 +91,7 @@ impl Setup {
                 path,
                 environment: environment.clone(),
             },
-            warnings: material.warnings(&config, now),
+            warnings: material.warnings(now),
             config,
             material,
             catalogue,

@@ -50,6 +50,9 @@ pub const POINTS: &[&str] = &[
     "enrol.writing",
     "enrol.filling",
     "enrol.moving",
+    "renewal.key_kept",
+    "renewal.issued_kept",
+    "renewal.moving",
 ];
 
 /// Why the armed points cannot be used.

@@ -253,6 +253,21 @@ impl Deployment {
         folder
     }
 
+    /// Lets the backend forget the key of its authority: certificates are somebody else's affair.
+    ///
+    /// # Panics
+    /// When its configuration does not name one.
+    pub fn without_authority(&self) {
+        let path = self.backend_config();
+        let named = std::fs::read_to_string(&path).expect("it was made");
+        let kept = named
+            .lines()
+            .filter(|line| !line.starts_with("ca_key_file"));
+        let kept: String = kept.flat_map(|line| [line, "\n"]).collect();
+        assert_ne!(kept.len(), named.len(), "it named the key");
+        std::fs::write(&path, kept).expect("it is ours");
+    }
+
     /// Starts the backend on free ports and waits until it listens.
     ///
     /// # Panics

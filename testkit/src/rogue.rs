@@ -385,6 +385,7 @@ impl Rogue {
                 | AgentEvent::ResultAcknowledged { .. }
                 | AgentEvent::Draining { .. }
                 | AgentEvent::TelemetryRefused(_)
+                | AgentEvent::CertificateAnswered(_)
                 | AgentEvent::Closed(_) => {}
             }
         }

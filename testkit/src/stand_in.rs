@@ -280,5 +280,6 @@ fn welcome(epoch: u64, token: String) -> Welcome {
         pins: None,
         server_time: SystemClock.wall(),
         reconnect_slot_ms: 1_000,
+        renews_certificates: false,
     }
 }

@@ -14,6 +14,11 @@ const CATALOGUES: Quota = Quota {
     per_minute: 4,
     burst: 16,
 };
+/// Requests for a certificate, each of them verified, signed and registered; an honest gateway asks once a minute.
+const CERTIFICATES: Quota = Quota {
+    per_minute: 2,
+    burst: 8,
+};
 /// Messages about commands beyond what the backend's own offers allow.
 const COMMANDS: Quota = Quota {
     per_minute: 600,
@@ -40,6 +45,7 @@ const CONTROL_PER_HEARTBEAT: u128 = 8;
 pub(super) struct Rates {
     controls: Bucket,
     catalogues: Bucket,
+    certificates: Bucket,
     commands: Bucket,
     unknown: Bucket,
     allowance: u32,
@@ -48,7 +54,13 @@ pub(super) struct Rates {
 impl Rates {
     /// Whether it says nothing that new ones do not.
     pub(super) fn are_full(&self, now: Monotonic) -> bool {
-        let buckets = [self.controls, self.catalogues, self.commands, self.unknown];
+        let buckets = [
+            self.controls,
+            self.catalogues,
+            self.certificates,
+            self.commands,
+            self.unknown,
+        ];
         buckets.iter().all(|bucket| bucket.is_full(now))
     }
 }
@@ -97,6 +109,9 @@ impl Pace {
             | BackendEvent::PinReport(_)
             | BackendEvent::Event(_) => allowed(self.rates().controls.take(self.control, now)),
             BackendEvent::Catalogue(_) => allowed(self.rates().catalogues.take(CATALOGUES, now)),
+            BackendEvent::CertificateWanted(_) => {
+                allowed(self.rates().certificates.take(CERTIFICATES, now))
+            }
             BackendEvent::Accepted(_)
             | BackendEvent::Rejected(_)
             | BackendEvent::Started(_)
@@ -133,7 +148,7 @@ const fn allowed(taken: Taken) -> Result<(), Duration> {
 
 #[cfg(test)]
 mod tests {
-    use viworks_common::wire::message::{Catalogue, PinReport};
+    use viworks_common::wire::message::{Catalogue, CertRequest, PinReport};
 
     use super::*;
 
@@ -159,7 +174,8 @@ mod tests {
             }
             assert_eq!(session().allow(&catalogue, at(minute * 60)), Ok(()));
         }
-        for (event, most) in [(report, 200), (catalogue, 20)] {
+        let wanted = BackendEvent::CertificateWanted(CertRequest { csr: String::new() });
+        for (event, most) in [(report, 200), (catalogue, 20), (wanted, 10)] {
             let taken = (0..10_000)
                 .take_while(|_| session().allow(&event, at(3_600)).is_ok())
                 .count();

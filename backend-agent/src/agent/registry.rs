@@ -36,6 +36,8 @@ pub struct Peer {
     pub remaining: Duration,
     /// The gateway's confirmed epoch when it was recognised.
     pub confirmed: u64,
+    /// The certificate's key (SHA-256), while no session was confirmed with it of those that were issued over one.
+    pub unproved: Option<[u8; 32]>,
 }
 
 /// Why a certificate that leads to our authority is still not accepted.
@@ -56,6 +58,9 @@ pub enum Unrecognised {
     /// The certificate or the gateway was revoked.
     #[error("the gateway or its certificate was revoked")]
     Revoked,
+    /// A session of the gateway was confirmed with a later certificate.
+    #[error("the certificate of the gateway {} was replaced by a later one", .0.name)]
+    Retired(Box<Peer>),
     /// The store cannot be asked.
     #[error("failed to look the certificate up")]
     Store(#[from] StoreError),
@@ -73,6 +78,9 @@ impl Unrecognised {
                 "the certificate's key is not registered for the gateway it names"
             }
             Self::Revoked => "this gateway was revoked",
+            Self::Retired(_) => {
+                "this certificate was replaced by a later one of the same gateway, which has connected with that: a copy of its files was made before"
+            }
             Self::Store(_) => "the backend cannot look the certificate up at the moment",
         }
     }
@@ -84,6 +92,7 @@ impl Unrecognised {
             Self::NotShown
             | Self::NoName(_)
             | Self::ForeignTrustDomain(_)
+            | Self::Retired(_)
             | Self::NotRegistered => CloseCode::CertUntrusted,
             Self::Revoked => CloseCode::Revoked,
             Self::Store(_) => CloseCode::Internal,
@@ -126,7 +135,7 @@ impl Registry {
         if known.revoked {
             return Err(Unrecognised::Revoked);
         }
-        Ok(Peer {
+        let peer = Peer {
             identity,
             name: known.gateway,
             fingerprint: Sha256::digest(leaf).into(),
@@ -134,6 +143,11 @@ impl Registry {
             not_after,
             remaining: not_after.saturating_since(now),
             confirmed: known.confirmed,
-        })
+            unproved: known.unproved.then_some(spki_sha256),
+        };
+        if known.retired {
+            return Err(Unrecognised::Retired(Box::new(peer)));
+        }
+        Ok(peer)
     }
 }

@@ -66,6 +66,12 @@ fn is_a_door(url: &str) -> bool {
 }
 
 impl EnrolmentConfig {
+    /// How long a gateway's certificate is valid.
+    #[must_use]
+    pub fn certificate_life(&self) -> Duration {
+        Duration::from_secs(u64::from(self.certificate_days) * 24 * 3_600)
+    }
+
     /// Sockets that it may have open.
     #[must_use]
     pub fn sockets_max(&self) -> usize {

@@ -78,6 +78,7 @@ const MIGRATIONS: &[Migration] = &[
         "../../migrations/sqlite",
         "0020_forget_gaps_of_telemetry.sql"
     ),
+    migration!("../../migrations/sqlite", "0021_renew_certificates.sql"),
 ];
 
 /// What to do about a file that is damaged.

@@ -125,7 +125,7 @@ impl TicketOffice {
 
     /// How long gateways' certificates live.
     pub(super) fn certificate_life(&self) -> Duration {
-        Duration::from_secs(u64::from(self.config.enrolment.certificate_days) * 24 * 3_600)
+        self.config.enrolment.certificate_life()
     }
 
     /// The version of the pins that a gateway gets.

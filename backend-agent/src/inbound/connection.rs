@@ -9,6 +9,7 @@ mod ending;
 mod line;
 mod live;
 mod opening;
+mod renewing;
 mod reports;
 mod stream;
 mod up;

@@ -241,6 +241,7 @@ impl Handshake {
             }
         };
         let recognised = self.recognise(&stream).await;
+        self.record_retired(&recognised, address).await;
         let verdict = self.verdict(recognised, address, &admitted);
         // What is wrong with a certificate was said already.
         let is_welcome = matches!(verdict, Verdict::Welcome(_));
@@ -418,6 +419,7 @@ impl Handshake {
             return Verdict::Refuse(CloseCode::CertUntrusted, reason);
         }
         let peer = inbound.registry.recognise(&leaf, now).await;
+        self.record_retired(&peer, client).await;
         let recognised = peer.map(|peer| {
             let mode = BindingMode::Certificate;
             let value = peer.fingerprint;
@@ -428,6 +430,19 @@ impl Handshake {
             Verdict::Later(after) => Verdict::Later(after),
             Verdict::Refuse(code, reason) => Verdict::Refuse(code, reason),
             Verdict::BadHeader(reason) => Verdict::BadHeader(reason),
+        }
+    }
+
+    /// Records that somebody shows a certificate that its gateway has left behind: a copy of its files, or whoever put
+    /// old ones back.
+    async fn record_retired<T: Sync>(
+        &self,
+        recognised: &Result<T, Unrecognised>,
+        address: SocketAddr,
+    ) {
+        if let Err(Unrecognised::Retired(peer)) = recognised {
+            let action = "gateway.retired_certificate";
+            security_event(&self.inbound, peer, address, action).await;
         }
     }
 

@@ -9,7 +9,7 @@ use viworks_common::code::CloseCode;
 use viworks_common::id::SessionId;
 use viworks_common::key::Secret;
 use viworks_common::limits::CHALLENGE_AGE_MAX;
-use viworks_common::wire::message::{Credits, Hello, Refuse, Welcome};
+use viworks_common::wire::message::{CERTIFICATE_RENEWAL, Credits, Hello, Refuse, Welcome};
 
 use super::Inbound;
 use super::replay::Remembered;
@@ -226,6 +226,11 @@ impl Arrival<'_> {
                 .then(|| inbound.pins.clone()),
             server_time: inbound.clock.wall(),
             reconnect_slot_ms: millis(inbound.manager.reconnect_slot()),
+            renews_certificates: self
+                .hello
+                .capabilities
+                .iter()
+                .any(|known| known == CERTIFICATE_RENEWAL),
         }
     }
 }

@@ -130,7 +130,7 @@ impl Backend {
     }
 
     /// The status of the answer to an upgrade, or none when TLS did not get that far.
-    async fn status(
+    pub(crate) async fn status(
         &self,
         identity: Option<&Issued>,
         path: &str,

@@ -12,5 +12,6 @@ mod nginx;
 mod pki;
 mod proxies;
 mod queue;
+mod renewing;
 mod slow_clients;
 mod store;

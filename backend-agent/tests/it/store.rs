@@ -19,6 +19,7 @@ mod over_time;
 mod postgres_only;
 mod records;
 mod recount;
+mod renewals;
 mod retention;
 mod runs;
 mod sessions;
@@ -187,6 +188,13 @@ macro_rules! suite {
 }
 
 suite! {
+    renewals {
+        with_the_first_session_of_a_renewed_certificate_the_earlier_ones_retire,
+        a_certificate_is_answered_again_until_it_is_in_use,
+        a_gateway_gets_one_certificate_a_minute_and_six_an_hour,
+        only_the_session_of_a_gateway_that_is_not_revoked_renews,
+        certificates_that_ended_long_ago_are_forgotten_once_they_are_retired,
+    }
     gateways {
         a_gateway_is_found_by_id_and_by_name,
         a_name_is_unique_within_its_tenant_only,

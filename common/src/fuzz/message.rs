@@ -61,6 +61,7 @@ fn agent(message: &AgentMessage, kind: u8) {
         | AgentMessage::Output(_)
         | AgentMessage::CommandResult(_)
         | AgentMessage::PinReport(_)
+        | AgentMessage::CertRequest(_)
         | AgentMessage::Event(_)
         | AgentMessage::Bye(_) => {}
     }

@@ -37,6 +37,10 @@ pub(super) const AGENT: &[(u8, &str)] = &[
     ),
     (0x19, r#"{"version":2}"#),
     (
+        0x1a,
+        r#"{"csr":"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"}"#,
+    ),
+    (
         0x1b,
         r#"{"kind":"digest_mismatch","detail":"the same id with another digest"}"#,
     ),
@@ -73,6 +77,10 @@ pub(super) const BACKEND: &[(u8, &str)] = &[
     (
         0x37,
         r#"{"command_id":"01900000-0000-7000-8000-000000000001","low_water":18}"#,
+    ),
+    (
+        0x38,
+        r#"{"certificate":"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n","refused":null}"#,
     ),
     (0x3a, r#"{"reconnect_after_ms":500}"#),
 ];

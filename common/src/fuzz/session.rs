@@ -400,6 +400,7 @@ impl AgentDriver {
             | AgentEvent::Drop(_)
             | AgentEvent::Cancel(_)
             | AgentEvent::ResultAcknowledged { .. }
+            | AgentEvent::CertificateAnswered(_)
             | AgentEvent::Draining { .. } => {
                 assert!(self.confirmed, "{event:?} before CONFIRM");
             }
@@ -430,6 +431,7 @@ impl BackendDriver {
             | BackendEvent::Result(_)
             | BackendEvent::Catalogue(_)
             | BackendEvent::PinReport(_)
+            | BackendEvent::CertificateWanted(_)
             | BackendEvent::Event(_)
             | BackendEvent::Bye { .. } => {
                 assert!(self.committed, "{event:?} before the commit");

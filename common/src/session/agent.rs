@@ -416,6 +416,10 @@ impl AgentSession {
                 };
                 self.events.push(event, bytes);
             }
+            BackendMessage::CertIssued(issued) => {
+                self.events
+                    .push(AgentEvent::CertificateAnswered(Box::new(issued)), bytes);
+            }
             BackendMessage::Drain(drain) => {
                 if let State::Established(live) = &mut self.state {
                     live.draining = true;

@@ -486,6 +486,7 @@ impl BackendSession {
             AgentMessage::CommandResult(result) => BackendEvent::Result(Box::new(result)),
             AgentMessage::Catalogue(catalogue) => BackendEvent::Catalogue(catalogue),
             AgentMessage::PinReport(report) => BackendEvent::PinReport(report),
+            AgentMessage::CertRequest(request) => BackendEvent::CertificateWanted(request),
             AgentMessage::Event(event) => BackendEvent::Event(event),
             AgentMessage::Bye(bye) => return self.bye(&bye.reason, bytes),
         };

@@ -65,6 +65,7 @@ impl AgentState {
             | BackendMessage::CommandDrop(_)
             | BackendMessage::CommandCancel(_)
             | BackendMessage::ResultAck(_)
+            | BackendMessage::CertIssued(_)
             | BackendMessage::Drain(_) => matches!(self, Self::Established | Self::Draining),
         }
     }
@@ -131,6 +132,7 @@ impl BackendState {
             | AgentMessage::CommandResult(_)
             | AgentMessage::Catalogue(_)
             | AgentMessage::PinReport(_)
+            | AgentMessage::CertRequest(_)
             | AgentMessage::Event(_)
             | AgentMessage::Bye(_) => self.takes_traffic(),
         }

@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 
 use super::message::{
-    AgentMessage, BackendMessage, Catalogue, Challenge, Command, CommandResult, Heartbeat, Hello,
-    Output, Permit, Welcome,
+    AgentMessage, BackendMessage, Catalogue, CertIssued, Challenge, Command, CommandResult,
+    Heartbeat, Hello, Output, Permit, Welcome,
 };
 use crate::id::{AgentVersion, Capability, EventKind, InvalidId, LabelKey, check_label_value};
 use crate::limits;
@@ -46,6 +46,7 @@ impl AgentMessage {
             Self::CommandResult(result) => check_result(result),
             Self::Catalogue(catalogue) => check_catalogue(catalogue),
             Self::PinReport(report) => counter("version", report.version),
+            Self::CertRequest(request) => most("csr", request.csr.len(), limits::CSR_BYTES_MAX),
             Self::Event(event) => id::<EventKind>("kind", &event.kind),
             Self::ProbeAck(_)
             | Self::CommandAccepted(_)
@@ -69,6 +70,7 @@ impl BackendMessage {
             Self::Command(command) => check_command(command),
             Self::Go(go) => permit("permit", &go.permit),
             Self::ResultAck(ack) => counter("low_water", ack.low_water),
+            Self::CertIssued(issued) => check_issued(issued),
             Self::Refuse(_)
             | Self::HeartbeatAck(_)
             | Self::Probe(_)
@@ -221,6 +223,25 @@ fn check_command(command: &Command) -> Checked {
         return Err(violation("traceparent", "not a W3C trace context"));
     }
     permit("deadline", &command.deadline)
+}
+
+/// Whether it is a certificate of ours is for the agent to find out: it takes it over or does without, and stays.
+fn check_issued(issued: &CertIssued) -> Checked {
+    match (&issued.certificate, &issued.refused) {
+        (Some(certificate), None) => most(
+            "certificate",
+            certificate.len(),
+            limits::CERTIFICATE_BYTES_MAX,
+        ),
+        (None, Some(refused)) => {
+            id::<EventKind>("code", &refused.code)?;
+            counter("retry_after_ms", refused.retry_after_ms)
+        }
+        (Some(_), Some(_)) | (None, None) => Err(violation(
+            "certificate",
+            "it goes with no refusal, or a refusal without it",
+        )),
+    }
 }
 
 /// Whether `text` has the shape of a W3C trace context.

@@ -24,6 +24,10 @@ pub const TELEMETRY_REFUSALS: &str = "telemetry_refusals";
 /// The capability of an agent that wants to know which results were not kept.
 pub const RESULT_REFUSALS: &str = "result_refusals";
 
+/// The capability of an agent that can have its certificate renewed over an open session. It is told in WELCOME whether
+/// the backend can, too: neither end sends the kinds for that to another one, which closes on a kind it does not know.
+pub const CERTIFICATE_RENEWAL: &str = "certificate_renewal";
+
 macro_rules! body {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty,)* }) => {
         $(#[$doc])*
@@ -118,6 +122,10 @@ body! {
         server_time: Timestamp,
         /// A delay to draw the first reconnect from when the session is lost, in milliseconds.
         reconnect_slot_ms: u64,
+        /// Whether the backend takes `CERT_REQUEST`; true to agents with the capability [`CERTIFICATE_RENEWAL`] alone,
+        /// and left out when it is false.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        renews_certificates: bool,
     }
 }
 body! {
@@ -331,6 +339,58 @@ body! {
     }
 }
 body! {
+    /// `CERT_REQUEST`: a certificate is wanted for a key that was made on the gateway and stays there. The same key may
+    /// be asked for again when the answer was lost.
+    CertRequest {
+        /// PKCS #10 in PEM, without names and extensions.
+        csr: String,
+    }
+}
+body! {
+    /// `CERT_ISSUED`: the certificate that was asked for, or why there is none; one of both.
+    CertIssued {
+        /// The certificate, PEM.
+        certificate: Option<String>,
+        /// Why there is none.
+        refused: Option<CertRefused>,
+    }
+}
+body! {
+    /// Why no certificate was issued.
+    CertRefused {
+        /// A stable word; an agent that does not know it asks again later.
+        code: String,
+        /// One sentence.
+        #[serde(deserialize_with = "deserialize_told")]
+        detail: String,
+        /// When to ask again at the earliest, in milliseconds.
+        retry_after_ms: u64,
+    }
+}
+
+impl CertRefused {
+    /// The key that is asked for is registered already and cannot be had again.
+    pub const KEY_IN_USE: &str = "key_in_use";
+    /// The agent had as many as it may have for now.
+    pub const TOO_SOON: &str = "too_soon";
+    /// Something that is to pass keeps the backend from it.
+    pub const UNAVAILABLE: &str = "unavailable";
+    /// The backend has no key to sign with.
+    pub const NO_AUTHORITY: &str = "no_authority";
+
+    /// Whether nobody has to do anything about it.
+    #[must_use]
+    pub fn passes(&self) -> bool {
+        self.code == Self::TOO_SOON || self.code == Self::UNAVAILABLE
+    }
+
+    /// Whether another key may fare better than this one.
+    #[must_use]
+    pub fn is_of_the_key(&self) -> bool {
+        self.code == Self::KEY_IN_USE || self.code.starts_with("csr_")
+    }
+}
+body! {
     /// EVENT: something an operator should see, such as a security event.
     Event {
         /// A stable word.
@@ -473,6 +533,8 @@ messages! {
         Catalogue(Catalogue) = 0x18, Command;
         /// Which pin set is trusted.
         PinReport(PinReport) = 0x19, Control;
+        /// Another certificate is wanted.
+        CertRequest(CertRequest) = 0x1a, Control;
         /// Something to show an operator.
         Event(Event) = 0x1b, Control;
         /// The end, on purpose.
@@ -505,6 +567,8 @@ messages! {
         CommandCancel(CommandRef) = 0x36, Command;
         /// A result is committed.
         ResultAck(ResultAck) = 0x37, Control;
+        /// The certificate that was asked for, or none.
+        CertIssued(CertIssued) = 0x38, Control;
         /// Reconnect elsewhere or later.
         Drain(Drain) = 0x3a, Control;
     }

@@ -136,6 +136,16 @@ fn backends_most() -> Vec<BackendMessage> {
             low_water: 18,
             not_kept: true,
         }),
+        BackendMessage::Welcome(Welcome {
+            renews_certificates: true,
+            ..welcome()
+        }),
+        BackendMessage::CertIssued(CertIssued {
+            certificate: Some(
+                "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_owned(),
+            ),
+            refused: None,
+        }),
     ]
 }
 
@@ -170,7 +180,12 @@ fn written() -> Value {
             "reasons of gaps": all!(GapReason: SpoolFull SpoolDamaged BackendRolledBack),
             "outputs": all!(OutputStream: Stdout Stderr),
             "bindings": all!(BindingMode: Exporter Certificate),
-            "capabilities": words(&[KEEPS_TIMEOUT, TELEMETRY_REFUSALS, RESULT_REFUSALS]),
+            "capabilities": words(&[
+                KEEPS_TIMEOUT,
+                TELEMETRY_REFUSALS,
+                RESULT_REFUSALS,
+                CERTIFICATE_RENEWAL,
+            ]),
         },
     })
 }

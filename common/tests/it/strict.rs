@@ -295,6 +295,26 @@ fn a_backends_message_that_breaks_a_rule_ends_the_session() {
             with(command, "/deadline/as_of", json!(u64::MAX)),
         ),
         (
+            0x38,
+            "certificate",
+            with(by_kind(0x38), "/refused", Value::Null),
+        ),
+        (
+            0x38,
+            "certificate",
+            with(by_kind(0x38), "/certificate", json!("both")),
+        ),
+        (
+            0x38,
+            "code",
+            with(by_kind(0x38), "/refused/code", json!("not a word")),
+        ),
+        (
+            0x38,
+            "retry_after_ms",
+            with(by_kind(0x38), "/refused/retry_after_ms", json!(u64::MAX)),
+        ),
+        (
             0x34,
             "permit",
             with(by_kind(0x34), "/permit/as_of", json!(u64::MAX)),

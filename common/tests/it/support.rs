@@ -126,6 +126,7 @@ pub(crate) fn welcome() -> Welcome {
         pins: None,
         server_time: server_time(),
         reconnect_slot_ms: 5_000,
+        renews_certificates: false,
     }
 }
 
@@ -229,6 +230,10 @@ pub(crate) fn agent_messages() -> Vec<AgentMessage> {
             }],
         }),
         AgentMessage::PinReport(PinReport { version: 2 }),
+        AgentMessage::CertRequest(CertRequest {
+            csr: "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"
+                .to_owned(),
+        }),
         AgentMessage::Event(Event {
             kind: "digest_mismatch".to_owned(),
             detail: "the same id with another digest".to_owned(),
@@ -278,6 +283,14 @@ pub(crate) fn backend_messages() -> Vec<BackendMessage> {
             command_id,
             low_water: 18,
             not_kept: false,
+        }),
+        BackendMessage::CertIssued(CertIssued {
+            certificate: None,
+            refused: Some(CertRefused {
+                code: "no_authority".to_owned(),
+                detail: "this backend has no key of an authority".to_owned(),
+                retry_after_ms: 86_400_000,
+            }),
         }),
         BackendMessage::Drain(Drain {
             reconnect_after_ms: 500,

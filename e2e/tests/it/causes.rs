@@ -94,6 +94,16 @@ fn gateway_of(system: &Deployment, folder: &Path, url: &str) -> Process {
 
 /// A certificate for the key that a gateway has, as its authority would renew it.
 pub(crate) fn renew(system: &Deployment, folder: &Path, lives: time::Duration) {
+    renew_of(system, folder, time::Duration::HOUR, lives);
+}
+
+/// The same, issued so long ago.
+pub(crate) fn renew_of(
+    system: &Deployment,
+    folder: &Path,
+    since: time::Duration,
+    lives: time::Duration,
+) {
     let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
     let backend = system.path().join("backend");
     let authority = KeyPair::from_pem(&read(backend.join("ca.key"))).unwrap();
@@ -108,7 +118,7 @@ pub(crate) fn renew(system: &Deployment, folder: &Path, lives: time::Duration) {
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let now =
         OffsetDateTime::from_unix_timestamp(SystemClock.wall().unix_millis() / 1_000).unwrap();
-    params.not_before = now - Duration::from_secs(3_600);
+    params.not_before = now - since;
     params.not_after = now + lives;
     let key = KeyPair::from_pem(&read(folder.join("gateway.key"))).unwrap();
     let certificate = params.signed_by(&key, &issuer).unwrap();

@@ -67,6 +67,14 @@ const HELD: &[(&str, &str)] = &[
         "tickets_that_can_be_used_are_bounded_and_ended_ones_make_room",
     ),
     (
+        "RENEWALS_MAX backend-agent/src/data/intents/certificates.rs",
+        "a_gateway_gets_one_certificate_a_minute_and_six_an_hour",
+    ),
+    (
+        "TURNS backend-agent/src/pki/renew.rs",
+        "many_gateways_that_ask_at_once_are_all_answered",
+    ),
+    (
         "REFUSALS_NOTED_MAX backend-agent/src/data/intents/tickets.rs",
         "a_ticket_that_is_no_good_is_refused_and_recorded",
     ),

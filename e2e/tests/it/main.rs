@@ -46,6 +46,7 @@ mod reference_agent;
 mod refusals;
 mod reload;
 mod renewals;
+mod renewed;
 mod scaling;
 mod service_manager;
 mod services;

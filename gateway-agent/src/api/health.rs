@@ -12,7 +12,7 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::blocking::{CALLS_MAX, PerKey};
 use viworks_runtime::conditions::Severity;
 
-use super::State;
+use super::{CertificateStatus, State};
 use crate::watch::{ROOM_BYTES, room};
 
 /// How long a look at the disk may take.
@@ -121,12 +121,19 @@ async fn disk(state: &State) -> Value {
 }
 
 fn certificate(state: &State, now: Timestamp) -> Value {
-    let (from, to) = (state.parts.certificate_life)();
-    let remaining_ms = to.unix_millis() - now.unix_millis();
+    let CertificateStatus {
+        not_before,
+        not_after,
+        origin,
+        renewal,
+    } = (state.parts.certificate)();
+    let remaining_ms = not_after.unix_millis() - now.unix_millis();
     json!({
-        "healthy": from <= now && now <= to,
-        "not_after": to,
+        "healthy": not_before <= now && now <= not_after,
+        "not_after": not_after,
         "remaining_s": remaining_ms / 1_000,
+        "origin": origin,
+        "renewal": renewal,
     })
 }
 

@@ -20,6 +20,7 @@ pub(super) async fn status(extract::State(state): extract::State<State>) -> Json
     Json(json!({
         "agent": parts.facts,
         "connection": parts.status.connection(),
+        "certificate": (parts.certificate)(),
         "conditions": parts.conditions.list(),
         "pins": pins(&parts.pins.current()),
         "spool": spool(&state),

@@ -197,7 +197,7 @@ impl Doctor {
         let detail = format!(
             "gateway {}, its certificate ends {}",
             material.name.agent_id,
-            human::relative_and_exact(material.not_after, now)
+            human::relative_and_exact(material.shown.not_after, now)
         );
         self.walk.pass(CERTIFICATE, detail, Duration::ZERO);
         Ok(())
@@ -272,7 +272,7 @@ impl Doctor {
 
     async fn network(&mut self, setup: &Setup) -> Result<(), Stop> {
         let material = &setup.material;
-        let life = (material.not_before, material.not_after);
+        let life = (material.shown.not_before, material.shown.not_after);
         let stop = |failure: DialFailure| {
             let failure = failure.with_certificate(life, SystemClock.wall());
             Stop::at(
@@ -304,8 +304,8 @@ impl Doctor {
         let dialler = Dialler::new(
             outbound,
             Arc::clone(&material.roots),
-            material.tls.clone(),
-            material.fingerprint,
+            material.shown.tls.clone(),
+            material.shown.fingerprint,
         );
         let trusted = accepted.pins.len();
         let dialled = dialler.open(tcp, accepted.pins).await.map_err(stop)?;

@@ -251,8 +251,8 @@ async fn connect(config: Config, material: &Material) -> Result<String, (String,
     let dialler = Dialler::new(
         outbound,
         Arc::clone(&material.roots),
-        material.tls.clone(),
-        material.fingerprint,
+        material.shown.tls.clone(),
+        material.shown.fingerprint,
     );
     let dialled = dialler.open(tcp, pins).await.map_err(failed)?;
     let challenged = look::challenge(dialled, material, floor, CHALLENGE_TIME).await;

@@ -127,6 +127,9 @@ fn lines(status: &Value, now: Timestamp) -> String {
             line("  fix", condition.fix);
         }
     }
+    for (what, value) in certificate(status, now) {
+        line(what, value);
+    }
     let pins = status.pointer("/pins/pins").and_then(Value::as_array);
     line(
         "pins",
@@ -194,6 +197,33 @@ fn lines(status: &Value, now: Timestamp) -> String {
         ),
     );
     lines.concat()
+}
+
+/// The certificate in force, when it is renewed, and what was in the way. An agent of before says nothing of it.
+fn certificate(status: &Value, now: Timestamp) -> Vec<(&'static str, String)> {
+    let said = &status["certificate"];
+    let Some(origin) = said["origin"].as_str() else {
+        return Vec::new();
+    };
+    let renewal = &said["renewal"];
+    let due = moment(renewal.get("due"), now);
+    let renewed = match renewal["offered"].as_bool() {
+        Some(true) => format!("renewed over the session from {due} on"),
+        Some(false) => "the backend does not renew it over the session".to_owned(),
+        None => format!("to be renewed from {due} on"),
+    };
+    let ends = moment(said.get("not_after"), now);
+    let mut lines = vec![("certificate", format!("{origin}, ends {ends}; {renewed}"))];
+    let refusal = &renewal["last_refusal"];
+    if let (Some(code), Some(detail)) = (refusal["code"].as_str(), refusal["detail"].as_str()) {
+        let at = moment(refusal.get("at"), now);
+        lines.push(("  refused", format!("{code}: {detail} ({at})")));
+    }
+    if let Some(pause) = renewal["pause_s"].as_u64() {
+        let pause = human::span(Duration::from_secs(pause));
+        lines.push(("  next try", format!("not before {pause} have passed")));
+    }
+    lines
 }
 
 /// A time as seen from now; whatever else the agent wrote there, as it stands.
@@ -324,6 +354,33 @@ mod tests {
         );
         assert!(text.contains("2 trusted, set version 1"), "{text}");
         assert!(text.contains("log.tail: no journal"), "{text}");
+    }
+
+    #[test]
+    fn a_certificate_is_shown_with_its_renewal_and_what_is_in_the_way() {
+        let mut status = json!({ "certificate": {
+            "origin": "renewed",
+            "not_after": "2027-01-01T00:00:00Z",
+            "renewal": {
+                "offered": true,
+                "due": "2026-12-01T00:00:00Z",
+                "asked_at": null,
+                "last_refusal": { "at": "2026-11-01T00:00:00Z", "code": "no_authority", "detail": "no key" },
+                "pause_s": 86_400,
+            },
+        }});
+        let text = lines(&status);
+        for shown in [
+            "renewed, ends ",
+            "2027-01-01",
+            "renewed over the session from ",
+            "no_authority: no key",
+        ] {
+            assert!(text.contains(shown), "{shown}: {text}");
+        }
+        status["certificate"]["renewal"]["offered"] = json!(false);
+        assert!(lines(&status).contains("does not renew it"), "{status}");
+        assert!(!lines(&json!({})).contains("certificate"));
     }
 
     #[test]

@@ -12,10 +12,18 @@ use viworks_runtime::files::{self, FileError, Folder, quoted};
 use super::EnrolError;
 use super::staging::{CATALOGUE, CONFIGURATION, FOLDER, MOVED};
 use crate::config::Config;
-use crate::setup;
+use crate::{renewed, setup};
 
 /// What an agent keeps of the identity that it had, and another one cannot use.
-const OF_IDENTITY: [&str; 3] = ["journal.db", "spool.db", "pins.json"];
+const OF_IDENTITY: [&str; 7] = [
+    "journal.db",
+    "spool.db",
+    "pins.json",
+    renewed::FILES[0],
+    renewed::FILES[1],
+    renewed::FILES[2],
+    renewed::FILES[3],
+];
 
 /// Where everything of the new gateway is going to be.
 #[derive(Debug)]

@@ -19,8 +19,8 @@ use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig, Send
 use viworks_common::telemetry::{Batch, Position};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
-    AgentMessage, Catalogue, Heartbeat, Hello, KEEPS_TIMEOUT, Output, Permit, PinReport,
-    RESULT_REFUSALS, TELEMETRY_REFUSALS, Welcome,
+    AgentMessage, CERTIFICATE_RENEWAL, Catalogue, CertRequest, Heartbeat, Hello, KEEPS_TIMEOUT,
+    Output, Permit, PinReport, RESULT_REFUSALS, TELEMETRY_REFUSALS, Welcome,
 };
 use viworks_runtime::clock::sleep_until;
 use viworks_runtime::random;
@@ -31,11 +31,12 @@ use super::dial::Dialled;
 use super::ending::{Ended, Left, Presented, Seen};
 use super::live::Shares;
 use super::refusals::Refusals;
+use super::renewing::{Done, Renewing};
 use crate::catalogue;
 use crate::config::Live;
 use crate::engine::Input;
 use crate::executor::LiveOutput;
-use crate::material::Material;
+use crate::material::{Material, Papers};
 use crate::spool::SpoolError;
 
 /// Messages of the engine that may wait for the session; a result can be large, so there are few.
@@ -93,6 +94,8 @@ pub(super) async fn run(
         left: None,
         shares: Shares::default(),
         refusals: Refusals::new(parts.spool.clone(), parts.conditions.clone(), now),
+        papers: &material.shown,
+        renewing: Renewing::new(parts.renewal.clone(), material, parts.lifecycle.clone()),
     };
     let ended = connection.drive(live).await;
     // Its messages go nowhere now; the engine notices by the closed channel.
@@ -133,6 +136,10 @@ struct Connection<'p> {
     shares: Shares,
     /// What the backend did not keep.
     refusals: Refusals,
+    /// The certificate of this session.
+    papers: &'p Papers,
+    /// What becomes of it.
+    renewing: Renewing,
 }
 
 /// What the loop waited for.
@@ -144,6 +151,7 @@ enum Woken {
     Catalogue,
     Configured,
     Trimmed(Result<(), SpoolError>),
+    Renewal(Done),
     Tick,
     Due,
     Stopping,
@@ -210,6 +218,7 @@ impl Connection<'_> {
                 Ok(()) = changes.changed(), if self.confirmed_at.is_some() => Woken::Catalogue,
                 Ok(()) = configured.changed() => Woken::Configured,
                 Some(trimmed) = &mut trim, if trimming => Woken::Trimmed(trimmed),
+                done = self.renewing.next() => Woken::Renewal(done),
                 _ = tick.tick() => Woken::Tick,
             };
             match woken {
@@ -236,7 +245,11 @@ impl Connection<'_> {
                     self.announce_catalogue();
                 }
                 Woken::Configured => self.compare(&Arc::clone(&configured.borrow_and_update())),
-                Woken::Tick => self.look_again = true,
+                Woken::Renewal(done) => self.renewal_step(done),
+                Woken::Tick => {
+                    self.look_again = true;
+                    self.renew();
+                }
                 Woken::Due => {
                     if self.socket.stuck_at().is_some_and(|due| due <= clock.now()) {
                         return self.seen().stuck();
@@ -258,6 +271,7 @@ impl Connection<'_> {
             AgentEvent::RoundTrip { rtt, server_time } => {
                 let skew = self.skew(server_time);
                 self.measured.0 = Some(u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX));
+                self.renewing.measured(server_time, self.parts.clock.now());
                 self.parts.status.measured(rtt, skew);
             }
             AgentEvent::TelemetryRefused(refused) => self.refusals.telemetry(&refused),
@@ -291,6 +305,7 @@ impl Connection<'_> {
                     low_water,
                 });
             }
+            AgentEvent::CertificateAnswered(answer) => self.renewing.answered(*answer),
             AgentEvent::Draining { reconnect_after } => {
                 info!(?reconnect_after, "the backend asks to reconnect");
                 self.told = Some(FailureClass::Told {
@@ -348,9 +363,14 @@ impl Connection<'_> {
             token,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             version: 1,
-            capabilities: [KEEPS_TIMEOUT, TELEMETRY_REFUSALS, RESULT_REFUSALS]
-                .map(str::to_owned)
-                .to_vec(),
+            capabilities: [
+                KEEPS_TIMEOUT,
+                TELEMETRY_REFUSALS,
+                RESULT_REFUSALS,
+                CERTIFICATE_RENEWAL,
+            ]
+            .map(str::to_owned)
+            .to_vec(),
             catalogue_digest: format_digest(&self.announced.digest()),
             labels: self.config.labels.clone(),
             unreported: parts
@@ -398,6 +418,9 @@ impl Connection<'_> {
             messages,
             low_water: welcome.low_water,
         });
+        self.renewing
+            .begin(welcome.renews_certificates, welcome.server_time, now);
+        self.settle_certificate(welcome.server_time).await;
         self.settle_pins(welcome.pins).await;
         if !welcome.catalogue_known {
             self.announce_catalogue();
@@ -431,6 +454,62 @@ impl Connection<'_> {
         }
         let version = pins.current().version;
         self.control(AgentMessage::PinReport(PinReport { version }));
+    }
+
+    /// What the confirmation says of the certificate that it was shown.
+    async fn settle_certificate(&self, server_time: Timestamp) {
+        let (parts, papers) = (self.parts, self.papers);
+        let refused = parts.credentials.taken(&papers.fingerprint);
+        let (origin, life) = (papers.origin, papers.life());
+        let renewal = &parts.renewal;
+        if renewal.confirmed(origin, life, server_time, refused).await {
+            parts.credentials.refresh().await;
+        }
+    }
+
+    /// Asks for another certificate where it is time, and leaves for a session with the one that was issued when no
+    /// command runs. While the agent stops it does neither.
+    fn renew(&mut self) {
+        let now = self.parts.clock.now();
+        let stays = self.left.is_some() || self.draining_until.is_some();
+        if stays || self.confirmed_at.is_none() {
+            return;
+        }
+        let quiet = self.parts.engine.active() == 0 && self.parts.executor.running() == 0;
+        if self.renewing.wants_trial(quiet, now) {
+            return self.leave(Left::Renewed, "the certificate was renewed");
+        }
+        // A later one that somebody put there needs none; the next session shows it.
+        let shown = self.parts.credentials.get();
+        if shown.shown.life() <= self.papers.life() {
+            self.renewing.look(now);
+        }
+    }
+
+    fn renewal_step(&mut self, done: Done) {
+        match done {
+            Done::Request(Ok(csr)) => {
+                self.renewing.sent();
+                self.control(AgentMessage::CertRequest(CertRequest { csr }));
+            }
+            // Told by the step; it is tried again after a pause.
+            Done::Request(Err(_)) | Done::Answered(None) => {}
+            Done::Answered(Some(not_after)) => {
+                self.renewing.kept(not_after, self.parts.clock.now());
+            }
+        }
+    }
+
+    /// Ends a session that is well for another one, at once. What runs goes on, and is reported in that one.
+    fn leave(&mut self, why: Left, reason: &str) {
+        info!("{reason}: connecting anew");
+        self.left = Some(why);
+        self.told = Some(FailureClass::Told {
+            after: Duration::ZERO,
+        });
+        let now = self.parts.clock.now();
+        self.forward(now);
+        self.session.close(reason, now);
     }
 
     fn heartbeat(&mut self) {
@@ -562,14 +641,7 @@ impl Connection<'_> {
         if stays || self.config.keeps_its_session(live) {
             return;
         }
-        info!("another configuration is in force: connecting anew");
-        self.left = Some(Left::Outdated);
-        self.told = Some(FailureClass::Told {
-            after: Duration::ZERO,
-        });
-        let now = self.parts.clock.now();
-        self.forward(now);
-        self.session.close("another configuration is in force", now);
+        self.leave(Left::Outdated, "another configuration is in force");
     }
 
     /// Ends the session once the agent stops and everything that ran is reported, or the time for that is over.

@@ -30,6 +30,17 @@ pub(super) struct Ended {
     pub(super) confirmed_for: Option<Duration>,
 }
 
+impl Ended {
+    /// Whether no session came about because of the certificate that was shown.
+    pub(super) const fn is_of_the_certificate(&self) -> bool {
+        self.confirmed_for.is_none()
+            && matches!(
+                self.code,
+                Some(CloseCode::CertUntrusted | CloseCode::Revoked)
+            )
+    }
+}
+
 /// What to do when HELLO is not taken for ours.
 const WRONG_KEY: &str = "check that [identity] identity_file is the one that was issued with this certificate; where a proxy ends TLS, set binding = \"certificate\" on both ends; if the backend's master key was replaced, issue this gateway again";
 
@@ -78,6 +89,8 @@ pub(super) enum Left {
     Drained,
     /// Another configuration is in force that asks for another session.
     Outdated,
+    /// Another certificate was issued, and a session of its own tries it.
+    Renewed,
 }
 
 /// The epoch in HELLO.
@@ -192,6 +205,10 @@ impl Seen {
             }
             (End::Agent, None) if self.left == Some(Left::Outdated) => {
                 let cause = "another configuration is in force, and the gateway connects anew";
+                (None, cause.to_owned(), "")
+            }
+            (End::Agent, None) if self.left == Some(Left::Renewed) => {
+                let cause = "another certificate was issued, and the gateway connects with it";
                 (None, cause.to_owned(), "")
             }
             (End::Agent | End::Backend, code) => (code, said, advice),

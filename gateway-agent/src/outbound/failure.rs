@@ -254,6 +254,34 @@ impl DialFailure {
         }
     }
 
+    /// Whether another certificate may fare better, as far as anybody says so: TLS, the backend, or a proxy that looks
+    /// at certificates itself. Where this one has ended, so have those before it.
+    #[must_use]
+    pub fn is_of_the_certificate(&self) -> bool {
+        let refused = |status: u16| matches!(status, 400 | 401 | 403);
+        match self {
+            Self::TlsAlert { certificate, .. } => *certificate,
+            Self::CertificateDisputed { .. } => true,
+            Self::HttpStatus { code, .. } => refused(*code),
+            Self::Declined { status, said, .. } => match said.known() {
+                Some(code) => matches!(code, CloseCode::CertUntrusted | CloseCode::Revoked),
+                None => refused(*status),
+            },
+            Self::Dns { .. }
+            | Self::Refused { .. }
+            | Self::Timeout { .. }
+            | Self::Network { .. }
+            | Self::PinMismatch { .. }
+            | Self::CertificateTime { .. }
+            | Self::CertificateName { .. }
+            | Self::CertificateUntrusted { .. }
+            | Self::CertificateEnded { .. }
+            | Self::Tls { .. }
+            | Self::Subprotocol
+            | Self::NotWebSocket { .. } => false,
+        }
+    }
+
     /// The code for it, where there is one.
     #[must_use]
     pub fn code(&self) -> Option<CloseCode> {
@@ -584,6 +612,8 @@ mod tests {
         assert_eq!(named.code(), Some(CloseCode::CertUntrusted));
         let ended = alert.clone().with_certificate((at(1), at(2)), at(3));
         assert!(matches!(ended, DialFailure::CertificateEnded { .. }));
+        // Those before it have ended as well.
+        assert!(named.is_of_the_certificate() && !ended.is_of_the_certificate());
         assert_eq!(alert.clone().with_certificate((at(2), at(3)), at(1)), alert);
     }
 

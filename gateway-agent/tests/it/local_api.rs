@@ -16,12 +16,13 @@ use tokio::sync::watch;
 use uuid::Uuid;
 use viworks_common::id::AgentRunId;
 use viworks_common::telemetry::intake::IntakeQuota;
-use viworks_gateway_agent::api::{self, AgentFacts, Parts, ServeLimits};
+use viworks_gateway_agent::api::{self, AgentFacts, CertificateStatus, Parts, ServeLimits};
 use viworks_gateway_agent::audit::Audit;
 use viworks_gateway_agent::catalogue::Current;
 use viworks_gateway_agent::executor::{Executor, Limits};
 use viworks_gateway_agent::journal::Journal;
 use viworks_gateway_agent::outbound::pins::Pins;
+use viworks_gateway_agent::renewal::Renewal;
 use viworks_gateway_agent::spool::{BYTES_MIN, Bounds, Spool};
 use viworks_gateway_agent::status::Status;
 use viworks_runtime::answers::ALWAYS;
@@ -82,9 +83,16 @@ impl Server {
             intake_quota: intake.subscribe(),
             journal: journal.unwrap(),
             state_folder: folder.path().to_owned(),
-            certificate_life: {
-                let life = (clock.wall(), clock.wall().saturating_add(HOUR));
-                Arc::new(move || life)
+            certificate: {
+                let (not_before, not_after) = (clock.wall(), clock.wall().saturating_add(HOUR));
+                let folder = folder.path().to_owned();
+                let renewal = Renewal::new(folder, conditions.clone(), Arc::clone(&clock));
+                Arc::new(move || CertificateStatus {
+                    not_before,
+                    not_after,
+                    origin: "configured",
+                    renewal: renewal.status((not_before, not_after)),
+                })
             },
             executor: Executor::new(
                 Limits::default(),

@@ -7,7 +7,7 @@ use viworks_common::time::Timestamp;
 
 use crate::data::{
     Actor, Certificate, Gateway, GatewayFilter, GatewayRef, Listing, MergedCommand, NewCertificate,
-    NewGateway, Page, Revocation, Revoked, StoreResult, StoredCatalogue,
+    NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult, StoredCatalogue,
 };
 
 /// Gateways, their certificates, and what they allow.
@@ -65,6 +65,15 @@ pub trait GatewayStore: Send + Sync {
         actor: &Actor,
         now: Timestamp,
     ) -> StoreResult<()>;
+    /// Registers a certificate that a gateway asked for over the session of this epoch, beside the one in use, unless
+    /// it got as many as it may: one a minute and six an hour. The same key gets the same certificate again, until a
+    /// session was confirmed with it.
+    async fn renew_certificate(
+        &self,
+        tenant: &Tenant,
+        renewal: Renewal,
+        now: Timestamp,
+    ) -> StoreResult<RenewalOutcome>;
     /// What is known about a key presented for a gateway; `None` when it is not registered for it.
     async fn certificate(
         &self,

@@ -1,13 +1,20 @@
 //! The certificates registered for gateways.
 
+use std::time::Duration;
+
 use serde_json::json;
 use viworks_common::id::AgentId;
+use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
 use super::agents;
 use super::row::Reader;
+use super::sessions::fence;
 use super::tx::{Tx, View};
-use crate::data::{Actor, Certificate, GatewayRef, NewCertificate, StoreError, StoreResult};
+use crate::data::{
+    Actor, Certificate, GatewayRef, NewCertificate, Renewal, RenewalOutcome, StoreError,
+    StoreResult,
+};
 
 pub(super) const REGISTER: &str = "\
 INSERT INTO certificates (tenant, spki, agent_id, serial, not_after, fingerprint, registered_at)
@@ -15,10 +22,45 @@ VALUES (:tenant, :spki, :agent_id, :serial, :not_after, :fingerprint, :now) ON C
 
 pub(super) const LOAD: &str = "\
 SELECT c.serial, c.not_after, c.fingerprint, g.revoked_at IS NOT NULL AS revoked, g.confirmed,
-       g.name AS gateway
+       c.retired_at IS NOT NULL AS retired, c.unproved IS NOT NULL AS unproved, g.name AS gateway
 FROM certificates AS c
 JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id
 WHERE c.tenant = :tenant AND c.spki = :spki AND c.agent_id = :agent_id";
+
+/// What came of a key that is asked for.
+pub(super) const BY_KEY: &str = "\
+SELECT agent_id, not_after, fingerprint, unproved FROM certificates WHERE tenant = :tenant AND spki = :spki";
+
+/// How many certificates a gateway got over its sessions since then.
+pub(super) const RENEWALS: &str = "\
+SELECT count(*) AS renewals, min(renewed_at) AS first, max(renewed_at) AS last
+FROM certificates WHERE tenant = :tenant AND agent_id = :agent_id AND renewed_at > :since";
+
+pub(super) const RENEW: &str = "\
+INSERT INTO certificates (tenant, spki, agent_id, serial, not_after, fingerprint, registered_at, renewed_at, unproved)
+VALUES (:tenant, :spki, :agent_id, :serial, :not_after, :fingerprint, :now, :now, :pem)";
+
+pub(super) const PROVED: &str = "\
+UPDATE certificates SET unproved = NULL
+WHERE tenant = :tenant AND spki = :spki AND agent_id = :agent_id AND unproved IS NOT NULL";
+
+pub(super) const RETIRE: &str = "\
+UPDATE certificates SET retired_at = :now, unproved = NULL
+WHERE tenant = :tenant AND agent_id = :agent_id AND spki <> :spki AND retired_at IS NULL
+      AND registered_at <= (SELECT o.registered_at FROM certificates AS o WHERE o.tenant = :tenant AND o.spki = :spki)";
+
+/// TLS refuses them by their end, long before they are forgotten.
+pub(super) const FORGET: &str = "\
+DELETE FROM certificates
+WHERE tenant = :tenant AND agent_id = :agent_id AND retired_at IS NOT NULL AND not_after < :until";
+
+/// How soon a gateway gets another certificate, and how many in an hour.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
+const RENEWAL_SPAN: Duration = Duration::from_secs(3_600);
+const RENEWALS_MAX: u64 = 6;
+
+/// How long a certificate that ended and retired is remembered.
+const RETIRED_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 pub(super) const REGISTERED: &str =
     "SELECT agent_id FROM certificates WHERE tenant = :tenant AND spki = :spki";
@@ -57,6 +99,93 @@ pub(super) fn register(tx: &Tx<'_>, new: &NewCertificate, actor: &Actor) -> Stor
     agents::note(tx, actor, "certificate.register", *agent_id, &detail)
 }
 
+/// What came of a key before.
+struct Known {
+    agent_id: AgentId,
+    not_after: Timestamp,
+    fingerprint: [u8; 32],
+    /// Its certificate, while no session was confirmed with that.
+    unproved: Option<String>,
+}
+
+/// Registers a certificate that a gateway asked for over its session, beside the one in use.
+pub(super) fn renew(tx: &Tx<'_>, renewal: &Renewal) -> StoreResult<RenewalOutcome> {
+    let NewCertificate {
+        agent_id,
+        spki,
+        serial,
+        not_after,
+        fingerprint,
+    } = &renewal.certificate;
+    fence(tx, *agent_id, renewal.epoch)?;
+    if let Some(known) = tx.optional(BY_KEY, params! { spki }, read_known)? {
+        return Ok(match known.unproved {
+            // This very intent did it, and the answer to that was lost.
+            Some(_) if known.fingerprint == *fingerprint => RenewalOutcome::Issued,
+            // One that has ended is of no use to anybody.
+            Some(pem) if known.agent_id == *agent_id && known.not_after > tx.now => {
+                RenewalOutcome::Before(pem)
+            }
+            Some(_) | None => RenewalOutcome::KeyInUse,
+        });
+    }
+    if let Some(wait) = pause(tx, *agent_id)? {
+        return Ok(RenewalOutcome::TooSoon(wait));
+    }
+    let until = tx.now.saturating_sub(RETIRED_KEPT);
+    tx.execute(FORGET, params! { agent_id, until })?;
+    let pem = &renewal.pem;
+    tx.execute(
+        RENEW,
+        params! { spki, agent_id, serial, not_after, fingerprint, pem },
+    )?;
+    let detail = json!({ "serial": serial, "not_after": not_after });
+    let actor = Actor::gateway(*agent_id);
+    agents::note(tx, &actor, "certificate.renew", *agent_id, &detail)?;
+    Ok(RenewalOutcome::Issued)
+}
+
+/// How long a gateway has to wait for another certificate, because of those that it got.
+fn pause(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<Option<Duration>> {
+    let since = tx.now.saturating_sub(RENEWAL_SPAN);
+    let (renewals, first, last) = tx.one(RENEWALS, params! { agent_id, since }, |row| {
+        let row = Reader::new("certificates", row);
+        Ok((
+            row.get::<u64>("renewals")?,
+            row.get::<Option<Timestamp>>("first")?,
+            row.get::<Option<Timestamp>>("last")?,
+        ))
+    })?;
+    let after = |at: Option<Timestamp>, span| {
+        let left = at?.saturating_add(span).saturating_since(tx.now);
+        (!left.is_zero()).then_some(left)
+    };
+    let full = (renewals >= RENEWALS_MAX)
+        .then(|| after(first, RENEWAL_SPAN))
+        .flatten();
+    Ok(full.max(after(last, RENEWAL_PAUSE)))
+}
+
+/// Notes that a session is confirmed with a certificate that was issued over one: every earlier one retires.
+pub(super) fn prove(tx: &Tx<'_>, agent_id: AgentId, spki: &[u8; 32]) -> StoreResult<()> {
+    if tx.execute(PROVED, params! { agent_id, spki })? == 0 {
+        return Ok(());
+    }
+    let retired = tx.execute(RETIRE, params! { agent_id, spki })?;
+    let (actor, detail) = (Actor::gateway(agent_id), json!({ "retired": retired }));
+    agents::note(tx, &actor, "certificate.prove", agent_id, &detail)
+}
+
+fn read_known(row: &Row<'_>) -> StoreResult<Known> {
+    let row = Reader::new("certificates", row);
+    Ok(Known {
+        agent_id: row.get("agent_id")?,
+        not_after: row.get("not_after")?,
+        fingerprint: row.get("fingerprint")?,
+        unproved: row.get("unproved")?,
+    })
+}
+
 /// What is known about a key presented for a gateway.
 pub(super) fn load(
     view: &View<'_>,
@@ -75,6 +204,8 @@ pub(super) fn read(row: &Row<'_>) -> StoreResult<Certificate> {
         not_after: row.get("not_after")?,
         fingerprint: row.get("fingerprint")?,
         revoked: row.get("revoked")?,
+        retired: row.get("retired")?,
+        unproved: row.get("unproved")?,
         confirmed: row.get("confirmed")?,
     })
 }

@@ -10,7 +10,7 @@ use super::inbox::Post;
 use super::link::Sql;
 use super::opening::{self, Identity};
 use super::tx::Tx;
-use super::{sessions, settle};
+use super::{certificates, sessions, settle};
 use crate::data::{
     Actor, ConfirmOutcome, ConfirmRequest, Confirmed, LabelSource, Letter, OpenCommand, StoreResult,
 };
@@ -111,6 +111,9 @@ fn take_effect(
                 letter: Letter::Superseded { epoch: older },
             });
         }
+    }
+    if let Some(spki) = &request.proves {
+        certificates::prove(tx, agent_id, spki)?;
     }
     let source = LabelSource::Gateway.name();
     tx.execute(REMOVE_LABELS, params! { agent_id, source })?;

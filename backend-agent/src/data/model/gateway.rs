@@ -239,8 +239,36 @@ pub struct Certificate {
     pub fingerprint: [u8; 32],
     /// Whether it, or its gateway, was revoked.
     pub revoked: bool,
+    /// Whether a session was confirmed with a later one.
+    pub retired: bool,
+    /// Whether it was issued over a session, and none was confirmed with it so far.
+    pub unproved: bool,
     /// The gateway's confirmed epoch: who presents it later and is too late may only have been overtaken.
     pub confirmed: u64,
+}
+
+/// A certificate that a gateway asked for over its session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renewal {
+    /// The epoch of the session.
+    pub epoch: u64,
+    /// The certificate, as it is signed.
+    pub certificate: NewCertificate,
+    /// Its text, PEM.
+    pub pem: String,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RenewalOutcome {
+    /// It is registered beside the one in use.
+    Issued,
+    /// The key was asked for before: this is its certificate, PEM.
+    Before(String),
+    /// The key belongs to a certificate that was in use, or to another gateway.
+    KeyInUse,
+    /// The gateway got as many as it may; the next one after this time.
+    TooSoon(Duration),
 }
 
 /// A HELLO whose MAC was right, with what the connection says about its sender.
@@ -354,6 +382,9 @@ pub struct ConfirmRequest {
     pub agent_run_id: AgentRunId,
     /// What HELLO said is in the journal and not acknowledged.
     pub unreported: Vec<CommandId>,
+    /// The key (SHA-256) of a certificate that was issued over a session and is confirmed for the first time: every
+    /// earlier one of the gateway retires.
+    pub proves: Option<[u8; 32]>,
 }
 
 /// What became of a CONFIRM.

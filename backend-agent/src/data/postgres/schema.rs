@@ -22,6 +22,10 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         "../../../migrations/postgres",
         "0002_forget_gaps_of_telemetry.sql"
     ),
+    migration!(
+        "../../../migrations/postgres",
+        "0003_renew_certificates.sql"
+    ),
 ];
 
 /// How often a migration is tried that other transactions stand in the way of.

@@ -9,7 +9,7 @@ use tracing::{debug, info};
 use viworks_common::id::CommandId;
 use viworks_common::session::{BackendEvent, Closed};
 use viworks_common::time::{Monotonic, Timestamp};
-use viworks_common::wire::message::{BackendMessage, CommandStarted, Drain};
+use viworks_common::wire::message::{BackendMessage, CertIssued, CommandStarted, Drain};
 use viworks_runtime::websocket::Received;
 
 use super::super::judge::Judged;
@@ -19,12 +19,13 @@ use super::ending::Ending;
 use super::line::{Line, Sign};
 use super::lost;
 use super::opening::{Announced, Start};
+use super::renewing::Issuing;
 use super::reports::Judging;
 use super::stream::{Progress, Stream};
 use super::up::Runs;
 use crate::agent::rates::Pace;
 use crate::agent::shelf::{Order, Shelf};
-use crate::data::{Holder, LeasedCommand};
+use crate::data::{Holder, LeasedCommand, StoreResult};
 
 /// A confirmed session.
 pub(super) struct Live {
@@ -44,6 +45,8 @@ pub(super) struct Live {
     pub(super) pace: Pace,
     /// A catalogue that is being judged; a later one takes its place.
     pub(super) judging: Option<Judging>,
+    /// A certificate that is being issued.
+    pub(super) issuing: Option<Issuing>,
     pub(super) skew: Skew,
     pub(super) stream: Stream,
     pub(super) output_received: u64,
@@ -61,6 +64,7 @@ enum Step {
     Sign(Sign),
     Shelf,
     Judged(Option<Judged>),
+    Issued(Option<StoreResult<CertIssued>>),
     Telemetry(Progress),
 }
 
@@ -85,6 +89,7 @@ impl Live {
             runs: Runs::default(),
             pace: inbound.manager.pace(holder.agent_id, heartbeats, now),
             judging: None,
+            issuing: None,
             skew: Skew::new(inbound.clock.is_apart()),
             stream: Stream::new(&holder, &line.peer.name),
             output_received: 0,
@@ -127,6 +132,7 @@ impl Live {
             started,
             again_at,
             judging,
+            issuing,
             stream,
             ..
         } = self;
@@ -139,6 +145,7 @@ impl Live {
             () = shelf.changed() => Step::Shelf,
             sign = line.next(reads, wanted) => Step::Sign(sign),
             judged = Judging::next(judging) => Step::Judged(judged),
+            issued = Issuing::next(issuing) => Step::Issued(issued),
             progress = stream.progress(&inbound.telemetry) => Step::Telemetry(progress),
         }
     }
@@ -155,6 +162,7 @@ impl Live {
             Step::Sign(Sign::Due) => self.on_due().await,
             Step::Shelf => self.on_shelf().await,
             Step::Judged(judged) => self.on_judged(judged).await,
+            Step::Issued(issued) => self.on_issued(issued),
             Step::Telemetry(progress) => self.on_telemetry(progress),
         }
     }
@@ -205,6 +213,7 @@ impl Live {
             BackendEvent::Result(result) => self.on_result(*result).await,
             BackendEvent::Catalogue(catalogue) => self.on_catalogue(catalogue),
             BackendEvent::PinReport(report) => self.on_pin_report(report.version).await,
+            BackendEvent::CertificateWanted(wanted) => self.on_certificate_wanted(wanted),
             BackendEvent::Event(event) => self.on_gateway_event(&event).await,
             BackendEvent::Bye { reason } => {
                 debug!(gateway = %self.line.peer.name, agent_id = %self.holder.agent_id, reason, "the gateway says goodbye");

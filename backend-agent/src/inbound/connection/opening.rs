@@ -12,7 +12,9 @@ use viworks_common::key::Binding;
 use viworks_common::ledger::lease::Place;
 use viworks_common::session::state::BackendState;
 use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig, Closed};
-use viworks_common::wire::message::{Hello, KEEPS_TIMEOUT, RESULT_REFUSALS, TELEMETRY_REFUSALS};
+use viworks_common::wire::message::{
+    CERTIFICATE_RENEWAL, Hello, KEEPS_TIMEOUT, RESULT_REFUSALS, TELEMETRY_REFUSALS,
+};
 use viworks_runtime::fault;
 use viworks_runtime::random;
 use viworks_runtime::websocket::Received;
@@ -48,6 +50,8 @@ pub(super) struct Announced {
     pub(super) tells_refusals: bool,
     /// It wants to know which results are not kept.
     pub(super) tells_not_kept: bool,
+    /// It can have its certificate renewed.
+    pub(super) renews: bool,
 }
 
 struct Welcomed {
@@ -214,6 +218,7 @@ impl Opening {
             | BackendEvent::Result(_)
             | BackendEvent::Catalogue(_)
             | BackendEvent::PinReport(_)
+            | BackendEvent::CertificateWanted(_)
             | BackendEvent::Event(_)
             | BackendEvent::Closed(_) => None,
         }
@@ -228,6 +233,7 @@ impl Opening {
                     keeps_timeout: announces(KEEPS_TIMEOUT),
                     tells_refusals: announces(TELEMETRY_REFUSALS),
                     tells_not_kept: announces(RESULT_REFUSALS),
+                    renews: announces(CERTIFICATE_RENEWAL),
                 };
                 let request = ConfirmRequest {
                     agent_id: self.line.peer.identity.agent_id,
@@ -236,6 +242,7 @@ impl Opening {
                     issued: admitted.issued,
                     agent_run_id: hello.agent_run_id,
                     unreported: hello.unreported.clone(),
+                    proves: self.line.peer.unproved,
                 };
                 self.welcomed = Some(Welcomed { request, announced });
                 self.line.session.welcome(*welcome, now);

@@ -437,6 +437,7 @@ impl Backend {
             issued: admitted.issued,
             agent_run_id,
             unreported: Vec::new(),
+            proves: None,
         };
         let confirmed = self
             .store

@@ -151,6 +151,7 @@ impl Bed {
             issued: admitted.issued,
             agent_run_id: hello.agent_run_id,
             unreported: hello.unreported.clone(),
+            proves: None,
         }
     }
 

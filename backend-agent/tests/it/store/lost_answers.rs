@@ -8,8 +8,8 @@ use serde_json::json;
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
     Accepted, Actor, AuditOutcome, CompleteOutcome, ConfirmOutcome, HeartbeatFigures, Holder,
-    NewAuditRecord, Owner, ProbeAnswer, RedeemOutcome, Rejected, SessionTouch, SiteClaim,
-    StoreError, Submission, TelemetryWrite,
+    NewAuditRecord, Owner, ProbeAnswer, RedeemOutcome, Rejected, RenewalOutcome, SessionTouch,
+    SiteClaim, StoreError, Submission, TelemetryWrite,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::code::{CloseCode, RejectCode};
@@ -184,6 +184,9 @@ async fn connect(own: &mut Robbed) -> Session {
     }];
     twice!(own, touch_sessions(&tenant, touches.clone(), at(2)), audited 0);
     twice!(own, report_pins(&tenant, agent(1), epoch, 3), audited 0);
+    let renewal = super::renewals::renewal(epoch, 8);
+    let renewed = twice!(own, renew_certificate(&tenant, renewal.clone(), at(2)), audited 1);
+    assert_eq!(renewed, RenewalOutcome::Issued);
     let entries = Vec::new();
     twice!(
         own,

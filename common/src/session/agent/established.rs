@@ -101,6 +101,7 @@ impl Charge {
             | AgentMessage::CommandResult(_)
             | AgentMessage::Catalogue(_)
             | AgentMessage::PinReport(_)
+            | AgentMessage::CertRequest(_)
             | AgentMessage::Event(_) => Ok(Self::Free),
         }
     }

@@ -9,7 +9,7 @@ use crate::key::{AgentKey, Binding, Identity};
 use crate::session::Closed;
 use crate::telemetry::Position;
 use crate::time::Timestamp;
-use crate::wire::message::{Command, Go, Welcome};
+use crate::wire::message::{CertIssued, Command, Go, Welcome};
 
 /// What the gateway brings to a session.
 #[derive(Debug, Clone)]
@@ -70,6 +70,8 @@ pub enum AgentEvent {
         /// Whether the backend has it, and not only counted it.
         kept: bool,
     },
+    /// What the backend answers to a `CERT_REQUEST`.
+    CertificateAnswered(Box<CertIssued>),
     /// Finish what is under way, [`AgentSession::close`](super::AgentSession::close), and reconnect after the delay.
     Draining {
         /// The delay.

@@ -73,6 +73,7 @@ impl Terms {
             | AgentMessage::CommandResult(_)
             | AgentMessage::Catalogue(_)
             | AgentMessage::PinReport(_)
+            | AgentMessage::CertRequest(_)
             | AgentMessage::Event(_)
             | AgentMessage::Bye(_) => true,
         }
@@ -140,6 +141,7 @@ impl Established {
             | BackendMessage::CommandDrop(_)
             | BackendMessage::CommandCancel(_)
             | BackendMessage::ResultAck(_)
+            | BackendMessage::CertIssued(_)
             | BackendMessage::Drain(_) => Ok(()),
         }
     }
@@ -171,7 +173,8 @@ impl Established {
             | BackendMessage::Welcome(_)
             | BackendMessage::Refuse(_)
             | BackendMessage::Go(_)
-            | BackendMessage::CommandCancel(_) => {}
+            | BackendMessage::CommandCancel(_)
+            | BackendMessage::CertIssued(_) => {}
         }
     }
 }

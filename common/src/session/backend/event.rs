@@ -10,8 +10,8 @@ use crate::time::Timestamp;
 use crate::wire::PackedBatch;
 use crate::wire::envelope::NONCE_BYTES;
 use crate::wire::message::{
-    Catalogue, CommandAccepted, CommandRejected, CommandResult, CommandStarted, Event, Heartbeat,
-    Hello, Output, PinReport,
+    Catalogue, CertRequest, CommandAccepted, CommandRejected, CommandResult, CommandStarted, Event,
+    Heartbeat, Hello, Output, PinReport,
 };
 
 /// What the backend brings to a session.
@@ -81,6 +81,8 @@ pub enum BackendEvent {
     Catalogue(Catalogue),
     /// Which pin set the gateway trusts.
     PinReport(PinReport),
+    /// The gateway wants another certificate. Answer with `CERT_ISSUED`.
+    CertificateWanted(CertRequest),
     /// Something to show an operator.
     Event(Event),
     /// The gateway ends the session on purpose.

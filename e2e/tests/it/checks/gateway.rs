@@ -351,6 +351,10 @@ async fn a_gateways_links_are_refused_by_check_and_start() {
         "state/spool.db",
         "state/journal.db.reserve",
         "state/pins.json",
+        "state/renewal.key",
+        "state/renewal.pem",
+        "state/renewed.pem",
+        "state/renewed-before.pem",
         "state/install_id",
         "state/.lock",
     ];

@@ -213,7 +213,7 @@ async fn hands_over(version: &'static Binaries, server: &postgres::Own, queue: &
     assert!(told.stdout.contains(go_on), "{told:#?}");
 
     site.is_added_to().await;
-    assert_eq!(site.schema(), "2");
+    assert_eq!(site.schema(), "3");
     site.is_shared().await;
     // What its gateway kept meanwhile is stored by the earlier one.
     site.is_exact().await;
@@ -222,7 +222,7 @@ async fn hands_over(version: &'static Binaries, server: &postgres::Own, queue: &
     // It does not read who can go on, and is not let in again.
     for verb in [&["serve"][..], &["check-config", "--connect"], &["migrate"]] {
         let refused = backend(&site.earlier, verb).await.ended_with(78);
-        let why = "has version 2, this program knows versions up to 1; use the newer program";
+        let why = "has version 3, this program knows versions up to 1; use the newer program";
         assert!(refused.stderr.contains(why), "{verb:?}: {refused:#?}");
     }
     works_everywhere(&site.later, &site.later, site.together).await;

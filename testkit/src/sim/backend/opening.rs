@@ -250,6 +250,7 @@ impl Instance {
             pins: None,
             server_time: core.backend_wall(),
             reconnect_slot_ms: 1_000,
+            renews_certificates: false,
         };
         connection.session.welcome(welcome, core.now);
         connection.welcomed = Some(ConfirmRequest {

@@ -255,7 +255,9 @@ impl Process {
             AgentEvent::Welcomed(welcome) => welcomed(link, welcome, host, core),
             AgentEvent::Established => self.established(link, host, core),
             AgentEvent::HeartbeatDue => link.heartbeat(now),
-            AgentEvent::RoundTrip { .. } | AgentEvent::TelemetryRefused(_) => {}
+            AgentEvent::RoundTrip { .. }
+            | AgentEvent::TelemetryRefused(_)
+            | AgentEvent::CertificateAnswered(_) => {}
             AgentEvent::TelemetryAcknowledged(position) => {
                 host.write(Write::Acknowledge(position), core);
             }

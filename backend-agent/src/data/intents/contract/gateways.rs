@@ -11,7 +11,8 @@ use super::super::store::SqlStore;
 use super::super::{agents, audit, catalogues, certificates};
 use crate::data::{
     Actor, Certificate, Gateway, GatewayFilter, GatewayRef, GatewayStore, Listing, MergedCommand,
-    NewCertificate, NewGateway, Page, Revocation, Revoked, StoreResult, StoredCatalogue,
+    NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult,
+    StoredCatalogue,
 };
 
 /// For what depends on no time.
@@ -99,6 +100,16 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
             certificates::register(tx, &new, &actor)
         })
         .await
+    }
+
+    async fn renew_certificate(
+        &self,
+        tenant: &Tenant,
+        renewal: Renewal,
+        now: Timestamp,
+    ) -> StoreResult<RenewalOutcome> {
+        self.write(tenant, now, move |tx| certificates::renew(tx, &renewal))
+            .await
     }
 
     async fn certificate(

@@ -1,4 +1,5 @@
-//! CONFIRM of sessions whose gateways have no open commands, and say of themselves what they said before.
+//! CONFIRM of sessions whose gateways have no open commands, say of themselves what they said before, and show the
+//! certificate that they showed before.
 
 use std::collections::BTreeMap;
 
@@ -82,7 +83,7 @@ impl<'r> Confirming<'r> {
         let known = &found.known;
         let again = known.live == Some((request.session_id, request.issued));
         let labels_stay = found.labelled.is_empty() || found.labelled == found.announced;
-        if again || found.waits || !labels_stay {
+        if again || found.waits || !labels_stay || request.proves.is_some() {
             return None;
         }
         let Confirmation::Confirmed(after) = confirm::judge(known, request) else {
