@@ -192,6 +192,9 @@ pub struct Gateway {
     pub created_at: Timestamp,
     /// The version of its agent, once it connected.
     pub agent_version: Option<String>,
+    /// When its certificate ends, unless it is renewed before.
+    #[serde(default)]
+    pub certificate_not_after: Option<Timestamp>,
     /// Its labels.
     pub labels: Vec<Label>,
     /// When it was last heard.

@@ -125,6 +125,12 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
             "version",
             gateway.agent_version.clone().unwrap_or_else(unknown),
         ),
+        (
+            "certificate",
+            gateway
+                .certificate_not_after
+                .map_or_else(unknown, |at| format!("ends {}", times(at))),
+        ),
         ("labels", labels(gateway)),
         (
             "last seen",

@@ -262,6 +262,7 @@ async fn view(
         since,
         created_at: gateway.created_at,
         agent_version: gateway.agent_version,
+        certificate_not_after: gateway.certificate_not_after,
         labels: gateway
             .labels
             .into_iter()

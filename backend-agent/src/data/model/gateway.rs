@@ -116,6 +116,8 @@ pub struct Gateway {
     pub last_seen_at: Option<Timestamp>,
     /// The version of its agent, by its last HELLO.
     pub agent_version: Option<String>,
+    /// When its certificate ends: the latest of those that are in use and not retired.
+    pub certificate_not_after: Option<Timestamp>,
     /// The digest of the stored catalogue.
     pub catalogue_digest: Option<String>,
     /// The version of the pin set it trusts, by its last report.
