@@ -36,6 +36,9 @@ settings! {
         trusted_proxies: Vec<IpNetwork> = parsed_list("addresses and networks"),
         /// How many days a gateway's certificate is valid.
         certificate_days: u32 = integer(90, 1..=397),
+        /// How many hours it is valid instead, for certificates that are to live for less; with 0 it is
+        /// `certificate_days`.
+        certificate_hours: u32 = integer(0, 0..=9_528),
         /// Open sockets. Beyond, and beyond three quarters for those who have not proved yet that they have a ticket, a
         /// newcomer takes the place of the one that has waited longest, of the address that has the most.
         connections_max: usize = integer(512, 16..=100_000),
@@ -69,7 +72,11 @@ impl EnrolmentConfig {
     /// How long a gateway's certificate is valid.
     #[must_use]
     pub fn certificate_life(&self) -> Duration {
-        Duration::from_secs(u64::from(self.certificate_days) * 24 * 3_600)
+        let hours = match self.certificate_hours {
+            0 => u64::from(self.certificate_days) * 24,
+            hours => u64::from(hours),
+        };
+        Duration::from_secs(hours * 3_600)
     }
 
     /// Sockets that it may have open.

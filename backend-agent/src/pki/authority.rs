@@ -20,8 +20,10 @@ use zeroize::Zeroizing;
 
 use super::PkiError;
 
-/// Certificates begin a little in the past, because the clock of a new gateway may be behind.
+/// Certificates begin a little in the past, because the clock of a new gateway may be behind: so much, and no more than
+/// this part of their life, of which gateways renew them by a share.
 const BACKDATE: Duration = Duration::from_secs(3_600);
+const BACKDATE_PART: u32 = 8;
 
 /// How long the authority itself lives. Its key signs a few certificates and never meets a network; when it ends, every
 /// gateway and every backend needs a new root at once, so that it must outlive a rollout by years.
@@ -277,7 +279,7 @@ fn params(name: &str, now: Timestamp, life: Duration) -> Result<CertificateParam
     subject.push(DnType::OrganizationName, "ViWorkS");
     subject.push(DnType::CommonName, name);
     params.distinguished_name = subject;
-    params.not_before = date(now.saturating_sub(BACKDATE))?;
+    params.not_before = date(now.saturating_sub(BACKDATE.min(life / BACKDATE_PART)))?;
     params.not_after = date(now.saturating_add(life))?;
     let mut serial = random::bytes::<16>();
     // Positive and of full length in DER.

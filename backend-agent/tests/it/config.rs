@@ -118,6 +118,17 @@ fn problems_of(section: &str, settings: &[(&str, &str)]) -> String {
 }
 
 #[test]
+fn certificates_live_for_days_or_for_hours() {
+    let life = |settings: &[(&str, &str)]| {
+        let config = loaded("ENROLMENT", settings).unwrap();
+        config.enrolment.certificate_life().as_secs() / 3_600
+    };
+    assert_eq!(life(&[]), 90 * 24);
+    assert_eq!(life(&[("CERTIFICATE_DAYS", "7")]), 7 * 24);
+    assert_eq!(life(&[("CERTIFICATE_HOURS", "1")]), 1);
+}
+
+#[test]
 fn proxies_are_named_one_by_one_and_only_where_they_are_believed() {
     let problems = |settings: &[(&str, &str)]| problems_of("AGENTS", settings);
     let require = ("PROXY_PROTOCOL", "require");
