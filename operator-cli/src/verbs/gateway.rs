@@ -50,7 +50,8 @@ pub(super) async fn execute(
     Ok(ExitCode::Ok)
 }
 
-/// The id of a gateway that somebody wants to be rid of, once they have said so: whatever its name means a moment later.
+/// The id of a gateway that somebody wants to be rid of, once they have said so: its name may mean another one a moment
+/// later.
 async fn meant(client: &Client, reference: &str) -> Result<String, Failure> {
     let found = client.gateway(reference).await?;
     if found.status != GatewayStatus::Revoked {
