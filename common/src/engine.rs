@@ -25,8 +25,15 @@ mod settle;
 #[cfg(test)]
 mod tests;
 
-/// How long commands get to end by themselves when the agent stops; then they are ended and reported.
-pub const STOP_TIME: Duration = Duration::from_secs(10);
+/// How long commands get to end by themselves when the agent stops; then they are ended. What may run twice is left to
+/// the next process, as after a crash, and the others are reported.
+pub const STOP_TIME: Duration = Duration::from_secs(STOP_SECONDS);
+
+/// The same as a number.
+pub const STOP_SECONDS: u64 = 10;
+
+/// What whoever runs a command says of one that it ended because it was asked to.
+pub const CANCELLED_WHILE_RUNNING: &str = "it was cancelled while it ran";
 
 /// How long the end of a command waits that the journal refused for now, as on a full disk.
 pub const RETRY_TIME: Duration = Duration::from_secs(5);
@@ -175,9 +182,12 @@ enum Stage {
     /// Has its permit; waits for a slot and a second look at the catalogue.
     Preparing,
     /// Its start is being written, and its acceptance with it where it is new; somebody may want its end meanwhile.
-    Starting { new: bool, cancelled: bool },
-    /// Runs.
-    Running,
+    Starting { new: bool, end: Option<Wanted> },
+    /// Runs; somebody may want its end.
+    Running(Option<Wanted>),
+    /// This process has ended it, or not begun it, because it stops, and the next one runs it again: the journal says
+    /// that it has started. What would be said of it if nobody wanted it any more.
+    Interrupted(Arc<Outcome>),
     /// Its end is being written.
     Finishing(Arc<Outcome>),
     /// It ended, or will not start any more, and the journal did not take that; again then.
@@ -192,6 +202,15 @@ enum Stage {
     Reported,
     /// Over, and the journal is not there to keep that.
     Unkept,
+}
+
+/// By whom the end of a command is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// An operator.
+    ByOperator,
+    /// The agent itself, which stops.
+    ByStop,
 }
 
 /// How near to its start a command is whose acceptance is being written.
@@ -219,7 +238,8 @@ impl Stage {
             | Self::Reporting(_) => true,
             Self::Waiting
             | Self::Preparing
-            | Self::Running
+            | Self::Running(_)
+            | Self::Interrupted(_)
             | Self::Unwritten(..)
             | Self::Finished
             | Self::Reported
@@ -349,7 +369,8 @@ impl<R: Rulebook> Engine<R> {
             | Stage::Opening
             | Stage::Accepting(_)
             | Stage::Starting { .. }
-            | Stage::Running
+            | Stage::Running(_)
+            | Stage::Interrupted(_)
             | Stage::Finishing(_)
             | Stage::Discarding
             | Stage::Finished
@@ -378,7 +399,7 @@ impl<R: Rulebook> Engine<R> {
                     | Stage::Accepting(Permitted::Yes | Permitted::Prepared(_))
                     | Stage::Preparing
                     | Stage::Starting { .. }
-                    | Stage::Running
+                    | Stage::Running(_)
                     | Stage::Finishing(_)
             )
         };

@@ -245,6 +245,26 @@ pub fn on_restart(rules: impl Rulebook, entry: &Entry) -> OnRestart {
     }
 }
 
+/// What becomes of a command that the agent ended because it stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnStop {
+    /// Nothing here: its entry stays started, and the next process runs it again.
+    RunAgain,
+    /// It is over.
+    Finish,
+}
+
+/// Decides about a started entry at an orderly stop, which must cost no more than a crash: what the next process would
+/// run again then, it is to run again now.
+#[must_use]
+pub fn on_stop(rules: impl Rulebook, entry: &Entry) -> OnStop {
+    match on_restart(rules, entry) {
+        OnRestart::AwaitPermitAgain => OnStop::RunAgain,
+        // That it was ended is known here, which after a crash it is not.
+        OnRestart::FinishIndeterminate | OnRestart::Keep => OnStop::Finish,
+    }
+}
+
 /// Whether an entry may be forgotten: by the low-water mark, never by time.
 #[must_use]
 pub fn may_forget(rules: impl Rulebook, state: EntryState, order: u64, low_water: u64) -> bool {
@@ -446,6 +466,9 @@ mod tests {
             on_restart(Complete, &entry(EntryState::Started, true)),
             OnRestart::AwaitPermitAgain
         );
+        let stopped = |idempotent| on_stop(Complete, &entry(EntryState::Started, idempotent));
+        assert_eq!(stopped(true), OnStop::RunAgain);
+        assert_eq!(stopped(false), OnStop::Finish);
         assert_eq!(
             on_restart(Complete, &entry(EntryState::Accepted, false)),
             OnRestart::Keep

@@ -110,7 +110,9 @@ pub const FAVOUR_TIME: Duration = Duration::from_secs(90);
 /// A send that makes no progress for this long closes the connection.
 pub const SEND_PROGRESS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a draining session may take to finish what is under way.
-pub const DRAIN_TIME: Duration = Duration::from_secs(10);
+pub const DRAIN_TIME: Duration = Duration::from_secs(DRAIN_SECONDS);
+/// The same as a number.
+pub const DRAIN_SECONDS: u64 = 10;
 /// The first reconnect delay's upper end.
 pub const BACKOFF_BASE: Duration = Duration::from_secs(1);
 /// The largest delay after transient failures.

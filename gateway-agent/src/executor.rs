@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use viworks_common::command::{Outcome, OutcomeState, RetainedOutput};
+use viworks_common::engine::CANCELLED_WHILE_RUNNING;
 use viworks_common::id::CommandId;
 use viworks_common::limits;
 use viworks_common::time::{Monotonic, Timestamp};
@@ -444,7 +445,7 @@ fn outcome(
         ),
         (Ending::Cancelled, _, _) => (
             OutcomeState::Cancelled,
-            Some("it was cancelled while it ran".to_owned()),
+            Some(CANCELLED_WHILE_RUNNING.to_owned()),
         ),
     };
     Outcome {

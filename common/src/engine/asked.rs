@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::run::CANCELLED;
-use super::{Asked, Effect, Engine, Known, Now, Permitted, Refused, Stage};
+use super::{Asked, Effect, Engine, Known, Now, Permitted, Refused, Stage, Wanted};
 use crate::code::RejectCode;
 use crate::command::{self, OutcomeState};
 use crate::id::CommandId;
@@ -25,7 +25,7 @@ impl<R: Rulebook> Engine<R> {
         {
             match (&mut known.stage, asked) {
                 // Whoever waits for the disk sees to it.
-                (Stage::Starting { cancelled, .. }, Asked::Cancel) => *cancelled = true,
+                (Stage::Starting { end, .. }, Asked::Cancel) => *end = Some(Wanted::ByOperator),
                 (_, asked) => {
                     known.held.push_back(asked);
                     self.held += 1;
@@ -80,7 +80,7 @@ impl<R: Rulebook> Engine<R> {
         let Some(known) = self.known.get(&id) else {
             return self.look_up(command, digest, deadline);
         };
-        let runs = matches!(known.stage, Stage::Running);
+        let runs = matches!(known.stage, Stage::Running(_));
         if !self.rules.keeps(Rule::KnownIdAnswered) && !runs {
             return self.look_up(command, digest, deadline);
         }
@@ -239,7 +239,7 @@ impl<R: Rulebook> Engine<R> {
             OnCancel::FinishCancelled => {
                 self.finish_unstarted(id, OutcomeState::Cancelled, CANCELLED);
             }
-            OnCancel::End => self.effects.push_back(Effect::End(id)),
+            OnCancel::End => self.end(id),
             OnCancel::ResendResult => self.effects.push_back(Effect::Resend(id)),
             OnCancel::Ignore => {}
         }

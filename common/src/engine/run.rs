@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use super::{
-    Asked, Effect, Engine, Now, Permitted, RETRY_TIME, Refused, STOP_TIME, Stage, Unwritten,
+    Asked, CANCELLED_WHILE_RUNNING, Effect, Engine, Now, Permitted, RETRY_TIME, Refused,
+    STOP_SECONDS, STOP_TIME, Stage, Unwritten, Wanted,
 };
 use crate::code::RejectCode;
 use crate::command::{Outcome, OutcomeState};
 use crate::id::CommandId;
-use crate::journal::{EntryState, Idempotent, Step};
+use crate::journal::{EntryState, Idempotent, OnStop, Step, on_stop};
+use crate::limits;
 use crate::rules::{Rule, Rulebook};
 use crate::time::Monotonic;
 use crate::wire::message::{AgentMessage, CommandResult};
@@ -16,6 +18,21 @@ use crate::wire::message::{AgentMessage, CommandResult};
 const LATE: &str = "its deadline passed before it was started";
 pub(super) const CANCELLED: &str = "cancelled before it was started";
 const STOPPED: &str = "the gateway agent stopped before it was started";
+
+/// Why a command has no end of its own: the truth, in place of a cancel that nobody asked for, and what else is said.
+fn stopped(said: &str) -> String {
+    let more = said.strip_prefix(CANCELLED_WHILE_RUNNING).unwrap_or(said);
+    let more = more.strip_prefix(CANCELLED).unwrap_or(more);
+    let more = more.trim_start_matches("; ");
+    let mut text =
+        format!("the gateway agent was told to stop, and {STOP_SECONDS} s were not enough");
+    if !more.is_empty() {
+        text.push_str("; ");
+        text.push_str(more);
+    }
+    text.truncate(text.floor_char_boundary(limits::DETAIL_BYTES_MAX));
+    text
+}
 
 /// Why a command that was prepared does not start.
 enum Unfit {
@@ -83,8 +100,8 @@ impl<R: Rulebook> Engine<R> {
             }
             Stage::Preparing => match self.judge(id, verdict, now) {
                 Ok(()) => {
-                    let (new, cancelled) = (false, false);
-                    self.set_stage(id, Stage::Starting { new, cancelled });
+                    let (new, end) = (false, None);
+                    self.set_stage(id, Stage::Starting { new, end });
                     self.write(Step::Start(id, self.run));
                     self.presume(id, now);
                 }
@@ -96,7 +113,8 @@ impl<R: Rulebook> Engine<R> {
             | Stage::Accepting(_)
             | Stage::Waiting
             | Stage::Starting { .. }
-            | Stage::Running
+            | Stage::Running(_)
+            | Stage::Interrupted(_)
             | Stage::Finishing(_)
             | Stage::Unwritten(..)
             | Stage::Discarding
@@ -119,7 +137,7 @@ impl<R: Rulebook> Engine<R> {
         let cancelled = known.held.contains(&Asked::Cancel);
         known.stage = Stage::Starting {
             new: true,
-            cancelled,
+            end: cancelled.then_some(Wanted::ByOperator),
         };
         let mut entry = Box::new(known.entry.clone());
         entry.state = EntryState::Started;
@@ -154,8 +172,49 @@ impl<R: Rulebook> Engine<R> {
     }
 
     pub(super) fn exited(&mut self, id: CommandId, outcome: Outcome) {
-        if matches!(self.stage(id), Some(Stage::Running)) {
+        let Some(Stage::Running(wanted)) = self.stage(id) else {
+            return;
+        };
+        // What came to its end by itself meanwhile has an end of its own.
+        if *wanted == Some(Wanted::ByStop) && outcome.state == OutcomeState::Cancelled {
+            self.interrupt(id, outcome);
+        } else {
             self.finish(id, outcome);
+        }
+    }
+
+    /// The agent has ended it because it stops, or will not begin it any more. The journal says that it has started:
+    /// what the next process would run again after a crash is left to it now as well.
+    fn interrupt(&mut self, id: CommandId, mut outcome: Outcome) {
+        let rules = self.rules;
+        match self.known.get(&id).map(|it| on_stop(rules, &it.entry)) {
+            Some(OnStop::RunAgain) => {
+                if matches!(self.stage(id), Some(Stage::Starting { .. })) {
+                    self.effects.push_back(Effect::Abandon(id));
+                }
+                self.set_stage(id, Stage::Interrupted(Arc::new(outcome)));
+            }
+            Some(OnStop::Finish) => {
+                outcome.reason = Some(stopped(outcome.reason.as_deref().unwrap_or_default()));
+                self.finish(id, outcome);
+            }
+            None => {}
+        }
+    }
+
+    /// An operator wants the end of what has started.
+    pub(super) fn end(&mut self, id: CommandId) {
+        match self.known.get_mut(&id).map(|known| &mut known.stage) {
+            Some(Stage::Running(wanted)) => {
+                *wanted = Some(Wanted::ByOperator);
+                self.effects.push_back(Effect::End(id));
+            }
+            // It has ended already, and is not to run again.
+            Some(Stage::Interrupted(outcome)) => {
+                let outcome = Arc::clone(outcome);
+                self.write_end(id, outcome);
+            }
+            Some(_) | None => {}
         }
     }
 
@@ -219,11 +278,11 @@ impl<R: Rulebook> Engine<R> {
         match std::mem::replace(&mut known.stage, Stage::Waiting) {
             Stage::Settling(step) => return self.settled(id, &step, now),
             Stage::Accepting(permitted) => self.accepted(id, permitted, now),
-            Stage::Starting { new, cancelled } => {
+            Stage::Starting { new, end } => {
                 if new {
                     self.say_accepted(id, false);
                 }
-                self.started(id, cancelled, now);
+                self.started(id, end, now);
             }
             Stage::Finishing(outcome) => {
                 self.moved(id, EntryState::Finished, Stage::Finished);
@@ -236,7 +295,8 @@ impl<R: Rulebook> Engine<R> {
             | Stage::Opening
             | Stage::Waiting
             | Stage::Preparing
-            | Stage::Running
+            | Stage::Running(_)
+            | Stage::Interrupted(_)
             | Stage::Unwritten(..)
             | Stage::Finished
             | Stage::Reported
@@ -269,18 +329,17 @@ impl<R: Rulebook> Engine<R> {
     }
 
     /// The start is durable. The write takes time of its own, and a disk can hang: what is late now must not start.
-    fn started(&mut self, id: CommandId, cancelled: bool, now: Now) {
-        let starting = Stage::Starting {
-            new: false,
-            cancelled,
-        };
-        self.moved(id, EntryState::Started, starting);
-        if cancelled {
+    fn started(&mut self, id: CommandId, end: Option<Wanted>, now: Now) {
+        self.moved(id, EntryState::Started, Stage::Starting { new: false, end });
+        if end == Some(Wanted::ByOperator) {
             self.finish_unstarted(id, OutcomeState::Cancelled, CANCELLED);
         } else if self.is_late(id, now) {
             self.finish_unstarted(id, OutcomeState::Expired, LATE);
+        } else if end == Some(Wanted::ByStop) {
+            let outcome = Outcome::without_run(OutcomeState::Cancelled, CANCELLED);
+            self.interrupt(id, outcome);
         } else {
-            self.set_stage(id, Stage::Running);
+            self.set_stage(id, Stage::Running(None));
             let deadline = self.known.get(&id).and_then(|known| known.deadline);
             let deadline = deadline.filter(|_| self.rules.keeps(Rule::DeadlineAtStart));
             self.effects.push_back(Effect::Launch(id, deadline));
@@ -326,7 +385,8 @@ impl<R: Rulebook> Engine<R> {
             | Stage::Opening
             | Stage::Waiting
             | Stage::Preparing
-            | Stage::Running
+            | Stage::Running(_)
+            | Stage::Interrupted(_)
             | Stage::Unwritten(..)
             | Stage::Finished
             | Stage::Reported
@@ -423,14 +483,18 @@ impl<R: Rulebook> Engine<R> {
     fn end_all(&mut self) {
         for (id, known) in &mut self.known {
             match &mut known.stage {
-                Stage::Running => self.effects.push_back(Effect::End(*id)),
-                Stage::Starting { cancelled, .. } => *cancelled = true,
+                Stage::Running(wanted) => {
+                    *wanted = wanted.or(Some(Wanted::ByStop));
+                    self.effects.push_back(Effect::End(*id));
+                }
+                Stage::Starting { end, .. } => *end = end.or(Some(Wanted::ByStop)),
                 Stage::Settling(_)
                 | Stage::Checking(..)
                 | Stage::Opening
                 | Stage::Accepting(_)
                 | Stage::Waiting
                 | Stage::Preparing
+                | Stage::Interrupted(_)
                 | Stage::Finishing(_)
                 | Stage::Unwritten(..)
                 | Stage::Discarding

@@ -86,7 +86,7 @@ impl<R: Rulebook> Engine<R> {
                 (Stage::Preparing | Stage::Starting { new: false, .. }, _) => {
                     self.say_accepted(id, false);
                 }
-                (Stage::Running, _)
+                (Stage::Running(_) | Stage::Interrupted(_), _)
                 | (Stage::Finishing(_) | Stage::Unkept, EntryState::Started) => {
                     self.say_started(id, now);
                 }

@@ -11,6 +11,8 @@ use crate::id::CommandName;
 use crate::journal::may_forget;
 use crate::wire::message::Permit;
 
+mod stopping;
+
 /// Commands of a world; the even ones may run twice.
 const COMMANDS: u8 = 6;
 
@@ -94,6 +96,8 @@ struct World {
     checks: Vec<CommandId>,
     prepares: Vec<CommandId>,
     running: BTreeSet<CommandId>,
+    /// Those of them that are to end.
+    ended: BTreeSet<CommandId>,
     launches: BTreeMap<CommandId, usize>,
     over: BTreeSet<CommandId>,
     /// What the backend was told that it is not taken.
@@ -113,6 +117,7 @@ impl World {
             checks: Vec::new(),
             prepares: Vec::new(),
             running: BTreeSet::new(),
+            ended: BTreeSet::new(),
             launches: BTreeMap::new(),
             over: BTreeSet::new(),
             rejected: Vec::new(),
@@ -156,7 +161,10 @@ impl World {
                 assert!(deadline.is_some(), "{id} may not start at any time");
                 self.launched(id);
             }
-            Effect::End(id) => assert!(self.running.contains(&id), "{id} does not run"),
+            Effect::End(id) => {
+                assert!(self.running.contains(&id), "{id} does not run");
+                self.ended.insert(id);
+            }
             Effect::Say(message) => self.said(&message),
             Effect::Report(id, outcome) => {
                 let entry = self.disk.get(&id).expect("reported from the journal");
@@ -275,6 +283,7 @@ impl World {
         self.checks.clear();
         self.prepares.clear();
         self.running.clear();
+        self.ended.clear();
         self.run += 1;
         let run = AgentRunId::from_uuid(Uuid::from_u128(self.run));
         let entries: Vec<Entry> = self.disk.values().cloned().collect();
@@ -337,7 +346,12 @@ impl World {
                 let index = index % self.running.len();
                 let id = *self.running.iter().nth(index).unwrap();
                 self.running.remove(&id);
-                let outcome = Outcome::without_run(OutcomeState::Succeeded, "it ran");
+                // It may come to its end by itself all the same.
+                let outcome = if self.ended.remove(&id) && self.clock.is_multiple_of(2) {
+                    Outcome::without_run(OutcomeState::Cancelled, CANCELLED_WHILE_RUNNING)
+                } else {
+                    Outcome::without_run(OutcomeState::Succeeded, "it ran")
+                };
                 self.tell(Input::Exited(id, Box::new(outcome)));
             }
             Act::Check(..) | Act::Prepare(..) | Act::Queue(_) | Act::Exit(_) => {}

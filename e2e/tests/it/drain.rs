@@ -17,9 +17,12 @@ use viworks_testkit::process::eventually;
 const EACH: usize = 25;
 
 /// A command that must not run twice, writes down that it began, and ends once the file `gate` is there.
-const GATED: &str = "test.gated";
+pub(crate) const GATED: &str = "test.gated";
+/// The same, and it may run twice.
+pub(crate) const GATED_AGAIN: &str = "test.gated-again";
 
-fn gated(folder: &Path) {
+/// Gives a gateway both of them.
+pub(crate) fn gated(folder: &Path) {
     let script = folder.join("gated.sh");
     let (marks, gate) = (folder.join("started"), folder.join("gate"));
     let text = format!(
@@ -30,18 +33,21 @@ fn gated(folder: &Path) {
     let commands = folder.join("commands.d");
     std::fs::create_dir_all(&commands).unwrap();
     let file = commands.join("gated.toml");
-    let catalogue = format!(
-        "[[command]]\nname = \"{GATED}\"\ntitle = \"waits\"\nrisk = \"read\"\nidempotent = false\n\
-         argv = [{:?}]\ntimeout_ms = 300000\n",
-        script.display().to_string()
-    );
+    let argv = script.display().to_string();
+    let catalogue = [(GATED, false), (GATED_AGAIN, true)].map(|(name, idempotent)| {
+        format!(
+            "[[command]]\nname = \"{name}\"\ntitle = \"waits\"\nrisk = \"read\"\n\
+             idempotent = {idempotent}\nargv = [{argv:?}]\ntimeout_ms = 300000\n"
+        )
+    });
+    let catalogue = catalogue.concat();
     for (path, text, mode) in [(&script, &text, 0o755), (&file, &catalogue, 0o600)] {
         std::fs::write(path, text).unwrap();
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
 }
 
-fn open_gate(folder: &Path) {
+pub(crate) fn open_gate(folder: &Path) {
     std::fs::write(folder.join("gate"), "").unwrap();
 }
 

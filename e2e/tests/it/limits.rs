@@ -178,6 +178,10 @@ const HELD: &[(&str, &str)] = &[
         "a_position_goes_some_time_after_the_last_record_of_its_spool_epoch",
     ),
     (
+        "DRAIN_SECONDS common/src/limits.rs",
+        "no_command_of_fifty_that_run_fails_when_the_backend_is_told_to_stop",
+    ),
+    (
         "MESSAGE_BYTES_MAX common/src/limits.rs",
         "a_message_over_the_limit_of_its_phase_is_refused_unread",
     ),
@@ -192,6 +196,10 @@ const HELD: &[(&str, &str)] = &[
     (
         "parallel_max [executor]",
         "no_more_run_at_once_than_allowed",
+    ),
+    (
+        "STOP_SECONDS common/src/engine.rs",
+        "a_gateway_that_stops_leaves_what_may_run_twice_to_its_next_process",
     ),
     (
         "entries_max [journal]",
