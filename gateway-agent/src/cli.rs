@@ -104,7 +104,7 @@ enum Action {
     /// Asks the running agent how it is: connected or why not, what to do about that, what is wrong, and what waits.
     ///
     /// Ends with 0 when it is connected and nothing fails, 69 when it is not connected or does not answer, 20 when it
-    /// is connected and a condition fails, 78 when the configuration cannot be read.
+    /// is connected and a condition fails, 78 when the configuration cannot be used and no agent answers either.
     Status {
         /// The configuration, which names the agent's socket.
         #[arg(long, default_value = "/etc/viworks/gateway.toml")]
@@ -119,7 +119,7 @@ enum Action {
     /// Asks the running agent whether it is well, in one line: for service managers, containers and scripts.
     ///
     /// Ends with 0 when it is, 69 when it is not connected or does not answer, 20 when it is connected and a part
-    /// fails, 78 when the configuration cannot be read.
+    /// fails, 78 when the configuration cannot be used and no agent answers either.
     Health {
         /// The configuration, which names the agent's socket.
         #[arg(long, default_value = "/etc/viworks/gateway.toml")]
@@ -345,8 +345,8 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
             socket,
             output,
         } => {
-            let socket = socket_of(socket, &config)?;
-            run_to_end(runtime()?, status::show(&socket, output))
+            let (socket, problems) = socket_of(socket, &config);
+            run_to_end(runtime()?, status::show(&socket, problems, output))
         }
         Action::Health {
             config,
@@ -355,9 +355,10 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
             timeout,
             output,
         } => {
-            let socket = socket_of(socket, &config)?;
+            let (socket, problems) = socket_of(socket, &config);
             let limit = Duration::from_secs(timeout);
-            run_to_end(runtime()?, health::show(&socket, probe, limit, output))
+            let asked = health::show(&socket, problems, probe, limit, output);
+            run_to_end(runtime()?, asked)
         }
         Action::Doctor {
             config,
@@ -398,12 +399,13 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Where the agent is asked.
-fn socket_of(socket: Option<PathBuf>, config: &Path) -> Result<PathBuf, Problems> {
-    match socket {
-        Some(socket) => Ok(socket),
-        None => Ok(Config::load_to_ask(config, &environment())?.gateway.socket),
+/// Where the agent is asked, and what is wrong with the configuration that says so.
+fn socket_of(socket: Option<PathBuf>, config: &Path) -> (PathBuf, Option<Problems>) {
+    if let Some(socket) = socket {
+        return (socket, None);
     }
+    let (config, problems) = Config::read_to_ask(config, &environment());
+    (config.gateway.socket, problems)
 }
 
 /// What a start would say of everything that it reads.

@@ -179,6 +179,18 @@ impl Problems {
         each.collect::<Vec<_>>().join("; ")
     }
 
+    /// All of them as warnings beside the answer of an agent that runs: it goes on with what it has read before.
+    #[must_use]
+    pub fn beside_an_answer(&self) -> String {
+        let each = self.problems.iter();
+        let each = each.map(|problem| format!("warning: {problem}\n"));
+        let mut text: String = each.collect();
+        text.push_str(
+            "the configuration cannot be used as it is; what answers is the agent that runs, with the one that it has read before",
+        );
+        text
+    }
+
     /// Those of several files together.
     #[must_use]
     pub fn join(mut self, others: Self) -> Self {
@@ -243,6 +255,20 @@ mod tests {
             assert_eq!(problem.to_string(), line);
             assert_eq!(Problems::new(vec![problem]).in_one_line(), line);
         }
+    }
+
+    #[test]
+    fn a_mistake_is_a_warning_beside_the_answer_of_an_agent_that_runs() {
+        let problem = |file: &str| Problem::of_file(Path::new(file), "is wrong", "mend it");
+        let told = Problems::new(vec![problem("/a"), problem("/b")]).beside_an_answer();
+        let lines: Vec<&str> = told.lines().collect();
+        let each = ["warning: /a: is wrong", "  help: mend it"];
+        assert_eq!(lines[..2], each, "{told}");
+        assert_eq!(
+            (lines[2], lines.len()),
+            ("warning: /b: is wrong", 5),
+            "{told}"
+        );
     }
 
     #[test]

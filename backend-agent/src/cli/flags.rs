@@ -46,7 +46,7 @@ pub(super) enum Subcommands {
     /// Ask the running backend whether it is well, in one line: for service managers, containers and scripts
     ///
     /// Ends with 0 when it is, 20 when it answers and is not, 69 when it does not answer, 78 when the configuration
-    /// cannot be read.
+    /// cannot be used and no backend answers either.
     Health(HealthFlags),
     /// What helps whoever is asked for help
     #[command(subcommand)]

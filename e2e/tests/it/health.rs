@@ -56,6 +56,15 @@ async fn a_backend_is_well_not_ready_silent_or_away_and_each_has_its_code() {
         assert_eq!(said.stderr, "", "{said:#?}");
     }
 
+    // A mistake in the file is no mistake of the backend that runs.
+    let sound = std::fs::read_to_string(&config).unwrap();
+    let broken = system.path().join("backend/broken.toml");
+    std::fs::write(&broken, format!("{sound}[queue]\ntotl = 5\n")).unwrap();
+    let by_broken = ["--config", text(&broken)];
+    let said = health(&program, &by_broken).await.ended_with(0);
+    assert!(said.stdout.starts_with("ready: ok"), "{said:#?}");
+    assert!(said.stderr.contains("unknown key \"totl\""), "{said:#?}");
+
     // Its store does not take writes: it lives, and is not ready.
     let (state, aside) = (
         system.path().join("backend/state"),
@@ -101,6 +110,9 @@ async fn a_backend_is_well_not_ready_silent_or_away_and_each_has_its_code() {
         told["fix"].as_str().unwrap().contains("systemctl status"),
         "{told:#}"
     );
+
+    let said = health(&program, &by_broken).await.ended_with(78);
+    assert!(said.stderr.contains("unknown key \"totl\""), "{said:#?}");
 
     // Nobody can know where it listens, and nobody said.
     let anywhere = backend_config(&system, "127.0.0.1:0");

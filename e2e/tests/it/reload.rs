@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -11,7 +12,7 @@ use viworks_runtime::ask;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::{ONCE, mark_starts, started};
-use viworks_testkit::process::eventually;
+use viworks_testkit::process::{eventually, finish};
 
 use super::causes::status_where;
 
@@ -164,6 +165,15 @@ async fn a_configuration_that_is_broken_or_waits_for_a_restart_is_told_and_chang
     let cause = format!("gateway.toml:{line}:1: unknown key \"bytes_mx\" in [spool]");
     assert!(told.contains(&cause), "{told}");
     assert!(!told.contains("in the configuration"), "{told}");
+    // Who asks by the file that cannot be used is answered by the agent that runs, and told.
+    for verb in ["status", "health"] {
+        let mut command = Command::new(system.binaries().gateway());
+        command.arg(verb).arg("--config").arg(&file);
+        let said = finish(command, PATIENCE).await.ended_with(0);
+        assert!(said.stdout.contains("connected"), "{said:#?}");
+        assert!(said.stderr.contains("warning: "), "{said:#?}");
+        assert!(said.stderr.contains(&cause), "{said:#?}");
+    }
     std::fs::write(&file, format!("{sound}[spool]\nbytes_max = 16777216\n")).unwrap();
     gateway.signal(Signal::HUP);
     let (status, _exit) = status_where("it is named", system.binaries(), &socket, |status| {
@@ -175,6 +185,14 @@ async fn a_configuration_that_is_broken_or_waits_for_a_restart_is_told_and_chang
     assert_eq!(told_by_gateway(&status, BROKEN), None, "{status:#}");
     assert_eq!(outcome(&system, ONCE, "waits").await, "succeeded");
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
+    // Without an agent the mistake is all that there is to say.
+    std::fs::write(&file, format!("{sound}[spool]\nbytes_mx = 5\n")).unwrap();
+    for verb in ["status", "health"] {
+        let mut command = Command::new(system.binaries().gateway());
+        command.arg(verb).arg("--config").arg(&file);
+        let said = finish(command, PATIENCE).await.ended_with(78);
+        assert!(said.stderr.contains(&cause), "{said:#?}");
+    }
 }
 
 /// A file of `conf.d` that says what is logged.

@@ -7,9 +7,10 @@ use serde_json::Value;
 use viworks_runtime::ask::verdict::{Standing, Verdict, millis};
 use viworks_runtime::ask::{self, Answer, NoAnswer};
 use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::config::Problems;
 use viworks_runtime::exit::ExitCode;
 
-use super::status::{Format, STANDS_STILL, look_for_agent};
+use super::status::{Format, STANDS_STILL, beside, look_for_agent};
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -29,9 +30,10 @@ impl Probe {
     }
 }
 
-/// Asks the agent behind `socket`.
+/// Asks the agent behind `socket`, and tells beside its answer what is wrong with the configuration.
 pub(super) async fn show(
     socket: &Path,
+    problems: Option<Problems>,
     probe: Probe,
     limit: Duration,
     format: Format,
@@ -39,6 +41,7 @@ pub(super) async fn show(
     let begun = SystemClock.now();
     let answer = ask::unix(socket, "/v1/health", limit).await;
     let took = SystemClock.now().saturating_since(begun);
+    beside(problems, &answer)?;
     let address = socket.display().to_string();
     let verdict = match answer {
         Ok(answer) => judge(probe, address, took, &answer),

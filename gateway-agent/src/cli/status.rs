@@ -9,9 +9,11 @@ use serde_json::Value;
 use viworks_common::human;
 use viworks_common::text::{block, json};
 use viworks_common::time::Timestamp;
-use viworks_runtime::ask::{self, NoAnswer};
+use viworks_runtime::ask::{self, Answer, NoAnswer};
 use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::config::Problems;
 use viworks_runtime::exit::ExitCode;
+use viworks_runtime::logging;
 
 use super::print;
 
@@ -30,9 +32,15 @@ const ANSWER_TIME: Duration = Duration::from_secs(8);
 /// What to do about an agent whose process is there and says nothing.
 pub(super) const STANDS_STILL: &str = "its process is there and stands still: see whether it is stopped (state T) or waits for a disk (state D) with ps -o pid,stat,args -C viworks-gateway (it is the one that runs `viworks-gateway-agent run`); if neither passes, end it with SIGKILL and start it again, which loses nothing that it had acknowledged";
 
-/// Asks the agent behind `socket`.
-pub(super) async fn show(socket: &Path, format: Format) -> anyhow::Result<ExitCode> {
-    match ask::unix(socket, "/v1/status", ANSWER_TIME).await {
+/// Asks the agent behind `socket`, and tells beside its answer what is wrong with the configuration.
+pub(super) async fn show(
+    socket: &Path,
+    problems: Option<Problems>,
+    format: Format,
+) -> anyhow::Result<ExitCode> {
+    let answer = ask::unix(socket, "/v1/status", ANSWER_TIME).await;
+    beside(problems, &answer)?;
+    match answer {
         Ok(answer) => {
             let status: Value =
                 serde_json::from_slice(&answer.body).context("what the agent says is no status")?;
@@ -59,6 +67,25 @@ pub(super) async fn show(socket: &Path, format: Format) -> anyhow::Result<ExitCo
             Ok(no_answer(&what, STANDS_STILL))
         }
         Err(error @ NoAnswer::Broken(_)) => Err(error.into()),
+    }
+}
+
+/// Tells what is wrong with the configuration beside the answer of the agent, which goes on without it. Where no agent
+/// answers, it is what is wrong.
+pub(super) fn beside(
+    problems: Option<Problems>,
+    answer: &Result<Answer, NoAnswer>,
+) -> Result<(), Problems> {
+    let Some(problems) = problems else {
+        return Ok(());
+    };
+    match answer {
+        // One that stands still has a process all the same.
+        Ok(_) | Err(NoAnswer::Late(_)) => {
+            logging::say(&block(&problems.beside_an_answer()));
+            Ok(())
+        }
+        Err(NoAnswer::NobodyThere(_) | NoAnswer::Broken(_)) => Err(problems),
     }
 }
 

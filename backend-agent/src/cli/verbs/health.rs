@@ -10,9 +10,10 @@ use viworks_runtime::ask::{self, Answer, NoAnswer};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Problem, Problems};
 use viworks_runtime::exit::ExitCode;
+use viworks_runtime::logging;
 
 use super::super::flags::{ConfigFlag, Format, HealthFlags, Probe};
-use super::open::load_to_ask;
+use super::open::read_to_ask;
 
 const LOOK: &str = "see whether it runs: systemctl status viworks-backend-agent, or the log of its container; and whether [api] listen, or --address, is where it answers operators";
 const STANDS_STILL: &str = "its process is there and stands still: see whether it is stopped (state T) or waits for a disk (state D) with ps -o pid,stat,args -C viworks-backend";
@@ -38,12 +39,22 @@ impl Probe {
 }
 
 pub(super) async fn execute(flags: HealthFlags) -> anyhow::Result<ExitCode> {
-    let address = reachable(address(&flags)?);
+    let (address, problems) = address(&flags)?;
+    let address = reachable(address);
     let probe = flags.probe;
     let limit = Duration::from_secs(flags.timeout);
     let begun = SystemClock.now();
     let answer = ask::tcp(address, probe.path(), limit).await;
     let took = SystemClock.now().saturating_since(begun);
+    if let Some(problems) = problems {
+        match &answer {
+            // It goes on without what is wrong; one that stands still has a process all the same.
+            Ok(_) | Err(NoAnswer::Late(_)) => {
+                logging::say(&text::block(&problems.beside_an_answer()));
+            }
+            Err(NoAnswer::NobodyThere(_) | NoAnswer::Broken(_)) => return Err(problems.into()),
+        }
+    }
     let url = format!("http://{address}{}", probe.path());
     let verdict = match answer {
         Ok(answer) => judge(probe, url, took, &answer),
@@ -59,26 +70,31 @@ pub(super) async fn execute(flags: HealthFlags) -> anyhow::Result<ExitCode> {
     Ok(verdict.show(flags.output == Format::Json)?)
 }
 
-/// Where the backend answers operators.
-fn address(flags: &HealthFlags) -> Result<SocketAddr, Problems> {
+/// Where the backend answers operators, and what is wrong with the configuration that says so.
+fn address(flags: &HealthFlags) -> Result<(SocketAddr, Option<Problems>), Problems> {
     let (None, Some(config)) = (flags.address, &flags.config) else {
         // One of the two is required.
         let none = || SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        return Ok(flags.address.unwrap_or_else(none));
+        return Ok((flags.address.unwrap_or_else(none), None));
     };
     let flag = ConfigFlag {
         config: config.clone(),
         state_folder: None,
     };
-    let listen = load_to_ask(&flag)?.api.listen;
+    let (read, problems) = read_to_ask(&flag);
+    let listen = read.api.listen;
     if listen.port() == 0 {
-        return Err(Problems::new(vec![Problem::of_file(
+        let nowhere = Problems::new(vec![Problem::of_file(
             config,
             "[api] listen takes any free port, and nobody knows which one it became",
             "name it with --address, as the ready file says it",
-        )]));
+        )]);
+        return Err(match problems {
+            Some(problems) => problems.join(nowhere),
+            None => nowhere,
+        });
     }
-    Ok(listen)
+    Ok((listen, problems))
 }
 
 /// An address that stands for all of them is reached by loopback.

@@ -30,6 +30,12 @@ pub(super) fn load_to_ask(flag: &ConfigFlag) -> Result<Config, Problems> {
     Config::load_to_ask(&path, &environment)
 }
 
+/// The same where it cannot be used: what can be read of it, and what is wrong with it.
+pub(super) fn read_to_ask(flag: &ConfigFlag) -> (Config, Option<Problems>) {
+    let (path, environment) = place(flag);
+    Config::read_to_ask(&path, &environment)
+}
+
 /// What the start reads, and the check as well.
 pub(super) fn load_all(flag: &ConfigFlag) -> Result<Setup, Problems> {
     let (path, environment) = place(flag);
