@@ -478,7 +478,9 @@ const fn step_of(failure: &DialFailure) -> &'static str {
     match failure {
         DialFailure::Dns { .. } => DNS,
         DialFailure::Refused { .. } => TCP,
-        DialFailure::Timeout { step, .. } | DialFailure::Network { step, .. } => match step {
+        DialFailure::Timeout { step, .. }
+        | DialFailure::Network { step, .. }
+        | DialFailure::HungUp { step, .. } => match step {
             Step::Resolve => DNS,
             Step::Connect => TCP,
             Step::Tls => TLS,

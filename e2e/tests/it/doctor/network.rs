@@ -53,10 +53,10 @@ async fn a_way_that_leads_nowhere_or_to_somebody_else_is_named() {
     );
     hold(&ward, &patient, &dropped, wanted).await;
     let wanted = case(
-        "a firewall that hangs up",
+        "somebody who hangs up",
         "tls",
         &["the TLS handshake failed"],
-        &["firewall"],
+        &["hangs up", "where the backend expects one"],
     );
     hold(&ward, &patient, &talker(""), wanted).await;
 
