@@ -71,9 +71,7 @@ impl Readings {
 
 /// Tells that the file was read again and cannot be used; `fix` says when it is read the next time.
 pub fn tell_broken(conditions: &Conditions, problems: &str, fix: &str) {
-    let cause = format!(
-        "the configuration cannot be used, and the one that this process started with stays in force: {problems}"
-    );
+    let cause = format!("the configuration cannot be used, and the one in force stays: {problems}");
     conditions.raise(BROKEN, Severity::Warn, &cause, fix);
 }
 
@@ -97,7 +95,10 @@ pub fn tell_read(conditions: &Conditions, waiting: &[String]) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::clock::SystemClock;
     use crate::config::Document;
 
     fn read(text: &str) -> Values {
@@ -106,6 +107,20 @@ mod tests {
         let _port = api.integer("port", 80_u16, 1..=u16::MAX, "Its port.");
         let _rate = api.integer("rate", 5_u16, 1..=u16::MAX, "Its rate.");
         document.values()
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_leaves_in_force_what_was_taken_over_last() {
+        let conditions = Conditions::new(Arc::new(SystemClock));
+        tell_broken(&conditions, "a.toml:1:1: no", "mend it");
+        let told = conditions.list();
+        let cause = &told[0].cause;
+        assert!(
+            cause.contains("the one in force stays: a.toml:1:1"),
+            "{cause}"
+        );
+        // That may well have been read after the start.
+        assert!(!cause.contains("started with"), "{cause}");
     }
 
     #[test]
