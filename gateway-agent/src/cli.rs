@@ -8,6 +8,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use viworks_common::enrolment::Home;
 use viworks_common::id::GatewayName;
 use viworks_common::text;
+use viworks_runtime::ask::ANSWER_SECONDS;
 use viworks_runtime::bundle::BundleError;
 use viworks_runtime::checked::Checked;
 use viworks_runtime::clock::{Clock, SystemClock};
@@ -131,7 +132,8 @@ enum Action {
         #[arg(long, value_enum, default_value_t = health::Probe::Ready)]
         probe: health::Probe,
         /// How long the answer may take, in seconds.
-        #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60))]
+        #[arg(long, value_name = "SECONDS", default_value_t = ANSWER_SECONDS)]
+        #[arg(value_parser = clap::value_parser!(u64).range(1..=60))]
         timeout: u64,
         /// For people or for programs.
         #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
@@ -150,7 +152,8 @@ enum Action {
         #[arg(long, value_name = "DIR")]
         state_folder: Option<PathBuf>,
         /// How long all of it may take, in seconds.
-        #[arg(long, value_name = "SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=300))]
+        #[arg(long, value_name = "SECONDS", default_value_t = ANSWER_SECONDS)]
+        #[arg(value_parser = clap::value_parser!(u64).range(1..=300))]
         timeout: u64,
         /// For people or for programs.
         #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
@@ -502,6 +505,18 @@ mod tests {
 
     use super::*;
     use crate::journal::JournalError;
+
+    #[test]
+    fn whoever_asks_about_an_agent_that_stands_still_knows_within_five_seconds() {
+        for verb in ["health", "doctor"] {
+            let action = Arguments::parse_from(["agent", verb]).action;
+            let (Action::Health { timeout, .. } | Action::Doctor { timeout, .. }) = action else {
+                panic!("{verb} is another verb");
+            };
+            assert_eq!(timeout, 4, "{verb}");
+        }
+        assert_eq!(viworks_runtime::ask::ANSWER_TIME, Duration::from_secs(4));
+    }
 
     #[test]
     fn a_journal_that_is_found_to_be_damaged_is_not_worth_another_start() {

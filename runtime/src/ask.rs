@@ -15,6 +15,13 @@ use tokio::time::timeout;
 pub mod verdict;
 pub mod walk;
 
+/// How many seconds an agent has for its answer, which it has in memory, and `doctor` for all of its steps: whoever
+/// asks about one that stands still knows it within five, the start of the program included.
+pub const ANSWER_SECONDS: u64 = 4;
+
+/// The same as a duration.
+pub const ANSWER_TIME: Duration = Duration::from_secs(ANSWER_SECONDS);
+
 /// The largest answer that is read.
 const BYTES_MAX: usize = 1024 * 1024;
 

@@ -10,6 +10,7 @@ use viworks_api::Scope;
 use viworks_common::id::{
     ApiKeyId, GatewayName, InvalidId, LabelKey, TrustDomain, check_label_value,
 };
+use viworks_runtime::ask::ANSWER_SECONDS;
 use viworks_runtime::config::address_help;
 
 use crate::config::TlsEnd;
@@ -119,7 +120,8 @@ pub(super) struct HealthFlags {
     #[arg(long, value_enum, default_value_t = Probe::Ready)]
     pub(super) probe: Probe,
     /// How long the answer may take, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60))]
+    #[arg(long, value_name = "SECONDS", default_value_t = ANSWER_SECONDS)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=60))]
     pub(super) timeout: u64,
     /// For people or for programs
     #[arg(short, long, value_enum, default_value_t = Format::Table)]

@@ -89,6 +89,7 @@ async fn an_agent_that_stands_still_is_told_from_one_that_is_gone() {
         said.stderr.contains("takes the connection") && said.stderr.contains("  fix: "),
         "{said:?}"
     );
+    assert!(said.stderr.contains("not answer within 4 s"), "{said:?}");
     gateway.signal(Signal::CONT);
     let said = status().await.ended_with(0);
     assert!(said.stdout.contains("connected"), "{said:?}");

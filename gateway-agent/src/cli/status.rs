@@ -2,14 +2,13 @@
 
 use std::io::Write as _;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::Value;
 use viworks_common::human;
 use viworks_common::text::{block, json};
 use viworks_common::time::Timestamp;
-use viworks_runtime::ask::{self, Answer, NoAnswer};
+use viworks_runtime::ask::{self, ANSWER_TIME, Answer, NoAnswer};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::Problems;
 use viworks_runtime::exit::ExitCode;
@@ -25,9 +24,6 @@ pub(super) enum Format {
     /// The document as the agent gives it.
     Json,
 }
-
-/// How long the agent may take for its whole answer, which it has in memory.
-const ANSWER_TIME: Duration = Duration::from_secs(8);
 
 /// What to do about an agent whose process is there and says nothing.
 pub(super) const STANDS_STILL: &str = "its process is there and stands still: see whether it is stopped (state T) or waits for a disk (state D) with ps -o pid,stat,args -C viworks-gateway (it is the one that runs `viworks-gateway-agent run`); if neither passes, end it with SIGKILL and start it again, which loses nothing that it had acknowledged";
