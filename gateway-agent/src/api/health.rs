@@ -12,6 +12,7 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::blocking::{CALLS_MAX, PerKey};
 use viworks_runtime::conditions::Severity;
 
+use super::status::can_run;
 use super::{CertificateStatus, State};
 use crate::watch::{ROOM_BYTES, room};
 
@@ -61,7 +62,7 @@ pub(super) async fn health(
             "commands": {
                 "healthy": true,
                 "running": parts.executor.running(),
-                "allowed": parts.catalogue.get().entries().len(),
+                "allowed": can_run(&parts.catalogue.get().entries()),
             },
             "process": { "healthy": !stopping, "uptime_ms": millis_since(parts.facts.started_at, now) },
         },

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract;
 use serde_json::{Value, json};
+use viworks_common::catalogue::CatalogueEntry;
 use viworks_common::pin::PinSet;
 
 use super::State;
@@ -27,10 +28,16 @@ pub(super) async fn status(extract::State(state): extract::State<State>) -> Json
         "intake": { "refused_requests": state.intakes.refusals() },
         "commands": {
             "running": parts.executor.running(),
-            "allowed": catalogue.len(),
+            "allowed": can_run(&catalogue),
             "unavailable": unavailable,
         },
     }))
+}
+
+/// How many of the catalogue's commands can run: one whose program is not there is allowed in vain.
+pub(super) fn can_run(catalogue: &[CatalogueEntry]) -> usize {
+    let can = catalogue.iter().filter(|entry| entry.unavailable.is_none());
+    can.count()
 }
 
 pub(super) async fn catalogue(extract::State(state): extract::State<State>) -> Json<Value> {

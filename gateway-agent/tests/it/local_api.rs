@@ -184,8 +184,16 @@ async fn status_health_and_catalogue_answer() {
         (200, &json!("connected"))
     );
     assert_eq!(body["spool"]["records"], 0);
+    // What cannot run is named, and not counted with what can.
+    let (_status, catalogue) = server.request("GET", "/v1/catalogue", None).await;
+    let all = catalogue["commands"].as_array().unwrap().len();
+    let missing = body["commands"]["unavailable"].as_array().unwrap().len();
+    let allowed = json!(all - missing);
+    assert!(missing > 0, "{body:#}");
+    assert_eq!(body["commands"]["allowed"], allowed, "{body:#}");
     let (status, body) = server.request("GET", "/v1/health", None).await;
     assert_eq!((status, &body["healthy"]), (200, &json!(true)));
+    assert_eq!(body["parts"]["commands"]["allowed"], allowed, "{body:#}");
     for (part, figures) in [
         (
             "connection",
