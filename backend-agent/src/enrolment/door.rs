@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
@@ -24,7 +24,7 @@ use super::quota::Buckets;
 use super::redeem::Enrolment;
 use super::talk::Talk;
 use crate::config::EnrolmentConfig;
-use crate::inbound::limits::Turned;
+use crate::inbound::limits::{Arrival, Arrivals, Turned};
 use crate::inbound::listener::{is_no_tls, prepare};
 use crate::inbound::proxy::{self, Proxies, Unarrived};
 use crate::metrics::BackendMetrics;
@@ -47,8 +47,7 @@ pub(super) enum Holder {
 pub struct Door {
     listener: TcpListener,
     proxies: Proxies,
-    /// Connections of proxies that have not said for whom they are.
-    arrivals: Arc<Semaphore>,
+    arrivals: Arrivals,
     shared: Arc<Shared>,
 }
 
@@ -79,7 +78,7 @@ impl Door {
         Self {
             listener,
             proxies: Proxies::from(config),
-            arrivals: Arc::new(Semaphore::new(config.connections_max)),
+            arrivals: Arrivals::new(config.connections_max),
             shared: Arc::new(Shared {
                 places: Places::new(PlaceLimits {
                     total: config.connections_max,
@@ -127,8 +126,7 @@ impl Door {
                 drop(lifecycle.spawn("enrolment", served));
             })
         } else if self.proxies.trusts(peer.ip()) {
-            let arrived = Arc::clone(&self.arrivals).try_acquire_owned();
-            arrived.map_err(|_full| Turned::Full).map(|arrived| {
+            self.arrivals.enter().map(|arrived| {
                 let served = Box::pin(shared.arrive(stream, peer, arrived));
                 drop(lifecycle.spawn("enrolment", served));
             })
@@ -172,7 +170,7 @@ impl Shared {
         self: Arc<Self>,
         mut stream: TcpStream,
         proxy: SocketAddr,
-        arrived: OwnedSemaphorePermit,
+        arrived: Arrival,
     ) {
         let admit = |client| self.enter(client);
         let arriving = proxy::arrive(&mut stream, proxy, arrived, admit, TLS_TIME);
@@ -195,6 +193,7 @@ impl Shared {
                     info!(%proxy, left_out, "a proxy connected at the door for new gateways and did not say for whom");
                 });
             }
+            Err(Unarrived::Ousted) => self.metrics.enrolment("ousted"),
             Err(Unarrived::Turned(turned)) => self.metrics.enrolment(turned.name()),
         }
     }

@@ -11,7 +11,8 @@ use std::time::Duration;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use viworks_common::places::network;
+use viworks_common::places::{PlaceLimits, network};
+use viworks_runtime::door::{Door, Seat};
 
 /// One in so many places is kept for sources that held a session recently.
 const RESERVED_SHARE: usize = 4;
@@ -53,6 +54,43 @@ impl Turned {
     }
 }
 
+/// Connections of proxies that have not said for whom they are. At the bound the one goes that has waited longest:
+/// whoever holds such connections without a word keeps nobody else out.
+#[derive(Debug)]
+pub struct Arrivals {
+    door: Door<()>,
+}
+
+/// The room of one arrival; given back when dropped.
+pub type Arrival = Seat<()>;
+
+impl Arrivals {
+    /// Room for so many.
+    #[must_use]
+    pub fn new(most: usize) -> Self {
+        Self {
+            door: Door::new(PlaceLimits {
+                total: most,
+                per_source: most,
+                per_known: most,
+            }),
+        }
+    }
+
+    /// Takes one in.
+    ///
+    /// # Errors
+    ///
+    /// When there is room for nobody.
+    pub fn enter(&self) -> Result<Arrival, Turned> {
+        // As one that is known: of these there may be as many as of all.
+        let entered = self.door.enter(&(), true);
+        entered
+            .map(|let_in| let_in.seat)
+            .map_err(|_bound| Turned::Full)
+    }
+}
+
 /// The gate. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Gate {
@@ -63,8 +101,7 @@ pub struct Gate {
 struct Shared {
     limits: AdmissionLimits,
     connections: Places,
-    /// Connections of proxies that have not said for whom they are.
-    arrivals: Arc<Semaphore>,
+    arrivals: Arrivals,
     handshakes: Places,
     openings: Places,
     sources: Mutex<BTreeMap<IpAddr, usize>>,
@@ -141,7 +178,7 @@ impl Admitted {
     }
 }
 
-/// The room of one arrival, handshake or opening; given back when dropped.
+/// The room of one handshake or opening; given back when dropped.
 #[derive(Debug)]
 pub struct Turn {
     _permit: OwnedSemaphorePermit,
@@ -159,7 +196,7 @@ impl Gate {
             shared: Arc::new(Shared {
                 limits,
                 connections: Places::new(limits.connections),
-                arrivals: Arc::new(Semaphore::new(limits.connections)),
+                arrivals: Arrivals::new(limits.connections),
                 // Twice as many: those that will be told to come back need a handshake, too.
                 handshakes: Places::new(limits.openings.saturating_mul(2)),
                 openings: Places::new(limits.openings),
@@ -173,16 +210,14 @@ impl Gate {
         }
     }
 
-    /// Takes in a connection of a proxy until it is known for whom it is, and [`Self::admit`] can decide.
+    /// Takes in a connection of a proxy until it is known for whom it is, and [`Self::admit`] can decide. When as many
+    /// of these are open as there may be connections, the one goes that has waited longest.
     ///
     /// # Errors
     ///
-    /// When as many of these are open as there may be connections.
-    pub fn arrive(&self) -> Result<Turn, Turned> {
-        let place = Arc::clone(&self.shared.arrivals).try_acquire_owned();
-        place
-            .map(|permit| Turn { _permit: permit })
-            .map_err(|_full| Turned::Full)
+    /// When there is room for nobody.
+    pub fn arrive(&self) -> Result<Arrival, Turned> {
+        self.shared.arrivals.enter()
     }
 
     /// Takes in a connection from `address`.
@@ -283,12 +318,20 @@ mod tests {
     #[test]
     fn connections_of_a_proxy_are_bounded_until_it_is_known_for_whom_they_are() {
         let gate = Gate::new(LIMITS);
-        let mut arrived: Vec<_> = std::iter::from_fn(|| gate.arrive().ok()).collect();
-        assert_eq!(arrived.len(), LIMITS.connections);
+        let mut arrived: Vec<_> = (0..LIMITS.connections)
+            .map(|_| gate.arrive().unwrap())
+            .collect();
         // They have no place among the connections yet.
         let _admitted = gate.admit(ip("192.0.2.1")).unwrap();
         drop(arrived.pop());
-        gate.arrive().unwrap();
+        let last = gate.arrive().unwrap();
+        let is_cut = |arrival: &Arrival| arrival.cut().is_cancelled();
+        assert!(!arrived.iter().any(is_cut));
+        // Who has waited longest goes for the newcomer.
+        let newcomer = gate.arrive().unwrap();
+        let cut: Vec<_> = arrived.iter().map(is_cut).collect();
+        assert_eq!(cut, [true, false]);
+        assert!(!is_cut(&last) && !is_cut(&newcomer));
     }
 
     #[tokio::test]

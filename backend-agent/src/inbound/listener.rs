@@ -27,7 +27,7 @@ use viworks_runtime::websocket::{Progress, Socket};
 
 use super::connection::{self, Opening};
 use super::forwarded::{self, Forwarded};
-use super::limits::{Admitted, Gate, Turn};
+use super::limits::{Admitted, Arrival, Gate, Turn};
 use super::opening::security_event;
 use super::proxy::{self, Proxies, Unarrived};
 use super::upgrade::{self, Rules, Verdict};
@@ -172,7 +172,7 @@ struct Handshake {
 
 impl Handshake {
     /// Finds out for whom a proxy connects, and whether there is room for that one.
-    async fn arrive(mut self, mut stream: TcpStream, arrived: Turn, gate: Gate) {
+    async fn arrive(mut self, mut stream: TcpStream, arrived: Arrival, gate: Gate) {
         let proxy = self.address;
         let metrics = &self.inbound.metrics;
         let limit = self.inbound.terms.tls_timeout;
@@ -194,6 +194,7 @@ impl Handshake {
                     info!(%proxy, left_out, "a proxy connected and did not say for whom");
                 });
             }
+            Err(Unarrived::Ousted) => metrics.handshake("proxy_ousted"),
             Err(Unarrived::Turned(turned)) => metrics.refused(turned.name()),
         }
     }
@@ -256,12 +257,16 @@ impl Handshake {
     }
 
     /// Serves what a proxy that ends TLS says about its client.
-    async fn terminated(self, stream: TcpStream, arrived: Turn, gate: Gate) {
+    async fn terminated(self, stream: TcpStream, arrived: Arrival, gate: Gate) {
         prepare(&stream);
         let judge = |headers| self.forwarded(headers, gate);
-        let Some((socket, (recognised, address, admitted))) =
-            self.upgrade(Either::Right(stream), judge, true).await
-        else {
+        let cut = arrived.cut();
+        let upgraded = tokio::select! {
+            biased;
+            upgraded = self.upgrade(Either::Right(stream), judge, true) => upgraded,
+            () = cut.cancelled() => return self.inbound.metrics.handshake("proxy_ousted"),
+        };
+        let Some((socket, (recognised, address, admitted))) = upgraded else {
             return;
         };
         drop(arrived);

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use viworks_common::network::IpNetwork;
 use viworks_common::proxy_protocol::{self, HEADER_BYTES_MAX, Header, Origin, ProxyProtocolError};
 
-use super::limits::Turned;
+use super::limits::{Arrival, Turned};
 use crate::config::{AgentsConfig, EnrolmentConfig, ProxyProtocol, TlsEnd};
 
 /// Whom a listener believes.
@@ -81,6 +81,9 @@ pub enum Unarrived {
     /// It did not say so in time.
     #[error("the header of the PROXY protocol took too long")]
     Late,
+    /// It had waited longest when there was no room for another one.
+    #[error("another one came, and this had waited longest")]
+    Ousted,
     /// Whoever it is for has no room.
     #[error("there is no room: {}", .0.name())]
     Turned(Turned),
@@ -95,12 +98,17 @@ pub enum Unarrived {
 pub async fn arrive<A>(
     stream: &mut TcpStream,
     proxy: SocketAddr,
-    arrived: impl Send,
+    arrived: Arrival,
     admit: impl FnOnce(IpAddr) -> Result<A, Turned> + Send,
     limit: Duration,
 ) -> Result<(SocketAddr, A), Unarrived> {
-    let client = timeout(limit, client(stream, proxy)).await;
-    let client = client.map_err(|_elapsed| Unarrived::Late)??;
+    let cut = arrived.cut();
+    let said = tokio::select! {
+        biased;
+        said = timeout(limit, client(stream, proxy)) => said,
+        () = cut.cancelled() => return Err(Unarrived::Ousted),
+    };
+    let client = said.map_err(|_elapsed| Unarrived::Late)??;
     let admitted = admit(client.ip());
     drop(arrived);
     let admitted = admitted.map_err(Unarrived::Turned)?;
@@ -143,6 +151,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::inbound::limits::Arrivals;
 
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -163,6 +172,26 @@ mod tests {
         let mut rest = [0; 5];
         ours.read_exact(&mut rest).await.unwrap();
         assert_eq!(&rest, b"hello");
+    }
+
+    #[tokio::test]
+    async fn one_that_says_nothing_gives_way_to_one_that_does() {
+        const LIMIT: Duration = Duration::from_secs(3_600);
+        let arrivals = Arrivals::new(1);
+        let (_silent, mut waiting) = pair().await;
+        let held = arrivals.enter().unwrap();
+        let (mut proxy, mut ours) = pair().await;
+        let line = b"PROXY TCP4 203.0.113.9 198.51.100.1 50000 443\r\n";
+        proxy.write_all(line).await.unwrap();
+        let newcomer = arrivals.enter().unwrap();
+        let address = PROXY.parse().unwrap();
+        let admit = |client: IpAddr| Ok(client);
+        let ousted = arrive(&mut waiting, address, held, admit, LIMIT).await;
+        assert!(matches!(ousted, Err(Unarrived::Ousted)), "{ousted:?}");
+        let (_address, client) = arrive(&mut ours, address, newcomer, admit, LIMIT)
+            .await
+            .unwrap();
+        assert_eq!(client, "203.0.113.9".parse::<IpAddr>().unwrap());
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 //! are about whoever connects to the proxy.
 
 use serde_json::json;
+use tokio::net::TcpStream;
 use viworks_common::enrolment::Ticket;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
@@ -82,7 +83,9 @@ fn binary(client: [u8; 4]) -> Vec<u8> {
 async fn requests_at_the_door_are_counted_for_the_client_and_not_for_the_proxy() {
     let mut system = Deployment::new(Binaries::shipped());
     let start = told_by(Start::default(), "127.0.0.1");
-    let start = start.with("VIWORKS__ENROLMENT__REQUESTS_PER_MINUTE", "2");
+    let start = start
+        .with("VIWORKS__ENROLMENT__REQUESTS_PER_MINUTE", "2")
+        .with("VIWORKS__ENROLMENT__CONNECTIONS_MAX", "16");
     system.start_backend(start).await;
     let body = b"{}";
     let authority = system.authority();
@@ -92,6 +95,11 @@ async fn requests_at_the_door_are_counted_for_the_client_and_not_for_the_proxy()
             .await
             .map(|(status, said)| (status, said["code"].clone()))
     };
+    // Whoever may connect as a proxy and says nothing keeps nobody out.
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(TcpStream::connect(system.door_address()).await.unwrap());
+    }
     let one = binary([203, 0, 113, 9]);
     let wrong = (400, json!("bad_request"));
     for expected in [&wrong, &wrong, &(429, json!("rate_limited"))] {
@@ -99,6 +107,7 @@ async fn requests_at_the_door_are_counted_for_the_client_and_not_for_the_proxy()
     }
     let other = b"PROXY TCP4 203.0.113.10 198.51.100.1 50000 443\r\n";
     assert_eq!(from(other).await.unwrap(), wrong);
+    drop(silent);
     // Without a header nobody is served.
     from(b"").await.unwrap_err();
     eventually("the log says so", PATIENCE, async || {
