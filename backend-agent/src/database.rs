@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use viworks_runtime::migrations::Standing;
 use viworks_runtime::sqlite::Options;
 
 use crate::config::Config;
@@ -46,6 +47,16 @@ fn refuse_moved(config: &Config) -> Result<(), StartError> {
         marker::refuse(&config.data.sqlite_file)??;
     }
     Ok(())
+}
+
+/// Where the embedded database stands, which is not changed; refused where [`open`] refuses it.
+///
+/// # Errors
+///
+/// When no backend can use it.
+pub fn standing(config: &Config) -> Result<Standing, StartError> {
+    refuse_moved(config)?;
+    Ok(embedded::standing(&config.data.sqlite_file)?)
 }
 
 /// Looks at a server's database as a backend does that starts, and changes nothing.

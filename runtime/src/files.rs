@@ -236,6 +236,26 @@ pub fn prepare_database(path: &Path) -> Result<(), FileError> {
     folder.open_own(&name, OFlags::WRONLY).map(drop)
 }
 
+/// Whether a database's file is there; refuses, without opening it, what [`prepare_database`] would refuse of it.
+///
+/// # Errors
+///
+/// When it or what SQLite keeps beside it is a link or not a file, or others can change it, or exchange it in a folder
+/// above it, or nobody can tell.
+pub fn examine_database(path: &Path) -> Result<bool, FileError> {
+    let (folder, name) = match Folder::holding(path, Owners::RootAndOwn, Holder::Closed) {
+        Ok(held) => held,
+        Err(error) if error.is_missing() => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let mut is_there = false;
+    for file in database_files(&name) {
+        let found = examine_if_there(&folder, &file)?;
+        is_there |= found && file == name;
+    }
+    Ok(is_there)
+}
+
 /// Reads a private file whole, and refuses it if others can read or change it, or exchange it in a folder above it.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ use rusqlite::OpenFlags;
 use tracing::info;
 
 use super::{Connection, Error, Options, Params, Row, params};
+use crate::files;
 use crate::migrations::{Applied, Migration, Mismatch, Standing};
 
 /// Earlier versions can corrupt the file when a reset of the write-ahead log meets a crash.
@@ -180,10 +181,11 @@ fn migrate(connection: &Connection, migrations: &[Migration]) -> Result<(), Erro
 ///
 /// # Errors
 ///
-/// When the file cannot be read, or has a schema that this program cannot go on with.
+/// When the file cannot be read, may not be opened to write either, or has a schema that this program cannot go on
+/// with.
 pub fn standing(file: &Path, migrations: &[Migration]) -> Result<Standing, Error> {
     let nothing = || Standing::of(migrations, &[]).map_err(Error::from);
-    if !file.exists() {
+    if !files::examine_database(file)? {
         return nothing();
     }
     let connection = open_to_read(file)?;

@@ -8,7 +8,7 @@ use viworks_runtime::checked::Checked;
 use viworks_runtime::clock::{SystemClock, Timeline};
 use viworks_runtime::config::Problem;
 use viworks_runtime::migrations::Standing;
-use viworks_runtime::random;
+use viworks_runtime::{files, random};
 
 use super::super::flags::{ConfigFlag, Format};
 use super::check;
@@ -34,15 +34,20 @@ pub(super) async fn execute(
 
 async fn migrate(flag: &ConfigFlag, dry_run: bool, checked: &mut Checked) -> anyhow::Result<()> {
     let config = &load(flag)?;
+    let folder = &config.data.state_folder;
     if dry_run {
+        // What would be refused is refused here as well, and the first of it as there.
+        if let Some(error) = files::examine_state(folder, &[], &[]).into_iter().next() {
+            return Err(StartError::from(error).into());
+        }
         let standing = match config.store.address().map_err(StartError::from)? {
             Some(address) => database::inspect(address, true).await?.standing,
-            None => sqlite::standing(&config.data.sqlite_file).map_err(StartError::from)?,
+            None => database::standing(config)?,
         };
         checked.found = list(&standing);
         return Ok(());
     }
-    viworks_runtime::files::create_private_folder(&config.data.state_folder)?;
+    files::create_private_folder(folder).map_err(StartError::from)?;
     let mut config = config.clone();
     config.store.migrate_at_start = true;
     let store = database::open(&config, Role::Beside).await?;

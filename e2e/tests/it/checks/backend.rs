@@ -316,6 +316,18 @@ async fn what_a_backend_writes_goes_through_no_link_and_into_no_open_folder() {
         said.stderr.contains("backend.sqlite is a link"),
         "{said:#?}"
     );
+    // What only looks refuses what the other does, with the same code.
+    let told = ["backend.sqlite is a link", "state can be changed by others"];
+    for (mode, told) in [0o700, 0o777].into_iter().zip(told) {
+        folder.mode("state", mode);
+        for dry_run in [&[][..], &["--dry-run"]] {
+            let mut migrate = Command::new(sound.system.binaries().backend());
+            migrate.arg("migrate").args(dry_run).arg("--config");
+            migrate.arg(folder.at(BACKEND.config));
+            let said = finish(migrate, SOON).await.ended_with(78);
+            assert!(said.stderr.contains(told), "{dry_run:?}: {said:#?}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -227,3 +227,35 @@ async fn a_missing_folder_is_named() {
     let error = Database::open(options, MIGRATIONS).await.unwrap_err();
     assert!(error.to_string().ends_with("none/test.db"), "{error}");
 }
+
+#[tokio::test]
+async fn what_is_not_opened_to_write_is_not_looked_at_either() {
+    let (folder, database) = database(|options| options).await;
+    database.close().await.unwrap();
+    let there = folder.path().join("test.db");
+    let refused = |file: &std::path::Path| {
+        let looked = standing(file, MIGRATIONS).unwrap_err();
+        assert!(matches!(looked, Error::Unsafe(_)), "{looked:?}");
+        assert!(looked.is_lasting(), "{looked}");
+    };
+    for (name, target) in [("link.db", "test.db"), ("dangling.db", "none.db")] {
+        let link = folder.path().join(name);
+        std::os::unix::fs::symlink(target, &link).unwrap();
+        refused(&link);
+    }
+    let within = folder.path().join("folder.db");
+    std::fs::create_dir(&within).unwrap();
+    refused(&within);
+    let mode = |mode| std::fs::Permissions::from_mode(mode);
+    std::fs::set_permissions(folder.path(), mode(0o777)).unwrap();
+    refused(&there);
+    // What is missing could be put there by anybody.
+    refused(&folder.path().join("missing.db"));
+    std::fs::set_permissions(folder.path(), mode(0o700)).unwrap();
+    assert!(standing(&there, MIGRATIONS).unwrap().missing.is_empty());
+    // Last: whoever opens it waits for a writer.
+    let pipe = folder.path().join("pipe.db");
+    let (fifo, owner) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, fifo, owner, 0).unwrap();
+    refused(&pipe);
+}
