@@ -203,6 +203,15 @@ pub enum EnrolError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The backend has made the gateway, and its files cannot be put in place.
+    #[error(
+        "the backend has made the gateway, and its files cannot be put in place: {cause}; mend that, and run enroll \
+         again with the same ticket: it goes on as the same gateway"
+    )]
+    Unkept {
+        /// What is in the way.
+        cause: Box<Self>,
+    },
     /// The answer is not the backend's that made the ticket.
     #[error(
         "the answer of {place} is not authentic: something on the way has changed it; run enroll again elsewhere, or ask whoever runs the backend"
@@ -241,14 +250,17 @@ impl EnrolError {
             } => ExitCode::Unavailable,
             Self::Refused { code, .. } if code == "name_taken" => ExitCode::Conflict,
             Self::Refused { .. } => ExitCode::Forbidden,
-            Self::InDoubt { cause } => cause.exit_code(),
+            Self::InDoubt { cause } | Self::Unkept { cause } => cause.exit_code(),
         }
     }
 
     /// Whether the backend has made the gateway, or may have all the same, so that the key must be kept.
     #[must_use]
     pub const fn may_be_done(&self) -> bool {
-        matches!(self, Self::InDoubt { .. } | Self::UnreadAnswer { .. })
+        matches!(
+            self,
+            Self::InDoubt { .. } | Self::UnreadAnswer { .. } | Self::Unkept { .. }
+        )
     }
 
     /// What is in the way, without what to do about it, where it may pass by itself.
@@ -270,6 +282,17 @@ impl EnrolError {
         }
         let may_pass = matches!(self, Self::Unreached { .. } | Self::Unanswered { .. });
         may_pass.then_some(Duration::ZERO)
+    }
+
+    /// The same of the files of a gateway that the backend has made.
+    #[must_use]
+    pub fn unkept(self) -> Self {
+        // Anything else says itself what is to be done.
+        if !matches!(self, Self::File(_)) {
+            return self;
+        }
+        let cause = Box::new(self);
+        Self::Unkept { cause }
     }
 
     /// The same behind attempts of which one may have been carried out.

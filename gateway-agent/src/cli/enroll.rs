@@ -105,9 +105,9 @@ async fn become_gateway(
         Ok(enrolled) => enrolled,
         Err(error) => return Err(left(staging, error).into()),
     };
-    staging
-        .fill(&enrolled.papers, places.home)?
-        .finish(places)?;
+    let filled = staging.fill(&enrolled.papers, places.home);
+    let finished = filled.and_then(|whole| whole.finish(places));
+    finished.map_err(EnrolError::unkept)?;
     // What root writes there the service's user could not read.
     if places.home != Home::Installed {
         keep_install_id(places.state(), install_id);

@@ -66,6 +66,13 @@ async fn an_enrolment_whose_disk_is_full_anywhere_goes_on_as_the_same_gateway_on
         assert_eq!(time[2], "no", "half an identity: {said:#?}");
         assert!(time[3].contains("No space left"), "{said:#?}");
     }
+    // Behind the redemption that is said, with what goes on.
+    let is_told = |time: &Vec<&str>| {
+        let told = "the backend has made the gateway, and its files cannot be put in place";
+        time[3].contains(told) && time[3].contains("again with the same ticket")
+    };
+    assert!(failed.iter().any(is_told), "{said:#?}");
+    assert!(!is_told(&failed[0]), "{said:#?}");
     for file in [
         "commands.d",
         "gateway.toml",
