@@ -131,7 +131,7 @@ pub enum EnrolError {
     },
     /// The clock is wrong.
     #[error(
-        "this machine's clock is {} {} the backend's, and a certificate of today would not be good by both: set it \
+        "this machine's clock is {} {} the backend's, and certificates of today are not good by both: set it \
          (timedatectl set-ntp true), and run enroll again",
         human::span(*off),
         if *ahead { "ahead of" } else { "behind" }

@@ -126,7 +126,7 @@ async fn redeem_once(
         reason,
     });
     let EnrolmentChallenge { challenge, time } = challenged?;
-    clock_is_right(SystemClock.wall(), time)?;
+    clock_is_right(SystemClock.wall(), time, door.good_for)?;
     let request = request(ticket, machine, challenge);
     let exchange = Exchange::new(&ticket.secret, ticket.id, &challenge);
     let proof = exchange.prove(&request);
@@ -160,14 +160,20 @@ async fn redeem_once(
     })
 }
 
-/// Refuses a clock by which the certificate would not be good.
-fn clock_is_right(own: Timestamp, backends: Timestamp) -> Result<(), EnrolError> {
+/// Refuses a clock by which the gateway's certificate would not be good, or by which that of the backend is not, though
+/// it is by the backend's clock: no agent would connect.
+fn clock_is_right(
+    own: Timestamp,
+    backends: Timestamp,
+    good_for: Option<(Timestamp, Timestamp)>,
+) -> Result<(), EnrolError> {
     let (ahead, behind) = (
         own.saturating_since(backends),
         backends.saturating_since(own),
     );
     let off = ahead.max(behind);
-    if off <= CLOCK_OFF_MAX {
+    let is_good = |clock| good_for.is_none_or(|(from, to)| from <= clock && clock <= to);
+    if off <= CLOCK_OFF_MAX && (is_good(own) || !is_good(backends)) {
         return Ok(());
     }
     Err(EnrolError::Clock {
@@ -221,6 +227,8 @@ fn place(url: &str) -> Result<(String, u16), EnrolError> {
 struct Door {
     place: String,
     pin: SpkiPin,
+    /// The first and the last moment of the certificate that it shows, where that can be read.
+    good_for: Option<(Timestamp, Timestamp)>,
     requests: http1::SendRequest<Full<Bytes>>,
     /// What moves the bytes; none once it has ended.
     connection: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -257,12 +265,16 @@ impl Door {
         let pin = verifier
             .seen()
             .ok_or_else(|| of_tls("the server showed no certificate".to_owned()))?;
+        let shown = stream.get_ref().1.peer_certificates();
+        let leaf = shown.and_then(|chain| chain.first());
+        let good_for = leaf.and_then(|leaf| tls::validity(leaf).ok());
         let (requests, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| of_tls(error.to_string()))?;
         Ok(Self {
             place,
             pin,
+            good_for,
             requests,
             connection: Some(Box::pin(async move {
                 // What became of it is told by the request.
@@ -372,6 +384,29 @@ fn json(value: &impl serde::Serialize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_by_which_the_backend_s_certificate_is_not_good_is_wrong() {
+        let hours = |hours: i64| Timestamp::from_unix_micros(hours * 3_600_000_000);
+        let now = hours(1_000_000);
+        let at = |off| hours(1_000_000 + off);
+        let fresh = Some((at(-1), at(8_760)));
+        for (off, is_right) in [(0, true), (-1, true), (-2, false), (23, true), (25, false)] {
+            let judged = clock_is_right(at(off), now, fresh);
+            assert_eq!(judged.is_ok(), is_right, "{off}");
+        }
+        let error = clock_is_right(at(-2), now, fresh).unwrap_err();
+        let told = "clock is 2 h 0 min behind the backend's";
+        assert!(error.to_string().contains(told), "{error}");
+        // Where the certificate is not good by either clock, or cannot be read, no clock is to blame.
+        let past = Some((at(-48), at(-24)));
+        for shown in [past, None] {
+            for (off, is_right) in [(-23, true), (23, true), (-25, false)] {
+                let judged = clock_is_right(at(off), now, shown);
+                assert_eq!(judged.is_ok(), is_right, "{off}");
+            }
+        }
+    }
 
     #[test]
     fn a_door_is_a_host_and_a_port_and_nothing_else() {
