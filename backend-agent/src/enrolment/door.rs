@@ -166,12 +166,7 @@ impl Shared {
     }
 
     /// Finds out for whom a proxy connects, and serves that one.
-    async fn arrive(
-        self: Arc<Self>,
-        mut stream: TcpStream,
-        proxy: SocketAddr,
-        arrived: Arrival,
-    ) {
+    async fn arrive(self: Arc<Self>, mut stream: TcpStream, proxy: SocketAddr, arrived: Arrival) {
         let admit = |client| self.enter(client);
         let arriving = proxy::arrive(&mut stream, proxy, arrived, admit, TLS_TIME);
         let arrived = tokio::select! {

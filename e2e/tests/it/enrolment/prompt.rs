@@ -25,10 +25,10 @@ async fn shows(terminal: &mut Terminal, what: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_interrupt_at_the_question_leaves_the_terminal_as_it_was() {
+async fn whatever_stops_or_ends_it_at_the_question_leaves_the_terminal_as_it_was() {
     let system = backend().await;
     let mut terminal = Terminal::open().unwrap();
-    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 130)] {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT] {
         let mut process = start(&system, &terminal);
         eventually("it does not show what is typed", LIMIT, async || {
             (!terminal.echoes().unwrap()).then_some(())
@@ -37,9 +37,26 @@ async fn an_interrupt_at_the_question_leaves_the_terminal_as_it_was() {
         shows(&mut terminal, "Ticket: ").await;
         process.signal(signal);
         let ended = process.wait(LIMIT).await;
-        assert_eq!(ended.code(), Some(code), "{}", terminal.shown());
+        assert_eq!(ended.code(), Some(130), "{}", terminal.shown());
         assert!(terminal.echoes().unwrap(), "{signal:?}");
     }
+    // Who lets it go on is asked again.
+    let mut process = start(&system, &terminal);
+    for (signal, echoes) in [
+        (None, false),
+        (Some(Signal::TSTP), true),
+        (Some(Signal::CONT), false),
+    ] {
+        if let Some(signal) = signal {
+            process.signal(signal);
+        }
+        eventually("the terminal is as it is to be", LIMIT, async || {
+            (terminal.echoes().unwrap() == echoes).then_some(())
+        })
+        .await;
+    }
+    process.signal(Signal::INT);
+    assert_eq!(process.wait(LIMIT).await.code(), Some(130));
     assert!(!folder(&system, "gw-1").exists());
 }
 

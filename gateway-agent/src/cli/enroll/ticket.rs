@@ -4,9 +4,11 @@ use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::process::{Signal, getpid, kill_process};
 use rustix::termios::{
     LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr,
 };
+use tokio::signal::unix::{self, SignalKind};
 use viworks_common::enrolment::{InvalidTicket, TICKET_CHARS_MAX, Ticket};
 use viworks_runtime::{blocking, files};
 use zeroize::Zeroizing;
@@ -81,21 +83,77 @@ impl Drop for Unseen {
     }
 }
 
+/// Signals from elsewhere that stop or end a process without a word, which would leave the terminal as it is. Of an
+/// interrupt hears whoever waits for the ticket.
+struct Disturbed {
+    hung_up: unix::Signal,
+    quit: unix::Signal,
+    stopped: unix::Signal,
+    continued: unix::Signal,
+}
+
+impl Disturbed {
+    fn listen() -> std::io::Result<Self> {
+        let listen = |signal: Signal| unix::signal(SignalKind::from_raw(signal.as_raw()));
+        Ok(Self {
+            hung_up: listen(Signal::HUP)?,
+            quit: listen(Signal::QUIT)?,
+            stopped: listen(Signal::TSTP)?,
+            continued: listen(Signal::CONT)?,
+        })
+    }
+
+    /// Completes when the process is to be stopped.
+    ///
+    /// # Errors
+    ///
+    /// When it is to end.
+    async fn stop(&mut self) -> Result<(), EnrolError> {
+        tokio::select! {
+            _ = self.hung_up.recv() => Err(EnrolError::Interrupted),
+            _ = self.quit.recv() => Err(EnrolError::Interrupted),
+            _ = self.stopped.recv() => Ok(()),
+        }
+    }
+
+    /// Stops the process until somebody lets it go on.
+    async fn stand_still(&mut self) {
+        if kill_process(getpid(), Signal::STOP).is_ok() {
+            // Another one of its threads may be the first that stops.
+            let _continued = self.continued.recv().await;
+        }
+    }
+}
+
 /// Asks for it, line by line while it is cut off: mail breaks long lines.
 async fn prompt() -> Result<Ticket, EnrolError> {
-    let _unseen = Unseen::begin();
+    let disturbed = Disturbed::listen();
+    let mut disturbed = disturbed.map_err(|error| EnrolError::NoTicket(error.to_string()))?;
+    let mut unseen = Unseen::begin();
     let mut text = Zeroizing::new(String::new());
-    ask("Ticket: ")?;
+    let mut question = "Ticket: ".to_owned();
     loop {
-        let line = reading(|line| std::io::stdin().lock().take(READ_MAX).read_line(line)).await?;
+        ask(&question)?;
+        let mut read = Box::pin(reading(|line| {
+            std::io::stdin().lock().take(READ_MAX).read_line(line)
+        }));
+        let line = loop {
+            tokio::select! {
+                line = &mut read => break line?,
+                stop = disturbed.stop() => stop?,
+            }
+            drop(unseen.take());
+            disturbed.stand_still().await;
+            unseen = Unseen::begin();
+            ask(&question)?;
+        };
         // The line break was not shown either; nobody misses it where there is no terminal.
         drop(writeln!(std::io::stderr()));
         text.push_str(&line);
         match text.parse::<Ticket>() {
             Err(InvalidTicket::Truncated { have, whole }) if !line.trim().is_empty() => {
-                ask(&format!(
-                    "{have} of its {whole} characters; the rest, or Enter to leave it: "
-                ))?;
+                question =
+                    format!("{have} of its {whole} characters; the rest, or Enter to leave it: ");
             }
             read => return Ok(read?),
         }
