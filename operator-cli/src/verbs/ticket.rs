@@ -104,7 +104,7 @@ async fn create_into(
             return Err(failure);
         }
     };
-    let line = format!("{}\n", created.secret);
+    let line = format!("{}\n", views::ticket::secret(&created));
     files::write_atomic(out, line.as_bytes()).map_err(|error| {
         // Best effort, as above: left there, it would be in the way of the next ticket.
         drop(std::fs::remove_file(out));

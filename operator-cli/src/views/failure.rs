@@ -86,7 +86,7 @@ fn write_text(failure: &Failure, out: &mut impl Write) -> std::io::Result<()> {
     if let Ok(code) = problem.code.parse::<ProblemCode>() {
         writeln!(out, "  fix: {}", code.advice())?;
     }
-    let (code, request) = (&problem.code, &problem.request_id);
+    let (code, request) = (one_line(&problem.code), one_line(&problem.request_id));
     writeln!(out, "  help  viworks error {code}   request {request}")
 }
 
@@ -111,9 +111,26 @@ fn write_json(failure: &Failure, out: &mut impl Write) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     use super::*;
+
+    #[test]
+    fn nothing_that_a_server_says_forges_a_line() {
+        let forged = "VW-Q-001\nall is well\u{1b}[2J";
+        let mut failure = Failure::new(viworks_runtime::exit::ExitCode::Error, forged).with(forged);
+        let problem = json!({
+            "type": forged, "title": forged, "status": 422, "code": forged, "detail": forged, "request_id": forged,
+            "errors": [{"field": forged, "problem": forged, "allowed": forged}],
+        });
+        failure.problem = Some(Box::new(serde_json::from_value(problem).unwrap()));
+        let mut text = Vec::new();
+        write_text(&failure, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert_eq!(text.lines().count(), 5, "{text}");
+        assert!(!text.lines().any(|line| line.starts_with("all")), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+    }
 
     #[test]
     fn a_program_that_shows_the_detail_shows_the_cause() {

@@ -26,7 +26,7 @@ pub fn created(
         // The string is in the file, and nowhere else.
         (Format::Json, Some(_)) => return output::json(ticket),
         // Alone on the standard output, so that it can be passed on.
-        (Format::Table, None) => output::line(&one_line_whole(&created.secret))?,
+        (Format::Table, None) => output::line(&secret(created))?,
         (Format::Table, Some(out)) => output::line(&format!("{}  {}", ticket.id, out.display()))?,
     }
     output::note("");
@@ -58,9 +58,10 @@ pub fn created(
     Ok(())
 }
 
-/// What the backend says, without what would act on a terminal, however long.
-fn one_line_whole(text: &str) -> String {
-    text.chars().filter(|c| c.is_ascii_graphic()).collect()
+/// The string of a new ticket, without what would act on a terminal or be a line of its own, however long.
+pub fn secret(created: &TicketCreated) -> String {
+    let letters = created.secret.chars();
+    letters.filter(char::is_ascii_graphic).collect()
 }
 
 /// Prints a row for each.
