@@ -108,7 +108,7 @@ async fn create_into(
     files::write_atomic(out, line.as_bytes()).map_err(|error| {
         // Best effort, as above: left there, it would be in the way of the next ticket.
         drop(std::fs::remove_file(out));
-        let revoke = format!("revoke it: viworks ticket revoke {}", created.ticket.id);
+        let revoke = views::ticket::revoke_it(created.ticket.id);
         let what = format!(
             "the ticket was made and could not be written: {}",
             chain(&error)

@@ -21,12 +21,13 @@ pub fn created(
     now: Timestamp,
 ) -> Result<(), Failure> {
     let ticket = &created.ticket;
+    let unshown = |failure| unshown(failure, ticket.id);
     match (format, out) {
-        (Format::Json, None) => return output::json(created),
+        (Format::Json, None) => return output::json(created).map_err(unshown),
         // The string is in the file, and nowhere else.
         (Format::Json, Some(_)) => return output::json(ticket),
         // Alone on the standard output, so that it can be passed on.
-        (Format::Table, None) => output::line(&secret(created))?,
+        (Format::Table, None) => output::line(&secret(created)).map_err(unshown)?,
         (Format::Table, Some(out)) => output::line(&format!("{}  {}", ticket.id, out.display()))?,
     }
     output::note("");
@@ -56,6 +57,25 @@ pub fn created(
     output::note(&format!("  Revoke   viworks ticket revoke {}", ticket.id));
     output::note("  Expiry stops new enrolments. Gateways that are enrolled are not affected.");
     Ok(())
+}
+
+/// A new ticket could not be shown: nobody has it, and it is as good as any until it ends. That is said even where the
+/// reader of the output has gone.
+fn unshown(failure: Failure, ticket: TicketId) -> Failure {
+    let failure = Failure {
+        what: format!(
+            "the ticket was made and could not be shown: {}",
+            failure.what
+        ),
+        quiet: false,
+        ..failure
+    };
+    failure.with(revoke_it(ticket))
+}
+
+/// What is done about a ticket that nobody has.
+pub fn revoke_it(ticket: TicketId) -> String {
+    format!("revoke it: viworks ticket revoke {ticket}")
 }
 
 /// The string of a new ticket, without what would act on a terminal or be a line of its own, however long.
@@ -183,5 +203,28 @@ const fn status(status: TicketStatus) -> &'static str {
         TicketStatus::UsedUp => "used up",
         TicketStatus::Expired => "expired",
         TicketStatus::Revoked => "revoked",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use viworks_runtime::exit::ExitCode;
+
+    use super::*;
+
+    #[test]
+    fn a_ticket_that_nobody_got_to_see_is_named_with_what_revokes_it() {
+        let id = TicketId::from_uuid(viworks_runtime::random::uuid_v4());
+        let full = Failure::new(ExitCode::Error, "the disk is full");
+        for (failure, exit) in [
+            (full, ExitCode::Error),
+            (Failure::reader_gone(), ExitCode::ReaderGone),
+        ] {
+            let told = unshown(failure, id);
+            assert_eq!(told.exit, exit);
+            assert!(!told.quiet, "{told:?}");
+            let revoke = format!("viworks ticket revoke {id}");
+            assert!(told.details[0].contains(&revoke), "{told:?}");
+        }
     }
 }

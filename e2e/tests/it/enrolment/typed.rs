@@ -49,6 +49,26 @@ async fn a_ticket_goes_into_a_new_file_that_enroll_takes_and_is_revoked_by_what_
     assert!(first.contains("is revoked; "), "{first}");
     let second = typed(&system, &revoke).await.ended_with(0).stdout;
     assert!(second.contains("was revoked already, "), "{second}");
+    // One that nobody got to see is named as well.
+    let plain = viworks(
+        &system,
+        &system.path().join("operator.key"),
+        &["ticket", "create"],
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$0\" \"$@\" >/dev/full"]);
+    command.arg(plain.get_program()).args(plain.get_args());
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let said = finish(command, LIMIT).await.ended_with(1);
+    let made = system.get("/v1/tickets?limit=1").await;
+    let id = made["items"][0]["id"].as_str().unwrap();
+    let told = format!("revoke it: viworks ticket revoke {id}");
+    assert!(said.stderr.contains(&told), "{said:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
