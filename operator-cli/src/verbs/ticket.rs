@@ -10,6 +10,7 @@ use viworks_common::limits::LABELS_MAX;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::{self, FileError};
+use viworks_runtime::lifecycle::Signals;
 
 use crate::client::Client;
 use crate::failure::{Failure, chain};
@@ -95,8 +96,14 @@ async fn create_into(
     request: &TicketRequest,
     out: &Path,
 ) -> Result<TicketCreated, Failure> {
+    let mut signals = Signals::listen()?;
     files::write_new(out, b"", 0o600).map_err(|error| untaken(out, &error))?;
-    let created = match client.create_ticket(request).await {
+    let asked = tokio::select! {
+        biased;
+        created = client.create_ticket(request) => created,
+        _signal = signals.next() => Err(interrupted()),
+    };
+    let created = match asked {
         Ok(created) => created,
         Err(failure) => {
             // Best effort: the failure that matters is the one about to be returned.
@@ -118,9 +125,28 @@ async fn create_into(
     Ok(created)
 }
 
+fn interrupted() -> Failure {
+    let unknown = "whether a ticket was made is not known; nobody has its string, and viworks ticket ls lists it";
+    Failure::new(
+        ExitCode::Interrupted,
+        "interrupted before the backend answered",
+    )
+    .with(unknown)
+}
+
 /// Why there is no new file.
 fn untaken(out: &Path, error: &FileError) -> Failure {
     if error.is_taken() {
+        // Such as one whose call was killed.
+        let found = out.symlink_metadata();
+        if found.is_ok_and(|found| found.is_file() && found.len() == 0) {
+            let what = format!("{} is there already, and empty", out.display());
+            let fix = format!(
+                "no ticket is in it, unless another call is about to write it; remove it: rm {}",
+                files::quoted(out)
+            );
+            return Failure::new(ExitCode::Conflict, what).with(fix);
+        }
         let what = format!("{} is there already", out.display());
         let fix = "name a new file with --out, or move the one that is there: it may hold a ticket that is in use";
         Failure::new(ExitCode::Conflict, what).with(fix)

@@ -1,10 +1,12 @@
 //! Tickets as an operator types for them at the desk.
 
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
+use rustix::process::Signal;
 use viworks_testkit::deployment::{Deployment, text};
-use viworks_testkit::process::{Said, finish};
+use viworks_testkit::process::{Process, Said, eventually, finish};
 
 use super::super::desk::viworks;
 use super::{LIMIT, backend, folder, gateways};
@@ -69,6 +71,40 @@ async fn a_ticket_goes_into_a_new_file_that_enroll_takes_and_is_revoked_by_what_
     let id = made["items"][0]["id"].as_str().unwrap();
     let told = format!("revoke it: viworks ticket revoke {id}");
     assert!(said.stderr.contains(&told), "{said:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ticket_that_is_not_answered_leaves_no_file_when_it_is_interrupted() {
+    let system = backend().await;
+    let key = system.path().join("operator.key");
+    // It takes whoever connects, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = format!("http://{}", silent.local_addr().unwrap());
+    let file = system.path().join("gw-1.ticket");
+    let create = ["ticket", "create", "--out", text(&file)];
+    let unanswered = || {
+        let mut command = viworks(&system, &key, &create);
+        command.env("VIWORKS_SERVER", &server);
+        command
+    };
+    let log = system.path().join("create.log");
+    let mut process = Process::start(&mut unanswered(), &log).unwrap();
+    eventually("the file is there", LIMIT, async || {
+        file.exists().then_some(())
+    })
+    .await;
+    process.signal(Signal::INT);
+    let ended = process.wait(LIMIT).await;
+    assert_eq!(ended.code(), Some(130), "{}", process.log());
+    let told = "whether a ticket was made is not known";
+    assert!(process.log().contains(told), "{}", process.log());
+    assert!(!file.exists());
+    // One of a call that was killed is told of as what it is.
+    std::fs::write(&file, "").unwrap();
+    let said = finish(unanswered(), LIMIT).await.ended_with(6);
+    for told in ["is there already, and empty", "remove it: rm "] {
+        assert!(said.stderr.contains(told), "{said:#?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
