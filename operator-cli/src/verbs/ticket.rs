@@ -71,8 +71,14 @@ fn check(wanted: &CreateTicket) -> Result<(), Failure> {
         labels,
         name,
         networks,
+        out,
         ..
     } = wanted;
+    if out.as_deref() == Some(Path::new("-")) {
+        let what = "--out names a new file, and - stands for the standard output elsewhere";
+        let fix = "leave --out out, and the ticket goes there; a file of that name is ./-";
+        return Err(Failure::usage(what).with(fix));
+    }
     if name.is_some() && *uses > 1 {
         let what = format!("--name is the name of one gateway, and --uses {uses} is for several");
         return Err(Failure::usage(what).with("leave --uses out, or use --name-prefix"));

@@ -114,6 +114,7 @@ async fn what_no_ticket_can_be_is_told_in_words_of_the_flags() {
         (&["--ttl", "91d"][..], "at most 90 days"),
         (&["--ttl", "500ms"], "at least 1s"),
         (&["--name", "gw-1", "--uses", "2"], "leave --uses out"),
+        (&["--out", "-"], "leave --out out"),
         (&["--name-prefix", "Gw-"], "'--name-prefix <PREFIX>'"),
         (&["-l", "=berlin"], "'--label <KEY=VALUE>'"),
     ] {
