@@ -286,7 +286,11 @@ pub fn read_trusted(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
 ///
 /// When it is missing, not a file, or larger.
 pub fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
-    let file = File::open(path).map_err(FileError::io("open", path))?;
+    // A pipe is no file, and would otherwise be waited for.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = fs::open(path, flags, fs::Mode::empty());
+    let opened = opened.map_err(|error| FileError::io("open", path)(error.into()))?;
+    let file = File::from(opened);
     let metadata = file.metadata().map_err(FileError::io("examine", path))?;
     if !metadata.is_file() {
         return Err(FileError::NotAFile {

@@ -1,9 +1,15 @@
 //! What nginx itself says of a configuration, and what to do about it.
 
 use std::borrow::Cow;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{ChildStderr, Command, Output, Stdio};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use viworks_common::time::Monotonic;
+use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_runtime::config::{Place, Problem};
 
 use super::whole::Findings;
@@ -23,17 +29,30 @@ const REST: &str = "; where it leads is looked at once nginx can read it";
 /// Directives of the module that passes TLS through; they say that it is not there.
 const OF_STREAM: [&str; 3] = ["stream", "ssl_preread", "preread_timeout"];
 
+/// How long it may take: it asks DNS for each name in a file, one after another.
+const ANSWER_TIME: Duration = Duration::from_secs(60);
+
+/// Bytes of the most that is heard of it.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
 /// Asks the first of these programs that is there.
 pub(super) fn ask(programs: &[&str], file: &Path, findings: &mut Findings) {
-    let mut asked = programs.iter().filter_map(|program| {
-        let asked = Command::new(program).arg("-t").arg("-c").arg(file).output();
-        Some((*program, asked.ok()?))
-    });
+    ask_for(ANSWER_TIME, programs, file, findings);
+}
+
+fn ask_for(limit: Duration, programs: &[&str], file: &Path, findings: &mut Findings) {
+    let mut asked = programs
+        .iter()
+        .filter_map(|program| Some((*program, hear(program, file, limit).ok()?)));
     let Some((program, output)) = asked.next() else {
         let line = format!(
             "not looked at: whether nginx can read it, which is not here to be asked ({INSTALL})"
         );
         findings.unseen.push(line);
+        return;
+    };
+    let Some(output) = output else {
+        findings.problems.push(no_answer(program, file, limit));
         return;
     };
     if !said(&output).contains("nginx") {
@@ -59,6 +78,66 @@ pub(super) struct Refusal {
 
 fn said(output: &Output) -> Cow<'_, str> {
     String::from_utf8_lossy(&output.stderr)
+}
+
+/// Starts a program and hears it out. `None` when it did not end in time: it is ended then.
+fn hear(program: &str, file: &Path, limit: Duration) -> io::Result<Option<Output>> {
+    let mut command = Command::new(program);
+    command.arg("-t").arg("-c").arg(file);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let mut child = command.stderr(Stdio::piped()).spawn()?;
+    let end = SystemClock.now().saturating_add(limit);
+    let mut stderr = Vec::new();
+    let heard = child
+        .stderr
+        .take()
+        .map_or(Ok(true), |pipe| hear_out(pipe, &mut stderr, end));
+    if !matches!(heard, Ok(true)) {
+        // It may have ended meanwhile.
+        drop(child.kill());
+    }
+    let status = child.wait()?;
+    Ok(heard?.then_some(Output {
+        status,
+        stdout: Vec::new(),
+        stderr,
+    }))
+}
+
+/// Whether what is said there came to its end in time.
+fn hear_out(mut pipe: ChildStderr, said: &mut Vec<u8>, end: Monotonic) -> io::Result<bool> {
+    let mut bytes = [0; 4096];
+    loop {
+        let left = end.saturating_since(SystemClock.now());
+        let wait = Timespec::try_from(left).unwrap_or_default();
+        match poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&wait)) {
+            Ok(0) => return Ok(false),
+            // One that says something without end has no end in time either.
+            Ok(_ready) if left.is_zero() => return Ok(false),
+            Ok(_ready) => {}
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        let count = pipe.read(&mut bytes)?;
+        if count == 0 {
+            return Ok(true);
+        }
+        if said.len() < ANSWER_BYTES_MAX {
+            said.extend_from_slice(bytes.get(..count).unwrap_or_default());
+        }
+    }
+}
+
+fn no_answer(program: &str, file: &Path, limit: Duration) -> Problem {
+    let message = format!(
+        "nginx -t did not come to an end within {} s and was ended",
+        limit.as_secs()
+    );
+    let help = format!(
+        "see what it waits for, such as a pipe that is included, or DNS for a name in the file: {program} -t -c {}",
+        file.display()
+    );
+    Problem::of_file(file, message, help)
 }
 
 fn no_nginx(program: &str, output: &Output, file: &Path) -> Problem {
@@ -335,6 +414,21 @@ mod tests {
         helps.sort();
         helps.dedup();
         assert_eq!(helps.len(), 19, "no two causes have one help");
+    }
+
+    #[test]
+    fn one_that_does_not_answer_is_ended_and_told_of() {
+        // What takes -t and -c as nginx does, and does not go on.
+        let stands_still = Path::new("kill -STOP $$");
+        let mut findings = Findings::default();
+        let limit = Duration::from_millis(100);
+        ask_for(limit, &["bash"], stands_still, &mut findings);
+        let [problem] = &*findings.problems else {
+            panic!("{findings:?}");
+        };
+        assert!(problem.message.contains("did not come to an end"));
+        assert!(problem.help.contains("bash -t -c "), "{problem:?}");
+        assert!(findings.right.is_empty() && findings.refusal.is_none());
     }
 
     #[test]

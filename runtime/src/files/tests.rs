@@ -203,6 +203,8 @@ fn what_is_no_file_is_refused_without_waiting_for_it() {
     let socket = root.path().join("a/b/socket");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     set_mode(&socket, 0o600);
+    let refused = read_at_most(&pipe, 10).unwrap_err();
+    assert!(matches!(refused, FileError::NotAFile { .. }), "{refused}");
     for path in [&pipe, &socket] {
         for (name, used) in USES {
             assert!(used(path).is_err(), "{name} {}", path.display());
