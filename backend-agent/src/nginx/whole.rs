@@ -48,24 +48,54 @@ impl Findings {
         write: String,
     ) {
         const SHOWN_MAX: usize = 4;
+        let place = address.parse().ok().and_then(Place::of_listener);
+        let is_here = |word: &str| {
+            let place = place.as_ref();
+            place.is_some_and(|place| place.reached_by(target(word)).is_there())
+        };
+        let mut upstreams = whole
+            .blocks(part)
+            .flat_map(|block| named(&block.block, "upstream"));
+        let unused = upstreams.find(|upstream| {
+            let mut servers = named(&upstream.block, "server");
+            servers.any(|server| is_here(server.value()))
+        });
         let ends: Vec<_> = whole.blocks(part).flat_map(Targets::ends).collect();
-        let words: BTreeSet<_> = ends.iter().map(|end| end.value()).collect();
+        let words = ends.iter().map(|end| end.value());
+        let words: BTreeSet<_> = words.filter(|word| !is_here(word)).collect();
         let shown: Vec<_> = words.into_iter().take(SHOWN_MAX).collect();
         let instead = if whole.blocks(part).next().is_none() {
             format!("; there is no {part} block at all")
+        } else if let Some(upstream) = unused {
+            format!(
+                "; the upstream {} has it, and nothing leads to that",
+                upstream.value()
+            )
         } else if shown.is_empty() {
             String::new()
         } else {
             format!("; what is there leads to {}", shown.join(", "))
         };
         let is_file = |end: &&&Directive| target(end.value()).starts_with("unix:");
-        let help = ends.iter().find(is_file).map_or(write, |end| {
+        let help = if let Some(upstream) = unused {
+            let (name, at) = (upstream.value(), upstream.problem("", "").place);
+            if part == "stream" {
+                format!(
+                    "lead there: write the name that is asked for and {name} as a line of the map that the server goes \
+                     by, or proxy_pass {name}; in a server of its own ({at})"
+                )
+            } else {
+                format!("lead there: name {name} in a proxy_pass of a location ({at})")
+            }
+        } else if let Some(end) = ends.iter().find(is_file) {
             format!(
                 "the backend has no socket in the file system: write {address} in place of {} ({})",
                 end.value(),
                 end.problem("", "").place
             )
-        });
+        } else {
+            write
+        };
         self.tell(whole.file, format!("{missing}{instead}"), &help);
     }
 

@@ -187,6 +187,19 @@ fn where_nothing_leads_to_the_backend_is_said_with_what_to_write() {
             "where the API is; what is there leads to 127.0.0.1:8088",
             "write location / { proxy_pass http://127.0.0.1:8080; }",
         ),
+        // What has it is there, and the line that leads to it is not.
+        (
+            "agents.example.org  viworks_agents;",
+            "agents.example.org  viworks_enrolment;",
+            "where gateways are taken; the upstream viworks_agents has it, and nothing leads to that",
+            "write the name that is asked for and viworks_agents as a line of the map",
+        ),
+        (
+            "proxy_pass http://viworks_api;",
+            "proxy_pass http://127.0.0.1:8088;",
+            "where the API is; the upstream viworks_api has it, and nothing leads to that",
+            "name viworks_api in a proxy_pass of a location",
+        ),
         (
             "stream {",
             "other {",
