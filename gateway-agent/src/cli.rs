@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
-use viworks_common::enrolment::Home;
 use viworks_common::id::GatewayName;
 use viworks_common::text;
 use viworks_runtime::ask::ANSWER_SECONDS;
@@ -323,13 +322,9 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
             wait,
             demo,
         } => {
-            let home = match (demo, out == Path::new(INSTALLED)) {
-                (true, _) => Home::Demo,
-                (false, true) => Home::Installed,
-                (false, false) => Home::Folder,
-            };
+            let (folder, home) = enroll::home(&out, Path::new(INSTALLED), demo);
             let asked = enroll::Asked {
-                folder: std::path::absolute(&out).unwrap_or(out),
+                folder,
                 name,
                 ticket_file,
                 home,

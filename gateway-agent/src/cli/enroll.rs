@@ -42,6 +42,34 @@ pub(super) struct Asked {
     pub(super) patience: Duration,
 }
 
+/// The folder that is meant, and where its gateway is to run. `installed` is that of the package, however it is
+/// written.
+pub(super) fn home(out: &Path, installed: &Path, is_demo: bool) -> (PathBuf, Home) {
+    if is_demo {
+        (absolute(out), Home::Demo)
+    } else if real(out) == real(installed) {
+        (installed.to_owned(), Home::Installed)
+    } else {
+        (absolute(out), Home::Folder)
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_unknown| path.to_owned())
+}
+
+/// Without links and steps back, as far as it is there.
+fn real(path: &Path) -> PathBuf {
+    let path = absolute(path);
+    if let Ok(real) = path.canonicalize() {
+        return real;
+    }
+    let above = path.parent().and_then(|above| above.canonicalize().ok());
+    let real = above.zip(path.file_name());
+    let real = real.map(|(above, name)| above.join(name));
+    real.unwrap_or(path)
+}
+
 /// Makes the gateway, tries its connection, and returns what the process ends with.
 pub(super) async fn enroll(asked: Asked) -> anyhow::Result<ExitCode> {
     tls::install_provider();
@@ -266,4 +294,40 @@ fn took(begun: Monotonic) -> u128 {
 
 fn say(what: &str, found: &str) -> anyhow::Result<()> {
     Ok(stdout::print(&format!("  \u{2713} {what:<14}{found}\n"))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_package_s_folder_is_known_however_it_is_written() {
+        let root = tempfile::tempdir().unwrap();
+        // Tests run in a folder of their crate; whatever that is, it has a name in the one above it.
+        let here = std::env::current_dir().unwrap();
+        let name = here.file_name().unwrap();
+        let above = Path::new("..").join(name);
+        for out in [PathBuf::from("."), above, PathBuf::from("src/..")] {
+            let (folder, home) = home(&out, &here, false);
+            assert_eq!((folder, home), (here.clone(), Home::Installed), "{out:?}");
+        }
+        // By a link, and where it is still to be made.
+        let installed = root.path().join("viworks");
+        std::os::unix::fs::symlink(root.path(), root.path().join("link")).unwrap();
+        for is_there in [false, true] {
+            if is_there {
+                std::fs::create_dir(&installed).unwrap();
+            }
+            for out in ["viworks", "viworks/", "./viworks", "link/viworks"] {
+                let out = root.path().join(out);
+                let (folder, home) = home(&out, &installed, false);
+                assert_eq!((&folder, home), (&installed, Home::Installed), "{out:?}");
+            }
+            let other = root.path().join("other");
+            let found = home(&other, &installed, false);
+            assert_eq!(found, (other, Home::Folder));
+            let found = home(&installed, &installed, true);
+            assert_eq!(found, (installed.clone(), Home::Demo));
+        }
+    }
 }
