@@ -64,6 +64,7 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
             "a_request_or_a_name_that_is_no_good_is_told_of_audited_and_costs_nothing",
             "a_ticket_does_not_show_its_secret",
             "whoever_holds_places_without_a_ticket_keeps_nobody_from_enrolling",
+            "one_that_says_nothing_gives_way_to_one_that_does",
         ],
     ),
     (
