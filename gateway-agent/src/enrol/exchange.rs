@@ -389,7 +389,7 @@ mod tests {
     fn a_clock_by_which_the_backend_s_certificate_is_not_good_is_wrong() {
         let hours = |hours: i64| Timestamp::from_unix_micros(hours * 3_600_000_000);
         let now = hours(1_000_000);
-        let at = |off| hours(1_000_000 + off);
+        let at = |off: i64| hours(1_000_000 + off);
         let fresh = Some((at(-1), at(8_760)));
         for (off, is_right) in [(0, true), (-1, true), (-2, false), (23, true), (25, false)] {
             let judged = clock_is_right(at(off), now, fresh);
