@@ -74,6 +74,21 @@ impl Setup {
             material,
         })
     }
+
+    /// What a check looks at beyond what a start reads: all pages of the embedded database. A warning where there was
+    /// no time for all of them.
+    ///
+    /// # Errors
+    ///
+    /// That it is damaged.
+    pub fn look_over(&self) -> Result<Option<Problem>, Problems> {
+        if !self.config.store.is_embedded() {
+            return Ok(None);
+        }
+        let file = &self.config.data.sqlite_file;
+        let looked = viworks_runtime::sqlite::examine(file, sqlite::DAMAGED_FIX);
+        looked.map_err(|damage| Problems::new(vec![damage]))
+    }
 }
 
 /// What a start would refuse of the embedded database, which is not changed. One that cannot be read is for the start

@@ -413,9 +413,14 @@ fn check_config(
     output: status::Format,
 ) -> anyhow::Result<ExitCode> {
     let mut checked = Checked::default();
-    let ended: anyhow::Result<()> = match load(config, state_folder) {
-        Ok(setup) => {
-            checked.warnings = setup.warnings;
+    let looked = load(config, state_folder).and_then(|setup| {
+        let unfinished = setup.look_over()?;
+        Ok((setup.warnings, unfinished))
+    });
+    let ended: anyhow::Result<()> = match looked {
+        Ok((warnings, unfinished)) => {
+            checked.warnings = warnings;
+            checked.warnings.extend(unfinished);
             checked.found.push(format!("{} is valid", config.display()));
             Ok(())
         }

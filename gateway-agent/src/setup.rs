@@ -29,8 +29,11 @@ const STATE_FILES: [&str; 10] = [
     renewed::FILES[3],
 ];
 
+/// What the agent has done, which cannot be made anew.
+const JOURNAL: &str = "journal.db";
+
 /// The agent's databases, each with what SQLite keeps beside it.
-const STATE_DATABASES: [&str; 2] = ["journal.db", "spool.db"];
+const STATE_DATABASES: [&str; 2] = [JOURNAL, "spool.db"];
 
 /// What the agent starts with.
 #[derive(Debug)]
@@ -97,6 +100,18 @@ impl Setup {
             catalogue,
         })
     }
+
+    /// What a check looks at beyond what a start reads: all pages of the journal. A warning where there was no time for
+    /// all of them.
+    ///
+    /// # Errors
+    ///
+    /// That it is damaged.
+    pub fn look_over(&self) -> Result<Option<Problem>, Problems> {
+        let file = self.config.gateway.state_folder.join(JOURNAL);
+        let looked = sqlite::examine(&file, journal::LOST_FIX);
+        looked.map_err(|damage| Problems::new(vec![damage]))
+    }
 }
 
 fn collect<T>(problems: &mut Vec<Problem>, result: Result<T, Problems>) -> Option<T> {
@@ -157,7 +172,7 @@ fn examine_state(config: &Config) -> Vec<Problem> {
     if errors.is_empty() {
         problems.extend(known);
         let lost = Some(journal::LOST_FIX);
-        problems.extend(refused("journal.db", folder, journal::MIGRATIONS, lost));
+        problems.extend(refused(JOURNAL, folder, journal::MIGRATIONS, lost));
         // A damaged one is put aside by the start, which begins another.
         problems.extend(refused("spool.db", folder, spool::MIGRATIONS, None));
     }

@@ -134,6 +134,13 @@ impl Folder {
         self.write(self.config, text.replace(from, to));
     }
 
+    /// Overwrites a database behind so many bytes.
+    fn tear(&self, name: &str, sound_bytes: usize) {
+        let mut torn = fs::read(self.at(name)).unwrap();
+        torn[sound_bytes..].fill(0xa5);
+        self.write(name, torn);
+    }
+
     fn sound(&self, path: &str) -> Vec<u8> {
         fs::read(self.sound.join(path)).unwrap()
     }

@@ -2,16 +2,21 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use rusqlite::OpenFlags;
+use rusqlite::{OpenFlags, ffi};
 use tracing::info;
 
 use super::{Connection, Error, Options, Params, Row, params};
-use crate::files;
+use crate::files::{self, with_suffix};
 use crate::migrations::{Applied, Migration, Mismatch, Standing};
+use crate::problem::Problem;
 
 /// Earlier versions can corrupt the file when a reset of the write-ahead log meets a crash.
 const LIBRARY_MIN: i32 = 3_051_003;
+
+/// How long a check of a configuration looks at the pages of a database.
+const LOOK_TIME: Duration = Duration::from_secs(10);
 
 const MAKE_TABLE: &str = "\
 CREATE TABLE IF NOT EXISTS _sqlx_migrations (
@@ -188,15 +193,16 @@ pub fn standing(file: &Path, migrations: &[Migration]) -> Result<Standing, Error
     if !files::examine_database(file)? {
         return nothing();
     }
-    let connection = open_to_read(file)?;
-    let noted = "SELECT name FROM sqlite_schema WHERE name = '_sqlx_migrations'";
-    if connection
-        .optional(noted, &[], |_row| Ok::<_, Error>(()))?
-        .is_none()
-    {
-        return nothing();
-    }
-    look(&connection, migrations)
+    ask(file, |connection| {
+        let noted = "SELECT name FROM sqlite_schema WHERE name = '_sqlx_migrations'";
+        if connection
+            .optional(noted, &[], |_row| Ok::<_, Error>(()))?
+            .is_none()
+        {
+            return nothing();
+        }
+        look(connection, migrations)
+    })
 }
 
 /// Whether a question to a file has an answer. Changes nothing.
@@ -205,14 +211,125 @@ pub fn standing(file: &Path, migrations: &[Migration]) -> Result<Standing, Error
 ///
 /// When the file cannot be read, or has no table of what is asked for.
 pub fn is_answered(file: &Path, question: &'static str, params: Params<'_>) -> Result<bool, Error> {
-    let answer = open_to_read(file)?.optional(question, params, |_row| Ok::<_, Error>(()))?;
+    let answer = ask(file, |connection| {
+        connection.optional(question, params, |_row| Ok::<_, Error>(()))
+    })?;
     Ok(answer.is_some())
 }
 
-fn open_to_read(file: &Path) -> Result<Connection, Error> {
+/// What a look over a whole file came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Looked {
+    /// Every page is as it has to be, or there is no file.
+    Sound,
+    /// The time was over before the end; what was read until then is sound.
+    Unfinished,
+}
+
+/// Reads all pages of a file, for so long at most: damage comes to light that no statement has met yet. Changes
+/// nothing.
+///
+/// # Errors
+///
+/// [`Error::Corrupt`] with the first damage, or why the file cannot be read.
+pub fn look_over(file: &Path, limit: Duration) -> Result<Looked, Error> {
+    if !file.exists() {
+        return Ok(Looked::Sound);
+    }
+    let told = |row: &Row<'_>| Ok::<_, Error>(row.name().unwrap_or_default().to_owned());
+    let looked = ask(file, |connection| {
+        let found =
+            connection.within(limit, || connection.one("PRAGMA quick_check(1)", &[], told))?;
+        if found == "ok" {
+            return Ok(Looked::Sound);
+        }
+        let found = found.trim_start_matches("*** in database main ***").trim();
+        let damage = rusqlite::Error::SqliteFailure(
+            ffi::Error::new(ffi::SQLITE_CORRUPT),
+            Some(found.replace('\n', " ")),
+        );
+        Err(Error::of(damage, file))
+    });
+    match looked {
+        Err(Error::TooLong(_)) => Ok(Looked::Unfinished),
+        looked => looked,
+    }
+}
+
+/// What a check of a configuration says of all pages of a file: nothing, a warning where the time was not enough, or a
+/// problem with this fix where it is damaged. A file that cannot be read is for the start to find out.
+///
+/// # Errors
+///
+/// The damage.
+pub fn examine(file: &Path, damaged_fix: &str) -> Result<Option<Problem>, Problem> {
+    match look_over(file, LOOK_TIME) {
+        Ok(Looked::Sound) => Ok(None),
+        Ok(Looked::Unfinished) => Ok(Some(unfinished(file))),
+        Err(ref error @ Error::Corrupt { ref source, .. }) => {
+            let told = format!("{error}: {source}");
+            Err(Problem::of_file(file, told, damaged_fix))
+        }
+        Err(_unreadable) => Ok(None),
+    }
+}
+
+fn unfinished(file: &Path) -> Problem {
+    let seconds = LOOK_TIME.as_secs();
+    let message = format!(
+        "{} is large: {seconds} s were not enough to look at all of it for damage, and what was looked at is sound",
+        file.display()
+    );
+    let help = format!(
+        "to look at the rest: sqlite3 -readonly {} 'PRAGMA quick_check', with the agent stopped",
+        file.display()
+    );
+    Problem::of_file(file, message, help)
+}
+
+/// Asks a file that is only read. Where nothing lies beside it nobody has it open, and it is read as one that does not
+/// change: SQLite would leave a log and its index there.
+fn ask<T>(file: &Path, question: impl Fn(&Connection) -> Result<T, Error>) -> Result<T, Error> {
+    if is_open(file) {
+        return question(&open_to_read(file, false)?);
+    }
+    let answer = open_to_read(file, true).and_then(|connection| question(&connection));
+    // Who opened it meanwhile may have written what was being read.
+    if answer.is_err() && is_open(file) {
+        return question(&open_to_read(file, false)?);
+    }
+    answer
+}
+
+/// Whether somebody has a file open, or has not closed it.
+fn is_open(file: &Path) -> bool {
+    let beside = ["-wal", "-shm", "-journal"].map(|suffix| with_suffix(file, suffix));
+    beside.iter().any(|beside| beside.exists())
+}
+
+fn open_to_read(file: &Path, is_still: bool) -> Result<Connection, Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let inner = rusqlite::Connection::open_with_flags(file, flags)?;
-    Connection::new(inner, &Options::new(file))
+    let opened = if is_still {
+        let flags = flags | OpenFlags::SQLITE_OPEN_URI;
+        rusqlite::Connection::open_with_flags(still(file), flags)
+    } else {
+        rusqlite::Connection::open_with_flags(file, flags)
+    };
+    Connection::new(opened?, &Options::new(file))
+}
+
+/// The file as a URI by which SQLite takes no locks and makes no files.
+fn still(file: &Path) -> String {
+    let bytes = file.as_os_str().as_encoded_bytes().iter();
+    let path: String = bytes.copied().map(escaped).collect();
+    format!("file:{path}?immutable=1")
+}
+
+fn escaped(byte: u8) -> String {
+    if byte.is_ascii_alphanumeric() || b"/-_.".contains(&byte) {
+        return char::from(byte).to_string();
+    }
+    format!("%{byte:02x}")
 }
 
 fn has_usable_from(connection: &Connection) -> Result<bool, Error> {
@@ -297,5 +414,21 @@ mod tests {
         assert!(check_library(LIBRARY_MIN).is_ok());
         let error = check_library(3_009_000).unwrap_err().to_string();
         assert_eq!(error, "SQLite 3.9.0 is too old, 3.51.3 or later is needed");
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_for_the_time_is_told_as_that() {
+        let told = unfinished(Path::new("/srv/a.db")).to_string();
+        assert!(
+            told.contains("/srv/a.db is large: 10 s were not enough"),
+            "{told}"
+        );
+        assert!(told.contains("PRAGMA quick_check"), "{told}");
+    }
+
+    #[test]
+    fn a_file_of_any_name_is_one_uri() {
+        let uri = still(Path::new("/srv/a b/50%?#ü.db"));
+        assert_eq!(uri, "file:/srv/a%20b/50%25%3f%23%c3%bc.db?immutable=1");
     }
 }

@@ -18,6 +18,7 @@ pub(super) async fn config(flag: &ConfigFlag, connect: bool, output: Format) -> 
 async fn look(flag: &ConfigFlag, connect: bool, checked: &mut Checked) -> anyhow::Result<()> {
     let setup = load_all(flag)?;
     checked.warnings.clone_from(&setup.warnings);
+    checked.warnings.extend(setup.look_over()?);
     let valid = format!("{} is valid", flag.config.display());
     checked.found.push(valid);
     if connect {

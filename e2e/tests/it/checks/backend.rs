@@ -106,6 +106,11 @@ async fn a_backends_broken_key_material_is_named_by_check_and_start() {
             causes: &["backend.sqlite is damaged", "docs/operations/upgrade.md"],
         },
         Case {
+            name: "a database of which only the head is left",
+            spoil: |folder| folder.tear("state/backend.sqlite", 8192),
+            causes: &["backend.sqlite is damaged", "docs/operations/upgrade.md"],
+        },
+        Case {
             name: "everything at once",
             spoil: |folder| {
                 folder.write("master.key", "0123");
@@ -124,6 +129,27 @@ async fn a_backends_broken_key_material_is_named_by_check_and_start() {
         },
     ])
     .await;
+}
+
+/// As docs/operations/upgrade.md asks before an upgrade: a start reads none of the pages that are damaged here.
+#[tokio::test]
+async fn damage_that_a_start_does_not_meet_is_found_by_a_backends_check() {
+    let sound = Sound::new();
+    let (_place, folder) = BACKEND.copy(&sound);
+    let there = || fs::read_dir(folder.at("state")).unwrap().count();
+    let before = there();
+    let database = "state/backend.sqlite";
+    let whole = fs::read(folder.at(database)).unwrap();
+    folder.tear(database, whole.len() / 2);
+    let [check, _start] = BACKEND.programs(&sound, &folder);
+    let said = finish(check, SOON).await.ended_with(78);
+    assert!(
+        said.stderr.contains("backend.sqlite is damaged"),
+        "{said:#?}"
+    );
+    let fix = "docs/operations/upgrade.md";
+    assert!(said.stderr.contains(fix), "{said:#?}");
+    assert_eq!(there(), before);
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Every way to spoil a gateway's folder, and what its check and its start say of it.
 
+use viworks_gateway_agent::journal::Journal;
+
 use super::*;
 
 async fn hold_all(cases: &[Case]) {
@@ -393,6 +395,27 @@ async fn a_gateways_broken_state_is_named_by_check_and_start() {
     ])
     .await;
     GATEWAY.hold_on_a_read_only_disk().await;
+}
+
+/// A start reads none of the pages that are damaged here.
+#[tokio::test]
+async fn damage_that_a_start_does_not_meet_is_found_by_a_gateways_check() {
+    let sound = Sound::new();
+    let (_place, folder) = GATEWAY.copy(&sound);
+    fs::create_dir(folder.at("state")).unwrap();
+    folder.mode("state", 0o700);
+    let journal = Journal::open(&folder.at("state/journal.db"), 8).await;
+    journal.unwrap().close().await.unwrap();
+    // The schema and the notes of the migrations are in front.
+    folder.tear("state/journal.db", 16_384);
+    let there = || fs::read_dir(folder.at("state")).unwrap().count();
+    let before = there();
+    let [check, _start] = GATEWAY.programs(&sound, &folder);
+    let said = finish(check, SOON).await.ended_with(78);
+    assert!(said.stderr.contains("journal.db is damaged"), "{said:#?}");
+    let fix = "docs/errors/identity_fork.md";
+    assert!(said.stderr.contains(fix), "{said:#?}");
+    assert_eq!(there(), before);
 }
 
 #[tokio::test]

@@ -221,6 +221,38 @@ async fn a_page_that_is_found_to_be_damaged_names_its_file() {
 }
 
 #[tokio::test]
+async fn a_look_at_every_page_finds_what_no_statement_has_met_and_leaves_no_trace() {
+    const MANY: &str = "INSERT INTO item (name) WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n \
+        WHERE i < 5000) SELECT CAST(i AS TEXT) FROM n";
+    let enough = Duration::from_secs(60);
+    let (folder, database) = database(|options| options).await;
+    execute(&database, MANY).await.unwrap();
+    let file = folder.path().join("test.db");
+    // Beside whoever has it open, as well as when nobody has.
+    assert_eq!(look_over(&file, enough).unwrap(), Looked::Sound);
+    database.close().await.unwrap();
+    assert_eq!(look_over(&file, enough).unwrap(), Looked::Sound);
+    let late = look_over(&file, Duration::ZERO).unwrap();
+    assert_eq!(late, Looked::Unfinished);
+    let mut torn = std::fs::read(&file).unwrap();
+    // Behind the schema and the notes of the migrations, which a start reads.
+    torn[16_384..].fill(0xa5);
+    std::fs::write(&file, torn).unwrap();
+    standing(&file, MIGRATIONS).unwrap();
+    let error = look_over(&file, enough).unwrap_err();
+    let Error::Corrupt { path, source } = &error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(*path, file);
+    let what = source.to_string();
+    assert!(what.contains("age ") && !what.contains('*'), "{what}");
+    let there = std::fs::read_dir(folder.path()).unwrap();
+    assert_eq!(there.count(), 1);
+    let none = folder.path().join("none.db");
+    assert_eq!(look_over(&none, enough).unwrap(), Looked::Sound);
+}
+
+#[tokio::test]
 async fn a_missing_folder_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options::new(folder.path().join("none/test.db"));
