@@ -66,6 +66,21 @@ pub struct Past {
     pub until: Timestamp,
 }
 
+impl Condition {
+    /// Whether it belongs to a part of the process, as `queue.redis` does to `queue`.
+    #[must_use]
+    pub fn is_of(&self, part: &str) -> bool {
+        is_of(&self.name, part)
+    }
+}
+
+/// Whether something of this name is told of that part.
+#[must_use]
+pub fn is_of(name: &str, part: &str) -> bool {
+    let rest = name.strip_prefix(part);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 /// Everything that is wrong with a process. Clones share it.
 ///
 /// A part raises a condition as often as it finds it and clears it as often as it does not; only a change is logged,

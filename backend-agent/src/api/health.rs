@@ -8,7 +8,7 @@ use viworks_api::{Health, HealthCheck, HealthPast, HealthStatus, Kind};
 use viworks_common::command::CommandState;
 use viworks_common::human;
 use viworks_common::time::Timestamp;
-use viworks_runtime::conditions::{Condition, Past, Severity};
+use viworks_runtime::conditions::{Condition, Past, Severity, is_of};
 use viworks_runtime::probe::Check;
 
 use self::figures::figures;
@@ -62,6 +62,7 @@ pub(super) async fn health(state: &ApiState) -> Health {
         add(&mut checks, part);
     }
     for check in &mut checks {
+        worsen(check, &conditions);
         remember(check, &conditions, &past);
     }
     if state.stopping.is_cancelled() {
@@ -102,12 +103,30 @@ fn add(checks: &mut Vec<HealthCheck>, part: HealthCheck) {
     }
 }
 
+/// A part is no better than the worst of its conditions, and names it: whoever watches the part alone sees it.
+fn worsen(part: &mut HealthCheck, conditions: &[Condition]) {
+    let of_part = conditions.iter().filter(|found| found.is_of(&part.name));
+    let Some(worst) = of_part.max_by_key(|found| found.severity) else {
+        return;
+    };
+    let status = status_of(worst.severity);
+    if status > part.status {
+        part.status = status;
+        part.detail = format!("{}; see {}", part.detail, worst.name);
+    }
+}
+
+const fn status_of(severity: Severity) -> HealthStatus {
+    match severity {
+        Severity::Warn => HealthStatus::Warn,
+        Severity::Fail => HealthStatus::Fail,
+    }
+}
+
 /// A part that is not well is so since its conditions are; what was wrong with it before is told as well.
 fn remember(check: &mut HealthCheck, conditions: &[Condition], past: &[Past]) {
     if check.status != HealthStatus::Pass && check.since.is_none() {
-        let of_part = conditions
-            .iter()
-            .filter(|found| is_of(&found.name, &check.name));
+        let of_part = conditions.iter().filter(|found| found.is_of(&check.name));
         check.since = of_part.map(|found| found.since).min();
     }
     let mut before = past
@@ -124,12 +143,6 @@ fn over(past: &Past) -> HealthPast {
         since: past.condition.since,
         until: past.until,
     }
-}
-
-/// Whether something of this name is told of that part.
-fn is_of(name: &str, part: &str) -> bool {
-    let rest = name.strip_prefix(part);
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// The names of the checks that keep the backend from taking requests: of a part that is not well, the conditions that
@@ -160,10 +173,6 @@ fn named(part: &str, failing: &[&str]) -> Vec<String> {
 
 /// What is wrong, and what to do about it.
 fn condition(found: &Condition, now: Timestamp) -> HealthCheck {
-    let status = match found.severity {
-        Severity::Warn => HealthStatus::Warn,
-        Severity::Fail => HealthStatus::Fail,
-    };
     // A clock that was set back since knows no better than that it is so now.
     let since = human::relative(found.since.min(now), now);
     let mut detail = format!("{} ({since})", found.cause);
@@ -173,7 +182,7 @@ fn condition(found: &Condition, now: Timestamp) -> HealthCheck {
     }
     HealthCheck {
         since: Some(found.since),
-        ..check(&found.name, status, detail)
+        ..check(&found.name, status_of(found.severity), detail)
     }
 }
 
@@ -394,6 +403,45 @@ mod tests {
         assert_eq!(told(0), "no command waits");
         assert_eq!(told(1), "1 command waits, for 12 s");
         assert_eq!(told(3), "3 commands wait, the oldest for 12 s");
+    }
+
+    #[test]
+    fn a_part_is_no_better_than_the_worst_of_its_conditions() {
+        let found = |name: &str, severity| Condition {
+            name: name.to_owned(),
+            severity,
+            cause: "it is away".to_owned(),
+            fix: String::new(),
+            since: Timestamp::from_unix_micros(1_800_000_000_000_000),
+        };
+        let conditions = [
+            found("queue.redis", Severity::Warn),
+            found("queued.dead_letters", Severity::Fail),
+            found("store.slow", Severity::Warn),
+            found("store.commits", Severity::Fail),
+        ];
+        let told = |name, status| {
+            let mut part = check(name, status, "Redis at 127.0.0.1:6379");
+            worsen(&mut part, &conditions);
+            (part.status, part.detail)
+        };
+        let words = |more: &str| format!("Redis at 127.0.0.1:6379{more}");
+        assert_eq!(
+            told("queue", HealthStatus::Pass),
+            (HealthStatus::Warn, words("; see queue.redis"))
+        );
+        assert_eq!(
+            told("store", HealthStatus::Pass),
+            (HealthStatus::Fail, words("; see store.commits"))
+        );
+        // What is as bad by itself, or is the condition, says it already.
+        for (name, status) in [
+            ("queue", HealthStatus::Fail),
+            ("queue.redis", HealthStatus::Warn),
+            ("agents", HealthStatus::Pass),
+        ] {
+            assert_eq!(told(name, status), (status, words("")), "{name}");
+        }
     }
 
     #[test]

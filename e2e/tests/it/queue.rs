@@ -101,6 +101,10 @@ async fn commands_run_whatever_becomes_of_redis_and_health_says_so() {
                 health(&system).await.contains("queue.redis").then_some(())
             })
             .await;
+            let health = system.get("/v1/health").await;
+            let mut checks = health["checks"].as_array().unwrap().iter();
+            let queue = checks.find(|check| check["name"] == "queue").unwrap();
+            assert_eq!(queue["status"], "warn", "{health:#}");
         }
     }
     let second = system.start_gateway(&away, Start::default());

@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 use viworks_common::time::Timestamp;
 use viworks_runtime::blocking::{CALLS_MAX, PerKey};
-use viworks_runtime::conditions::Severity;
+use viworks_runtime::conditions::{Condition, Severity};
 
 use super::status::can_run;
 use super::{CertificateStatus, State};
@@ -39,7 +39,8 @@ pub(super) async fn health(
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let body = json!({
+    let conditions = parts.conditions.list();
+    let mut body = json!({
         "healthy": healthy,
         "version": parts.facts.version,
         "parts": {
@@ -66,10 +67,24 @@ pub(super) async fn health(
             },
             "process": { "healthy": !stopping, "uptime_ms": millis_since(parts.facts.started_at, now) },
         },
-        "conditions": parts.conditions.list(),
+        "conditions": conditions,
         "past": parts.conditions.past(),
     });
+    worsen(&mut body["parts"], &conditions);
     (status, Json(body))
+}
+
+/// A part is not healthy while one of its conditions fails: whoever watches the part alone sees it.
+fn worsen(parts: &mut Value, conditions: &[Condition]) {
+    let failing = conditions
+        .iter()
+        .filter(|found| found.severity == Severity::Fail);
+    let failing: Vec<&Condition> = failing.collect();
+    for (name, part) in parts.as_object_mut().into_iter().flatten() {
+        if failing.iter().any(|found| found.is_of(name)) {
+            part["healthy"] = json!(false);
+        }
+    }
 }
 
 /// Reading from the spool proves that its file can be read.
@@ -141,4 +156,37 @@ fn certificate(state: &State, now: Timestamp) -> Value {
 /// A clock that was set back since knows no better than that it is so now.
 fn millis_since(since: Timestamp, now: Timestamp) -> i64 {
     (now.unix_millis() - since.unix_millis()).max(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_not_healthy_while_one_of_its_conditions_fails() {
+        let found = |name: &str, severity| Condition {
+            name: name.to_owned(),
+            severity,
+            cause: "it is full".to_owned(),
+            fix: String::new(),
+            since: Timestamp::from_unix_micros(1_800_000_000_000_000),
+        };
+        let mut parts = json!({
+            "disk": { "healthy": true, "free_bytes": 7 },
+            "spool": { "healthy": true },
+            "certificate": { "healthy": true },
+        });
+        let conditions = [
+            found("disk.reserve", Severity::Fail),
+            found("certificate", Severity::Warn),
+            found("spooler", Severity::Fail),
+        ];
+        worsen(&mut parts, &conditions);
+        let wanted = json!({
+            "disk": { "healthy": false, "free_bytes": 7 },
+            "spool": { "healthy": true },
+            "certificate": { "healthy": true },
+        });
+        assert_eq!(parts, wanted);
+    }
 }

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
-use viworks_api::{GatewayList, GatewayStatus, Health, HealthStatus, ProblemCode};
+use viworks_api::{GatewayList, GatewayStatus, Health, HealthCheck, HealthStatus, ProblemCode};
 use viworks_common::human;
 use viworks_common::limits::SKEW_CORRECTED_FROM;
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_runtime::ask::walk::{Stop, Walk};
 use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::conditions::is_of;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::stdout::PrintError;
 
@@ -261,7 +262,7 @@ impl Doctor {
     fn health(&mut self, health: &Health) -> Result<(), Stop> {
         let with = |status: HealthStatus| {
             let found = health.checks.iter();
-            found.filter(move |check| check.status == status)
+            found.filter(move |check| check.status == status && !is_told_by_another(check, health))
         };
         if let Some(check) = with(HealthStatus::Fail).next() {
             let cause = format!("{}: {}", check.name, check.detail);
@@ -352,6 +353,12 @@ impl Doctor {
     }
 }
 
+/// Whether something that belongs to this part says why it is as bad.
+fn is_told_by_another(part: &HealthCheck, health: &Health) -> bool {
+    let mut others = health.checks.iter().filter(|other| other.name != part.name);
+    others.any(|other| other.status >= part.status && is_of(&other.name, &part.name))
+}
+
 /// A failure as the end of a walk: what has to be done stands among its details, or belongs to the code of the problem.
 fn stop(step: &'static str, failure: &Failure) -> Stop {
     let (fixes, details): (Vec<_>, Vec<_>) = failure
@@ -379,4 +386,43 @@ fn stop(step: &'static str, failure: &Failure) -> Stop {
 
 fn since(begun: Monotonic) -> Duration {
     SystemClock.now().saturating_since(begun)
+}
+
+#[cfg(test)]
+mod tests {
+    use viworks_api::Kind;
+
+    use super::*;
+
+    #[test]
+    fn a_part_is_not_named_beside_the_condition_that_says_why() {
+        let check = |name: &str, status| HealthCheck {
+            name: name.to_owned(),
+            status,
+            detail: String::new(),
+            since: None,
+            latency_us: None,
+            figures: std::collections::BTreeMap::new(),
+            last_failure: None,
+        };
+        let checks = vec![
+            check("queue", HealthStatus::Warn),
+            check("queue.redis", HealthStatus::Warn),
+            check("queued", HealthStatus::Warn),
+            check("store.slow", HealthStatus::Warn),
+            check("store", HealthStatus::Fail),
+        ];
+        let health = Health {
+            kind: Kind::Health,
+            status: HealthStatus::Fail,
+            version: String::new(),
+            uptime_ms: 0,
+            checks,
+            past: Vec::new(),
+        };
+        let named = health.checks.iter();
+        let named = named.filter(|check| !is_told_by_another(check, &health));
+        let named: Vec<&str> = named.map(|check| check.name.as_str()).collect();
+        assert_eq!(named, ["queue.redis", "queued", "store.slow", "store"]);
+    }
 }
