@@ -9,6 +9,7 @@
 mod page;
 mod pages;
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -27,16 +28,40 @@ struct Program {
 }
 
 fn main() -> ExitCode {
-    let Some(folder) = std::env::args_os().nth(1) else {
-        eprintln!("usage: viworks-packaging DIR");
-        return ExitCode::from(2);
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let folder = match asked(&arguments) {
+        Asked::Write(folder) => folder,
+        Asked::Usage(code) => {
+            eprintln!("{USAGE}");
+            return code;
+        }
     };
-    match write(Path::new(&folder)) {
+    match write(folder) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}: {error}", Path::new(&folder).display());
+            eprintln!("error: {}: {error}", folder.display());
             ExitCode::FAILURE
         }
+    }
+}
+
+const USAGE: &str = "usage: viworks-packaging DIR";
+
+/// What the arguments ask for.
+enum Asked<'a> {
+    Write(&'a Path),
+    /// To be told how it is called, with what it ends with.
+    Usage(ExitCode),
+}
+
+fn asked(arguments: &[OsString]) -> Asked<'_> {
+    match arguments {
+        [only] if only == "--help" || only == "-h" => Asked::Usage(ExitCode::SUCCESS),
+        // No folder is meant by an option that there is not.
+        [folder] if !folder.as_encoded_bytes().starts_with(b"-") && !folder.is_empty() => {
+            Asked::Write(Path::new(folder))
+        }
+        _ => Asked::Usage(ExitCode::from(2)),
     }
 }
 
@@ -86,10 +111,12 @@ fn write(folder: &Path) -> io::Result<()> {
     }
     let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     pages::write(root, &documents)?;
-    for mut program in programs() {
+    for program in programs() {
         if program.typed {
+            // What completions are made of is built, with verbs that its pages are to be without.
+            let mut built = program.command.clone();
             for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-                generate_to(shell, &mut program.command, program.name, &completions)?;
+                generate_to(shell, &mut built, program.name, &completions)?;
             }
         }
         for (file, text) in manual(program)? {
@@ -121,7 +148,7 @@ fn is_ours(folder: &Path) -> io::Result<()> {
 
 /// The pages of a program with the names of their files: its own, and one for each verb.
 fn manual(program: Program) -> io::Result<Vec<(String, String)>> {
-    // The verb that only prints a help is none that anybody looks up.
+    // The verbs that only print a help are none that anybody looks up; one that is built has them already.
     let mut command = program.command.disable_help_subcommand(true);
     command.build();
     let own = format!("{}({})", program.name, program.section);
@@ -142,8 +169,28 @@ fn manual(program: Program) -> io::Result<Vec<(String, String)>> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::ffi::OsString;
+    use std::process::ExitCode;
 
-    use super::{is_ours, manual, programs, write};
+    use super::{Asked, asked, is_ours, manual, programs, write};
+
+    #[test]
+    fn an_option_is_no_folder() {
+        let told = |arguments: &[&str]| {
+            let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+            match asked(&arguments) {
+                Asked::Write(folder) => format!("{}", folder.display()),
+                Asked::Usage(code) => format!("{code:?}"),
+            }
+        };
+        let [well, wrong] = [ExitCode::SUCCESS, ExitCode::from(2)].map(|code| format!("{code:?}"));
+        assert_eq!(told(&["target/packaging"]), "target/packaging");
+        assert_eq!(told(&["./-odd"]), "./-odd");
+        assert_eq!(told(&["--help"]), well);
+        for refused in [&["--version"][..], &["-x"], &[""], &[], &["a", "b"]] {
+            assert_eq!(told(refused), wrong, "{refused:?}");
+        }
+    }
 
     #[test]
     fn every_page_that_a_page_names_is_there_and_says_what_it_has_to() {
@@ -162,6 +209,7 @@ mod tests {
             assert!(pages.contains_key(page), "{page} of {:?}", pages.keys());
         }
         for (file, text) in &pages {
+            assert!(!file.replace("-helper", "").contains("-help"), "{file}");
             let text = text
                 .replace("\\-", "-")
                 .replace("\\fR", "")
@@ -195,6 +243,14 @@ mod tests {
     fn a_folder_with_what_others_wrote_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path()).unwrap();
+        let pages = std::fs::read_dir(folder.path().join("man")).unwrap();
+        let pages = pages.map(|page| page.unwrap().file_name().into_string().unwrap());
+        let helps: Vec<String> = pages.filter(|page| page.contains("-help")).collect();
+        // One is that of the helper.
+        assert!(
+            helps.iter().all(|page| page.contains("-helper")),
+            "{helps:?}"
+        );
         let page = folder.path().join("man/viworks.1");
         let gone = folder.path().join("man/viworks-gone.1");
         std::fs::write(&gone, "of an earlier version").unwrap();
