@@ -75,6 +75,10 @@ put_if_there() { [ ! -e "$2" ] || put "$@"; }
 
 drop() { if [ -e "$root$1" ]; then run rm -f -- "$root$1"; fi; }
 
+drop_if_empty() { # FOLDER
+  if [ -d "$root$1" ]; then run rmdir --ignore-fail-on-non-empty -- "$root$1"; fi
+}
+
 # A file of the catalogue: what somebody changed stays, and what nobody changed follows the shipped one.
 put_catalogue() { # SOURCE NAME
   live=$root/etc/viworks/commands.d/$2
@@ -143,6 +147,9 @@ install_part() {
   put_if_there 644 "$from/completions/$program.bash" "/usr/share/bash-completion/completions/$program"
   put_if_there 644 "$from/completions/_$program" "/usr/share/zsh/site-functions/_$program"
   put_if_there 644 "$from/completions/$program.fish" "/usr/share/fish/vendor_completions.d/$program.fish"
+  if [ "$1" = cli ]; then
+    put_if_there 755 "$from/scripts/production_validation.sh" /usr/share/viworks/production_validation.sh
+  fi
   [ -n "$user" ] || return 0
   # What is new is enabled; what an earlier version had is restarted, as far as it runs.
   fresh='' fresh_helper='' again=''
@@ -201,6 +208,10 @@ uninstall_part() {
   drop "/usr/share/bash-completion/completions/$program"
   drop "/usr/share/zsh/site-functions/_$program"
   drop "/usr/share/fish/vendor_completions.d/$program.fish"
+  if [ "$1" = cli ]; then
+    drop /usr/share/viworks/production_validation.sh
+    drop_if_empty /usr/share/viworks
+  fi
   [ -n "$user" ] || return 0
   drop "/usr/lib/systemd/system/$program.service"
   drop "/usr/lib/sysusers.d/$user.conf"
@@ -222,9 +233,7 @@ purge_part() {
     cli) return 0 ;;
   esac
   # What another part has there stays.
-  for folder in "$root/etc/viworks" "$root/usr/share/viworks"; do
-    if [ -d "$folder" ]; then run rmdir --ignore-fail-on-non-empty -- "$folder"; fi
-  done
+  for folder in /etc/viworks /usr/share/viworks; do drop_if_empty "$folder"; done
   if is_live && getent passwd "$user" >/dev/null; then run userdel "$user"; fi
 }
 

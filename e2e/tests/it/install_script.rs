@@ -1,6 +1,7 @@
 //! `scripts/install-service.sh` below a folder: without root, the network, or anything that it could start.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -14,6 +15,9 @@ const PAGES: [&str; 4] = [
     "viworks-backend-agent-pki.8",
     "viworks-gateway-helper.8",
 ];
+
+/// What `docs/operations/validation.md` types.
+const VALIDATION: &str = "scripts/production_validation.sh";
 
 /// An archive with programs that are none, and a folder to install it below.
 struct Site {
@@ -41,6 +45,7 @@ impl Site {
             ("packaging/helper.d", "helper.d"),
             ("nginx", "nginx"),
             ("scripts/install-service.sh", "scripts/install-service.sh"),
+            (VALIDATION, VALIDATION),
         ] {
             let to = archive.join(to);
             fs::create_dir_all(to.parent().unwrap()).unwrap();
@@ -108,6 +113,11 @@ fn it_installs_keeps_uninstalls_and_purges_below_a_folder() {
     ] {
         assert!(site.has(file), "{file}");
     }
+    let validation = site
+        .root()
+        .join("usr/share/viworks/production_validation.sh");
+    let mode = fs::metadata(&validation).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o755);
     let pages = || {
         let page = |page: &&str| {
             let section = page.rsplit('.').next().unwrap();
@@ -132,6 +142,7 @@ fn it_installs_keeps_uninstalls_and_purges_below_a_folder() {
 
     act("uninstall", &[]);
     assert!(!site.has("usr/bin/viworks") && !site.has(unit));
+    assert!(!validation.exists());
     assert_eq!(pages(), 0);
     assert!(site.has("etc/viworks/conf.d/10-site.toml") && catalogue.exists());
     assert!(site.has("etc/viworks/gateway.toml"));
@@ -149,6 +160,12 @@ fn a_folder_to_search_for_folders_leads_it_nowhere() {
     let (output, said) = said(script.env("CDPATH", "elsewhere"));
     assert!(output.status.success(), "{said}");
     assert!(site.has("usr/bin/viworks"), "{said}");
+    // Alone, it takes what it brought.
+    let mut script = site.script();
+    script.args(["uninstall", "--root", "root", "cli"]);
+    let (output, said) = self::said(&mut script);
+    assert!(output.status.success(), "{said}");
+    assert!(!site.has("usr/share/viworks"), "{said}");
 }
 
 #[test]
