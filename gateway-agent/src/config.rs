@@ -311,7 +311,7 @@ fn read_backoff(section: &mut Section<'_>) -> BackoffSettings {
     let defaults = BackoffSettings::default();
     let shortest = Duration::from_millis(100);
     let day = seconds(24 * 3_600);
-    BackoffSettings {
+    let backoff = BackoffSettings {
         base: section.duration_ms(
             "backoff_base_ms",
             defaults.base,
@@ -348,6 +348,50 @@ fn read_backoff(section: &mut Section<'_>) -> BackoffSettings {
             shortest..=day,
             "A session confirmed for this long makes earlier failures forgotten.",
         ),
+    };
+    check_backoff(section, &backoff);
+    backoff
+}
+
+/// Notes delays whose beginning lies above their end. A first delay that nobody set gives way to an end that somebody
+/// did.
+fn check_backoff(section: &mut Section<'_>, backoff: &BackoffSettings) {
+    let defaults = BackoffSettings::default();
+    let (max, permanent_max) = (
+        ("backoff_max_ms", backoff.max),
+        ("permanent_backoff_max_ms", backoff.permanent_max),
+    );
+    for (key, from, gives_way, (end, to)) in [
+        (
+            "backoff_base_ms",
+            backoff.base,
+            backoff.base == defaults.base,
+            max,
+        ),
+        (
+            "permanent_backoff_min_ms",
+            backoff.permanent_min,
+            false,
+            permanent_max,
+        ),
+        (
+            "unproved_backoff_base_ms",
+            backoff.unproved_base,
+            backoff.unproved_base == defaults.unproved_base,
+            permanent_max,
+        ),
+    ] {
+        if from > to && !gives_way {
+            section.problem(
+                key,
+                format!(
+                    "{key} is {} and {end} is {}",
+                    from.as_millis(),
+                    to.as_millis()
+                ),
+                format!("{key} must not be above {end}"),
+            );
+        }
     }
 }
 

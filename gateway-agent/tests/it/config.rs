@@ -90,6 +90,42 @@ bytes_max = 1
 }
 
 #[test]
+fn delays_that_begin_above_their_end_are_refused() {
+    let folder = folder();
+    let told = |lines: &str| {
+        let text = format!("{}{lines}", sound(&pin()));
+        load(folder.path(), &text).map(|config| config.outbound.backoff)
+    };
+    for (lines, refused) in [
+        (
+            "backoff_base_ms = 120000\n",
+            "backoff_base_ms is 120000 and backoff_max_ms is 60000",
+        ),
+        (
+            "permanent_backoff_min_ms = 5000\npermanent_backoff_max_ms = 1000\n",
+            "permanent_backoff_min_ms is 5000 and permanent_backoff_max_ms is 1000",
+        ),
+        (
+            "unproved_backoff_base_ms = 7200000\n",
+            "unproved_backoff_base_ms is 7200000 and permanent_backoff_max_ms is 3600000",
+        ),
+    ] {
+        let problems = told(lines).unwrap_err();
+        assert_eq!(problems.len(), 1, "{problems:#?}");
+        let problem = problems.first().unwrap();
+        assert!(
+            problem.contains(refused) && problem.contains("must not be above"),
+            "{problem}"
+        );
+    }
+    // A first delay that nobody set is no reason to refuse a short end.
+    let short = told("backoff_max_ms = 300\n").unwrap();
+    assert_eq!(short.max.as_millis(), 300);
+    let same = told("backoff_base_ms = 300\nbackoff_max_ms = 300\n").unwrap();
+    assert_eq!(same.base, same.max);
+}
+
+#[test]
 fn a_pin_in_another_form_is_refused() {
     let folder = folder();
     for bad in [pin().replace('/', ":"), pin().replace("sha256", "md5")] {
