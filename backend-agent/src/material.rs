@@ -13,6 +13,7 @@ use viworks_runtime::tls::{self, Purpose, ServerSide};
 
 use crate::config::{AgentsConfig, Config};
 use crate::pki::issue::{load_authority, load_master, server_pins};
+use crate::pki::place::strange_urls;
 
 /// What the listener for agents works with.
 #[derive(Debug, Clone)]
@@ -85,6 +86,7 @@ impl ServerMaterial {
             let help = "make another one, so that gateways pin a key that can follow";
             warnings.push(Problem::of_file(next, message, help));
         }
+        warnings.extend(strange_urls(config));
         warnings
     }
 

@@ -3,8 +3,12 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use viworks_runtime::config::Problem;
+
 use super::PkiError;
 use super::issue::is_for;
+use crate::config::{AgentsConfig, Config, TlsEnd};
+use crate::nginx::host;
 
 /// Host and port of an address, as the server's certificate names it. `say` is how to say it otherwise, for a host.
 ///
@@ -40,4 +44,47 @@ pub fn authority(
         ),
         help: format!("say the name that the certificate is for: {}", say("NAME")),
     })
+}
+
+/// What is to be said of the public addresses of a configuration: those whose host the server's certificate is not for.
+#[must_use]
+pub fn strange_urls(config: &Config) -> Vec<Problem> {
+    let agents = &config.agents;
+    let mut found = Vec::new();
+    if let Some(url) = &agents.public_url {
+        found.extend(strange_url(agents, url, "public_url in [agents]"));
+    }
+    let door = &config.enrolment;
+    if door.listen.is_some()
+        && let Some(url) = &door.public_url
+    {
+        // No proxy ends the TLS of this one.
+        let certificate = &agents.certificate_file;
+        found.extend(strange(certificate, url, "public_url in [enrolment]"));
+    }
+    found
+}
+
+/// What is to be said of an address that gateways are given, which is called so: that the server's certificate is not
+/// for its host. Where a proxy ends their TLS they see its certificate, which is not known here.
+#[must_use]
+pub fn strange_url(agents: &AgentsConfig, url: &str, called: &str) -> Option<Problem> {
+    match agents.tls_ends_at {
+        TlsEnd::Backend => strange(&agents.certificate_file, url, called),
+        TlsEnd::Proxy => None,
+    }
+}
+
+fn strange(certificate_file: &Path, url: &str, called: &str) -> Option<Problem> {
+    let host = host(url)?;
+    // One that cannot be read is told of as that.
+    if is_for(certificate_file, host).unwrap_or(true) {
+        return None;
+    }
+    let message = format!(
+        "{called} is {url}, and {} is not for {host}: whoever dials that refuses it",
+        certificate_file.display()
+    );
+    let help = format!("correct {called}, or have a certificate made that has that name as well");
+    Some(Problem::of_file(certificate_file, message, help))
 }

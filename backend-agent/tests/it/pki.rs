@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use viworks_backend_agent::config::Config;
+use viworks_backend_agent::config::{Config, TlsEnd};
 use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_backend_agent::data::{Actor, GatewayRef, Store, StoreError};
+use viworks_backend_agent::material::ServerMaterial;
 use viworks_backend_agent::pki::init::{InitRequest, init};
 use viworks_backend_agent::pki::issue::{
     Delivery, GATEWAY_LIFE, IssueRequest, Material, Office, issue, make,
 };
+use viworks_backend_agent::pki::place::strange_urls;
 use viworks_backend_agent::pki::{Home, PkiError};
 use viworks_common::id::{AgentId, Tenant};
 use viworks_common::key::Identity;
@@ -72,6 +74,43 @@ pub(crate) async fn join(
         .create_gateway(&tenant, gateway, &Actor::system(), now)
         .await?;
     Ok(material)
+}
+
+#[test]
+fn a_public_address_that_the_certificate_is_not_for_is_told() {
+    let folder = initialised();
+    let told = |config: &Config| -> Vec<String> {
+        let found = strange_urls(config);
+        found.iter().map(ToString::to_string).collect()
+    };
+    let mut config = config(&folder);
+    config.enrolment.listen = Some("127.0.0.1:8082".parse().unwrap());
+    assert_eq!(told(&config), [""; 0]);
+    // Of the certificate's names, in the forms that there are.
+    config.enrolment.public_url = Some("https://127.0.0.1:8082".to_owned());
+    for url in ["wss://localhost", "wss://[::1]:9/agent/v1/connect"] {
+        config.agents.public_url = Some(url.to_owned());
+        assert_eq!(told(&config), [""; 0], "{url}");
+    }
+    config.agents.public_url = Some("wss://agents.example.org".to_owned());
+    config.enrolment.public_url = Some("https://enrol.example.org:8082".to_owned());
+    let both = told(&config);
+    assert_eq!(both.len(), 2, "{both:#?}");
+    for (told, words) in both.iter().zip([
+        ["public_url in [agents]", "not for agents.example.org"],
+        ["public_url in [enrolment]", "not for enrol.example.org"],
+    ]) {
+        assert!(words.iter().all(|word| told.contains(word)), "{told}");
+        assert!(told.contains("server.crt is not for"), "{told}");
+        assert!(told.contains("help: correct public_url"), "{told}");
+    }
+    // A start says so as well, and is no worse for it.
+    let material = ServerMaterial::load(&config).unwrap();
+    assert_eq!(material.warnings(&config, SystemClock.wall()).len(), 2);
+    // What a proxy shows where it ends TLS is not known here, and a door that is shut is nobody's.
+    config.agents.tls_ends_at = TlsEnd::Proxy;
+    config.enrolment.listen = None;
+    assert_eq!(told(&config), [""; 0]);
 }
 
 #[test]

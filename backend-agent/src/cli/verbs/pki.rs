@@ -13,7 +13,7 @@ use crate::data::line::take_up;
 use crate::listening;
 use crate::pki::init::{InitRequest, init};
 use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue, load_master};
-use crate::pki::place::authority;
+use crate::pki::place::{authority, strange_url};
 use crate::pki::{Home, PkiError, site};
 use crate::start_error::StartError;
 
@@ -48,7 +48,10 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
         } => {
             let config = load(&config)?;
             let (url, remark) = match url {
-                Some(url) => (url, None),
+                Some(url) => {
+                    let remark = remark_on(&config, &url, "--url");
+                    (url, remark)
+                }
                 None => url_for_gateways(&config, demo)?,
             };
             let delivery = Delivery {
@@ -92,7 +95,8 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
 /// issued.
 fn url_for_gateways(config: &Config, demo: bool) -> Result<(String, Option<String>), PkiError> {
     if let Some(url) = &config.agents.public_url {
-        return Ok((url.clone(), None));
+        let remark = remark_on(config, url, "public_url in [agents]");
+        return Ok((url.clone(), remark));
     }
     // A port may be another one than is configured.
     let address = listening::agents(&config.data.state_folder).unwrap_or(config.agents.listen);
@@ -105,6 +109,12 @@ fn url_for_gateways(config: &Config, demo: bool) -> Result<(String, Option<Strin
         )
     });
     Ok((format!("wss://{place}/agent/v1/connect"), remark))
+}
+
+/// That the gateway will refuse what it finds there.
+fn remark_on(config: &Config, url: &str, called: &str) -> Option<String> {
+    let strange = strange_url(&config.agents, url, called)?;
+    Some(format!("warning: {strange}"))
 }
 
 async fn issue_gateway(
