@@ -139,6 +139,7 @@ pub async fn validate(
             let check = Check::new(name.name(), name.title(), name.limit(), found, took);
             report.add(check);
         }
+        report.out_of(CheckName::value_variants().len());
         Ok(())
     };
     let ended = tokio::select! {

@@ -172,6 +172,7 @@ async fn validated(cli: &Cli) -> anyhow::Result<Report> {
     }
     scene.stop().await;
     report.took_in_all(started.elapsed());
+    report.out_of(live::NAMES.len() + OWN.len());
     if cli.strict {
         report.be_strict();
     }

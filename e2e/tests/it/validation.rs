@@ -83,6 +83,7 @@ async fn an_installation_of_its_own_is_validated_and_is_a_go() {
     let (said, report) = validation(folder.path(), &arguments).await;
     let said = said.ended_with(0);
     assert!(said.stdout.contains("  GO   21 of 21 in "), "{said:#?}");
+    assert!(!said.stdout.contains("left out"), "{said:#?}");
     assert_eq!(report["verdict"], "go");
     let took = report["tookMs"].as_u64().unwrap();
     assert!(took < CHECKED_WITHIN_MS, "{took} ms: {said:#?}");
@@ -194,6 +195,8 @@ async fn a_live_installation_is_validated_by_the_shipped_programs_alone_and_left
     let command = script(&system, &[&url[..], &config, &rest].concat());
     let said = finish(command, PATIENCE).await.ended_with(0);
     assert!(said.stdout.contains("  GO   4 of 4 in "), "{said:#?}");
+    let part = "a part of it: 9 checks left out (--only)";
+    assert!(said.stdout.contains(part), "{said:#?}");
     // The gateway that it had is revoked, and no agent of it runs.
     let gateways = system.get("/v1/gateways").await;
     let statuses: Vec<&Value> = gateways["items"].as_array().unwrap().iter().collect();

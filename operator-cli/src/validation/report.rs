@@ -133,6 +133,13 @@ pub struct Report {
     pub verdict: Verdict,
     /// The checks, in the order in which they ran.
     pub checks: Vec<Check>,
+    /// How many there are beside them, which nobody asked for.
+    #[serde(default, skip_serializing_if = "is_none_left_out")]
+    pub left_out: usize,
+}
+
+const fn is_none_left_out(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Report {
@@ -148,7 +155,13 @@ impl Report {
             took_ms: 0,
             verdict: Verdict::Go,
             checks: Vec::new(),
+            left_out: 0,
         }
+    }
+
+    /// So many checks there are: fewer are a part of the validation.
+    pub fn out_of(&mut self, all: usize) {
+        self.left_out = all.saturating_sub(self.checks.len());
     }
 
     /// One more check.

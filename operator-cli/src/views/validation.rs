@@ -1,5 +1,7 @@
 //! What a validation found: a row for each check, what to do beneath those that failed, and the verdict.
 
+use viworks_common::human;
+
 use crate::failure::Failure;
 use crate::output::{self, Format};
 use crate::validation::{CheckResult, Report, Verdict};
@@ -54,8 +56,15 @@ fn verdict(report: &Report) -> String {
         0 => String::new(),
         count => format!("   {count} SKIPPED"),
     };
+    let left_out = match report.left_out {
+        0 => String::new(),
+        count => format!(
+            "   a part of it: {} left out (--only)",
+            human::counted(count, "check", "checks")
+        ),
+    };
     format!(
-        "  {word}   {} of {} in {} s{skipped}",
+        "  {word}   {} of {} in {} s{skipped}{left_out}",
         report.count(CheckResult::Pass),
         report.checks.len(),
         report.took_ms.div_ceil(1_000)
@@ -67,5 +76,36 @@ const fn word(result: CheckResult) -> &'static str {
         CheckResult::Pass => "pass",
         CheckResult::Fail => "FAIL",
         CheckResult::Skipped => "SKIPPED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use viworks_common::time::Timestamp;
+
+    use super::*;
+    use crate::validation::{Check, Finding};
+
+    #[test]
+    fn the_last_line_of_a_part_says_that_it_was_one() {
+        let mut report = Report::new("https://example.org", Timestamp::from_unix_micros(0));
+        let passed = Finding::Pass("1 s".to_owned());
+        report.add(Check::new(
+            "a",
+            "about",
+            "< 2 s",
+            passed,
+            Duration::from_secs(1),
+        ));
+        let last = |report: &Report| table(report).lines().last().unwrap_or_default().to_owned();
+        report.out_of(1);
+        assert_eq!(last(&report), "  GO   1 of 1 in 1 s");
+        report.out_of(13);
+        assert_eq!(
+            last(&report),
+            "  GO   1 of 1 in 1 s   a part of it: 12 checks left out (--only)"
+        );
     }
 }
