@@ -14,6 +14,23 @@ use crate::data::moving::marker::LeftBehind;
 use crate::data::postgres::{self, AddressError};
 use crate::pki::site::SiteError;
 
+/// What to do where somebody else has an address, or nobody can.
+fn listen_fix(error: &std::io::Error) -> Option<&'static str> {
+    let kind = error.kind();
+    if kind == std::io::ErrorKind::AddrInUse {
+        return Some(
+            "another program listens there: `ss -ltnp` says which; end it, or configure another `listen`",
+        );
+    }
+    if kind == std::io::ErrorKind::AddrNotAvailable {
+        return Some(
+            "no interface of this machine has that address now: `ip address` says which there are; configure one of \
+             them as `listen`",
+        );
+    }
+    None
+}
+
 /// Why the backend could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -94,10 +111,30 @@ impl StartError {
             Self::Server { source, .. } if source.is_lasting() => ExitCode::Config,
             Self::Queue { source, .. } if source.is_lasting() => ExitCode::Config,
             Self::Server { .. } | Self::Queue { .. } => ExitCode::Unavailable,
+            // Whoever has the address may end, and a network come up, while the service manager tries again.
+            Self::Listen { source, .. } if listen_fix(source).is_some() => ExitCode::Unavailable,
             Self::Database(_)
             | Self::Store(_)
             | Self::Site(SiteError::Store(_))
             | Self::Listen { .. } => ExitCode::Error,
+        }
+    }
+
+    /// What to do about an address that cannot be listened on.
+    #[must_use]
+    pub fn fix(&self) -> Option<&'static str> {
+        match self {
+            Self::Listen { source, .. } => listen_fix(source),
+            Self::Folder(_)
+            | Self::Database(_)
+            | Self::Server { .. }
+            | Self::AnotherSite { .. }
+            | Self::Moved(_)
+            | Self::Address(_)
+            | Self::Store(_)
+            | Self::QueueAddress(_)
+            | Self::Queue { .. }
+            | Self::Site(_) => None,
         }
     }
 }

@@ -22,6 +22,9 @@ pub(super) fn fix_of(error: &anyhow::Error) -> Option<&'static str> {
     if is_damaged(error) {
         return Some(embedded::DAMAGED_FIX);
     }
+    if let Some(fix) = error.downcast_ref().and_then(StartError::fix) {
+        return Some(fix);
+    }
     match full(error)? {
         Full::Embedded => Some(
             "make room on the disk of [data] state_folder, and try again; what was committed is there",
@@ -169,6 +172,26 @@ mod tests {
         }
         let other = anyhow::Error::from(StartError::from(sqlite::Error::ReadersBusy));
         assert_eq!((code_of(&other), fix_of(&other)), (ExitCode::Error, None));
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_had_says_what_to_do() {
+        let address = "127.0.0.1:8080".parse().unwrap();
+        let told = |kind: std::io::ErrorKind| {
+            let source = kind.into();
+            let error = anyhow::Error::from(StartError::Listen { address, source });
+            (code_of(&error), fix_of(&error).unwrap_or_default())
+        };
+        for (kind, words) in [
+            (std::io::ErrorKind::AddrInUse, "ss -ltnp"),
+            (std::io::ErrorKind::AddrNotAvailable, "ip address"),
+        ] {
+            let (code, fix) = told(kind);
+            assert_eq!(code, ExitCode::Unavailable, "{kind}");
+            assert!(fix.contains(words), "{kind}: {fix}");
+        }
+        let other = told(std::io::ErrorKind::PermissionDenied);
+        assert_eq!(other, (ExitCode::Error, ""));
     }
 
     #[test]

@@ -375,7 +375,9 @@ async fn an_expired_server_certificate_and_a_taken_port_are_not_the_checks() {
     }
     let said = finish(check, SOON).await.ended_with(0);
     assert!(said.stderr.contains("expired at"), "{said:#?}");
-    let said = finish(run, SOON).await.ended_with(1);
+    let said = finish(run, SOON).await.ended_with(69);
     assert!(said.stderr.contains("expired at"), "{said:#?}");
     assert!(said.stderr.contains(&address), "{said:#?}");
+    let fix = "fix: another program listens there";
+    assert!(said.stderr.contains(fix), "{said:#?}");
 }
