@@ -16,6 +16,7 @@ use viworks_runtime::{fault, logging, tls};
 
 use self::flags::Cli;
 use self::views::say;
+use crate::data::in_full;
 
 /// Runs the program with the arguments of this process.
 #[must_use]
@@ -38,7 +39,7 @@ pub fn main() -> std::process::ExitCode {
             ExitCode::ReaderGone
         }
         Err(error) => {
-            logging::say(&format!("error: {error:#}"));
+            logging::say(&format!("error: {}", in_full(&*error)));
             if let Some(fix) = exit::fix_of(&error) {
                 logging::say(&format!("  fix: {fix}"));
             }

@@ -114,13 +114,18 @@ impl StoreError {
 /// What lies beneath a store error.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// An error with everything beneath it, for the log.
+/// An error with everything beneath it, for the log. What says the same as what is above it says nothing.
 pub(crate) fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    let mut last = error.to_string();
+    let mut text = last.clone();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
+        let told = cause.to_string();
+        if told != last {
+            text.push_str(": ");
+            text.push_str(&told);
+        }
+        last = told;
         source = cause.source();
     }
     text
@@ -128,3 +133,24 @@ pub(crate) fn in_full(error: &dyn std::error::Error) -> String {
 
 /// What every method answers.
 pub type StoreResult<T> = Result<T, StoreError>;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use viworks_runtime::sqlite;
+
+    use super::*;
+
+    #[test]
+    fn a_full_database_is_said_to_be_full_once() {
+        let code = rusqlite::ffi::Error::new(13);
+        let words = Some("database or disk is full".to_owned());
+        let full = rusqlite::Error::SqliteFailure(code, words);
+        let error = sqlite::Error::Full(Arc::new(full));
+        assert_eq!(in_full(&error), "the database is full");
+        assert_eq!(in_full(&StoreError::from(error)), "the database is full");
+        let server = StoreError::Full(Box::new(std::io::Error::other("53100")));
+        assert_eq!(in_full(&server), "the database is full: 53100");
+    }
+}

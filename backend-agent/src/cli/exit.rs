@@ -22,7 +22,7 @@ pub(super) fn fix_of(error: &anyhow::Error) -> Option<&'static str> {
     if is_damaged(error) {
         return Some(embedded::DAMAGED_FIX);
     }
-    if let Some(fix) = error.downcast_ref().and_then(StartError::fix) {
+    if let Some(fix) = error.downcast_ref::<StartError>().and_then(StartError::fix) {
         return Some(fix);
     }
     match full(error)? {

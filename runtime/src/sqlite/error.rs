@@ -11,8 +11,10 @@ use crate::migrations::Mismatch;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The page limit or the disk: free something and try again.
+    ///
+    /// What SQLite tells of it is the same once more, and its number.
     #[error("the database is full")]
-    Full(#[source] Arc<rusqlite::Error>),
+    Full(Arc<rusqlite::Error>),
     /// Another process holds the file: try again.
     #[error("the database is locked by another process")]
     Busy(#[source] Arc<rusqlite::Error>),

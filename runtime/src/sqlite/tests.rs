@@ -350,6 +350,7 @@ async fn a_full_database_says_so_and_works_again_after_a_delete() {
         }
     };
     assert!(matches!(error, Error::Full(_)), "{error:?}");
+    assert!(std::error::Error::source(&error).is_none(), "said once");
     assert!(stored > 10, "{stored}");
     execute(&database, "DELETE FROM item WHERE id <= 5")
         .await
