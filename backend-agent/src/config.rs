@@ -20,7 +20,7 @@ use viworks_runtime::logging::LogConfig;
 use viworks_runtime::settings;
 
 use crate::data::TelemetryLimits;
-use proxies::{check_proxies, no_strangers};
+use proxies::{believes_nobody, check_proxies, no_strangers};
 use queue::{QueueAddress, QueueAddressError};
 use server::Named;
 
@@ -337,7 +337,7 @@ impl AgentsConfig {
 
     /// What a proxy that ends TLS needs.
     fn check_terminated(&self, section: &mut Section<'_>) {
-        if self.trusted_proxies.is_empty() {
+        if believes_nobody(section, &self.trusted_proxies) {
             section.problem(
                 "tls_ends_at",
                 "tls_ends_at is \"proxy\", and no proxy is believed: nobody could connect".to_owned(),

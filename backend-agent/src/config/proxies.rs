@@ -35,7 +35,7 @@ pub(super) fn check_proxies(
     believed_for_more: bool,
 ) {
     let required = protocol == ProxyProtocol::Require;
-    if required && trusted.is_empty() {
+    if required && believes_nobody(section, trusted) {
         section.problem(
             "proxy_protocol",
             "proxy_protocol is \"require\", and no proxy is believed: nobody could connect".to_owned(),
@@ -50,6 +50,11 @@ pub(super) fn check_proxies(
         );
     }
     no_strangers(section, trusted);
+}
+
+/// Whether no proxy is named; one that is named and cannot be read is told of as that.
+pub(super) fn believes_nobody(section: &Section<'_>, trusted: &[IpNetwork]) -> bool {
+    trusted.is_empty() && !section.is_refused("trusted_proxies")
 }
 
 /// Whoever may claim any address is not to be a stranger.

@@ -202,6 +202,15 @@ fn proxies_are_named_one_by_one_and_only_where_they_are_believed() {
         let problems = problems(settings);
         assert!(problems.contains(told), "{told} is not in:\n{problems}");
     }
+    // That nobody is believed follows from a list that cannot be read.
+    for settings in [
+        &[require, ("TRUSTED_PROXIES", "nginx")][..],
+        &[terminated, bound, ("TRUSTED_PROXIES", "nginx")],
+    ] {
+        let problems = problems(settings);
+        assert!(problems.contains("no address such as"), "{problems}");
+        assert!(!problems.contains("no proxy is believed"), "{problems}");
+    }
 }
 
 #[test]

@@ -186,7 +186,7 @@ async fn a_bundle_has_what_helps_and_no_secret() {
     let wanted = [
         ("version.txt", "viworks 0."),
         ("way.txt", "with a key"),
-        ("readyz.json", "ok"),
+        ("readyz.txt", "ok"),
         ("health.json", "\"kind\": \"Health\""),
         ("metrics.txt", "viworks_"),
         ("gateways.json", "gw-1"),

@@ -22,7 +22,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// What the backend is asked. Nothing that a command was given or said is among it.
 const QUESTIONS: [(&str, &str, &str); 5] = [
-    ("readyz.json", "/readyz", "whether it takes requests"),
+    ("readyz.txt", "/readyz", "whether it takes requests"),
     (
         "health.json",
         "/v1/health",

@@ -258,6 +258,11 @@ impl Document {
         });
     }
 
+    /// Whether something is wrong at a place.
+    pub(super) fn is_noted(&self, place: &Place) -> bool {
+        self.problems.iter().any(|problem| problem.place == *place)
+    }
+
     pub(super) fn name_path(&mut self, path: &Path, key: &str, place: Place) {
         let named = self.named.entry(path.to_owned()).or_default();
         named.push((key.to_owned(), place));

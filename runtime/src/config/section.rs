@@ -393,6 +393,13 @@ impl<'d> Section<'d> {
         self.document.line(&spot.unwrap_or_default())
     }
 
+    /// Whether a key is given and was refused: what follows from that alone is no news.
+    #[must_use]
+    pub fn is_refused(&self, key: &str) -> bool {
+        let is_given = self.overriding(key).is_some() || self.entry(key).is_some();
+        is_given && self.document.is_noted(&self.place(key))
+    }
+
     fn required<T: std::default::Default>(
         &mut self,
         key: &str,
