@@ -47,7 +47,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Connects to the backend and serves until it is told to stop.
+    /// Connect to the backend and serve until told to stop.
     Run {
         /// The configuration.
         #[arg(long, default_value = "/etc/viworks/gateway.toml")]
@@ -59,7 +59,7 @@ enum Action {
         #[arg(long, value_name = "DIR")]
         state_folder: Option<PathBuf>,
     },
-    /// Makes a gateway of this machine, with a ticket of `viworks ticket create`.
+    /// Make a gateway of this machine, with a ticket of `viworks ticket create`.
     ///
     /// Asks for the ticket, or reads it from --ticket-file or the standard input: never from the command line, which
     /// others can read. The key is made here and stays here. Writes the configuration, the keys and the shipped
@@ -85,7 +85,7 @@ enum Action {
         #[arg(long, hide = true)]
         demo: bool,
     },
-    /// Checks everything that a start reads, and lists every problem: the configuration, the files that it names, the
+    /// Check everything that a start reads, and list every problem: the configuration, the files that it names, the
     /// catalogue and the agent's own folder.
     CheckConfig {
         /// The configuration.
@@ -101,7 +101,7 @@ enum Action {
     /// What can be set, and what is set.
     #[command(subcommand)]
     Config(ConfigAction),
-    /// Asks the running agent how it is: connected or why not, what to do about that, what is wrong, and what waits.
+    /// Ask the running agent how it is: connected or why not, what to do about that, what is wrong, and what waits.
     ///
     /// Ends with 0 when it is connected and nothing fails, 69 when it is not connected or does not answer, 20 when it
     /// is connected and a condition fails, 78 when the configuration cannot be used and no agent answers either.
@@ -116,7 +116,7 @@ enum Action {
         #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
         output: status::Format,
     },
-    /// Asks the running agent whether it is well, in one line: for service managers, containers and scripts.
+    /// Ask the running agent whether it is well, in one line: for service managers, containers and scripts.
     ///
     /// Ends with 0 when it is, 69 when it is not connected or does not answer, 20 when it is connected and a part
     /// fails, 78 when the configuration cannot be used and no agent answers either.
@@ -138,7 +138,7 @@ enum Action {
         #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
         output: status::Format,
     },
-    /// Walks over everything that a connection needs, and names the first thing that is not right and its fix.
+    /// Walk over everything that a connection needs, and name the first thing that is not right and its fix.
     ///
     /// Looks at configuration, disk, certificate, agent, DNS, TCP, TLS, upgrade and clock, whether the agent runs or
     /// not, and disturbs no session. Run it as the agent's user. Ends with 0 when all is well, 69 when there is no
@@ -161,7 +161,7 @@ enum Action {
     /// What helps whoever is asked for help.
     #[command(subcommand)]
     Diag(DiagAction),
-    /// Serves a command of the catalogue.
+    /// Serve a command of the catalogue.
     #[command(hide = true)]
     Builtin {
         /// Its name and arguments.
@@ -172,7 +172,7 @@ enum Action {
 
 #[derive(Debug, Subcommand)]
 enum DiagAction {
-    /// Collects what helps into one new file, and lists what is in it.
+    /// Collect what helps into one new file, and list what is in it.
     ///
     /// What looks like a secret is taken out. It has the configuration and what check-config says of it, what is public
     /// of the certificates, the sizes of the files in the state folder, limits of the machine, and what the running
@@ -195,9 +195,9 @@ enum DiagAction {
 
 #[derive(Debug, Subcommand)]
 enum ConfigAction {
-    /// Prints a configuration with every key and what it is for, to begin with.
+    /// Print a configuration with every key and what it is for, to begin with.
     Example,
-    /// Prints every key with the value that is in force and where it came from: the file or one in conf.d with its
+    /// Print every key with the value that is in force and where it came from: the file or one in conf.d with its
     /// line, a variable of the environment, or the default. Of secrets it names the files only.
     Explain {
         /// The configuration.
@@ -210,9 +210,9 @@ enum ConfigAction {
         #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
         output: status::Format,
     },
-    /// Prints the reference of all keys as Markdown.
+    /// Print the reference of all keys as Markdown.
     Reference,
-    /// Prints the JSON Schema of the configuration, for editors and other programs.
+    /// Print the JSON Schema of the configuration, for editors and other programs.
     Schema,
 }
 
@@ -528,5 +528,22 @@ mod tests {
         assert_eq!(code_of(&error), ExitCode::Config);
         let full = anyhow::Error::new(JournalError::Full(8));
         assert_eq!(code_of(&full), ExitCode::Error);
+    }
+
+    #[test]
+    fn a_help_says_what_a_verb_is_told_to_do() {
+        let root = command();
+        let mut waiting = vec![&root];
+        let mut seen = 0;
+        while let Some(verb) = waiting.pop() {
+            waiting.extend(verb.get_subcommands());
+            let about = verb.get_about().map(ToString::to_string);
+            let about = about.unwrap_or_default();
+            let first = about.split(' ').next().unwrap_or_default();
+            // As that of the backend and of the command line: print, not prints.
+            assert!(!first.is_empty() && !first.ends_with('s'), "{about}");
+            seen += 1;
+        }
+        assert!(seen > 10, "{seen}");
     }
 }

@@ -42,7 +42,7 @@ Examples:
   viworks run net.ping host=127.0.0.1 -g gw-berlin
   viworks runs ls                              what was run, by whom, and how it ended";
 
-/// Runs allow-listed commands on gateways behind NAT, and reads their telemetry.
+/// Run allow-listed commands on gateways behind NAT, and read their telemetry.
 #[derive(Debug, Parser)]
 #[command(name = "viworks", version, after_help = EXIT_CODES, propagate_version = true, disable_help_subcommand = true)]
 pub struct Arguments {

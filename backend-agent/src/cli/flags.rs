@@ -16,6 +16,9 @@ use viworks_runtime::config::address_help;
 use crate::config::TlsEnd;
 use crate::data::GatewayRef;
 
+/// Where the package's service looks for its configuration.
+const INSTALLED: &str = "/etc/viworks/backend/backend.toml";
+
 /// The backend of ViWorkS.
 #[derive(Debug, Parser)]
 #[command(name = "viworks-backend-agent", version, about)]
@@ -27,7 +30,7 @@ pub(super) struct Cli {
 #[derive(Debug, Clone, Args)]
 pub(super) struct ConfigFlag {
     /// The configuration file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", default_value = INSTALLED)]
     pub(super) config: PathBuf,
     /// The backend's own folder, whatever the configuration says
     #[arg(long, value_name = "DIR")]
@@ -111,8 +114,8 @@ pub(super) enum Subcommands {
 #[derive(Debug, Args)]
 pub(super) struct HealthFlags {
     /// The configuration, which names the address
-    #[arg(long, value_name = "FILE", required_unless_present = "address")]
-    pub(super) config: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", default_value = INSTALLED)]
+    pub(super) config: PathBuf,
     /// Where it answers operators; then no configuration is read
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address, conflicts_with = "config")]
     pub(super) address: Option<SocketAddr>,
@@ -393,4 +396,47 @@ fn label(text: &str) -> Result<(String, String), String> {
 /// What a number of days stands for.
 pub(super) const fn days(days: u64) -> Duration {
     Duration::from_secs(days * 24 * 3_600)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, CommandFactory as _};
+
+    use super::*;
+
+    #[test]
+    fn every_verb_has_the_configuration_of_the_package_unless_another_is_named() {
+        let unit = include_str!("../../../systemd/viworks-backend-agent.service");
+        assert!(unit.contains(&format!(" --config {INSTALLED}\n")), "{unit}");
+        let mut seen = 0;
+        let root = Cli::command();
+        let mut waiting: Vec<&Command> = vec![&root];
+        while let Some(verb) = waiting.pop() {
+            waiting.extend(verb.get_subcommands());
+            let Some(flag) = verb.get_arguments().find(|flag| flag.get_id() == "config") else {
+                continue;
+            };
+            let default: Vec<_> = flag.get_default_values().iter().collect();
+            assert_eq!(default, [INSTALLED], "{}", verb.get_name());
+            seen += 1;
+        }
+        assert!(seen > 10, "{seen}");
+    }
+
+    #[test]
+    fn a_health_check_of_an_address_reads_no_configuration() {
+        let asked = |arguments: &[&str]| {
+            let words = ["viworks-backend-agent", "health"];
+            Cli::try_parse_from([&words[..], arguments].concat())
+        };
+        let cli = asked(&["--address", "127.0.0.1:8080"]).unwrap();
+        let Subcommands::Health(flags) = cli.command else {
+            panic!("another verb");
+        };
+        assert!(flags.address.is_some());
+        assert!(asked(&[]).is_ok());
+        let both = asked(&["--address", "127.0.0.1:8080", "--config", "x"]);
+        let said = both.map(|_both| ()).unwrap_err().to_string();
+        assert!(said.contains("--address"), "{said}");
+    }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-/// Runs a gateway's commands as other users
+/// Run a gateway's commands as other users
 ///
 /// A program of root's that serves one connection of the gateway agent and ends with it. The service manager starts one
 /// for each connection to viworks-gateway-helper.socket. Which commands it runs, and as whom, is in its own list, which
@@ -20,7 +20,7 @@ pub struct Arguments {
 /// What it is to do.
 #[derive(Debug, Subcommand)]
 pub enum Action {
-    /// Serves the connection that is standard input.
+    /// Serve the connection that is standard input.
     Serve {
         /// What may run, and as whom: files of root's, as the catalogue's are.
         #[arg(long, default_value = "/etc/viworks/helper.d", value_name = "DIR")]

@@ -72,11 +72,17 @@ pub(super) async fn execute(flags: HealthFlags) -> anyhow::Result<ExitCode> {
 
 /// Where the backend answers operators, and what is wrong with the configuration that says so.
 fn address(flags: &HealthFlags) -> Result<(SocketAddr, Option<Problems>), Problems> {
-    let (None, Some(config)) = (flags.address, &flags.config) else {
-        // One of the two is required.
-        let none = || SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        return Ok((flags.address.unwrap_or_else(none), None));
-    };
+    if let Some(address) = flags.address {
+        return Ok((address, None));
+    }
+    let config = &flags.config;
+    if matches!(config.try_exists(), Ok(false)) {
+        return Err(Problems::new(vec![Problem::of_file(
+            config,
+            format!("{} is not there", config.display()),
+            "name the configuration with --config, or with --address where the backend answers operators",
+        )]));
+    }
     let flag = ConfigFlag {
         config: config.clone(),
         state_folder: None,
