@@ -100,6 +100,17 @@ impl Config {
         }
     }
 
+    /// Whether an agent could read this text, which is about to be written: the files that it names need not be there.
+    ///
+    /// # Errors
+    ///
+    /// All problems at once.
+    pub fn examine_draft(path: &Path, text: &str) -> Result<(), Problems> {
+        let mut document = Document::draft(path, text);
+        let _read = Self::read(&mut document);
+        document.finish()
+    }
+
     /// Every key with its value and where that comes from, as far as there is one, and all problems.
     ///
     /// # Errors

@@ -1,16 +1,21 @@
 //! Becoming a gateway: a key that is made here, a ticket that is proven and never sent, and files that are there whole
 //! or not at all.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use viworks_common::enrolment::{AgentSecrets, EnrolmentAnswer, InvalidTicket};
-use viworks_common::human;
+use viworks_common::enrolment::{
+    AgentSecrets, EnrolmentAnswer, Home, InvalidTicket, configuration,
+};
+use viworks_common::id::{LabelKey, check_label_value};
+use viworks_common::limits::LABELS_MAX;
 use viworks_common::pin::SpkiPin;
+use viworks_common::{human, text};
 use viworks_runtime::config::Problems;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::FileError;
 
+use crate::config::Config;
 use crate::outbound::failure::DialFailure;
 
 mod exchange;
@@ -20,6 +25,8 @@ mod staging;
 pub use exchange::{Enrolled, Machine, redeem};
 pub use places::Places;
 pub use staging::{Found, Staging, Whole};
+
+use staging::CONFIGURATION;
 
 /// Why this machine is no gateway.
 #[derive(Debug, thiserror::Error)]
@@ -212,6 +219,18 @@ pub enum EnrolError {
         /// What is in the way.
         cause: Box<Self>,
     },
+    /// The backend has made the gateway, and no agent could start with what it says about it.
+    #[error(
+        "the backend at {place} has made the gateway, and what it answers cannot be used ({reason}): nothing of it was \
+         written; tell whoever runs the backend, and then run enroll again with the same ticket: it goes on as the \
+         same gateway"
+    )]
+    UnusableAnswer {
+        /// Where.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The answer is not the backend's that made the ticket.
     #[error(
         "the answer of {place} is not authentic: something on the way has changed it; run enroll again elsewhere, or ask whoever runs the backend"
@@ -242,6 +261,7 @@ impl EnrolError {
             | Self::Unanswered { .. }
             | Self::UnreadChallenge { .. }
             | Self::UnreadAnswer { .. }
+            | Self::UnusableAnswer { .. }
             | Self::OtherServer { .. }
             | Self::Forged { .. } => ExitCode::Unavailable,
             Self::Refused {
@@ -259,7 +279,10 @@ impl EnrolError {
     pub const fn may_be_done(&self) -> bool {
         matches!(
             self,
-            Self::InDoubt { .. } | Self::UnreadAnswer { .. } | Self::Unkept { .. }
+            Self::InDoubt { .. }
+                | Self::UnreadAnswer { .. }
+                | Self::Unkept { .. }
+                | Self::UnusableAnswer { .. }
         )
     }
 
@@ -313,4 +336,32 @@ pub struct Papers {
     pub answer: EnrolmentAnswer,
     /// Its secrets.
     pub secrets: AgentSecrets,
+}
+
+impl Papers {
+    /// The configuration that follows from the answer.
+    fn configuration(&self, home: Home) -> String {
+        let answer = &self.answer;
+        let pins: Vec<SpkiPin> = answer.pins.pins.iter().copied().collect();
+        configuration(&answer.url, &pins, answer.binding, home)
+    }
+
+    /// Holds what the answer says against what an agent reads and people are shown, before anything of it is written:
+    /// an authentic answer is still only what some server says.
+    fn examine(&self) -> Result<(), String> {
+        let labels = &self.answer.labels;
+        if labels.len() > LABELS_MAX {
+            let labels = human::counted(labels.len(), "label", "labels");
+            return Err(format!("it has {labels}, and at most {LABELS_MAX} can be"));
+        }
+        for (key, value) in labels {
+            let key = key.parse::<LabelKey>().map(drop);
+            key.and_then(|()| check_label_value(value))
+                .map_err(|invalid| text::line(&invalid.to_string()).into_owned())?;
+        }
+        // The places of the package's service are no words of the backend.
+        let written = self.configuration(Home::Folder);
+        let read = Config::examine_draft(Path::new(CONFIGURATION), &written);
+        read.map_err(|problems| text::line(&problems.in_one_line()).into_owned())
+    }
 }

@@ -23,14 +23,34 @@ state_folder = "/var/lib/viworks-gateway"
 socket = "/run/viworks-gateway/api.sock"
 "#;
 
-/// A gateway's configuration beside its keys.
+/// A text as TOML has it, in quotation marks: nothing in it ends it, whoever it came from.
+fn string(text: &str) -> String {
+    let mut written = String::with_capacity(text.len() + 2);
+    written.push('"');
+    for character in text.chars() {
+        if character.is_control() {
+            // All of them lie in the basic multilingual plane.
+            write!(written, "\\u{:04X}", u32::from(character))
+                .expect("writing to a string succeeds");
+        } else {
+            if matches!(character, '"' | '\\') {
+                written.push('\\');
+            }
+            written.push(character);
+        }
+    }
+    written.push('"');
+    written
+}
+
+/// A gateway's configuration beside its keys. Whatever `url` is, it is read back as that and as nothing else.
 #[must_use]
 pub fn configuration(url: &str, pins: &[SpkiPin], binding: BindingMode, home: Home) -> String {
     let mut listed = String::new();
     for pin in pins {
         writeln!(listed, "    \"{pin}\",").expect("writing to a string succeeds");
     }
-    let binding = binding.name();
+    let (url, binding) = (string(url), binding.name());
     let own = match home {
         Home::Folder => "",
         Home::Demo => "\n[executor]\nallow_own_commands = \"for_demo_only\"\n",
@@ -41,7 +61,7 @@ pub fn configuration(url: &str, pins: &[SpkiPin], binding: BindingMode, home: Ho
 # Relative paths start at this file's folder.
 
 [outbound]
-url = "{url}"
+url = {url}
 ca_file = "ca.crt"
 # The backend's key and its successor; a server with any other key is not talked to.
 pins = [

@@ -153,8 +153,14 @@ async fn redeem_once(
     let answer: EnrolmentAnswer = read(&answer).map_err(unread)?;
     let secrets = exchange.open(&request, &answer.sealed);
     let secrets = secrets.map_err(|bad| unread(bad.to_string()))?;
+    let papers = Papers { answer, secrets };
+    let examined = papers.examine();
+    examined.map_err(|reason| EnrolError::UnusableAnswer {
+        place: place.clone(),
+        reason,
+    })?;
     Ok(Enrolled {
-        papers: Papers { answer, secrets },
+        papers,
         pin: door.pin,
         place,
     })

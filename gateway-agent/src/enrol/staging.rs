@@ -11,9 +11,8 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA25
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use viworks_common::catalogue::SHIPPED;
-use viworks_common::enrolment::{Home, configuration, identity_file};
+use viworks_common::enrolment::{Home, identity_file};
 use viworks_common::id::InstallId;
-use viworks_common::pin::SpkiPin;
 use viworks_runtime::files::{self, FileError, FolderLock};
 use viworks_runtime::{fault, random};
 use zeroize::Zeroizing;
@@ -165,8 +164,7 @@ impl Staging {
         let room = self.room;
         let answer = &papers.answer;
         let chain = format!("{}{}", answer.certificate, answer.authority);
-        let pins: Vec<SpkiPin> = answer.pins.pins.iter().copied().collect();
-        let toml = configuration(&answer.url, &pins, answer.binding, home);
+        let toml = papers.configuration(home);
         room.write(CERTIFICATE, chain.as_bytes(), 0o644)?;
         room.write(AUTHORITY, answer.authority.as_bytes(), 0o644)?;
         let identity = identity_file(

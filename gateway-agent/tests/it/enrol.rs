@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proptest::prelude::*;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -14,10 +15,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use uuid::Uuid;
 use viworks_common::enrolment::{
-    EnrolmentChallenge, Exchange, PROOF_HEADER, Ticket, WireChallenge,
+    EnrolmentChallenge, Exchange, Home, PROOF_HEADER, Ticket, WireChallenge, configuration,
 };
 use viworks_common::id::{InstallId, TicketId};
-use viworks_common::key::Secret;
+use viworks_common::key::{BindingMode, Secret};
 use viworks_common::pin::SpkiPin;
 use viworks_gateway_agent::enrol::{EnrolError, Machine, redeem};
 use viworks_runtime::clock::{Clock, SystemClock};
@@ -188,5 +189,65 @@ async fn a_challenge_that_cannot_be_read_is_told_at_once_and_leaves_no_doubt() {
         "this attempt asked for nothing",
     ] {
         assert!(told.contains(words), "{words}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn an_authentic_answer_with_which_no_agent_could_start_is_refused_and_keeps_the_key() {
+    let pin = SpkiPin::from_digest([5; 32]);
+    let forged = "wss://a.test\"\nserver_name = \"b.test\"\n# ";
+    for (key, value, why) in [
+        ("url", json!(forged), "no usable host"),
+        ("url", json!("http://a.test"), "http:// cannot be used here"),
+        ("url", json!("ws://a.test"), "is not encrypted"),
+        ("pins", json!({"version": 1, "pins": []}), "pins"),
+        ("labels", json!({"site": "\u{1b}[31mred"}), "label value"),
+        ("labels", json!({"a=b": "c"}), "label key"),
+        ("labels", json!({"site": "a\nb"}), "label value"),
+    ] {
+        let mut said = answer();
+        // Any digits open to some secrets.
+        said["sealed"] = json!("0".repeat(128));
+        said["pins"] = json!({"version": 1, "pins": [pin]});
+        said[key] = value;
+        let (error, pauses) = ended(Said::new(&challenge(), &said)).await;
+        let is_told = matches!(error, EnrolError::UnusableAnswer { .. });
+        assert!(is_told, "{key}: {error}");
+        assert_eq!(pauses, 0, "{error}");
+        assert!(error.may_be_done(), "{error}");
+        assert_eq!(error.exit_code(), ExitCode::Unavailable, "{error}");
+        let told = error.to_string();
+        for words in [why, "has made the gateway", "the same ticket"] {
+            assert!(told.contains(words), "{words}: {told}");
+        }
+        assert!(!told.contains(char::is_control), "{told:?}");
+    }
+}
+
+/// Any text, above all what means something in TOML.
+fn any_text() -> impl Strategy<Value = String> {
+    let special = vec![
+        '"', '\\', '\'', '#', '=', '[', ']', '\n', '\r', '\t', '\0', '\u{7f}', '\u{85}',
+    ];
+    let character = prop_oneof![prop::sample::select(special), any::<char>()];
+    prop::collection::vec(character, 0..40).prop_map(String::from_iter)
+}
+
+fn read(url: &str, home: Home) -> toml::Table {
+    let pins = [SpkiPin::from_digest([5; 32])];
+    let written = configuration(url, &pins, BindingMode::Exporter, home);
+    toml::from_str(&written).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_written_into_a_configuration_is_read_as_that_and_changes_nothing_else(url in any_text()) {
+        for home in [Home::Folder, Home::Demo, Home::Installed] {
+            let mut wanted = read("wss://a.test", home);
+            wanted["outbound"]["url"] = toml::Value::String(url.clone());
+            prop_assert_eq!(read(&url, home), wanted);
+        }
     }
 }

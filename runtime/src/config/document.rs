@@ -71,6 +71,14 @@ impl Document {
         Self::laid(layers::over(first, Reader::Trusting), environment)
     }
 
+    /// A text that is about to be written, by itself: the files that it names need not be there yet.
+    #[must_use]
+    pub fn draft(path: &Path, text: &str) -> Self {
+        let mut document = Self::parse(path, text, &Environment::default());
+        document.examines = false;
+        document
+    }
+
     fn laid(layers: Layers, environment: &Environment) -> Self {
         let mut document = Self::lay(layers.texts, environment);
         document.problems.extend(layers.problems);
