@@ -187,14 +187,19 @@ pub fn flush() {
     }
 }
 
-/// Says a line as it stands: in the log when there is one, otherwise to the standard error output.
-pub fn say(line: &str) {
-    let text = format!("{line}\n");
+/// Says something to people: in the log when there is one, otherwise to the standard error output. Whoever had a word
+/// in it, it drives no terminal.
+pub fn say(said: &str) {
+    let text = harmless(said);
     match LINES.get() {
         Some(lines) => lines.push(text.as_bytes()),
         // Nobody is left to tell that nobody could be told.
         None => drop(io::stderr().write_all(text.as_bytes())),
     }
+}
+
+fn harmless(said: &str) -> String {
+    format!("{}\n", text::block(said))
 }
 
 /// Whether the log flows; none before [`init`].
@@ -509,6 +514,12 @@ mod tests {
             Err(LoggingError::Filter { .. })
         ));
         check_filter("info,tower=warn").unwrap();
+    }
+
+    #[test]
+    fn what_is_said_to_people_drives_no_terminal() {
+        let said = harmless("a\n  fix: \u{1b}[31mb\u{202e}");
+        assert_eq!(said, "a\n  fix: \\u{1b}[31mb\\u{202e}\n");
     }
 
     #[test]

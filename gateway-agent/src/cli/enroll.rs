@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use viworks_common::enrolment::{Home, Ticket};
-use viworks_common::human;
 use viworks_common::id::{GatewayName, InstallId};
 use viworks_common::time::Monotonic;
+use viworks_common::{human, text};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
@@ -222,11 +222,10 @@ async fn try_connection(places: &Places) -> anyhow::Result<ExitCode> {
     let (config, material) = match load(&path) {
         Ok(loaded) => loaded,
         Err(problems) => {
+            stdout::print(&line('\u{2715}', "files", &problems.in_one_line()))?;
             stdout::print(&format!(
-                "  \u{2715} {:<14}{}\n\nThis machine has the identity of a gateway, and no agent can start with what \
-                 is there. Mend it until this is content: viworks-gateway-agent check-config --config {}\n",
-                "files",
-                problems.in_one_line(),
+                "\nThis machine has the identity of a gateway, and no agent can start with what is there. Mend it \
+                 until this is content: viworks-gateway-agent check-config --config {}\n",
                 quoted(&path)
             ))?;
             return Ok(ExitCode::Config);
@@ -245,9 +244,9 @@ async fn try_connection(places: &Places) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::Ok)
         }
         Err((cause, fix)) => {
-            stdout::print(&format!("  \u{2715} {:<14}{cause}\n", "connection"))?;
+            stdout::print(&line('\u{2715}', "connection", &cause))?;
             if !fix.is_empty() {
-                stdout::print(&format!("    {:<14}{fix}\n", "fix"))?;
+                stdout::print(&line(' ', "fix", &fix))?;
             }
             stdout::print(&format!(
                 "\nThis machine is a gateway now, and does not reach its backend yet. It goes on trying once it runs: {next}\n"
@@ -293,7 +292,27 @@ fn took(begun: Monotonic) -> u128 {
 }
 
 fn say(what: &str, found: &str) -> anyhow::Result<()> {
-    Ok(stdout::print(&format!("  \u{2713} {what:<14}{found}\n"))?)
+    Ok(stdout::print(&line('\u{2713}', what, found))?)
+}
+
+/// One line and no more, whoever `found` comes from: nothing in it drives the terminal or forges the next line.
+fn line(sign: char, what: &str, found: &str) -> String {
+    format!("  {sign} {what:<14}{}\n", text::line(found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_say_is_one_line_that_drives_no_terminal() {
+        let labels = "k=\u{1b}]0;owned\u{7}v\n  \u{2713} connection    all is well\u{202e}";
+        let shown = line('\u{2713}', "labels", labels);
+        assert_eq!(shown.lines().count(), 1, "{shown:?}");
+        let text = shown.strip_suffix('\n').unwrap();
+        assert!(!text.contains(text::is_unsafe), "{shown:?}");
+        assert!(shown.contains("k=\\u{1b}]0;owned"), "{shown:?}");
+    }
 }
 
 #[cfg(test)]
