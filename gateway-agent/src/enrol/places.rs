@@ -12,6 +12,7 @@ use viworks_runtime::files::{self, FileError, Folder, quoted};
 use super::EnrolError;
 use super::staging::{CATALOGUE, CONFIGURATION, FOLDER, MOVED};
 use crate::config::Config;
+use crate::identity::INSTALL_ID_FILE;
 use crate::{renewed, setup};
 
 /// What an agent keeps of the identity that it had, and another one cannot use.
@@ -144,41 +145,72 @@ impl Places {
         if self.home == Home::Installed {
             command.push_str("systemctl stop viworks-gateway-agent && ");
         }
-        let names = MOVED.iter().chain([&FOLDER]).copied();
-        put_aside(&mut command, &self.target, names, "");
-        put_aside(&mut command, self.state(), OF_IDENTITY.into_iter(), "*");
+        self.put_files_aside(&mut command);
+        self.put_state_aside(&mut command);
         command.truncate(command.trim_end_matches(" && ").len());
         command
     }
+
+    /// Adds what moves the files that are there into a folder beside them. Their folder is of whoever moves them.
+    fn put_files_aside(&self, command: &mut String) {
+        let names = MOVED.iter().chain([&FOLDER]);
+        let mut there = names
+            .filter(|name| !files::is_absent(&self.target.join(name)))
+            .peekable();
+        if there.peek().is_none() {
+            return;
+        }
+        let aside = free(|number| format!("before-{number}").into(), &self.target);
+        let (folder, aside) = (quoted(&self.target), aside.display());
+        write!(command, "cd {folder} && mkdir -m 700 {aside} && mv")
+            .expect("writing to a string succeeds");
+        for name in there {
+            write!(command, " {name}").expect("writing to a string succeeds");
+        }
+        write!(command, " {aside} && ").expect("writing to a string succeeds");
+    }
+
+    /// Adds what renames the folder of the state as a whole, and makes another one in which the machine is still the
+    /// same installation.
+    ///
+    /// The folder is the service's user's, who could put a link in place of any name in it at any moment. So nothing
+    /// is moved into a name within it and no pattern is read there: what moves is a name of its parent, and one file,
+    /// which is renamed and never followed, into a folder that is still the mover's own.
+    fn put_state_aside(&self, command: &mut String) {
+        if self.state_of_another().is_none() {
+            return;
+        }
+        // A slash behind it would be that of a folder within.
+        let state: PathBuf = self.state().components().collect();
+        let beside = |number: u32| {
+            let mut name = state.clone().into_os_string();
+            name.push(format!(".before-{number}"));
+            PathBuf::from(name)
+        };
+        let aside = free(beside, Path::new(""));
+        let (old, new) = (quoted(&aside), quoted(&state));
+        write!(command, "mv -nT {new} {old} && mkdir -m 700 {new} && ")
+            .expect("writing to a string succeeds");
+        if !files::is_absent(&state.join(INSTALL_ID_FILE)) {
+            let from = quoted(&aside.join(INSTALL_ID_FILE));
+            let to = quoted(&state.join(INSTALL_ID_FILE));
+            write!(command, "mv -nT {from} {to} && ").expect("writing to a string succeeds");
+        }
+        write!(command, "chown --reference={old} {new} && ")
+            .expect("writing to a string succeeds");
+    }
 }
 
-/// Adds what moves those of `names` that are there, with whatever `more` stands for behind them.
-fn put_aside(
-    command: &mut String,
-    folder: &Path,
-    names: impl Iterator<Item = &'static str>,
-    more: &str,
-) {
-    let mut there = names
-        .filter(|name| !files::is_absent(&folder.join(name)))
-        .peekable();
-    if there.peek().is_none() {
-        return;
-    }
-    let is_free = |name: &String| files::is_absent(&folder.join(name));
-    let mut names = (1_u32..).map(|number| format!("before-{number}"));
-    let aside = names.find(is_free).unwrap_or_default();
-    let folder = quoted(folder);
-    write!(command, "cd {folder} && mkdir -m 700 {aside} && mv")
-        .expect("writing to a string succeeds");
-    for name in there {
-        write!(command, " {name}{more}").expect("writing to a string succeeds");
-    }
-    write!(command, " {aside} && ").expect("writing to a string succeeds");
+/// The first of these names in `folder` that nothing has yet.
+fn free(name: impl Fn(u32) -> PathBuf, folder: &Path) -> PathBuf {
+    let mut names = (1_u32..).map(name);
+    let is_free = |name: &PathBuf| files::is_absent(&folder.join(name));
+    names.find(is_free).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
     use std::process::Command;
 
     use super::*;
@@ -220,13 +252,38 @@ mod tests {
             ("etc here/before-1/gateway.toml", true),
             ("etc here/gateway.toml", false),
             ("etc here/mine.txt", true),
-            ("var/before-1/journal.db", true),
-            ("var/before-1/journal.db-wal", true),
-            ("var/before-1/pins.json", true),
+            ("var.before-1/journal.db", true),
+            ("var.before-1/journal.db-wal", true),
+            ("var.before-1/pins.json", true),
+            ("var.before-1/install_id", false),
             ("var/install_id", true),
+            ("var/journal.db", false),
         ] {
             assert_eq!(machine.path().join(path).exists(), is_there, "{path}");
         }
+    }
+
+    #[test]
+    fn what_the_service_s_user_puts_into_its_folder_leads_the_mover_nowhere() {
+        let states = ["journal.db", "journal.db.sh"];
+        let (machine, places) = machine(&[], &states);
+        let var = machine.path().join("var");
+        let elsewhere = machine.path().join("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
+        std::fs::write(elsewhere.join("secret"), "of root").unwrap();
+        symlink(&elsewhere, var.join("before-1")).unwrap();
+        symlink(elsewhere.join("secret"), var.join(INSTALL_ID_FILE)).unwrap();
+        let aside = places.aside();
+        // No name within the folder is gone into, moved onto or asked for by a pattern.
+        assert!(!aside.contains("cd ") && !aside.contains('*'), "{aside}");
+        let command = aside.strip_prefix("systemctl stop viworks-gateway-agent && ");
+        let done = Command::new("sh").args(["-ec", command.unwrap()]).status();
+        assert!(done.unwrap().success(), "{aside}");
+        let entries = std::fs::read_dir(&elsewhere).unwrap();
+        assert_eq!(entries.count(), 1, "{aside}");
+        let moved = var.join(INSTALL_ID_FILE).symlink_metadata().unwrap();
+        assert!(moved.is_symlink(), "a copy of what it leads to: {aside}");
+        assert!(machine.path().join("var.before-1/journal.db.sh").exists());
     }
 
     #[test]

@@ -258,10 +258,10 @@ async fn a_machine_that_was_a_gateway_becomes_another_one_as_it_is_told() {
         assert_eq!(said.code, Some(0), "{said:?}");
         is_online(&system, &home, &name).await;
     }
-    for aside in ["before-1/gateway.key", "state/before-1/journal.db"] {
+    for aside in ["before-1/gateway.key", "state.before-1/journal.db"] {
         assert!(home.join(aside).exists(), "{aside}");
     }
-    assert!(home.join("state/before-2/journal.db").exists());
+    assert!(home.join("state.before-2/journal.db").exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
