@@ -196,8 +196,7 @@ impl Places {
             let to = quoted(&state.join(INSTALL_ID_FILE));
             write!(command, "mv -nT {from} {to} && ").expect("writing to a string succeeds");
         }
-        write!(command, "chown --reference={old} {new} && ")
-            .expect("writing to a string succeeds");
+        write!(command, "chown --reference={old} {new} && ").expect("writing to a string succeeds");
     }
 }
 
