@@ -106,6 +106,18 @@ names() {
   esac
 }
 
+# Where it stands that a unit is being installed for the first time.
+mark_of() { printf '%s' "/usr/share/viworks/begun-$1"; }
+
+# Whether a unit is new: also where an earlier call broke off before it had enabled it.
+is_fresh() { [ ! -e "$root/usr/lib/systemd/system/$1" ] || [ -e "$root$(mark_of "$1")" ]; }
+
+# Before the unit is there, so that no call takes it for one of an earlier version.
+mark() {
+  run mkdir -p "$root/usr/share/viworks"
+  run touch -- "$root$(mark_of "$1")"
+}
+
 # What an earlier version had is left for one restart of all of them.
 start_unit() { # UNIT FRESH
   case $2$(enabled "$1") in
@@ -153,8 +165,14 @@ install_part() {
   [ -n "$user" ] || return 0
   # What is new is enabled; what an earlier version had is restarted, as far as it runs.
   fresh='' fresh_helper='' again=''
-  [ -e "$root/usr/lib/systemd/system/$program.service" ] || fresh=yes
-  [ -e "$root/usr/lib/systemd/system/$helper.socket" ] || fresh_helper=yes
+  if is_fresh "$program.service"; then
+    fresh=yes
+    mark "$program.service"
+  fi
+  if [ -n "$helper" ] && is_fresh "$helper.socket"; then
+    fresh_helper=yes
+    mark "$helper.socket"
+  fi
   put 644 "$from/systemd/$program.service" "/usr/lib/systemd/system/$program.service"
   put 644 "$from/systemd/sysusers.d/$user.conf" "/usr/lib/sysusers.d/$user.conf"
   put 644 "$from/systemd/tmpfiles.d/$user.conf" "/usr/lib/tmpfiles.d/$user.conf"
@@ -187,6 +205,7 @@ install_part() {
     # shellcheck disable=SC2086
     [ -z "$again" ] || run systemctl try-restart $again
   fi
+  for unit in "$program.service" "$helper.socket"; do drop "$(mark_of "$unit")"; done
 }
 
 uninstall_part() {
@@ -213,6 +232,7 @@ uninstall_part() {
     drop_if_empty /usr/share/viworks
   fi
   [ -n "$user" ] || return 0
+  for unit in "$program.service" "$helper.socket"; do drop "$(mark_of "$unit")"; done
   drop "/usr/lib/systemd/system/$program.service"
   drop "/usr/lib/sysusers.d/$user.conf"
   drop "/usr/lib/tmpfiles.d/$user.conf"
@@ -227,7 +247,10 @@ purge_part() {
       ;;
     gateway)
       run rm -rf -- "$root/var/lib/viworks-gateway" "$root/etc/viworks/conf.d" "$root/etc/viworks/commands.d" \
-        "$root/etc/viworks/helper.d" "$root/usr/share/viworks/catalogue" "$root/usr/share/viworks/helper.d"
+        "$root/etc/viworks/helper.d" "$root/usr/share/viworks/catalogue" "$root/usr/share/viworks/helper.d" \
+        "$root/etc/viworks/.enrolling"
+      # What enroll has told to put aside has keys and identities as well.
+      run rm -rf -- "$root/etc/viworks/before-"[0-9]* "$root/var/lib/viworks-gateway.before-"[0-9]*
       for file in gateway.toml gateway.crt gateway.key ca.crt identity.json; do drop "/etc/viworks/$file"; done
       ;;
     cli) return 0 ;;

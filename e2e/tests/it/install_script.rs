@@ -1,7 +1,7 @@
 //! `scripts/install-service.sh` below a folder: without root, the network, or anything that it could start.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -18,6 +18,13 @@ const PAGES: [&str; 4] = [
 
 /// What `docs/operations/validation.md` types.
 const VALIDATION: &str = "scripts/production_validation.sh";
+
+/// Keys that an enrolment has left, and that were put aside for one.
+const KEYS: [&str; 3] = [
+    "etc/viworks/.enrolling/gateway.key",
+    "etc/viworks/before-1/gateway.key",
+    "var/lib/viworks-gateway.before-12/identity.json",
+];
 
 /// An archive with programs that are none, and a folder to install it below.
 struct Site {
@@ -146,8 +153,88 @@ fn it_installs_keeps_uninstalls_and_purges_below_a_folder() {
     assert_eq!(pages(), 0);
     assert!(site.has("etc/viworks/conf.d/10-site.toml") && catalogue.exists());
     assert!(site.has("etc/viworks/gateway.toml"));
+    for key in KEYS {
+        write(&site.root().join(key), "a key");
+    }
     act("purge", &[]);
     assert!(!site.has("etc/viworks") && !site.has("usr/share/viworks"));
+    for key in KEYS {
+        assert!(!site.has(key), "{key}");
+    }
+}
+
+#[test]
+fn a_purged_package_leaves_no_key() {
+    let site = Site::new();
+    for key in KEYS {
+        write(&site.root().join(key), "a key");
+    }
+    let script = workspace().join("packaging/debian/gateway/postrm");
+    let mut script = fs::read_to_string(script).unwrap();
+    for folder in ["/etc/", "/var/", "/run/", "/usr/"] {
+        script = script.replace(folder, &format!(".{folder}"));
+    }
+    // The users of this machine are not its business.
+    let script = script.replace("getent", "false");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script, "postrm", "purge"]);
+    let (output, said) = said(shell.current_dir(site.root()));
+    assert!(output.status.success(), "{said}");
+    for key in KEYS {
+        assert!(!site.has(key), "{key}");
+    }
+    assert!(!site.has("etc/viworks"));
+}
+
+#[test]
+fn a_first_installation_that_broke_off_is_still_the_first_one() {
+    let site = Site::new();
+    let folder = site.folder.path();
+    for (name, does) in [
+        (
+            "systemctl",
+            "case $1 in\n--version) echo 'systemd 252' ;;\nis-enabled) exit 1 ;;\n\
+             enable) echo \"enabled $3\"; [ ! -e refuses ] ;;\nesac",
+        ),
+        ("systemd-sysusers", ":"),
+        ("systemd-tmpfiles", ":"),
+    ] {
+        let stub = folder.join("stubs").join(name);
+        write(&stub, &format!("#!/bin/sh\n{does}\n"));
+        fs::set_permissions(stub, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let script = folder.join("archive/scripts/install-service.sh");
+    let text = fs::read_to_string(&script).unwrap();
+    let whether = r#"is_live() { [ -z "$root" ] && [ -d /run/systemd/system ]; }"#;
+    assert!(text.contains(whether));
+    fs::write(&script, text.replace(whether, "is_live() { true; }")).unwrap();
+    let path = std::env::var_os("PATH").unwrap();
+    let path = format!(
+        "{}:{}",
+        folder.join("stubs").display(),
+        path.to_string_lossy()
+    );
+    let install = || {
+        let mut script = site.script();
+        script.args(["install", "--root", "root", "gateway"]);
+        let (output, said) = said(script.env("PATH", &path));
+        (output.status.success(), said)
+    };
+    write(&folder.join("refuses"), "");
+    let (is_done, told) = install();
+    assert!(!is_done && told.contains("enabled"), "{told}");
+    fs::remove_file(folder.join("refuses")).unwrap();
+    for is_first in [true, false] {
+        let (is_done, told) = install();
+        assert!(is_done, "{told}");
+        for unit in [
+            "viworks-gateway-helper.socket",
+            "viworks-gateway-agent.service",
+        ] {
+            let is_enabled = told.contains(&format!("enabled {unit}"));
+            assert_eq!(is_enabled, is_first, "{unit}: {told}");
+        }
+    }
 }
 
 #[test]

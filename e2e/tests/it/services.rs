@@ -393,6 +393,10 @@ impl Site {
         install(&self.machine, packages);
         self.works().await;
 
+        // What an enrolment has begun, and what was put aside for one.
+        self.machine.shell(
+            "mkdir /etc/viworks/.enrolling /etc/viworks/before-1 /var/lib/viworks-gateway.before-1",
+        );
         self.machine.shell(&format!("dpkg --purge {names}"));
         self.is_clean();
     }
