@@ -9,6 +9,7 @@ use std::num::NonZero;
 
 use anyhow::Context;
 use clap::{CommandFactory as _, Parser};
+use viworks_common::enrolment::{TICKET_SHOWN, without_tickets};
 use viworks_runtime::config::environment;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::stdout::{self, PrintError};
@@ -25,8 +26,7 @@ pub fn main() -> std::process::ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             if error.use_stderr() {
-                // Without a place to write to, only the exit code is left.
-                drop(error.print());
+                not_understood(&error);
                 return ExitCode::Usage.into();
             }
             return asked(&error.render().to_string()).into();
@@ -54,6 +54,14 @@ pub fn main() -> std::process::ExitCode {
 #[must_use]
 pub fn command() -> clap::Command {
     Cli::command()
+}
+
+/// Says what is wrong with the arguments. Without a place to write to, only the exit code is left.
+fn not_understood(error: &clap::Error) {
+    match without_tickets(&error.render().to_string()) {
+        Some(hidden) => say(&format!("{}\n\n{TICKET_SHOWN}", hidden.trim_end())),
+        None => drop(error.print()),
+    }
 }
 
 /// Prints the help or the version.

@@ -19,7 +19,10 @@ pub use exchange::{
 };
 pub use identity_file::identity_file;
 pub use naming::{NAME_PREFIX_BYTES_MAX, NameRule, NoName};
-pub use ticket::{InvalidTicket, TICKET_CHARS_MAX, TICKET_PREFIX, TICKET_URL_BYTES_MAX, Ticket};
+pub use ticket::{
+    InvalidTicket, TICKET_CHARS_MAX, TICKET_PREFIX, TICKET_SHOWN, TICKET_URL_BYTES_MAX, Ticket,
+    without_tickets,
+};
 
 /// Most gateways that one ticket may enrol.
 pub const TICKET_USES_MAX: u32 = 10_000;

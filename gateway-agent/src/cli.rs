@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
+use viworks_common::enrolment::{Home, TICKET_SHOWN, without_tickets};
 use viworks_common::id::GatewayName;
 use viworks_common::text;
 use viworks_runtime::ask::ANSWER_SECONDS;
@@ -240,8 +241,7 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
         Ok(parsed) => parsed,
         Err(error) => {
             if error.use_stderr() {
-                // If nobody reads it, the exit code has to do.
-                drop(error.print());
+                not_understood(&error);
                 return ExitCode::Usage.into();
             }
             return asked(&error.render().to_string()).into();
@@ -265,6 +265,14 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
 #[must_use]
 pub fn command() -> clap::Command {
     Arguments::command()
+}
+
+/// Says what is wrong with the arguments. If nobody reads it, the exit code has to do.
+fn not_understood(error: &clap::Error) {
+    match without_tickets(&error.render().to_string()) {
+        Some(hidden) => logging::say(&format!("{}\n\n{TICKET_SHOWN}", hidden.trim_end())),
+        None => drop(error.print()),
+    }
 }
 
 /// Prints the help or the version.
@@ -545,5 +553,22 @@ mod tests {
             seen += 1;
         }
         assert!(seen > 10, "{seen}");
+    }
+
+    #[test]
+    fn a_ticket_in_the_wrong_place_is_not_repeated() {
+        for words in [
+            ["enroll", "vwt1_c2VjcmV0"].as_slice(),
+            &["enroll", "--name", "vwt1_c2VjcmV0"],
+            &["enroll", "--wait=vwt1_c2VjcmV0"],
+            &["vwt1_c2VjcmV0"],
+        ] {
+            let arguments = std::iter::once(&"viworks-gateway-agent").chain(words);
+            let error = Arguments::try_parse_from(arguments).unwrap_err();
+            let said = error.render().to_string();
+            assert!(said.contains("c2VjcmV0"), "{said}");
+            let hidden = without_tickets(&said).unwrap();
+            assert!(!hidden.contains("c2VjcmV0"), "{hidden}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
+use viworks_common::enrolment::{TICKET_SHOWN, without_tickets};
 
 use crate::failure::Failure;
 use crate::output::Format;
@@ -38,14 +39,26 @@ pub fn failure(error: &clap::Error) -> Failure {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return Failure::usage("what is to be done is missing").with("--help lists what can be");
     }
-    let text = error.render().to_string();
+    let said = error.render().to_string();
+    let hidden = without_tickets(&said);
+    let has_ticket = hidden.is_some();
+    let text = hidden.unwrap_or(said);
     let mut paragraphs = text
         .split("\n\n")
         .map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "))
         .filter(|paragraph| !paragraph.is_empty());
     let first = paragraphs.next().unwrap_or_default();
     let what = first.strip_prefix("error: ").unwrap_or(&first);
-    paragraphs.fold(Failure::usage(what), Failure::with)
+    let mut failure = Failure::usage(what);
+    if has_ticket {
+        failure = failure.with(TICKET_SHOWN);
+    }
+    paragraphs.fold(failure, Failure::with)
+}
+
+/// Whether what the parser says repeats a ticket, which is for nobody to read.
+pub fn shows_ticket(error: &clap::Error) -> bool {
+    without_tickets(&error.render().to_string()).is_some()
 }
 
 #[cfg(test)]
@@ -96,5 +109,26 @@ mod tests {
         let none = told("viworks gateway");
         assert_eq!(none.exit, ExitCode::Usage);
         assert!(none.details[0].contains("--help"), "{none:?}");
+    }
+
+    #[test]
+    fn a_ticket_in_the_wrong_place_is_not_repeated_and_is_to_be_revoked() {
+        for words in [
+            "viworks ticket show vwt1_c2VjcmV0",
+            "viworks ticket revoke vwt1_c2VjcmV0",
+            "viworks ticket vwt1_c2VjcmV0",
+            "viworks ticket ls vwt1_c2VjcmV0",
+            "viworks ticket create --name vwt1_c2VjcmV0",
+        ] {
+            let error = Arguments::try_parse_from(of(words)).unwrap_err();
+            assert!(shows_ticket(&error), "{words}");
+            let told = failure(&error);
+            let mut lines = told.details.iter().chain([&told.what]);
+            assert!(lines.all(|line| !line.contains("c2VjcmV0")), "{told:?}");
+            let advice = told.details.iter().any(|detail| detail == TICKET_SHOWN);
+            assert!(advice, "{told:?}");
+        }
+        let other = Arguments::try_parse_from(of("viworks nonsense")).unwrap_err();
+        assert!(!shows_ticket(&other));
     }
 }

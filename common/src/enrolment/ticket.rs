@@ -20,6 +20,9 @@ use crate::time::Timestamp;
 pub const TICKET_PREFIX: &str = "vwt1_";
 /// What tickets of every version begin with.
 const FAMILY: &str = "vwt";
+/// What to do about a ticket that stood on a command line.
+pub const TICKET_SHOWN: &str = "that is a ticket, and every user of this machine can read a command line: revoke it \
+    (viworks ticket revoke ID), make another one, and hand it over in a file or by the standard input";
 /// Bytes of the longest address of a door.
 pub const TICKET_URL_BYTES_MAX: usize = 512;
 
@@ -92,6 +95,46 @@ pub enum InvalidTicket {
          ticket revoke), make another one, and hand it over in a file or by the standard input"
     )]
     Shown,
+}
+
+/// What was said about words that were not understood, with no more of the tickets in it than what tickets begin with;
+/// `None` where there is none in it.
+///
+/// Whoever quotes a word ends it with a quotation mark: a ticket whose line was broken goes up to there.
+#[must_use]
+pub fn without_tickets(said: &str) -> Option<String> {
+    let mut rest = said;
+    let mut hidden = String::new();
+    while let Some((before, behind)) = split_at_ticket(rest) {
+        hidden.push_str(before);
+        hidden.push_str(TICKET_PREFIX);
+        hidden.push('…');
+        let is_foreign = |c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+        let end = behind.find(['\'', '"']).or_else(|| behind.find(is_foreign));
+        rest = behind
+            .get(end.unwrap_or(behind.len())..)
+            .unwrap_or_default();
+    }
+    if hidden.is_empty() {
+        return None;
+    }
+    hidden.push_str(rest);
+    Some(hidden)
+}
+
+/// What stands in front of the first ticket of any version, and what behind the prefix of that.
+fn split_at_ticket(text: &str) -> Option<(&str, &str)> {
+    let mut families = text.match_indices(FAMILY);
+    families.find_map(|(at, family)| {
+        let (before, ticket) = text.split_at_checked(at)?;
+        let version = ticket.strip_prefix(family)?;
+        let behind = version.trim_start_matches(|c: char| c.is_ascii_digit());
+        let is_prefix = behind.len() < version.len();
+        behind
+            .strip_prefix('_')
+            .filter(|_payload| is_prefix)
+            .map(|payload| (before, payload))
+    })
 }
 
 /// Characters that so many bytes become.
@@ -348,5 +391,32 @@ mod tests {
             whole,
         };
         assert_eq!(more.parse::<Ticket>(), Err(told));
+    }
+
+    #[test]
+    fn what_is_said_of_words_shows_no_ticket() {
+        for (said, shown) in [
+            (
+                "unexpected argument 'vwt1_Ab-_9' found",
+                "unexpected argument 'vwt1_…' found",
+            ),
+            ("'vwt1_Ab\n cd' and \"vwt12_x\"", "'vwt1_…' and \"vwt1_…\""),
+            ("--name=vwt1_Abc is bad", "--name=vwt1_… is bad"),
+            ("vwt1_", "vwt1_…"),
+        ] {
+            assert_eq!(without_tickets(said).as_deref(), Some(shown));
+        }
+        for said in ["", "vwt", "vwt_abc", "vwt1", "the vwt1-abc of vwt2 _x"] {
+            assert_eq!(without_tickets(said), None, "{said}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_letter_of_a_ticket_is_left_in_what_is_said_of_it(payload in "[A-Za-z0-9_-]{8,40}", before in "[ a-z='-]{0,9}") {
+            let said = format!("{before}'vwt1_{payload}' is wrong, \"vwt1_{payload}\" as well");
+            let hidden = without_tickets(&said).unwrap();
+            prop_assert!(!hidden.contains(&payload), "{}", hidden);
+        }
     }
 }
