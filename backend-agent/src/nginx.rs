@@ -3,6 +3,8 @@
 mod asked;
 pub mod check;
 mod directive;
+mod gate;
+mod names;
 mod operators;
 mod passed;
 mod place;

@@ -281,7 +281,14 @@ fn words(text: &str) -> Result<VecDeque<(usize, Word)>, usize> {
                 loop {
                     match letters.next().ok_or(begun)? {
                         end if end == letter => break,
-                        '\\' => word.push(letters.next().ok_or(begun)?),
+                        '\\' => {
+                            let next = letters.next().ok_or(begun)?;
+                            // As nginx does: only these lose it, and an expression keeps its own.
+                            if !matches!(next, '"' | '\'' | '\\') {
+                                word.push('\\');
+                            }
+                            word.push(next);
+                        }
                         other => {
                             line += usize::from(other == '\n');
                             word.push(other);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use viworks_common::limits::REQUEST_BODY_BYTES_MAX;
 
 use super::directive::{Directive, in_force, named, size, span};
+use super::gate;
 use super::place::Place;
 use super::render::reached_at;
 use super::sources::{self, Clients};
@@ -30,6 +31,9 @@ pub(super) fn check(whole: &Whole<'_>, findings: &mut Findings) {
         perhaps |= targets.may_lead();
         let ways = targets.ways(findings);
         found |= !ways.is_empty();
+        for way in &ways {
+            gate::check_http(&targets, way, gate::OPERATORS, findings);
+        }
         for ways in ways.chunk_by(|one, other| std::ptr::eq(one.server(), other.server())) {
             encryption(whole, ways, findings);
             events(ways, findings);

@@ -3,12 +3,18 @@
 use std::time::Duration;
 
 use viworks_common::network::IpNetwork;
+use viworks_runtime::config::Problem;
 
 use super::directive::{Directive, in_force, named, span};
+use super::gate::{self, Comers};
+use super::names::{self, Chosen, Source};
 use super::place::Place;
 use super::render::reached_at;
-use super::whole::{Findings, Targets, Way, Whole, comes_from, host};
+use super::whole::{Findings, Targets, Way, Whole, comes_from, host, port, variable};
 use crate::config::ProxyProtocol;
+
+/// Less time to say a name than a slow network takes for it.
+const PREREAD_MIN: Duration = Duration::from_secs(1);
 
 /// A listener to which TLS is passed through, with what its section says of proxies.
 struct Listener<'l> {
@@ -24,7 +30,7 @@ struct Listener<'l> {
 /// What is said about it.
 struct Words {
     /// Who comes.
-    who: &'static str,
+    comers: Comers,
     /// What they do with its name.
     dial: &'static str,
     /// What happens when nothing gets through.
@@ -34,14 +40,17 @@ struct Words {
 }
 
 const OF_AGENTS: Words = Words {
-    who: "gateways",
+    comers: gate::GATEWAYS,
     dial: "gateways dial",
     nobody: "no gateway could connect",
     all_for_one: "the backend would take all gateways for one, at the address of nginx: its limits for each address are for all of them",
 };
 
 const OF_DOOR: Words = Words {
-    who: "machines that enrol",
+    comers: Comers {
+        who: "machines that enrol",
+        from_anywhere: true,
+    },
     dial: "machines enrol at",
     nobody: "no machine could enrol",
     all_for_one: "the backend would take all machines that enrol for one, at the address of nginx: a ticket's networks and the limits for each address are about nginx",
@@ -74,6 +83,10 @@ pub(super) fn agents(whole: &Whole<'_>, findings: &mut Findings) {
         words: OF_AGENTS,
     };
     if listener.check(whole, findings, silence) == Ways::None {
+        if let Some(problem) = listener.led_elsewhere(whole) {
+            findings.refuse(problem);
+            return;
+        }
         let address = &listener.address;
         let missing =
             format!("no server in a stream block leads to {address}, where gateways are taken");
@@ -111,6 +124,11 @@ pub(super) fn door(whole: &Whole<'_>, findings: &mut Findings) {
         words: OF_DOOR,
     };
     if listener.check(whole, findings, |_whole, _blocks, _findings| {}) == Ways::None {
+        // By another way than this nginx they may come only where their name does not lead into it.
+        if let Some(problem) = listener.led_elsewhere(whole) {
+            findings.refuse(problem);
+            return;
+        }
         findings.unseen.push(format!(
             "not looked at: how machines that enrol come to {}, for no server in a stream block leads there",
             listener.address
@@ -138,15 +156,18 @@ impl Listener<'_> {
                 way.everybody_is_believed(findings);
                 self.header(&blocks, &way, findings);
                 self.ends_here(&blocks, findings);
+                let comers = self.words.comers;
+                gate::check(&targets, &way, comers, findings);
+                gate::check_stream(&way, comers, self.words.nobody, findings);
                 more(whole, &blocks, findings);
                 let by = targets.chooses(way.pass.value());
                 if let Some(map) = by.filter(|by| by.name == "map") {
-                    self.names(&blocks, map, |word| targets.means(word), findings);
+                    self.chooses(&blocks, map, &targets, findings);
                 }
             }
         }
         if found == Ways::Found {
-            let (who, address) = (self.words.who, &self.address);
+            let (who, address) = (self.words.comers.who, &self.address);
             let right = format!("{who} are passed through to {address}");
             findings.right.push(right);
         }
@@ -193,10 +214,40 @@ impl Listener<'_> {
                 findings.problems.push(listen.problem(
                     format!(
                         "TLS of {} would end here, and with it what the backend needs of it",
-                        self.words.who
+                        self.words.comers.who
                     ),
                     "remove ssl: it is passed through, and told apart by ssl_preread on;",
                 ));
+            }
+        }
+    }
+
+    /// Whether a map leads them to the backend.
+    fn chooses(
+        &self,
+        blocks: &[&[Directive]],
+        map: &Directive,
+        targets: &Targets<'_>,
+        findings: &mut Findings,
+    ) {
+        let by = map.value();
+        match names::source(map) {
+            Source::Name => self.names(blocks, map, targets, findings),
+            Source::Other if !targets.gives(by) => {
+                let default = named(&map.block, "default").last();
+                if default.is_some_and(|it| targets.means(it.value())) {
+                    findings.unseen(map, "who is led elsewhere by it is known to nginx alone");
+                    return;
+                }
+                let (who, nobody) = (self.words.comers.who, self.words.nobody);
+                findings.refuse(map.problem(
+                    format!("{who} are told apart by {by} and not by the name that they ask for: {nobody} but those \
+                         in it"),
+                    "write map $ssl_preread_server_name in its place, with their name",
+                ));
+            }
+            Source::Other | Source::Unknown => {
+                findings.unseen(map, "where it leads a name is known to nginx alone");
             }
         }
     }
@@ -206,7 +257,7 @@ impl Listener<'_> {
         &self,
         blocks: &[&[Directive]],
         map: &Directive,
-        leads_here: impl Fn(&str) -> bool,
+        targets: &Targets<'_>,
         findings: &mut Findings,
     ) {
         let preread = in_force(blocks, "ssl_preread").filter(|it| it.value() == "on");
@@ -216,23 +267,96 @@ impl Listener<'_> {
                 "write ssl_preread on; in the server",
             ));
         }
+        if let Some(timeout) = in_force(blocks, "preread_timeout")
+            && span(timeout.value()).is_some_and(|found| found < PREREAD_MIN)
+        {
+            findings.refuse(timeout.problem(
+                format!(
+                    "{} have {} to say which name they ask for, and are cut then",
+                    self.words.comers.who,
+                    timeout.value()
+                ),
+                "write preread_timeout 5s;",
+            ));
+        }
         let Some(host) = self.public_url.and_then(host) else {
             return;
         };
-        let default = named(&map.block, "default");
-        let own = map
-            .block
-            .iter()
-            .find(|entry| entry.name.eq_ignore_ascii_case(host));
-        let leads = own.or_else(|| default.last());
-        if !leads.is_some_and(|entry| leads_here(entry.value())) {
-            let (dial, section) = (self.words.dial, self.section);
-            findings.problems.push(map.problem(
-                format!("{dial} {host} (public_url in {section}), and that name does not lead to the backend"),
-                format!("write a line {host} with the upstream that has {}", self.address),
-            ));
+        match names::chosen(map, host) {
+            Chosen::Line(line) if targets.means(line.value()) => {}
+            // What an expression has found in the name, or a line that nginx alone can read.
+            Chosen::Line(line) if line.value().contains('$') => {
+                findings.unseen(line, "where it leads is not known before nginx runs");
+            }
+            Chosen::Perhaps(line) => {
+                findings.unseen(
+                    line,
+                    "whether its expression takes the name is for nginx to say",
+                );
+            }
+            Chosen::Line(_) | Chosen::Nothing => {
+                findings.problems.push(self.not_led(map, host));
+            }
         }
     }
+
+    fn not_led(&self, map: &Directive, host: &str) -> Problem {
+        let (dial, section) = (self.words.dial, self.section);
+        map.problem(
+            format!(
+                "{dial} {host} (public_url in {section}), and that name does not lead to the backend"
+            ),
+            format!(
+                "write a line {host} with the upstream that has {}",
+                self.address
+            ),
+        )
+    }
+
+    /// That their name leads to something else of this backend, or of this nginx, where nothing leads to the listener.
+    fn led_elsewhere(&self, whole: &Whole<'_>) -> Option<Problem> {
+        let url = self.public_url?;
+        let (host, port) = (host(url)?, port(url));
+        let config = whole.config;
+        let listeners = [
+            Some(config.agents.listen),
+            Some(config.api.listen),
+            config.enrolment.listen,
+        ];
+        let own = listeners
+            .into_iter()
+            .flatten()
+            .filter_map(Place::of_listener);
+        let servers = whole
+            .blocks("http")
+            .flat_map(|http| named(&http.block, "server"));
+        let listens = servers.flat_map(|server| named(&server.block, "listen"));
+        let others: Vec<_> = own.chain(listens.filter_map(Place::of_listen)).collect();
+        for stream in whole.blocks("stream") {
+            let maps = named(&stream.block, "map");
+            for map in maps.filter(|map| names::source(map) == Source::Name) {
+                let Chosen::Line(line) = names::chosen(map, host) else {
+                    continue;
+                };
+                let is_used = named(&stream.block, "server").any(|it| takes_by(it, map, port));
+                let mut others = others.iter().map(|place| Targets::of(stream, place));
+                if is_used && others.any(|targets| targets.means(line.value())) {
+                    return Some(self.not_led(map, host));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Whether a server takes connections at this port, and leads them by this map.
+fn takes_by(server: &Directive, map: &Directive, port: u16) -> bool {
+    let given = map.arguments.last().and_then(|given| variable(given));
+    let mut passes = named(&server.block, "proxy_pass");
+    let mut listens = named(&server.block, "listen").filter_map(Place::of_listen);
+    given.is_some()
+        && passes.any(|pass| variable(pass.value()) == given)
+        && listens.any(|place| place.port() == Some(port))
 }
 
 /// Whether nginx cuts sessions that may be silent.

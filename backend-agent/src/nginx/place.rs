@@ -85,6 +85,15 @@ impl Place {
         Some(Self::of_address(SocketAddr::new(host, port), is_both))
     }
 
+    /// Its port, where it has one.
+    pub(super) const fn port(&self) -> Option<u16> {
+        match self {
+            Self::Address(address) => Some(address.port()),
+            Self::Everywhere { port, .. } => Some(*port),
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Where a server of `http` is that says nothing about it.
     pub(super) const fn of_silence() -> Self {
         Self::Everywhere {

@@ -3,6 +3,7 @@
 use viworks_common::pin::SpkiPin;
 
 use super::directive::{Directive, in_force, span};
+use super::gate;
 use super::place::Place;
 use super::render::reached_at;
 use super::renewal::pin;
@@ -50,6 +51,7 @@ pub(super) fn check(whole: &Whole<'_>, pins: &[SpkiPin], findings: &mut Findings
         for way in targets.ways(findings) {
             found = true;
             way.everybody_is_believed(findings);
+            gate::check_http(&targets, &way, gate::GATEWAYS, findings);
             // Once for each server, whatever leads on from there.
             if !last.is_some_and(|last| std::ptr::eq(last, way.server())) {
                 sources::check(whole, &way, Clients::Gateways, findings);

@@ -30,6 +30,13 @@ impl Findings {
         self.problems.push(Problem::of_file(file, message, help));
     }
 
+    /// Something is wrong that may be met by several ways, and is said once.
+    pub(super) fn refuse(&mut self, problem: Problem) {
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+    }
+
     /// Something works, and should be done about nevertheless.
     pub(super) fn warn(&mut self, problem: Problem) {
         // One server may be met by several ways.
@@ -253,6 +260,29 @@ impl<'d> Targets<'d> {
         may
     }
 
+    /// The servers that lead there out of groups that a `proxy_pass` can mean, where all that do are marked as down;
+    /// each with whether the whole group is.
+    pub(super) fn out_of_use(&self, pass: &str) -> Vec<(&'d Directive, bool)> {
+        let given = self.givers(pass).into_iter().flat_map(values);
+        let words: Vec<_> = [pass].into_iter().chain(given).map(target).collect();
+        let is_down = |server: &&Directive| server.arguments.iter().any(|word| word == "down");
+        let groups = named(&self.part.block, "upstream");
+        let groups = groups.filter(|group| words.contains(&group.value()));
+        let found = groups.filter_map(|group| {
+            let servers = || named(&group.block, "server");
+            let mut leads = servers().filter(|it| self.place.reached_by(it.value()).is_there());
+            let first = leads.next().filter(is_down)?;
+            let is_out = leads.all(|it| is_down(&it));
+            is_out.then(|| (first, servers().all(|it| is_down(&it))))
+        });
+        found.collect()
+    }
+
+    /// Whether something gives this variable its value.
+    pub(super) fn gives(&self, variable: &str) -> bool {
+        !self.givers(variable).is_empty()
+    }
+
     /// By what a `proxy_pass` with a variable can lead there.
     pub(super) fn chooses(&self, pass: &str) -> Option<&'d Directive> {
         let leads = |giver: &&'d Directive| values(giver).any(|value| self.means(value));
@@ -373,7 +403,7 @@ fn target(pass: &str) -> &str {
 }
 
 /// The name of a variable, where a text is one and nothing else.
-fn variable(text: &str) -> Option<&str> {
+pub(super) fn variable(text: &str) -> Option<&str> {
     let name = text.strip_prefix('$')?;
     let name = name
         .strip_prefix('{')
@@ -414,4 +444,13 @@ pub(crate) fn host(url: &str) -> Option<&str> {
         None => authority.split(':').next()?,
     };
     (!host.is_empty()).then_some(host)
+}
+
+/// The port of a URL of TLS.
+pub(super) fn port(url: &str) -> u16 {
+    let rest = url.split_once("://").map_or(url, |(_scheme, rest)| rest);
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    let port = authority.rsplit_once(':');
+    port.and_then(|(_host, port)| port.parse().ok())
+        .unwrap_or(443)
 }

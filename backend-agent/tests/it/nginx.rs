@@ -13,6 +13,7 @@ use viworks_runtime::config::Problems;
 use crate::pki;
 
 mod asked;
+mod gate;
 mod places;
 mod strength;
 mod terminated;
