@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
-use viworks_common::enrolment::{Home, TICKET_SHOWN, without_tickets};
+use viworks_common::enrolment::{TICKET_SHOWN, without_tickets};
 use viworks_common::id::GatewayName;
 use viworks_common::text;
 use viworks_runtime::ask::ANSWER_SECONDS;

@@ -62,7 +62,8 @@ pub(super) fn chosen<'m>(map: &'m Directive, name: &str) -> Chosen<'m> {
             wildcard = Some((rank, line));
         }
     }
-    if let Some(line) = own.or(wildcard.map(|(_rank, line)| line)) {
+    let wildcard = || wildcard.map(|(_rank, line)| line);
+    if let Some(line) = own.or_else(wildcard) {
         return Chosen::Line(line);
     }
     for line in lines(map) {

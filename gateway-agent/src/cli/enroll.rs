@@ -313,11 +313,6 @@ mod tests {
         assert!(!text.contains(text::is_unsafe), "{shown:?}");
         assert!(shown.contains("k=\\u{1b}]0;owned"), "{shown:?}");
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn the_package_s_folder_is_known_however_it_is_written() {
