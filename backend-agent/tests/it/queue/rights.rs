@@ -136,6 +136,33 @@ async fn a_wrong_password_is_said_at_once_and_a_changed_one_is_read_again() {
 }
 
 #[tokio::test]
+async fn a_numbered_database_needs_a_right_of_its_own_and_a_start_says_which() {
+    let line = documented().replace("PASSWORD", "correct-horse");
+    let Some(own) = Own::start_with(&[&line]) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let _unnumbered = address(&own, &folder, "correct-horse");
+    let file = folder.path().join("queue.password");
+    let numbered = |number: u32| {
+        let url = format!("redis://viworks@127.0.0.1:{}/{number}", own.place().port());
+        QueueAddress::parse(&url, Some(&file), None).unwrap()
+    };
+    let refused = async |number: u32| {
+        let tried = Instance::with(numbered(number), LIMITS).await;
+        let error = tried.map(drop).unwrap_err();
+        assert!(error.is_lasting(), "{error}");
+        assert!(error.to_string().contains("+select"), "{error}");
+    };
+    refused(1).await;
+    let words = ["ACL", "SETUSER", "viworks", "+select"];
+    own.place().ask::<String>(&words).unwrap();
+    assert!(Instance::with(numbered(1), LIMITS).await.is_ok());
+    // The server has sixteen.
+    refused(5_000).await;
+}
+
+#[tokio::test]
 async fn what_is_no_redis_is_said_to_be_none() {
     use std::io::Write as _;
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -36,7 +36,12 @@ impl From<RedisError> for Error {
 }
 
 /// A word of the server, and what it means for whoever wrote the configuration.
-const MEANINGS: [(&str, &str); 4] = [
+const MEANINGS: [(&str, &str); 5] = [
+    (
+        NO_DATABASE,
+        "it does not let this user switch to the database whose number url of [queue] names: grant the user +select, name a \
+         number that the server has, or leave the number out",
+    ),
     (
         "WRONGPASS",
         "it does not let this user in with this password (WRONGPASS): see url and password_file of [queue]",
@@ -58,6 +63,13 @@ const MEANINGS: [(&str, &str); 4] = [
 /// What a server says that is asked as a node of a cluster and is none.
 const NO_CLUSTER: &str = "cluster support disabled";
 
+/// What the library says in place of the server's word where that refused the number of the database: the user may not
+/// ask for any, or the server has fewer.
+const NO_DATABASE: &str = "refused to switch database";
+
+/// Where the rights are listed that the user needs.
+const RIGHTS: &str = "docs/operations/scaling.md lists the rights that this user needs";
+
 /// What the library says, once and in one line.
 fn said(error: &RedisError) -> String {
     let text = error.to_string();
@@ -67,8 +79,21 @@ fn said(error: &RedisError) -> String {
         None if error.kind() == ErrorKind::Parse => {
             "what answers there is no Redis; check host and port in url of [queue]".to_owned()
         }
-        None => text.lines().next().unwrap_or_default().to_owned(),
+        None => {
+            let line = text.lines().next().unwrap_or_default();
+            // What the server says of it names the right that is lacking.
+            if is_forbidden(error, &text) {
+                format!("{line}; {RIGHTS}")
+            } else {
+                line.to_owned()
+            }
+        }
     }
+}
+
+/// Whether the user lacks a right.
+fn is_forbidden(error: &RedisError, text: &str) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) || text.contains("NOPERM")
 }
 
 /// What certificates that do not hold are called by the library beneath.
@@ -171,7 +196,7 @@ const OF_THE_SERVER: [&str; 11] = [
 fn names_the_server(error: &RedisError) -> bool {
     let text = error.to_string();
     let mut words = text.split(|sign: char| !sign.is_ascii_alphabetic());
-    words.any(|word| OF_THE_SERVER.contains(&word))
+    text.contains(NO_DATABASE) || words.any(|word| OF_THE_SERVER.contains(&word))
 }
 
 fn refuses(error: &RedisError) -> bool {
@@ -187,9 +212,16 @@ fn refuses(error: &RedisError) -> bool {
             | ErrorKind::Parse
             | ErrorKind::Server(ServerErrorKind::NoPerm)
     ) || matches!(error.code(), Some("WRONGPASS" | "NOAUTH" | "NOPERM"))
-        || ["WRONGPASS", "NOAUTH", "NOPERM", NO_CLUSTER, BAD_CERTIFICATE]
-            .into_iter()
-            .any(said)
+        || [
+            "WRONGPASS",
+            "NOAUTH",
+            "NOPERM",
+            NO_CLUSTER,
+            NO_DATABASE,
+            BAD_CERTIFICATE,
+        ]
+        .into_iter()
+        .any(said)
 }
 
 #[cfg(test)]
@@ -255,6 +287,36 @@ mod tests {
             assert!(error.is_lasting(), "{text}");
             assert!(std::error::Error::source(&error).is_none());
         }
+    }
+
+    #[test]
+    fn a_database_that_the_user_may_not_use_stays_so_and_the_right_is_named() {
+        // The library keeps the word of the server to itself.
+        for said in [
+            "this user has no permissions to run the 'select' command",
+            "DB index is out of range",
+        ] {
+            let refused = (
+                ErrorKind::Server(ServerErrorKind::ResponseError),
+                "Redis server refused to switch database",
+                said.to_owned(),
+            );
+            let error = Error::Server(refused.into());
+            let text = error.to_string();
+            assert!(text.contains("grant the user +select"), "{text}");
+            assert!(error.is_lasting(), "{text}");
+            assert!(error.is_of_the_server(), "{text}");
+            assert!(!error.is_about_what_was_asked(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_right_that_is_lacking_is_named_with_where_all_are_listed() {
+        let right = "this user has no permissions to run the 'subscribe' command";
+        let error = answer(&format!("NOPERM {right}"));
+        let text = error.to_string();
+        assert!(text.contains(right) && text.contains(RIGHTS), "{text}");
+        assert!(error.is_lasting(), "{text}");
     }
 
     #[test]
