@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// How long all questions together may take.
-const ASK_TIME: Duration = Duration::from_secs(2);
+pub(crate) const ASK_TIME: Duration = Duration::from_secs(2);
 
 /// As much of an answer as it takes to recognise it.
 const ANSWER_MAX: usize = 64;

@@ -11,7 +11,9 @@ use futures_util::TryStreamExt as _;
 use sqlx::encode::{Encode, IsNull};
 use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
-use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgRow, PgStatement, PgTypeInfo};
+use sqlx::postgres::{
+    PgArgumentBuffer, PgArguments, PgConnectOptions, PgRow, PgStatement, PgTypeInfo,
+};
 use sqlx::{
     Arguments as _, Column as _, ConnectOptions as _, Connection as _, Either, Executor as _,
     PgConnection, Postgres, Row as _, Statement as _, Type, TypeInfo as _, ValueRef as _,
@@ -150,16 +152,45 @@ impl std::fmt::Debug for Connection {
 impl Connection {
     /// Connects to a server that keeps what it commits, on the thread that is to have the connection.
     pub(super) fn open(address: &Address) -> Result<Self, Error> {
+        Self::open_by(address, async |options| {
+            Box::pin(within(address.connect_timeout, connect(options))).await
+        })
+    }
+
+    /// The same as the first thing that is done with an address: where nothing but silence comes from there, it is seen
+    /// whether another kind of server is, which no wait would mend. That takes no longer than connecting may take.
+    pub(super) fn open_first(address: &Address) -> Result<Self, Error> {
+        Self::open_by(address, async |options| {
+            let limit = address.connect_timeout;
+            let mut connecting = Box::pin(within(limit, connect(options)));
+            let Some((host, port)) = address.host() else {
+                return connecting.await;
+            };
+            let asking = || Box::pin(protocol::other_than(Protocol::Postgres, host, port));
+            let alone = limit.saturating_sub(protocol::ASK_TIME);
+            let early = tokio::time::timeout(alone, &mut connecting).await;
+            let (connected, found) = match early {
+                Ok(Err(error)) if error.is_silence() => (Err(error), asking().await),
+                Ok(done) => (done, None),
+                // It is asked what it is while it may yet answer.
+                Err(_elapsed) => tokio::join!(connecting, asking()),
+            };
+            connected.map_err(|error| match found {
+                Some(found) if error.is_silence() => Error::of_another(found),
+                Some(_) | None => error,
+            })
+        })
+    }
+
+    fn open_by(
+        address: &Address,
+        connecting: impl AsyncFnOnce(&PgConnectOptions) -> Result<PgConnection, Error>,
+    ) -> Result<Self, Error> {
         let runtime = of_this_thread()?;
         let options = address
             .options()
             .map_err(|error| Error::Address(error.to_string()))?;
-        let connecting = async {
-            let mut inner = options.connect().await?;
-            server::check(&mut inner).await?;
-            Ok(inner)
-        };
-        let connected = runtime.block_on(within(address.connect_timeout, connecting));
+        let connected = runtime.block_on(connecting(&options));
         let inner = connected.map_err(|error| {
             if address.has_password() {
                 error
@@ -177,21 +208,6 @@ impl Connection {
             party: Cell::new(Party::Beside),
             answered: Cell::new(SystemClock.now()),
         })
-    }
-
-    /// The same as the first thing that is done with an address: where nothing but silence comes from there, it is seen
-    /// whether another kind of server is, which no wait would mend.
-    pub(super) fn open_first(address: &Address) -> Result<Self, Error> {
-        let error = match Self::open(address) {
-            Err(error) if error.is_silence() => error,
-            opened => return opened,
-        };
-        let Some((host, port)) = address.host() else {
-            return Err(error);
-        };
-        let runtime = of_this_thread()?;
-        let found = runtime.block_on(protocol::other_than(Protocol::Postgres, host, port));
-        Err(found.map_or(error, Error::of_another))
     }
 
     /// Runs a statement without parameters, as it is.
@@ -410,7 +426,13 @@ impl Connection {
 /// How long saying goodbye may take.
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
 
-/// What comes within a time; a connection whose answer was not waited for cannot be used again.
+/// Connects, and sees whether the server can be used.
+async fn connect(options: &PgConnectOptions) -> Result<PgConnection, Error> {
+    let mut inner = options.connect().await?;
+    server::check(&mut inner).await?;
+    Ok(inner)
+}
+
 fn of_this_thread() -> Result<Runtime, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -418,6 +440,7 @@ fn of_this_thread() -> Result<Runtime, Error> {
     runtime.map_err(|error| Error::NoThread(error.into()))
 }
 
+/// What comes within a time; a connection whose answer was not waited for cannot be used again.
 async fn within<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, Error>>,

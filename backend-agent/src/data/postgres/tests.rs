@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use viworks_common::id::Tenant;
+use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_testkit::postgres::{self, Server};
 
 use super::schema::MIGRATIONS;
@@ -14,6 +17,7 @@ use super::{Address, Connection, PostgresStore, Role};
 use crate::data::intents::link::{Engine as _, Sql};
 use crate::data::intents::statements;
 use crate::data::{StoreError, UpkeepStore as _};
+use crate::protocol::ASK_TIME;
 
 /// A database with the schema, and five thousand gateways with their commands, so that plans are those of a fleet.
 async fn filled() -> Option<(&'static Server, &'static str)> {
@@ -28,6 +32,22 @@ async fn filled() -> Option<(&'static Server, &'static str)> {
             .unwrap();
     }
     Some((server, database))
+}
+
+#[test]
+fn a_server_that_says_nothing_is_given_up_when_the_time_to_connect_is_over() {
+    // The system takes the connections, and nobody answers on them.
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = mute.local_addr().unwrap().port();
+    let url = format!("postgres://viworks@127.0.0.1:{port}/viworks");
+    let mut address = Address::parse(&url, None, None).unwrap();
+    address.connect_timeout = ASK_TIME + Duration::from_millis(500);
+    let begun = SystemClock.now();
+    let error = Connection::open_first(&address).unwrap_err();
+    let took = SystemClock.now().saturating_since(begun);
+    assert!(error.is_silence(), "{error}");
+    // To see what else may be there takes no time beyond that.
+    assert!(took < 2 * ASK_TIME, "{took:?}");
 }
 
 #[test]
