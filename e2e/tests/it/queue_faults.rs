@@ -34,6 +34,10 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// What takes well below a second, on a machine that does much else; a job would find it after fifteen.
 const SOON: Duration = Duration::from_secs(5);
 
+/// What it takes as a rule: a machine that does much else is slow now and then, so this holds for the quickest, or for
+/// half, of several rounds, and [`SOON`] for each.
+const SECOND: Duration = Duration::from_secs(1);
+
 /// The servers, where both are installed.
 fn servers(settings: &[&str]) -> Option<(postgres::Own, Own)> {
     Some((postgres::Own::start()?, Own::start_with(settings)?))
@@ -199,8 +203,8 @@ async fn gone_for_a_minute(settings: &[&str]) {
                 *took = all_do_it(backend).await.min(*took);
             }
         }
-        // A machine that does much else is slow now and then; a job would find it late each time.
-        assert!(took.iter().all(|took| *took < SOON), "{took:?}");
+        // The quickest of a minute; a job would find it late each time.
+        assert!(took.iter().all(|took| *took < SECOND), "{took:?}");
         both_say(site, true).await;
         redis(site).start_again();
         both_say(site, false).await;
@@ -388,6 +392,30 @@ async fn epoch(site: &Site, name: &str) -> u64 {
     gateway["session"]["epoch"].as_u64().unwrap()
 }
 
+/// How long it takes until a command of the second gateway runs that is asked for at this backend, and until it has ended
+/// once that is asked for there.
+async fn begun_and_cancelled(backend: &Deployment) -> (Duration, Duration) {
+    let body = json!({"command": LONG, "targets": {"gateways": ["gw-2"]}});
+    let begin = async {
+        let asked = backend.post("/v1/runs", &body).await;
+        let asked = asked["id"].as_str().unwrap().to_owned();
+        eventually("the command runs", PATIENCE, async || {
+            (backend.commands(&asked).await[0]["state"] == "running").then_some(())
+        })
+        .await;
+        asked
+    };
+    let (asked, running) = timed(begin).await;
+    let cancel = async {
+        let path = format!("/v1/runs/{asked}/cancel");
+        backend.post(&path, &json!({})).await;
+        backend.finished(&asked).await
+    };
+    let (finished, cancelled) = timed(cancel).await;
+    assert_eq!(finished["counts"], json!({"cancelled": 1}), "{finished}");
+    (running, cancelled)
+}
+
 /// Case 9 of the ten: one backend is without Redis, and the gateway is at the other one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_asked_at_a_backend_without_redis_holds_at_the_one_with_it_within_a_second() {
@@ -403,22 +431,16 @@ async fn what_is_asked_at_a_backend_without_redis_holds_at_the_one_with_it_withi
         if moves {
             move_all(&site, 0).await;
         }
-        let body = json!({"command": LONG, "targets": {"gateways": ["gw-2"]}});
-        let asked = one.post("/v1/runs", &body).await;
-        let asked = asked["id"].as_str().unwrap().to_owned();
-        let running = eventually("the command runs", PATIENCE, async || {
-            (one.commands(&asked).await[0]["state"] == "running").then_some(())
-        });
-        let ((), took) = timed(running).await;
-        assert!(took < SOON, "{took:?}");
-        let cancel = async {
-            let path = format!("/v1/runs/{asked}/cancel");
-            one.post(&path, &json!({})).await;
-            one.finished(&asked).await
-        };
-        let (finished, took) = timed(cancel).await;
-        assert_eq!(finished["counts"], json!({"cancelled": 1}), "{finished}");
-        assert!(took < SOON, "{took:?}");
+        let (mut runs, mut ends) = (Vec::new(), Vec::new());
+        for _round in 0..3 {
+            let (running, cancelled) = begun_and_cancelled(one).await;
+            runs.push(running);
+            ends.push(cancelled);
+        }
+        for took in [&runs, &ends] {
+            assert!(took.iter().all(|took| *took < SOON), "{took:?}");
+            assert!(took.iter().any(|took| *took < SECOND), "{took:?}");
+        }
     }
     // The later session is the one that is known once it can be said where it is.
     let later = epoch(&site, "gw-2").await;
@@ -484,6 +506,7 @@ async fn no_wake_up_is_lost_while_a_gateway_moves_from_one_backend_to_the_other(
         way.set(Network::Delay(Duration::from_millis(70)));
     }
     let body = json!({"command": ONCE, "targets": "all"});
+    let mut rounds = Vec::new();
     for round in 0..12 {
         let before = epoch(&site, "gw-1").await;
         site.lead_to(round % 2);
@@ -503,7 +526,10 @@ async fn no_wake_up_is_lost_while_a_gateway_moves_from_one_backend_to_the_other(
             "{finished}"
         );
         assert!(took < SOON, "{took:?}");
+        rounds.push(took);
     }
+    rounds.sort_unstable();
+    assert!(rounds[rounds.len() / 2] < SECOND, "{rounds:?}");
     site.stop().await;
 }
 
