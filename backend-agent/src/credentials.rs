@@ -10,22 +10,26 @@ const AUTHORITY_BYTES_MAX: u64 = 1024 * 1024;
 
 /// What is wrong with such a file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {problem}", path.display())]
+#[error("{problem}")]
 pub struct CredentialError {
     path: PathBuf,
+    /// It names the file.
     problem: String,
 }
 
 impl CredentialError {
-    fn of(path: &Path, problem: impl Into<String>) -> Self {
+    fn of(path: &Path, problem: &str) -> Self {
         Self {
             path: path.to_owned(),
-            problem: problem.into(),
+            problem: format!("{}: {problem}", path.display()),
         }
     }
 
     fn of_file(path: &Path, error: &FileError) -> Self {
-        Self::of(path, error.cause())
+        Self {
+            path: path.to_owned(),
+            problem: error.cause(),
+        }
     }
 
     /// Which file it is.
@@ -65,4 +69,24 @@ pub(crate) fn is_local(host: &str) -> bool {
     host == "localhost"
         || host.starts_with('/')
         || address.is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_named_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let named = |said: &str, what: &str| {
+            assert_eq!(said.matches(what).count(), 1, "{said}");
+        };
+        let absent = read_password(&folder.path().join("absent")).unwrap_err();
+        named(&absent.to_string(), "absent");
+        let empty = folder.path().join("empty");
+        files::write_new(&empty, b"\n", 0o600).unwrap();
+        let said = read_password(&empty).unwrap_err().to_string();
+        named(&said, "empty");
+        assert!(said.contains("it must hold the password"), "{said}");
+    }
 }

@@ -65,13 +65,13 @@ pub enum StartError {
     #[error(transparent)]
     Moved(#[from] LeftBehind),
     /// The address of the database server cannot be used.
-    #[error("failed to open the database")]
+    #[error(transparent)]
     Address(#[from] AddressError),
     /// The database does not answer.
     #[error("failed to prepare the database")]
     Store(#[from] StoreError),
     /// The address of the queue cannot be used.
-    #[error("failed to open the queue")]
+    #[error(transparent)]
     QueueAddress(#[from] QueueAddressError),
     /// The server of the queue cannot be used.
     #[error("failed to open the queue at {address}")]
@@ -135,6 +135,32 @@ impl StartError {
             | Self::QueueAddress(_)
             | Self::Queue { .. }
             | Self::Site(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_an_address_is_no_failure_of_the_database() {
+        let wrong = AddressError::Syntax("it cannot be read".to_owned());
+        let told = format!("{:#}", anyhow::Error::from(StartError::from(wrong)));
+        assert_eq!(told, "not a URL of a PostgreSQL database: it cannot be read");
+        let wrong = StartError::from(QueueAddressError::NoHost);
+        let told = format!("{:#}", anyhow::Error::from(wrong));
+        assert_eq!(told, "the URL names no host");
+    }
+
+    #[test]
+    fn a_password_is_named_by_a_key_or_by_a_flag() {
+        let told = AddressError::Password.to_string();
+        for way in [
+            "password_file in [store]",
+            "--password-file of migrate-store",
+        ] {
+            assert!(told.contains(way), "{told}");
         }
     }
 }

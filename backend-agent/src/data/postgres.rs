@@ -35,7 +35,9 @@ use super::intents::link::{Doubt, Engine, Urgency};
 use super::intents::merged::{Answer, Item};
 use super::intents::tx::View;
 use super::intents::upkeep;
-use super::{InstanceLoad, Neighbour, Retention, StoreError, StoreHealth, StoreResult};
+use super::{
+    Cause, InstanceLoad, Neighbour, Retention, StoreError, StoreHealth, StoreResult, in_full,
+};
 
 pub use address::{Address, AddressError};
 pub use error::Error;
@@ -293,7 +295,8 @@ impl Engine for Postgres {
     async fn health(&self, doubt: Doubt) -> StoreResult<StoreHealth> {
         let late = |_elapsed| Err(StoreError::Unavailable(HEALTH_LATE.into()));
         let looked = timeout(HEALTH_TIME, self.look(doubt));
-        looked.await.unwrap_or_else(late)
+        let looked = looked.await.unwrap_or_else(late);
+        looked.map_err(|error| naming(&self.address, error))
     }
 
     async fn close(&self) {
@@ -315,6 +318,18 @@ fn or_too_long(error: StoreError) -> StoreError {
             Some(Error::Slow(_)) => StoreError::TooLong(cause),
             Some(_) | None => StoreError::Unavailable(cause),
         };
+    }
+    error
+}
+
+/// Says which server it is that cannot be used: whoever reads of it need not know what the configuration names.
+fn naming(address: &Address, error: StoreError) -> StoreError {
+    let at = |cause: Cause| Cause::from(format!("{address}: {}", in_full(&*cause)));
+    if let StoreError::Unavailable(cause) = error {
+        return StoreError::Unavailable(at(cause));
+    }
+    if let StoreError::Unknown(cause) = error {
+        return StoreError::Unknown(at(cause));
     }
     error
 }

@@ -169,6 +169,8 @@ async fn under(network: Network) {
             .await;
             let is_of_server = told.contains("see that the server runs");
             assert!(is_of_server && !told.contains("its folder"), "{told}");
+            let named = format!("127.0.0.1:{}: ", proxy.port());
+            assert!(told.contains(&named), "{told}");
             let begun = Instant::now();
             assert_eq!(health(&site.system).await["status"], "fail");
             assert!(begun.elapsed() < PROMPT_DOWN, "{:?}", begun.elapsed());

@@ -52,7 +52,11 @@ pub enum Error {
     #[error("the database server refuses us: {}; check the user, the database and the file of the password", said(.0))]
     Refused(Arc<sqlx::Error>),
     /// It wants a password, and there is none.
-    #[error("the database server wants a password, and no file of one is named: {}; name one as password_file", said(.0))]
+    #[error(
+        "the database server wants a password, and no file of one is named: {}; name one as password_file in [store], or by \
+         --password-file of migrate-store",
+        said(.0)
+    )]
     NoPassword(Arc<sqlx::Error>),
     /// The user of the database has not the rights that a statement needs.
     #[error(
@@ -282,7 +286,8 @@ impl From<sqlx::Error> for Error {
         }
         if let Some(why) = unverified(&source) {
             return Self::Unfit(format!(
-                "the database server could not be verified: {why}; where a private authority signed its certificate, name that as ca_file in [store]"
+                "the database server could not be verified: {why}; where a private authority signed its certificate, name that as ca_file in [store], or by \
+                 --ca-file of migrate-store"
             ));
         }
         if let sqlx::Error::Protocol(said) = &*source

@@ -13,10 +13,10 @@ use viworks_testkit::postgres::{self, Server};
 
 use super::schema::MIGRATIONS;
 use super::statement::numbered;
-use super::{Address, Connection, PostgresStore, Role};
+use super::{Address, Connection, PostgresStore, Role, naming};
 use crate::data::intents::link::{Engine as _, Sql};
 use crate::data::intents::statements;
-use crate::data::{StoreError, UpkeepStore as _};
+use crate::data::{StoreError, UpkeepStore as _, in_full};
 use crate::protocol::ASK_TIME;
 
 /// A database with the schema, and five thousand gateways with their commands, so that plans are those of a fleet.
@@ -48,6 +48,18 @@ fn a_server_that_says_nothing_is_given_up_when_the_time_to_connect_is_over() {
     assert!(error.is_silence(), "{error}");
     // To see what else may be there takes no time beyond that.
     assert!(took < 2 * ASK_TIME, "{took:?}");
+}
+
+#[test]
+fn health_names_the_server_that_is_away() {
+    let address = Address::parse("postgres://viworks@127.0.0.1:5499/site", None, None).unwrap();
+    for error in [
+        StoreError::Unavailable("Connection refused".into()),
+        StoreError::Unknown("Connection reset".into()),
+    ] {
+        let told = in_full(&naming(&address, error));
+        assert!(told.contains("site at 127.0.0.1:5499: Connection re"), "{told}");
+    }
 }
 
 #[test]
