@@ -147,7 +147,10 @@ mod tests {
     fn what_is_wrong_with_an_address_is_no_failure_of_the_database() {
         let wrong = AddressError::Syntax("it cannot be read".to_owned());
         let told = format!("{:#}", anyhow::Error::from(StartError::from(wrong)));
-        assert_eq!(told, "not a URL of a PostgreSQL database: it cannot be read");
+        assert_eq!(
+            told,
+            "not a URL of a PostgreSQL database: it cannot be read"
+        );
         let wrong = StartError::from(QueueAddressError::NoHost);
         let told = format!("{:#}", anyhow::Error::from(wrong));
         assert_eq!(told, "the URL names no host");

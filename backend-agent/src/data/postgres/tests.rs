@@ -58,7 +58,10 @@ fn health_names_the_server_that_is_away() {
         StoreError::Unknown("Connection reset".into()),
     ] {
         let told = in_full(&naming(&address, error));
-        assert!(told.contains("site at 127.0.0.1:5499: Connection re"), "{told}");
+        assert!(
+            told.contains("site at 127.0.0.1:5499: Connection re"),
+            "{told}"
+        );
     }
 }
 
