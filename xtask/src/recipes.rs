@@ -1,7 +1,7 @@
 //! The checks, one function each; `scripts/test.sh` and continuous integration run them, and write none of them again.
 
 use std::io::IsTerminal as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::shop::{Folder, Shop, finish, has, succeeds};
@@ -164,6 +164,11 @@ fn test(shop: &mut Shop) -> Result<(), String> {
             "mounts that hang, limits on processes, process 1: they need root and namespaces",
         );
     }
+    let postgres = std::env::var_os("VIWORKS_POSTGRES_BIN").map(PathBuf::from);
+    let postgres = postgres.map_or_else(installed_postgres, |named| vec![named]);
+    for what in without_servers(&postgres, &has_server) {
+        shop.skip(what);
+    }
     if !Path::new("/usr/lib/nginx/modules/ngx_stream_module.so").is_file() {
         shop.skip("a site behind nginx: nginx or its stream module is missing");
     }
@@ -209,6 +214,54 @@ fn test(shop: &mut Shop) -> Result<(), String> {
     })
 }
 
+/// The folders with programs of PostgreSQL, where the test kit looks for them.
+fn installed_postgres() -> Vec<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter();
+    let versions = versions.flatten().flatten();
+    versions.map(|version| version.path().join("bin")).collect()
+}
+
+/// Whether a server of this name is where the test kit looks for it.
+fn has_server(program: &str) -> bool {
+    let folders = ["/usr/bin", "/usr/sbin"].map(Path::new);
+    has(program) || folders.iter().any(|folder| folder.join(program).is_file())
+}
+
+/// What is not tested because a server is missing. A test without its server passes, and what it says of that nobody
+/// sees.
+fn without_servers(postgres: &[PathBuf], finds: &dyn Fn(&str) -> bool) -> Vec<&'static str> {
+    let mut missing = Vec::new();
+    if !postgres
+        .iter()
+        .any(|programs| programs.join("initdb").is_file())
+    {
+        missing.push("everything on PostgreSQL, several backends among it: it is missing");
+    }
+    for (program, what) in [
+        (
+            "redis-server",
+            "everything with Redis, several backends with it among it: redis-server is missing",
+        ),
+        (
+            "valkey-server",
+            "the queue in Valkey: valkey-server is missing",
+        ),
+        (
+            "nats-server",
+            "figures beside NATS JetStream: nats-server is missing",
+        ),
+        (
+            "mosquitto",
+            "figures beside mosquitto: mosquitto is missing",
+        ),
+    ] {
+        if !finds(program) {
+            missing.push(what);
+        }
+    }
+    missing
+}
+
 /// The run of all tests. Where nobody sees that one stands still, it is ended with everything it started; somebody at
 /// a terminal sees it, and there it stays in the group of processes that Ctrl-C reaches.
 fn tests_command(shop: &Shop) -> Command {
@@ -237,4 +290,23 @@ fn quickstart(shop: &mut Shop) -> Result<(), String> {
     command.arg(folder.path().join("demo data"));
     command.env("VIWORKS_CONFIG_DIR", folder.path().join("config"));
     finish(&mut command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_tested_for_want_of_a_server_is_listed() {
+        let folder = Folder::make().unwrap();
+        let programs = [folder.path().to_owned()];
+        let said = without_servers(&programs, &|_none| false).join("\n");
+        for server in ["PostgreSQL", "Redis", "Valkey", "NATS", "mosquitto"] {
+            assert!(said.contains(server), "{said}");
+        }
+        std::fs::write(folder.path().join("initdb"), "").unwrap();
+        let said = without_servers(&programs, &|program| program != "valkey-server");
+        assert_eq!(said, ["the queue in Valkey: valkey-server is missing"]);
+        assert!(without_servers(&programs, &|_all| true).is_empty());
+    }
 }
