@@ -56,7 +56,7 @@ close_codes! {
     /// A nonce or challenge that was used before.
     Replay = 4400, "replay", false, "a recorded message was sent again: look for the machine behind the address in the security event";
     /// The gateway's certificate is not acceptable to the backend.
-    CertUntrusted = 4401, "cert_untrusted", true, "issue the gateway a certificate from the backend's own authority";
+    CertUntrusted = 4401, "cert_untrusted", true, "issue the gateway a certificate from the backend's own authority, or, if the backend let it in before, see that the backend uses the database in which the gateway is";
     /// The ends disagree about how sessions are bound to the connection.
     BindingMismatch = 4401, "binding_mismatch", true, "set the same binding on the gateway and on the listener";
     /// The identity was revoked by an operator.

@@ -51,6 +51,14 @@ fn every_page_says_what_the_program_says() {
 }
 
 #[test]
+fn a_gateway_that_is_not_known_is_told_of_both_causes() {
+    let advice = CloseCode::CertUntrusted.advice();
+    for cause in ["certificate", "database"] {
+        assert!(advice.contains(cause), "{advice}");
+    }
+}
+
+#[test]
 fn the_protocol_names_every_close_code() {
     let text = std::fs::read_to_string(docs().join("protocol.md")).unwrap();
     for code in CloseCode::ALL {
