@@ -77,6 +77,21 @@ pub async fn look(config: &Config, address: Address) -> Result<Found, StartError
     Ok(found)
 }
 
+/// Refuses to prepare a server's empty database for a site that is in the embedded one, as [`look`] does at a start.
+///
+/// # Errors
+///
+/// When it is so, and when no backend can start there anyway.
+pub async fn refuse_another_site(config: &Config) -> Result<(), StartError> {
+    let Some(address) = config.store.address()? else {
+        return Ok(());
+    };
+    if embedded::has_gateways(&config.data.sqlite_file)? {
+        look(config, address).await?;
+    }
+    Ok(())
+}
+
 /// What is in a server's database.
 ///
 /// # Errors

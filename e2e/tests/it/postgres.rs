@@ -297,7 +297,12 @@ async fn is_refused_by_all_alike(own: &Own, system: &Deployment, store: &(impl F
     store("");
     let _folder = system.issue("gw-embedded");
     store(&format!("url = \"{fresh}\""));
-    for verb in [&["serve"][..], &["check-config", "--connect"]] {
+    for verb in [
+        &["serve"][..],
+        &["check-config", "--connect"],
+        &["migrate", "--dry-run"],
+        &["migrate"],
+    ] {
         let refused = backend(system, verb).await.ended_with(78);
         assert!(
             refused.stderr.contains("has no gateway yet"),

@@ -33,13 +33,16 @@ pub(super) async fn execute(
 }
 
 async fn migrate(flag: &ConfigFlag, dry_run: bool, checked: &mut Checked) -> anyhow::Result<()> {
-    let config = &load(flag)?;
+    let mut config = load(flag)?;
+    config.store.migrate_at_start = true;
+    let config = &config;
     let folder = &config.data.state_folder;
     if dry_run {
         // What would be refused is refused here as well, and the first of it as there.
         if let Some(error) = files::examine_state(folder, &[], &[]).into_iter().next() {
             return Err(StartError::from(error).into());
         }
+        database::refuse_another_site(config).await?;
         let standing = match config.store.address().map_err(StartError::from)? {
             Some(address) => database::inspect(address, true).await?.standing,
             None => database::standing(config)?,
@@ -48,9 +51,8 @@ async fn migrate(flag: &ConfigFlag, dry_run: bool, checked: &mut Checked) -> any
         return Ok(());
     }
     files::create_private_folder(folder).map_err(StartError::from)?;
-    let mut config = config.clone();
-    config.store.migrate_at_start = true;
-    let store = database::open(&config, Role::Beside).await?;
+    database::refuse_another_site(config).await?;
+    let store = database::open(config, Role::Beside).await?;
     let health = store.health().await;
     store.close().await;
     let health = health?;
