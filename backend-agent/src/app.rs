@@ -37,7 +37,6 @@ use crate::command::queue::redis::{self, RedisMetrics, RedisQueue};
 use crate::command::queue::{CommandQueue, HintLimits};
 use crate::command::{Commands, Parts as CommandParts};
 use crate::config::{Config, QueueConfig};
-use crate::data::postgres::Role;
 use crate::data::{self, Hurry, Store, line};
 use crate::database;
 use crate::earlier;
@@ -129,7 +128,7 @@ impl App {
     ) -> Result<Self, StartError> {
         files::create_private_folder(&config.data.state_folder)?;
         let lock = files::lock_folder(&config.data.state_folder)?;
-        let store = database::open(config, Role::Backend).await?;
+        let store = database::open_for_start(config).await?;
         site::claim(&*store, &material.master, &config.keys.master_key_file).await?;
         let (folder, own) = (&config.data.state_folder, *store.instance().borrow());
         let earlier = own.and_then(|_shared| earlier::predecessor(folder));

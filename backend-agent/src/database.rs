@@ -1,16 +1,67 @@
 //! Opens the database that the configuration names, or only looks at what is in it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::sleep;
+use tracing::warn;
+use viworks_common::ledger::lease::Backoff;
+use viworks_runtime::lifecycle::notify;
 use viworks_runtime::migrations::Standing;
 use viworks_runtime::sqlite::Options;
 
 use crate::config::Config;
-use crate::data::Store;
 use crate::data::moving::marker;
 use crate::data::postgres::{self, Address, Found, PostgresStore, Role};
 use crate::data::sqlite::{self as embedded, SqliteStore};
+use crate::data::{Store, in_full};
 use crate::start_error::StartError;
+
+/// How a start waits for a server that is away before it tries again.
+const AWAY: Backoff = Backoff {
+    first: Duration::from_secs(1),
+    longest: Duration::from_secs(30),
+};
+
+/// How often it does: for two minutes. What else may have changed, such as the configuration, is read anew after that.
+const WAITS: u32 = 8;
+
+/// More than a try takes.
+const TRY_TIME: Duration = Duration::from_secs(60);
+
+/// Opens the store for a backend that starts. Under a service manager a server that is away is tried again with growing
+/// pauses: the manager itself would start the process anew every other second. Anybody else is told at once.
+///
+/// # Errors
+///
+/// When it cannot be opened.
+pub async fn open_for_start(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+    let mut pauses = pauses();
+    loop {
+        let error = match open(config, Role::Backend).await {
+            Err(error) if passes(&error) && notify::is_managed() => error,
+            opened => return opened,
+        };
+        let Some(pause) = pauses.next() else {
+            return Err(error);
+        };
+        let why = in_full(&error);
+        let seconds = pause.as_secs();
+        warn!(error = why, "the start tries again in {seconds} s");
+        let line = format!("starting, and tries again in {seconds} s: {why}");
+        notify::still_starting(&line, pause + TRY_TIME);
+        sleep(pause).await;
+    }
+}
+
+fn pauses() -> impl Iterator<Item = Duration> {
+    (1..=WAITS).map(|attempt| AWAY.after(attempt))
+}
+
+/// Whether a start fails for something that passes by itself.
+fn passes(error: &StartError) -> bool {
+    matches!(error, StartError::Server { source, .. } if !source.is_lasting())
+}
 
 /// Opens the store that the configuration names.
 ///
@@ -104,4 +155,27 @@ pub async fn inspect(address: Address, migrate: bool) -> Result<Found, StartErro
         address: named,
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_waits_longer_each_time_and_not_for_ever() {
+        let seconds: Vec<u64> = pauses().map(|pause| pause.as_secs()).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 16, 30, 30, 30]);
+    }
+
+    #[test]
+    fn a_start_waits_for_what_passes() {
+        let of = |source| StartError::Server {
+            address: "viworks at 127.0.0.1:5432".to_owned(),
+            source,
+        };
+        assert!(passes(&of(postgres::Error::Busy)));
+        let unfit = postgres::Error::Unfit("it is too old".to_owned());
+        assert!(!passes(&of(unfit)));
+        assert!(!passes(&StartError::from(postgres::AddressError::NoUser)));
+    }
 }

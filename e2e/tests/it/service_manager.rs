@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use tokio::net::UnixDatagram;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::postgres::Own;
 use viworks_testkit::process::Process;
 
 /// The manager's side: a socket that takes notices.
@@ -115,4 +116,27 @@ async fn both_agents_keep_the_service_manager_informed() {
     backends
         .follows(system.backend(), &config, "0 gateways connected")
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_waits_for_its_database_and_tells_the_service_manager() {
+    let Some(mut own) = Own::start() else { return };
+    own.server().make_empty("viworks");
+    let database = own.server().database("viworks");
+    let mut system = Deployment::on(Binaries::shipped(), database);
+    let manager = Manager::at(&system.path().join("backend.notify"));
+    let port = own.server().port();
+    own.kill();
+    let comes_back = async {
+        // A start may take longer than the manager lets it.
+        for _try in 0..2 {
+            manager.hears("EXTEND_TIMEOUT_USEC=").await;
+        }
+        let told = manager.is_told("starting, and tries again in").await;
+        assert!(told.contains(&format!("127.0.0.1:{port}")), "{told}");
+        own.start_again();
+    };
+    tokio::join!(system.start_backend(manager.start.clone()), comes_back);
+    manager.hears("READY=1").await;
+    assert!(system.backend().stop(PATIENCE).await.success());
 }

@@ -36,6 +36,8 @@ struct Unsaid {
     /// In their order; at most one reload is among them.
     steps: VecDeque<Step>,
     status: Option<String>,
+    /// How much longer the start may take, from now.
+    more: Option<Duration>,
     watchdog: bool,
 }
 
@@ -110,6 +112,22 @@ pub fn stopping() {
 pub fn status(work: &str, conditions: &Conditions) {
     let line = line(work, &conditions.list());
     send(|unsaid| unsaid.status = Some(line));
+}
+
+/// The start goes on to wait for something, which one line says, and takes up to `more` time from now; a manager that
+/// would give it up before gives it that.
+pub fn still_starting(work: &str, more: Duration) {
+    let line = line(work, &[]);
+    send(|unsaid| {
+        unsaid.status = Some(line);
+        unsaid.more = Some(more);
+    });
+}
+
+/// Whether a service manager takes notices from this process, and so starts it again when it ends.
+#[must_use]
+pub fn is_managed() -> bool {
+    crate::config::environment().get("NOTIFY_SOCKET").is_some()
 }
 
 fn line(work: &str, conditions: &[Condition]) -> String {
@@ -199,6 +217,10 @@ fn say(unsaid: &Unsaid, said: &mut String) {
         said.clone_from(line);
         tell(&[NotifyState::Status(line)]);
     }
+    if let Some(more) = unsaid.more {
+        let micros = u32::try_from(more.as_micros()).unwrap_or(u32::MAX);
+        tell(&[NotifyState::ExtendTimeoutUsec(micros)]);
+    }
     if unsaid.watchdog {
         tell(&[NotifyState::Watchdog]);
     }
@@ -263,6 +285,7 @@ mod tests {
         let unsaid = Unsaid {
             steps: VecDeque::from(steps),
             status: Some("99 gateways".to_owned()),
+            more: None,
             watchdog: true,
         };
         assert_eq!(mailbox.take(), unsaid);
