@@ -46,9 +46,9 @@ const FILE_FIX: &str = "nothing is accepted or acknowledged until it commits aga
                         nothing has to be restarted; if its folder was moved, put it back before this backend is \
                         restarted, which would begin with an empty one, and if the disk is full, make room";
 const SERVER_FIX: &str = "nothing is accepted or acknowledged until it commits again, so nothing is lost by waiting, and \
-                          nothing has to be restarted; see that the server runs, takes connections and has room, or, if it \
-                          refuses us, put right what the cause names: the user, the database, or the password in the file and \
-                          on the server";
+                          nothing has to be restarted; see that the server runs, takes connections and has room, or, \
+                          if it refuses us, put right what the cause names: the user, the database, or the password in \
+                          the file and on the server";
 
 /// The condition of a store whose schema lacks something, or its user the rights.
 const SCHEMA: &str = "store.schema";

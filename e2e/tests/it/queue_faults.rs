@@ -392,8 +392,8 @@ async fn epoch(site: &Site, name: &str) -> u64 {
     gateway["session"]["epoch"].as_u64().unwrap()
 }
 
-/// How long it takes until a command of the second gateway runs that is asked for at this backend, and until it has ended
-/// once that is asked for there.
+/// How long it takes until a command of the second gateway runs that is asked for at this backend, and until it has
+/// ended once that is asked for there.
 async fn begun_and_cancelled(backend: &Deployment) -> (Duration, Duration) {
     let body = json!({"command": LONG, "targets": {"gateways": ["gw-2"]}});
     let begin = async {

@@ -21,8 +21,8 @@ pub enum AddressError {
     Syntax(String),
     /// A secret in a URL ends up in logs and process lists.
     #[error(
-        "the URL holds a password; put it into a file for the owner only and name that as password_file in [store], or by \
-         --password-file of migrate-store"
+        "the URL holds a password; put it into a file for the owner only and name that as password_file in [store], or \
+         by --password-file of migrate-store"
     )]
     Password,
     /// A parameter that means nothing here.

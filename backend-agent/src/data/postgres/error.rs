@@ -53,8 +53,8 @@ pub enum Error {
     Refused(Arc<sqlx::Error>),
     /// It wants a password, and there is none.
     #[error(
-        "the database server wants a password, and no file of one is named: {}; name one as password_file in [store], or by \
-         --password-file of migrate-store",
+        "the database server wants a password, and no file of one is named: {}; name one as password_file in [store], \
+         or by --password-file of migrate-store",
         said(.0)
     )]
     NoPassword(Arc<sqlx::Error>),
@@ -286,8 +286,8 @@ impl From<sqlx::Error> for Error {
         }
         if let Some(why) = unverified(&source) {
             return Self::Unfit(format!(
-                "the database server could not be verified: {why}; where a private authority signed its certificate, name that as ca_file in [store], or by \
-                 --ca-file of migrate-store"
+                "the database server could not be verified: {why}; where a private authority signed its certificate, name \
+                 that as ca_file in [store], or by --ca-file of migrate-store"
             ));
         }
         if let sqlx::Error::Protocol(said) = &*source

@@ -39,8 +39,8 @@ impl From<RedisError> for Error {
 const MEANINGS: [(&str, &str); 5] = [
     (
         NO_DATABASE,
-        "it does not let this user switch to the database whose number url of [queue] names: grant the user +select, name a \
-         number that the server has, or leave the number out",
+        "it does not let this user switch to the database whose number url of [queue] names: grant the user +select, \
+         name a number that the server has, or leave the number out",
     ),
     (
         "WRONGPASS",
