@@ -202,16 +202,68 @@ struct Channel {
     finished: bool,
     /// The run as it ended.
     outcome: Option<Arc<Run>>,
+    /// What was heard last of each output from another process.
+    heard: BTreeMap<(CommandId, OutputStream), HeardTo>,
     /// How often its watchers were asked to look into the store.
     looks: u64,
     /// Receivers wake on every change and end when the channel is dropped.
     changes: watch::Sender<()>,
 }
 
+/// How far one output was heard from another process.
+#[derive(Debug, Clone, Copy)]
+struct HeardTo {
+    /// When the last piece came there.
+    at: Timestamp,
+    /// Behind its last byte.
+    reached: u64,
+}
+
+impl HeardTo {
+    fn of(chunk: &OutputChunk) -> Self {
+        let length = u64::try_from(chunk.data.len()).unwrap_or(u64::MAX);
+        Self {
+            at: chunk.at,
+            reached: chunk.offset.saturating_add(length),
+        }
+    }
+
+    /// Whether a piece goes on behind that, or belongs to an attempt that began later. Whatever is remembered there is
+    /// told as often as somebody begins to watch somewhere, so most of it may have come before.
+    fn is_before(self, chunk: &OutputChunk) -> bool {
+        chunk.offset == self.reached
+            || chunk.at > self.at
+            || (chunk.at == self.at && chunk.offset > self.reached)
+    }
+}
+
 impl Channel {
     fn next_seq(&self) -> u64 {
         self.first
             .saturating_add(u64::try_from(self.ring.len()).unwrap_or(u64::MAX))
+    }
+
+    /// Notes what another process tells; `false` for output that it told before.
+    fn hear(&mut self, change: &RunChange) -> bool {
+        let RunChange::Output(chunk) = change else {
+            return true;
+        };
+        let which = (chunk.command_id, chunk.stream);
+        let last = self.heard.get(&which);
+        let is_new = last.is_none_or(|last| last.is_before(chunk));
+        if is_new {
+            self.heard.insert(which, HeardTo::of(chunk));
+        }
+        is_new
+    }
+
+    /// Whether it is output, and no other process told it. A gateway may have come here in the middle of a command.
+    fn is_own_output(&self, change: &RunChange) -> bool {
+        let RunChange::Output(chunk) = change else {
+            return false;
+        };
+        let last = self.heard.get(&(chunk.command_id, chunk.stream));
+        last.is_none_or(|last| last.is_before(chunk))
     }
 
     /// Drops the oldest event and says how many output bytes that freed.
@@ -244,6 +296,7 @@ impl Inner {
             output_bytes: 0,
             finished: false,
             outcome: None,
+            heard: BTreeMap::new(),
             looks: 0,
             changes: watch::Sender::new(()),
         });
@@ -306,13 +359,43 @@ impl RunBus {
 
     /// Something of the run changed in another process, which matters only to those who watch it here.
     pub fn heard(&self, run_id: RunId, change: RunChange, run_finished: bool) {
-        let inner = self.lock();
-        let channel = inner.channels.get(&run_id);
-        let is_watched = channel.is_some_and(|channel| channel.changes.receiver_count() > 0);
+        let mut inner = self.lock();
+        let channel = inner.channels.get_mut(&run_id);
+        let watched = channel.filter(|channel| channel.changes.receiver_count() > 0);
+        let is_new = watched.is_some_and(|channel| channel.hear(&change));
         drop(inner);
-        if is_watched {
+        if is_new {
             self.publish(run_id, Arc::new(change), run_finished, None);
         }
+    }
+
+    /// Output of a run that came to this process and is remembered, behind `after` or from the oldest, at most so many
+    /// pieces; each with its place. Nothing when that is all there is. What this process was itself told by another one
+    /// is that one's to tell.
+    #[must_use]
+    pub fn remembered(
+        &self,
+        run_id: RunId,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Vec<(Cursor, Arc<RunChange>)> {
+        let inner = self.lock();
+        let Some(channel) = inner.channels.get(&run_id) else {
+            return Vec::new();
+        };
+        let generation = channel.generation;
+        let own = after.filter(|cursor| cursor.generation == generation);
+        // Another ring has none of what was told of the one before.
+        let begin = own.map_or(channel.first, |cursor| cursor.seq.saturating_add(1));
+        let skipped = begin.saturating_sub(channel.first);
+        let skipped = usize::try_from(skipped).unwrap_or(usize::MAX);
+        let places = (begin.max(channel.first)..).map(|seq| Cursor { generation, seq });
+        places
+            .zip(channel.ring.iter().skip(skipped))
+            .filter(|(_place, change)| channel.is_own_output(change))
+            .take(limit)
+            .map(|(place, change)| (place, Arc::clone(change)))
+            .collect()
     }
 
     /// The runs that somebody watches and that are not known to be finished, at most so many.
@@ -351,10 +434,11 @@ impl RunBus {
 
     fn announce(&self, run_id: RunId, change: RunChange, run_finished: bool, run: Option<Run>) {
         let change = Arc::new(change);
+        // In this order: whoever begins to watch elsewhere is told what is remembered, and what is told from then on.
+        self.publish(run_id, Arc::clone(&change), run_finished, run);
         if let Some(elsewhere) = self.elsewhere.get() {
             elsewhere.tell(run_id, &change, run_finished);
         }
-        self.publish(run_id, change, run_finished, run);
     }
 
     fn publish(&self, run_id: RunId, change: Arc<RunChange>, run_finished: bool, run: Option<Run>) {

@@ -293,7 +293,7 @@ async fn a_run_is_followed_live_at_the_backend_that_does_not_have_its_gateway() 
         quick = quick.min(SystemClock.now().saturating_since(begun));
     }
     assert!(quick < Duration::from_millis(900), "{quick:?}");
-    // Live output comes while the command runs.
+    // Live output comes while the command runs, also what was written before anybody elsewhere heard of it.
     let follow = async |backend: &Deployment| {
         let body = json!({"command": TALK, "targets": {"gateways": ["gw-1"]}});
         let (_, run) = one.request("POST", "/v1/runs", Some(&body)).await.unwrap();
@@ -304,8 +304,16 @@ async fn a_run_is_followed_live_at_the_backend_that_does_not_have_its_gateway() 
     };
     let text = follow(&one).await;
     let (before, _after) = text.split_once("event: finished").unwrap();
-    let lines = before.matches("event: output").count();
-    assert!(lines >= 10, "{text}");
+    let live: Vec<&str> = before.split("event: output").skip(1).collect();
+    assert!(live.len() >= 10, "{text}");
+    let mut behind = live.concat();
+    for number in 0..20 {
+        let line = format!("line {number}\\n");
+        // Each once, in their order.
+        assert_eq!(behind.matches(&line).count(), 1, "{line} in {text}");
+        behind = behind.split_once(&line).unwrap().1.to_owned();
+    }
+    assert!(!before.contains("event: missed"), "{text}");
     assert!(before.contains("\"running\""), "{text}");
     // Without Redis it is told what it missed, and the end all the same.
     own.kill();

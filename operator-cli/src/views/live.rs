@@ -18,6 +18,10 @@ use crate::program;
 /// How long the only line of one of several gateways is kept for its row in the table.
 const HELD_FOR: Duration = Duration::from_secs(2);
 
+/// How long what came behind the first hole of a command waits for the end of it: most commands are over by then, and
+/// what is retained of a short one fills the hole. One that goes on longer is shown as it comes.
+const BEHIND_HOLE_FOR: Duration = Duration::from_millis(500);
+
 /// Bytes behind a hole that wait for the end of their command: what is retained may fill the hole by then.
 const BEHIND_HOLE_BYTES_MAX: usize = 64 * 1024;
 
@@ -40,6 +44,8 @@ pub struct Command {
     stderr: Lines,
     /// What came behind a hole and is not shown yet, both streams in their order.
     behind: Option<Behind>,
+    /// Whether it went on for longer than anything waits behind a hole.
+    goes_on: bool,
     /// The first line, while it may be the only one: then the table shows it.
     held: Option<(Instant, String)>,
     /// Lines on standard output.
@@ -151,7 +157,7 @@ impl Live {
             return Ok(());
         };
         let reached = command.lines(piece.stream).reached();
-        if command.behind.is_none() && piece.offset <= reached {
+        if command.behind.is_none() && (piece.offset <= reached || command.goes_on) {
             return self.show(id, piece.stream, |lines, show| {
                 lines.push(piece.offset, &piece.data, show);
             });
@@ -183,10 +189,10 @@ impl Live {
 
     /// Shows what came behind a hole, and that there is one.
     fn show_behind(&mut self, id: CommandId) -> Result<(), Failure> {
-        let behind = self
-            .commands
-            .get_mut(&id)
-            .and_then(|command| command.behind.take());
+        let behind = self.commands.get_mut(&id).and_then(|command| {
+            command.goes_on = true;
+            command.behind.take()
+        });
         for piece in behind.into_iter().flat_map(|behind| behind.pieces) {
             self.show(id, piece.stream, |lines, show| {
                 lines.push(piece.offset, &piece.data, show);
@@ -203,7 +209,7 @@ impl Live {
             .iter()
             .filter(|(_id, command)| {
                 let behind = command.behind.as_ref();
-                behind.is_some_and(|behind| now.duration_since(behind.since) >= HELD_FOR)
+                behind.is_some_and(|behind| now.duration_since(behind.since) >= BEHIND_HOLE_FOR)
             })
             .map(|(id, _command)| *id)
             .collect();
@@ -265,6 +271,7 @@ impl Live {
             stdout: Lines::default(),
             stderr: Lines::default(),
             behind: None,
+            goes_on: false,
             held: None,
             printed: 0,
             not_shown: 0,
@@ -425,5 +432,38 @@ impl Retained {
                 lines.push(from, rest, show);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_behind_a_hole_waits_once_and_not_for_long() {
+        let id = CommandId::from_uuid(Uuid::from_u128(2));
+        // As data nothing is printed; what was taken is seen all the same.
+        let run = RunId::from_uuid(Uuid::from_u128(1));
+        let mut live = Live::new(run, false, Format::Json);
+        live.command(id, &"gw-1".parse().unwrap());
+        let piece = |offset, text: &str| Piece {
+            stream: OutputStream::Stdout,
+            offset,
+            data: text.as_bytes().to_vec(),
+        };
+        let reached = |live: &Live| {
+            let command = &live.commands[&id];
+            (command.stdout.reached(), command.behind.is_some())
+        };
+        assert!(live.piece(id, piece(4, "two\n")).is_ok());
+        assert!(live.release_old().is_ok());
+        assert_eq!(reached(&live), (0, true), "the end may be near");
+        tokio::time::advance(BEHIND_HOLE_FOR).await;
+        assert!(live.release_old().is_ok());
+        assert_eq!(reached(&live), (8, false), "it is not");
+        assert!(live.piece(id, piece(12, "four\n")).is_ok());
+        assert_eq!(reached(&live), (17, false), "nor is it now");
     }
 }

@@ -314,3 +314,64 @@ fn text_that_is_no_place_is_refused() {
         assert!(text.parse::<Cursor>().is_err(), "{text}");
     }
 }
+
+#[test]
+fn output_that_is_told_again_from_elsewhere_is_there_once_and_in_order() {
+    let piece = |at: i64, offset: u64| {
+        RunChange::Output(OutputChunk {
+            at: Timestamp::from_unix_micros(at),
+            ..chunk(offset, 10)
+        })
+    };
+    let bus = Arc::new(RunBus::new(BusLimits::default(), 7));
+    let mut watcher = bus.subscribe(run(1), None);
+    let hear = |pieces: &[(i64, u64)]| {
+        for (at, offset) in pieces {
+            bus.heard(run(1), piece(*at, *offset), false);
+        }
+    };
+    // All that is remembered there, and again what was on its way meanwhile.
+    hear(&[(1, 0), (2, 10), (3, 20), (2, 10), (3, 20), (4, 30)]);
+    assert_eq!(offsets(&mut watcher), [0, 10, 20, 30]);
+    // Somebody else began to watch at a third one; of two that came in one moment neither is left out.
+    hear(&[(1, 0), (2, 10), (3, 20), (4, 30), (4, 40), (4, 60)]);
+    assert_eq!(offsets(&mut watcher), [40, 60]);
+    // The command is run again, and what was before is told once more.
+    hear(&[(9, 0), (4, 60), (9, 0), (9, 10)]);
+    assert_eq!(offsets(&mut watcher), [0, 10]);
+    // The gateway went to a backend whose clock is a little behind.
+    hear(&[(8, 20)]);
+    assert_eq!(offsets(&mut watcher), [20]);
+    // That it is told to others is up to whoever told it.
+    assert_eq!(bus.remembered(run(1), None, 100), []);
+}
+
+#[test]
+fn output_that_came_here_is_remembered_for_others_from_the_oldest_on() {
+    let bus = small();
+    assert_eq!(bus.remembered(run(1), None, 10), []);
+    bus.command_changed(run(1), change(CommandState::Running), false);
+    for offset in [0, 30, 60] {
+        bus.output(run(1), chunk(offset, 30));
+    }
+    let told = |after, limit| {
+        let found = bus.remembered(run(1), after, limit);
+        let offset = |change: &RunChange| match change {
+            RunChange::Output(chunk) => chunk.offset,
+            RunChange::Command(_) => panic!("it is no output"),
+        };
+        let offsets: Vec<u64> = found.iter().map(|(_place, it)| offset(it)).collect();
+        (offsets, found.last().map(|(place, _it)| *place))
+    };
+    let (offsets, place) = told(None, 2);
+    assert_eq!(offsets, [0, 30]);
+    let (offsets, place) = told(place, 2);
+    assert_eq!(offsets, [60]);
+    let (offsets, end) = told(place, 2);
+    assert_eq!((offsets, end), (vec![], None));
+    // What went for want of room is not told, and nothing is told twice.
+    bus.output(run(1), chunk(90, 30));
+    bus.output(run(1), chunk(120, 30));
+    assert_eq!(told(place, 9).0, [90, 120]);
+    assert_eq!(told(None, 9).0, [60, 90, 120]);
+}

@@ -2,7 +2,7 @@
 //! is true stands in the database, which watchers look into every second whatever comes by this way.
 //!
 //! An instance that has a watcher says so to all, again and again; the others remember that for a while, and tell it
-//! what changes. Watchers notice what was lost by positions in the output, and by the counts of the run.
+//! what changes, and at its first word what output they remember. Watchers notice what was lost by positions in the output, and by the counts of the run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tracing::debug;
-use viworks_common::id::RunId;
+use viworks_common::id::{InstanceId, RunId};
 use viworks_common::time::Monotonic;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::lifecycle::Lifecycle;
@@ -32,6 +32,16 @@ const WAITING_MAX: usize = 256;
 const SAID_EVERY: Duration = Duration::from_secs(5);
 const BELIEVED_FOR: Duration = Duration::from_secs(15);
 
+/// Behind the run and the instance, in the first word of it: what came before is wanted as well. Earlier versions say
+/// and read it without.
+const FROM_THE_BEGINNING: &str = "begins";
+
+/// Remembered pieces that are told for one such word: as many as a bus remembers of a run.
+const REMEMBERED_MAX: usize = 8_192;
+
+/// Remembered pieces that are taken at once.
+const TAKEN_TOGETHER: usize = 64;
+
 /// A run that somebody watches for less is not worth a word: most end before. A word costs a look into the database, so
 /// a backend that is busy must not be made busier by the waiting that follows from it.
 const WORTH_A_WORD: Duration = Duration::from_millis(200);
@@ -45,9 +55,17 @@ pub(super) struct Relay {
     wanted: Mutex<BTreeMap<RunId, Monotonic>>,
     /// Whether there are any: most of the time there are none, and nothing is to be looked up.
     any: AtomicBool,
-    changes: mpsc::Sender<(RunId, Arc<RunChange>, bool)>,
+    changes: mpsc::Sender<ToTell>,
     /// Somebody watches a run here.
     watching: Notify,
+}
+
+/// What others are to be told.
+enum ToTell {
+    /// A change of a run, and whether that ended it.
+    Change(RunId, Arc<RunChange>, bool),
+    /// The output of a run that is remembered.
+    Remembered(RunId),
 }
 
 impl fmt::Debug for Relay {
@@ -65,10 +83,7 @@ impl Elsewhere for Relay {
         if !self.any.load(Ordering::Relaxed) || !self.is_wanted(run_id) {
             return;
         }
-        let change = (run_id, Arc::clone(change), run_finished);
-        if self.changes.try_send(change).is_err() {
-            self.keeper.metrics().narration_lost.inc();
-        }
+        self.leave(ToTell::Change(run_id, Arc::clone(change), run_finished));
     }
 }
 
@@ -111,11 +126,23 @@ impl Relay {
         is_wanted
     }
 
-    /// Somebody elsewhere watches a run.
-    fn want(&self, run_id: RunId) {
+    /// Somebody elsewhere watches a run, or begins to.
+    fn want(&self, run_id: RunId, begins: bool) {
         let mut wanted = self.wanted();
-        if note(&mut wanted, run_id, self.clock.now()) {
-            self.any.store(true, Ordering::Relaxed);
+        if !note(&mut wanted, run_id, self.clock.now()) {
+            return;
+        }
+        // Whoever changes something meanwhile waits for this lock: it is remembered by then, or is told behind that.
+        self.any.store(true, Ordering::Relaxed);
+        if begins {
+            self.leave(ToTell::Remembered(run_id));
+        }
+    }
+
+    /// Leaves something to be told, or loses it.
+    fn leave(&self, to_tell: ToTell) {
+        if self.changes.try_send(to_tell).is_err() {
+            self.keeper.metrics().narration_lost.inc();
         }
     }
 
@@ -129,13 +156,10 @@ impl Relay {
                 return;
             };
             if channel == WATCH_CHANNEL {
-                let said = str::from_utf8(&payload).ok();
-                let said = said.and_then(|said| said.split_once(' '));
-                if let Some((run, instance)) = said
+                if let Some((run_id, instance, begins)) = read_word(&payload)
                     && instance != self.keeper.own().to_string()
-                    && let Ok(run_id) = run.parse()
                 {
-                    self.want(run_id);
+                    self.want(run_id, begins);
                 }
             } else if let Some(run) = channel.strip_prefix(RUN_CHANNEL)
                 && let Ok(run_id) = run.parse()
@@ -148,26 +172,56 @@ impl Relay {
         }
     }
 
-    async fn tell_all(
-        self: Arc<Self>,
-        mut changes: mpsc::Receiver<(RunId, Arc<RunChange>, bool)>,
-        lifecycle: Lifecycle,
-    ) {
+    async fn tell_all(self: Arc<Self>, mut to_tell: mpsc::Receiver<ToTell>, lifecycle: Lifecycle) {
         loop {
-            let change = tokio::select! {
+            let next = tokio::select! {
                 () = lifecycle.stopping() => return,
-                change = changes.recv() => change,
+                next = to_tell.recv() => next,
             };
-            let Some((run_id, change, run_finished)) = change else {
-                return;
-            };
-            let told = Told::of(self.keeper.own(), &change, run_finished);
-            let channel = format!("{RUN_CHANNEL}{run_id}");
-            if let Err(error) = self.keeper.publish(&channel, &told.write()).await {
-                self.keeper.metrics().narration_lost.inc();
-                debug!(%error, %run_id, "a change of a run was not told elsewhere");
+            match next {
+                Some(ToTell::Change(run_id, change, run_finished)) => {
+                    self.publish(run_id, &change, run_finished).await;
+                }
+                Some(ToTell::Remembered(run_id)) => tokio::select! {
+                    () = lifecycle.stopping() => return,
+                    () = self.tell_remembered(run_id) => {}
+                },
+                None => return,
             }
         }
+    }
+
+    /// Tells the output of a run that is remembered, up to what came while it was told. What of that waits to be told as
+    /// well is known where it is heard.
+    async fn tell_remembered(&self, run_id: RunId) {
+        let mut after = None;
+        // A run that writes faster than it can be told is not followed for ever: the rest is told as it changes.
+        let mut left = REMEMBERED_MAX;
+        while left > 0 {
+            let some = self.bus.remembered(run_id, after, TAKEN_TOGETHER.min(left));
+            let Some((last, _change)) = some.last() else {
+                return;
+            };
+            after = Some(*last);
+            left = left.saturating_sub(some.len());
+            for (_place, change) in some {
+                if !self.publish(run_id, &change, false).await {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Tells others a change; `false` when that was not possible.
+    async fn publish(&self, run_id: RunId, change: &RunChange, run_finished: bool) -> bool {
+        let told = Told::of(self.keeper.own(), change, run_finished);
+        let channel = format!("{RUN_CHANNEL}{run_id}");
+        let published = self.keeper.publish(&channel, &told.write()).await;
+        if let Err(error) = &published {
+            self.keeper.metrics().narration_lost.inc();
+            debug!(%error, %run_id, "a change of a run was not told elsewhere");
+        }
+        published.is_ok()
     }
 
     /// Keeps the channels of runs that are watched here, and says which those are.
@@ -185,7 +239,7 @@ impl Relay {
             self.let_go(&mut held, &watched).await;
             if again {
                 for run_id in &held.runs {
-                    self.say(*run_id).await;
+                    self.say(*run_id, false).await;
                 }
             }
             let waited: Vec<_> = watched.intersection(&held.seen).copied().collect();
@@ -204,19 +258,20 @@ impl Relay {
         }
     }
 
-    /// Hears of a run from here on. What happened before is found by a look.
+    /// Hears of a run from here on. What happened before is found by a look, and what was written before is told by
+    /// whoever remembers it.
     async fn hold(&self, run_id: RunId) -> bool {
         let channel = format!("{RUN_CHANNEL}{run_id}");
         let held = self.keeper.subscribe(&channel).await.is_ok();
         if held {
-            self.say(run_id).await;
+            self.say(run_id, true).await;
             self.bus.look(run_id);
         }
         held
     }
 
-    async fn say(&self, run_id: RunId) {
-        let text = format!("{run_id} {}", self.keeper.own());
+    async fn say(&self, run_id: RunId, begins: bool) {
+        let text = word(run_id, self.keeper.own(), begins);
         if let Err(error) = self.keeper.publish(WATCH_CHANNEL, text.as_bytes()).await {
             debug!(%error, %run_id, "others were not told that a run is watched");
         }
@@ -243,6 +298,23 @@ impl Relay {
         // Nothing panics while it is held.
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// That an instance watches a run, or begins to.
+fn word(run_id: RunId, own: InstanceId, begins: bool) -> String {
+    if begins {
+        format!("{run_id} {own} {FROM_THE_BEGINNING}")
+    } else {
+        format!("{run_id} {own}")
+    }
+}
+
+/// Reads such a word: which run, who, and whether they begin to. More may be said by a later version.
+fn read_word(payload: &[u8]) -> Option<(RunId, &str, bool)> {
+    let mut parts = str::from_utf8(payload).ok()?.split(' ');
+    let run_id = parts.next()?.parse().ok()?;
+    let instance = parts.next()?;
+    Some((run_id, instance, parts.next() == Some(FROM_THE_BEGINNING)))
 }
 
 /// Notes that a run is watched elsewhere. Where there is no room for it, beside those that are watched still, its
@@ -273,6 +345,28 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+
+    #[test]
+    fn a_word_is_read_as_it_was_written_also_those_of_earlier_and_later_versions() {
+        let run = RunId::from_uuid(Uuid::from_u128(1));
+        let own = InstanceId::from_uuid(Uuid::from_u128(2));
+        let name = own.to_string();
+        for begins in [false, true] {
+            let text = word(run, own, begins);
+            assert_eq!(
+                read_word(text.as_bytes()),
+                Some((run, name.as_str(), begins))
+            );
+        }
+        let later = format!("{run} {own} {FROM_THE_BEGINNING} more");
+        assert_eq!(
+            read_word(later.as_bytes()),
+            Some((run, name.as_str(), true))
+        );
+        for text in ["", "x y", &run.to_string()] {
+            assert_eq!(read_word(text.as_bytes()), None, "{text}");
+        }
+    }
 
     #[test]
     fn runs_that_others_watch_are_bounded_and_make_room_when_they_are_no_longer_watched() {
