@@ -234,6 +234,31 @@ fn tables(server: &Server, name: &str) -> usize {
     server.psql(name, tables).unwrap().parse().unwrap()
 }
 
+/// What every backend does right behind its start, and so may two at once.
+#[tokio::test]
+async fn the_days_to_come_are_made_before_anything_is_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other)) = two(&folder).await else {
+        return;
+    };
+    let (server, name) = database(&folder).unwrap();
+    assert_eq!(tables(server, &name), 0);
+    let purge = async |bed: &Bed| {
+        let purged = bed.store.purge(&bed.tenant, 500, at(0)).await;
+        purged.map(drop)
+    };
+    for _again in 0..2 {
+        let (a, b) = tokio::join!(purge(&one), purge(&other));
+        a.and(b).unwrap();
+        assert_eq!(tables(server, &name), 4);
+    }
+    // The day after, one more.
+    let next = one.store.purge(&one.tenant, 500, at(DAY)).await;
+    next.map(drop).unwrap();
+    assert_eq!(tables(server, &name), 5);
+    finish(&folder, one, other).await;
+}
+
 /// Days are a matter of how old a site is: whoever says so gets no table for each of four hundred.
 #[tokio::test]
 async fn records_dated_over_all_time_make_few_tables_and_are_all_stored() {
