@@ -1,6 +1,7 @@
 //! Gateways as the backend knows them: who exists, and who is connected.
 
 pub mod doors;
+pub mod given_up;
 pub mod instance;
 pub mod manager;
 pub mod openings;

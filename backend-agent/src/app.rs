@@ -419,6 +419,7 @@ impl Shared {
             conditions: self.conditions.clone(),
             config: config.jobs,
             strays: Default::default(),
+            given_up: Default::default(),
         };
         jobs.start(lifecycle);
     }

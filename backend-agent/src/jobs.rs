@@ -15,6 +15,7 @@ use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::lifecycle::{Lifecycle, notify};
 use viworks_runtime::probe::Latch;
 
+use crate::agent::given_up::GivenUp;
 use crate::agent::manager::Manager;
 use crate::agent::strays::Strays;
 use crate::command::bus::{CommandChange, RunBus};
@@ -22,7 +23,8 @@ use crate::command::dispatch::Dispatcher;
 use crate::config::JobsConfig;
 use crate::data::line::{self, Kept};
 use crate::data::{
-    GatewayFilter, Page, Purged, Settled, Store, StoreError, StoreHealth, StoreResult, in_full,
+    EndedInstances, GatewayFilter, Page, Purged, Settled, Store, StoreError, StoreHealth,
+    StoreResult, in_full,
 };
 use crate::inbound::heartbeats::Heartbeats;
 use crate::metrics::BackendMetrics;
@@ -85,6 +87,14 @@ const DEAD_LETTERS: &str = "queued.dead_letters";
 const DEAD_LETTERS_FIX: &str = "viworks dlq ls lists them with the reason; mend what stands in the way, then viworks dlq \
                                 retry or viworks dlq discard";
 
+/// The condition of backends of the database that are gone.
+const GIVEN_UP: &str = "instances.given_up";
+
+/// What to do about it.
+const GIVEN_UP_FIX: &str = "nothing is lost: gateways connect to the backends that are there; see in the log of that \
+                            backend and of its machine why it stopped, stood still or was cut off from the database; \
+                            this is told for ten minutes, also when it is back";
+
 /// The condition of telemetry that is stored twice.
 const TWICE: &str = "telemetry.twice";
 
@@ -132,6 +142,8 @@ pub struct Jobs {
     pub config: JobsConfig,
     /// Sessions that only the database has.
     pub strays: Mutex<Strays>,
+    /// Backends whose sessions this one ended lately.
+    pub given_up: Mutex<GivenUp>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -432,10 +444,23 @@ impl Jobs {
                     "ended what another backend left behind, whose lease of the database ran out"
                 );
             }
+            self.tell_given_up(&ended);
             if !ended.more {
                 return Ok(());
             }
         }
+    }
+
+    /// A backend that is gone has left nothing a moment later that would tell of it.
+    fn tell_given_up(&self, ended: &EndedInstances) {
+        let (wall, now) = (self.clock.wall(), self.clock.now());
+        let told = {
+            // Nothing panics while it is held.
+            let given_up = self.given_up.lock();
+            let mut given_up = given_up.unwrap_or_else(PoisonError::into_inner);
+            given_up.look(ended, wall, now)
+        };
+        self.tell(GIVEN_UP, told, Severity::Warn, GIVEN_UP_FIX);
     }
 
     /// Ends sessions that the database says this backend has, and that it has not. Their gateways would look connected

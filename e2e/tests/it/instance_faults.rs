@@ -60,6 +60,10 @@ async fn a_backend_that_is_killed_under_load_costs_nothing() {
             site.lead_to(1 - which);
             site.backends[which].kill_backend();
             load.more(2).await;
+            if which == 0 {
+                // Before it is back, the other one says that it is gone.
+                site.says(1, "instances.given_up", true).await;
+            }
             site.start_backend(which).await;
             site.is_well(which).await;
         }
@@ -76,6 +80,7 @@ async fn a_backend_that_stands_still_under_load_costs_nothing() {
         site.address.cut(1, 0);
         load.more(2).await;
         sleep(STILL).await;
+        site.says(1, "instances.given_up", true).await;
         site.backends[0].backend().signal(Signal::CONT);
         site.is_well(0).await;
     })

@@ -7,10 +7,10 @@ use viworks_common::id::{AgentId, InstanceId};
 use viworks_runtime::sqlite::{Row, params};
 
 use super::link::{Party, Sql};
-use super::row::{Reader, column, to_json};
+use super::row::{Reader, to_json};
 use super::sessions;
 use super::tx::{Tx, View};
-use crate::data::{EndedInstances, Instance, Retention, StoreResult};
+use crate::data::{EndedInstances, GivenUpInstance, Instance, Retention, StoreResult};
 
 /// For how long a lease of the database is taken.
 pub(in crate::data) const LEASE_SECONDS: u32 = 20;
@@ -31,14 +31,17 @@ FROM instances ORDER BY name, instance",
 /// lease lasts was taken before somebody set the server's clock back, and is no better than one that ran out.
 pub(super) const END: Sql = Sql::of_server(
     "\
-UPDATE instances SET ended = true WHERE instance IN (
-    SELECT d.instance FROM instances AS d
+UPDATE instances AS i SET ended = true FROM (
+    SELECT d.instance, d.ended FROM instances AS d
     WHERE d.instance <> :own AND (d.ended OR (NOT d.lease_until BETWEEN clock_timestamp()
               AND clock_timestamp() + CAST(:seconds AS bigint) * interval '1 second' AND EXISTS (
           SELECT 1 FROM instances AS o WHERE o.instance = :own
           AND o.since < clock_timestamp() - CAST(:seconds AS bigint) * interval '1 second')))
-    FOR NO KEY UPDATE OF d SKIP LOCKED)
-RETURNING instance",
+    FOR NO KEY UPDATE OF d SKIP LOCKED) AS gone
+WHERE i.instance = gone.instance
+RETURNING i.instance, i.name, NOT gone.ended AS is_news,
+          greatest(0, 1000 * (CAST(:seconds AS bigint) + extract(epoch FROM clock_timestamp() - i.lease_until)))::bigint
+              AS unheard_ms",
 );
 
 /// What an earlier process with the same state folder was: that folder has one process at a time.
@@ -96,20 +99,36 @@ fn read(row: &Row<'_>) -> StoreResult<Instance> {
     })
 }
 
+/// One that is gone, and whether that is news.
+fn read_dead(row: &Row<'_>) -> StoreResult<(GivenUpInstance, bool)> {
+    let row = Reader::new("instances", row);
+    let given_up = GivenUpInstance {
+        id: row.get("instance")?,
+        name: row.get("name")?,
+        unheard: Duration::from_millis(row.get("unheard_ms")?),
+    };
+    Ok((given_up, row.get("is_news")?))
+}
+
 /// Ends some of the sessions of instances that are gone, and forgets those that have none left.
 pub(super) fn end_dead(tx: &Tx<'_>) -> StoreResult<EndedInstances> {
     let Some(own) = tx.party().instance() else {
         return Ok(EndedInstances::default());
     };
-    let ended = column::<InstanceId>("instances", "instance");
-    let dead = tx.all(END, params! { own, seconds: LEASE_SECONDS }, ended)?;
-    if dead.is_empty() {
+    let found = tx.all(END, params! { own, seconds: LEASE_SECONDS }, read_dead)?;
+    if found.is_empty() {
         return Ok(EndedInstances::default());
     }
-    let dead = to_json(&dead);
+    let ids: Vec<InstanceId> = found.iter().map(|(one, _is_news)| one.id).collect();
+    let news = found.into_iter().filter(|(_one, is_news)| *is_news);
+    let given_up = news.map(|(one, _is_news)| one).collect();
+    let dead = to_json(&ids);
     let sessions = end_sessions(tx, SESSIONS, params! { dead, limit: SESSIONS_AT_ONCE })?;
     let instances = tx.execute(FORGET, params! { dead })?;
+    let left = ids.len().saturating_sub(instances);
     Ok(EndedInstances {
+        given_up,
+        left: u64::try_from(left).unwrap_or(u64::MAX),
         instances: u64::try_from(instances).unwrap_or(u64::MAX),
         sessions: u64::try_from(sessions).unwrap_or(u64::MAX),
         more: sessions == SESSIONS_AT_ONCE,

@@ -110,13 +110,28 @@ pub struct Neighbour {
     pub load: InstanceLoad,
 }
 
+/// An instance that was taken for gone, because its lease ran out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GivenUpInstance {
+    /// Which one.
+    pub id: InstanceId,
+    /// Its machine and process, for people.
+    pub name: String,
+    /// For how long it had told nothing.
+    pub unheard: Duration,
+}
+
 /// What became of instances whose lease ran out.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EndedInstances {
+    /// Those that were taken for gone just now. What one was that stopped or began anew is no news.
+    pub given_up: Vec<GivenUpInstance>,
     /// Those that are gone with the last of their sessions.
     pub instances: u64,
     /// Sessions that were ended.
     pub sessions: u64,
+    /// Instances that have some left.
+    pub left: u64,
     /// Whether there are more.
     pub more: bool,
 }

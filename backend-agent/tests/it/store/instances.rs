@@ -200,7 +200,15 @@ async fn the_sessions_of_a_backend_that_is_gone_are_ended_by_another_and_it_goes
     hand.age(instance(&other));
     let ended = end().await.unwrap();
     assert_eq!((ended.sessions, ended.instances, ended.more), (1, 1, false));
-    assert_eq!(end().await.unwrap().sessions, 0);
+    // It is told once, with how long it was silent.
+    let [given_up] = ended.given_up.as_slice() else {
+        panic!("{ended:?}");
+    };
+    assert_eq!((given_up.id, ended.left), (lost, 0));
+    assert!(given_up.name.contains("process "), "{given_up:?}");
+    assert!(given_up.unheard >= Duration::from_secs(20), "{given_up:?}");
+    let again = end().await.unwrap();
+    assert_eq!((again.sessions, again.given_up.len()), (0, 0));
     let gateway = other.gateway_now(1).await;
     assert_eq!(gateway.session, None);
     assert!(
