@@ -358,24 +358,10 @@ impl Jobs {
         let waiting = counts.open_commands.get(&CommandState::Queued);
         let waiting = i64::try_from(waiting.copied().unwrap_or(0)).unwrap_or(i64::MAX);
         self.metrics.queue_depth.set(waiting);
-        self.tell_dead_letters(counts.dead_letters);
+        let dead_letters = i64::try_from(counts.dead_letters).unwrap_or(i64::MAX);
+        self.metrics.dead_letters.set(dead_letters);
+        tell_dead_letters(&self.conditions, counts.dead_letters);
         self.dispatcher.look_everywhere().await
-    }
-
-    /// Commands that never reached their gateways are for somebody to decide about.
-    fn tell_dead_letters(&self, count: u64) {
-        let gauge = i64::try_from(count).unwrap_or(i64::MAX);
-        self.metrics.dead_letters.set(gauge);
-        if count == 0 {
-            self.conditions.clear(DEAD_LETTERS);
-            return;
-        }
-        let cause = format!(
-            "{} delivered as often as may be and never accepted",
-            human::counted_all(count, "command was", "commands were")
-        );
-        self.conditions
-            .raise(DEAD_LETTERS, Severity::Warn, &cause, DEAD_LETTERS_FIX);
     }
 
     async fn expire(&self) -> StoreResult<()> {
@@ -604,6 +590,20 @@ impl Jobs {
                 .command_changed(settled.run_id, change, settled.run_finished);
         }
     }
+}
+
+/// Commands that never reached their gateways are for somebody to decide about. Whoever counts them tells how many there
+/// are now: some may have been decided about at another backend.
+pub(crate) fn tell_dead_letters(conditions: &Conditions, count: u64) {
+    if count == 0 {
+        conditions.clear(DEAD_LETTERS);
+        return;
+    }
+    let cause = format!(
+        "{} delivered as often as may be and never accepted",
+        human::counted_all(count, "command was", "commands were")
+    );
+    conditions.raise(DEAD_LETTERS, Severity::Warn, &cause, DEAD_LETTERS_FIX);
 }
 
 /// What somebody should know about the clocks that the time line goes by.

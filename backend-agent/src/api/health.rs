@@ -15,6 +15,7 @@ use self::figures::figures;
 use super::ApiState;
 use super::problem::millis;
 use crate::data::{StoreError, StoreResult, in_full};
+use crate::jobs::tell_dead_letters;
 
 mod figures;
 
@@ -44,10 +45,6 @@ pub(super) async fn health(state: &ApiState) -> Health {
             ..check(latch.name, HealthStatus::Pass, latch.reason)
         })
         .collect();
-    let now = state.clock.wall();
-    let conditions = state.conditions.list();
-    let past = state.conditions.past();
-    checks.extend(conditions.iter().map(|found| condition(found, now)));
     let patience = patience(state);
     let (store, instances, fleet, own) = tokio::join!(
         store(state, patience),
@@ -55,6 +52,11 @@ pub(super) async fn health(state: &ApiState) -> Health {
         fleet(state, patience),
         figures::parts(state)
     );
+    // Behind these looks, some of which tell what is so by now.
+    let now = state.clock.wall();
+    let conditions = state.conditions.list();
+    let past = state.conditions.past();
+    checks.extend(conditions.iter().map(|found| condition(found, now)));
     checks.push(store);
     checks.extend(instances);
     checks.extend(fleet);
@@ -263,6 +265,7 @@ async fn fleet(state: &ApiState, patience: Duration) -> Vec<HealthCheck> {
             return vec![check("fleet", status, in_full(&error))];
         }
     };
+    tell_dead_letters(&state.conditions, counts.dead_letters);
     let open: u64 = counts.open_commands.values().sum();
     let status = if counts.forks > 0 || counts.orphans > 0 {
         HealthStatus::Warn

@@ -4,7 +4,7 @@ use viworks_common::human;
 use viworks_runtime::conditions::Severity;
 
 use super::Jobs;
-use crate::data::{Instance, Retention, StoreResult};
+use crate::data::{Instance, Neighbour, Retention, StoreResult};
 
 /// The condition of it.
 const NAME: &str = "telemetry.retention";
@@ -17,16 +17,32 @@ impl Jobs {
     /// Looks at what the backends tell of themselves.
     pub(super) async fn tell_retention(&self) -> StoreResult<()> {
         // Most of the time it is one backend, and there is nothing to ask.
+        let neighbours = self.store.neighbours().borrow().clone();
         let promised = self.store.promised();
-        let is_alone = promised.is_none() && self.store.neighbours().borrow().is_empty();
+        let is_alone = promised.is_none() && neighbours.is_empty();
         let all = if is_alone {
             Vec::new()
         } else {
             self.store.list_instances().await?
         };
-        self.tell(NAME, differ(&all, promised), Severity::Warn, FIX);
+        self.tell(
+            NAME,
+            differ(&all, of_one_away(promised, &neighbours)),
+            Severity::Warn,
+            FIX,
+        );
         Ok(())
     }
+}
+
+/// What was promised, unless it is explained by those who were there at that moment: they may be set to something else
+/// since, which the list of them tells sooner. Who has not told yet keeps to what it promised before it was started.
+fn of_one_away(promised: Option<Retention>, neighbours: &[Neighbour]) -> Option<Retention> {
+    let told = neighbours.iter().map(|one| one.load.retention);
+    let told: Option<Vec<Retention>> = told.collect();
+    let longest = told?.into_iter().reduce(Retention::or_longer);
+    promised
+        .filter(|promised| longest.is_none_or(|longest| longest.or_longer(*promised) != longest))
 }
 
 /// Who keeps telemetry for how long, where they differ, or where one that is away promised more.
@@ -70,6 +86,7 @@ mod tests {
     use viworks_common::id::InstanceId;
 
     use super::*;
+    use crate::data::InstanceLoad;
 
     fn instance(name: &str, lease: u64, kept: Option<(u64, u64)>) -> Instance {
         Instance {
@@ -104,6 +121,33 @@ mod tests {
             assert!(told.contains(part), "{told}");
         }
         assert!(!told.contains("gone") && !told.contains("new"), "{told}");
+    }
+
+    #[test]
+    fn what_somebody_promised_who_is_there_is_not_that_of_one_away() {
+        let kept = |records_days| {
+            Some(Retention {
+                records_days,
+                rollups_days: 730,
+            })
+        };
+        let neighbour = |retention| Neighbour {
+            id: InstanceId::from_uuid(Uuid::from_u128(2)),
+            load: InstanceLoad {
+                retention,
+                ..InstanceLoad::default()
+            },
+        };
+        // It has read its configuration again since, and the list has what it is set to now.
+        let there = [neighbour(kept(0)), neighbour(kept(30))];
+        assert_eq!(of_one_away(kept(0), &there), None);
+        assert_eq!(of_one_away(kept(30), &there[1..]), None);
+        // It has only begun.
+        let begun = [neighbour(kept(30)), neighbour(None)];
+        assert_eq!(of_one_away(kept(0), &begun), None);
+        assert_eq!(of_one_away(kept(0), &there[1..]), kept(0));
+        assert_eq!(of_one_away(kept(90), &[]), kept(90));
+        assert_eq!(of_one_away(None, &there), None);
     }
 
     #[test]

@@ -119,10 +119,7 @@ async fn decided_about(mut system: Deployment) {
         .map(|item| &item["state"])
         .collect();
     assert_eq!(states, ["discarded", "retried"]);
-    eventually("health is well again", PATIENCE, async || {
-        (!told(&system).await).then_some(())
-    })
-    .await;
+    assert!(!told(&system).await, "health is well again at once");
     let marks = started(&folder);
     assert_eq!(marks.len(), 1);
     assert!(marks.values().all(|times| *times == 1), "{marks:?}");
