@@ -192,6 +192,15 @@ async fn a_queue_that_cannot_be_used_is_refused_in_one_sentence_and_one_that_is_
             assert!(!refused.stderr.contains("nothing is lost"), "{refused:#?}");
         }
     }
+    // It can be used as it is, and somebody should know.
+    let words = ["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"];
+    own.place().ask::<String>(&words).unwrap();
+    let tried = backend(&system, &["check-config", "--connect"])
+        .await
+        .ended_with(0);
+    for word in ["allkeys-lru", "set maxmemory-policy noeviction"] {
+        assert!(tried.stderr.contains(word), "{tried:#?}");
+    }
     own.kill();
     let tried = backend(&system, &["check-config", "--connect"])
         .await

@@ -13,7 +13,7 @@ use viworks_runtime::{files, random};
 use super::super::flags::{ConfigFlag, Format};
 use super::check;
 use super::open::load;
-use crate::command::queue::redis::RedisQueue;
+use crate::command::queue::redis::{POLICY_FIX, RedisQueue};
 use crate::data::postgres::Role;
 use crate::data::sqlite;
 use crate::database;
@@ -148,10 +148,15 @@ pub(super) async fn try_connection(
     let clock = Arc::new(Timeline::unstored(Arc::new(SystemClock)));
     let own = InstanceId::from_uuid(random::uuid_v4());
     let tried = RedisQueue::try_out(address, own, clock).await;
-    tried.map_err(|source| StartError::Queue {
+    let evicts = tried.map_err(|source| StartError::Queue {
         address: named.clone(),
         source,
     })?;
+    if let Some(evicts) = evicts {
+        let told = format!("{named}: {evicts}");
+        let told = Problem::of_file(&flag.config, told, POLICY_FIX);
+        checked.warnings.push(told);
+    }
     found.push(format!("{named}: connected, the queue can be used"));
     Ok(())
 }

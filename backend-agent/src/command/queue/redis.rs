@@ -33,6 +33,7 @@ use message::Message;
 use relay::Relay;
 
 pub use error::Error;
+pub use keeper::POLICY_FIX;
 pub use metrics::RedisMetrics;
 
 /// For how long an instance is known to have a session.
@@ -141,7 +142,8 @@ impl RedisQueue {
         })
     }
 
-    /// Whether Redis takes us and does what is needed.
+    /// Whether Redis takes us and does what is needed; and what somebody should know of it all the same, for which
+    /// [`POLICY_FIX`] helps.
     ///
     /// # Errors
     /// Why not.
@@ -149,7 +151,7 @@ impl RedisQueue {
         address: QueueAddress,
         own: InstanceId,
         clock: Arc<Timeline>,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<String>, Error> {
         let keeper = Keeper::new(keeper::Parts {
             address,
             own,
@@ -161,7 +163,8 @@ impl RedisQueue {
             known_as: watch::channel(None).1,
             inbox: Arc::default(),
         });
-        keeper.try_out().await.map(drop)
+        let mut opened = keeper.try_out().await?;
+        Ok(opened.evicts().await)
     }
 
     /// Forgets hints, and answers which entries they had.

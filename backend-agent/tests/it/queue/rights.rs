@@ -51,6 +51,10 @@ async fn the_documented_rights_are_enough_and_each_of_them_is_needed() {
         if right.starts_with("+cluster") {
             continue;
         }
+        // Without this one works all the same, and something is not told.
+        if right == "+info" {
+            continue;
+        }
         let less = format!("-{}", &right[1..]);
         let set = |word: &str| {
             own.place()
@@ -160,6 +164,50 @@ async fn a_numbered_database_needs_a_right_of_its_own_and_a_start_says_which() {
     assert!(Instance::with(numbered(1), LIMITS).await.is_ok());
     // The server has sixteen.
     refused(5_000).await;
+}
+
+#[tokio::test]
+async fn a_policy_that_throws_away_is_told_where_that_may_be_asked() {
+    let line = documented().replace("PASSWORD", "correct-horse");
+    let Some(mut own) = Own::start_with(&[&line]) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let password = "correct-horse\n";
+    let set = |words: &[&str]| {
+        own.place().ask::<String>(words).unwrap();
+    };
+    set(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
+    let here = Instance::with(address(&own, &folder, password), LIMITS).await;
+    let here = here.unwrap();
+    let told = |here: &Instance| {
+        let mut conditions = here.conditions.list().into_iter();
+        conditions.find(|condition| condition.name == "queue.policy")
+    };
+    let found = viworks_testkit::process::eventually("it is told", PATIENCE, async || told(&here));
+    let found = found.await;
+    assert!(found.cause.contains("allkeys-lru"), "{found:?}");
+    assert!(found.fix.contains("noeviction"), "{found:?}");
+    let try_out = async |own: &Own| {
+        let clock = Arc::new(Timeline::unstored(Arc::new(SystemClock)));
+        let id = InstanceId::from_uuid(random::uuid_v4());
+        let tried = RedisQueue::try_out(address(own, &folder, password), id, clock);
+        tried.await.unwrap()
+    };
+    let warned = try_out(&own).await.unwrap();
+    assert!(warned.contains("allkeys-lru"), "{warned}");
+    // Whoever may not ask goes without.
+    set(&["ACL", "SETUSER", "viworks", "-info"]);
+    assert_eq!(try_out(&own).await, None);
+    set(&["ACL", "SETUSER", "viworks", "+info"]);
+    // Its configuration says otherwise, and is read again.
+    own.kill();
+    own.start_again();
+    viworks_testkit::process::eventually("it is well", PATIENCE, async || {
+        told(&here).is_none().then_some(())
+    })
+    .await;
+    assert_eq!(try_out(&own).await, None);
 }
 
 #[tokio::test]

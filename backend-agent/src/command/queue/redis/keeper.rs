@@ -45,6 +45,16 @@ const FIX: &str = "nothing is lost, and nothing has to be restarted: commands ar
                    of gateways at other instances somewhat later; see that Redis runs, lets this user in (docs/operations/scaling.md \
                    has the rights it needs) and has room below its maxmemory and on its disk";
 
+/// How often it is seen whether it would throw away what it holds.
+const POLICY_EVERY: Duration = Duration::from_secs(30);
+
+/// The condition of a Redis that would.
+const POLICY: &str = "queue.policy";
+
+/// What to do about it.
+pub const POLICY_FIX: &str = "set maxmemory-policy noeviction there: what is thrown away is found in the database, somewhat \
+                              later, and again and again";
+
 /// The connection, the breaker in front of it, and what both told.
 pub(super) struct Keeper {
     address: QueueAddress,
@@ -88,6 +98,13 @@ pub(super) struct Opened {
     pushes: Pushes,
     /// By which name in the database this process hears what is called out to it.
     heard_as: Option<InstanceId>,
+}
+
+impl Opened {
+    /// Why this server would throw away what it holds, where it would and may be asked.
+    pub(super) async fn evicts(&mut self) -> Option<String> {
+        evicts(&mut self.wire).await.ok().flatten()
+    }
 }
 
 impl Keeper {
@@ -363,6 +380,8 @@ impl Keeper {
         let mut known_as = self.known_as.clone();
         let mut beats = tokio::time::interval(BEAT_EVERY);
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut policies, mut may_ask) = (tokio::time::interval(POLICY_EVERY), true);
+        policies.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = self.opened.notified() => {}
@@ -397,11 +416,33 @@ impl Keeper {
                     }
                     self.hear_as_known(connection, &mut wire, &mut heard_as).await;
                 }
+                _ = policies.tick(), if may_ask => may_ask = self.tell_policy(&mut wire).await,
             }
             if self.link().state() != BreakerState::Closed {
                 return;
             }
         }
+    }
+
+    /// Says whether the server would throw away what it holds; `false` when that may not be asked.
+    async fn tell_policy(&self, wire: &mut Wire) -> bool {
+        match evicts(wire).await {
+            Ok(Some(cause)) => {
+                let cause = format!("Redis at {}: {cause}", self.address);
+                self.conditions
+                    .raise(POLICY, Severity::Warn, &cause, POLICY_FIX);
+            }
+            Ok(None) => self.conditions.clear(POLICY),
+            // It is a courtesy: what else such an answer means is found with the next beat.
+            Err(error) => {
+                let may_ask = !error.is_lasting();
+                if !may_ask {
+                    self.conditions.clear(POLICY);
+                }
+                return may_ask;
+            }
+        }
+        true
     }
 
     /// What a message means; `false` when it says that the connection is gone.
@@ -472,6 +513,51 @@ async fn check_version(wire: &mut Wire) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether a server, or one of several, throws away what it holds when its memory is full.
+async fn evicts(wire: &mut Wire) -> Result<Option<String>, Error> {
+    let mut info = redis::cmd("INFO");
+    info.arg("memory");
+    let texts: Vec<String> = if matches!(wire, Wire::Cluster(_)) {
+        let of_nodes = within(info.query_async::<HashMap<String, String>>(wire)).await?;
+        of_nodes.into_values().collect()
+    } else {
+        vec![within(info.query_async::<String>(wire)).await?]
+    };
+    let policy = texts.iter().find_map(|text| evicting(text));
+    Ok(policy.map(|policy| {
+        format!("its maxmemory-policy is {policy}, which throws away what it holds when its memory is full")
+    }))
+}
+
+/// The policy that a server tells, unless it is the one that throws nothing away. Some tell none.
+fn evicting(memory: &str) -> Option<&str> {
+    let mut lines = memory.lines();
+    let policy = lines.find_map(|line| line.strip_prefix("maxmemory_policy:"));
+    policy
+        .map(str::trim)
+        .filter(|policy| *policy != "noeviction")
+}
+
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_policy_but_one_throws_something_away() {
+        let told = |policy: &str| {
+            let memory =
+                format!("# Memory\r\nmaxmemory:0\r\n{policy}\r\nallocator_frag_ratio:1\r\n");
+            evicting(&memory).map(str::to_owned)
+        };
+        assert_eq!(told("maxmemory_policy:noeviction"), None);
+        assert_eq!(told("maxmemory_human:0B"), None);
+        for policy in ["allkeys-lru", "volatile-ttl"] {
+            let line = format!("maxmemory_policy:{policy}");
+            assert_eq!(told(&line).as_deref(), Some(policy));
+        }
+    }
 }
