@@ -63,12 +63,14 @@ pub enum Shown {
     Line(Vec<u8>),
     /// A part of a line that is very long; more of it follows.
     Part(Vec<u8>),
-    /// So many bytes lie here that are not shown: they did not arrive, or are the rest of a line that did not arrive
-    /// whole.
+    /// What arrived of a line whose beginning did not, without its end.
+    Rest(Vec<u8>),
+    /// So many bytes lie here that are not shown: they did not arrive, or are a part of a line whose end did not.
     Missing(u64),
 }
 
-/// Makes lines of the pieces of one output stream by their offsets, and never one that was not written.
+/// Makes lines of the pieces of one output stream by their offsets, and never one that was not written: the rest of one
+/// is told from a whole one.
 ///
 /// What is shown, with a byte for the end of each line, and what is counted as not shown add up to what was written.
 #[derive(Debug, Default)]
@@ -78,6 +80,8 @@ pub struct Lines {
     parted: bool,
     /// Bytes left out since a hole, while the beginning of a line is looked for.
     searched: Option<u64>,
+    /// Those bytes.
+    rest: Vec<u8>,
     hidden: u64,
     /// Whether the last line that was shown is one that was broken off.
     broken: bool,
@@ -93,10 +97,12 @@ impl Lines {
     /// Goes back behind the last byte that was shown: what was left out since then, and what was only gathered, can be
     /// given again from what was retained.
     pub fn rewind(&mut self) {
-        let not_shown = self.hidden.saturating_add(length(self.line.len()));
+        let gathered = length(self.line.len()).saturating_add(length(self.rest.len()));
+        let not_shown = self.hidden.saturating_add(gathered);
         self.reached = self.reached.saturating_sub(not_shown);
         self.hidden = 0;
         self.line.clear();
+        self.rest.clear();
         // The rest of a line that was broken off is no line.
         self.searched = self.broken.then_some(0);
     }
@@ -114,16 +120,17 @@ impl Lines {
         self.reached = offset.saturating_add(length(data.len()));
         let mut rest = data;
         if let Some(searched) = self.searched {
-            let left_out = rest
-                .iter()
-                .position(|byte| *byte == b'\n')
-                .map(|end| end + 1);
-            let bytes = length(left_out.unwrap_or(rest.len()));
-            self.hidden = self.hidden.saturating_add(bytes);
-            let searched = searched.saturating_add(bytes);
-            let found = left_out.is_some() || searched >= RESUME_BYTES_MAX;
+            let end = rest.iter().position(|byte| *byte == b'\n');
+            let left_out = end.map_or(rest.len(), |end| end + 1);
+            let (before, behind) = rest.split_at(left_out);
+            self.rest.extend_from_slice(before);
+            rest = behind;
+            let searched = searched.saturating_add(length(left_out));
+            let found = end.is_some() || searched >= RESUME_BYTES_MAX;
             self.searched = (!found).then_some(searched);
-            rest = rest.get(left_out.unwrap_or(rest.len())..).unwrap_or(&[]);
+            if found {
+                self.show_rest(show);
+            }
         }
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let (line, behind) = rest.split_at(end);
@@ -152,10 +159,12 @@ impl Lines {
         } else if self.parted || !self.line.is_empty() {
             self.show_line(show);
         }
+        self.hide_rest();
         self.show_hidden(show);
     }
 
     fn lose(&mut self, bytes: u64, show: &mut dyn FnMut(Shown)) {
+        self.hide_rest();
         if self.parted {
             // It was shown in part already; what follows is no part of it.
             self.show_line(show);
@@ -173,6 +182,23 @@ impl Lines {
         self.parted = false;
         self.broken = false;
         show(Shown::Line(std::mem::take(&mut self.line)));
+    }
+
+    /// Shows the rest of a line behind a hole. Where it has no end within reason, or nothing else, it is left out.
+    fn show_rest(&mut self, show: &mut dyn FnMut(Shown)) {
+        if self.rest.len() > 1 && self.rest.pop_if(|last| *last == b'\n').is_some() {
+            let rest = std::mem::take(&mut self.rest);
+            self.show_hidden(show);
+            self.broken = false;
+            show(Shown::Rest(rest));
+        } else {
+            self.hide_rest();
+        }
+    }
+
+    fn hide_rest(&mut self) {
+        self.hidden = self.hidden.saturating_add(length(self.rest.len()));
+        self.rest.clear();
     }
 
     fn show_hidden(&mut self, show: &mut dyn FnMut(Shown)) {
@@ -221,12 +247,17 @@ mod tests {
         let line = |text: &[u8]| Shown::Line(text.to_vec());
         let whole = b"one\ntwo\nthree\n";
         let all = [line(b"one"), line(b"two"), line(b"three")];
-        // The beginning was lost, and what came was the rest of a line.
-        assert_eq!(shown(&[(10, b"ree\n")], whole), all);
+        // The beginning was lost, and what came was a part of a line.
+        assert_eq!(shown(&[(10, b"re")], whole), all);
+        // What is shown of it is not shown again.
+        assert_eq!(
+            shown(&[(10, b"ree\n")], whole),
+            [Shown::Missing(10), Shown::Rest(b"ree".to_vec())]
+        );
         assert_eq!(shown(&[(0, b"one\n"), (10, b"re")], whole), all);
         assert_eq!(shown(&[], whole), all);
         assert_eq!(shown(&[(0, whole)], whole), all);
-        // The rest of a line that was broken off is not shown as one.
+        // The rest of a line that was broken off is not shown as a whole one.
         let long = [b"x".repeat(LINE_BYTES_MAX + 1), b"yy\nz\n".to_vec()].concat();
         let part = &long[..=LINE_BYTES_MAX];
         let end = length(LINE_BYTES_MAX + 2);
@@ -235,7 +266,7 @@ mod tests {
             [
                 Shown::Part(part.to_vec()),
                 line(b""),
-                Shown::Missing(3),
+                Shown::Rest(b"yy".to_vec()),
                 line(b"z")
             ]
         );
@@ -252,13 +283,14 @@ mod tests {
         assert_eq!(cut_tail(b"end\n"), 0);
     }
 
-    /// Lines as text, `+` behind a part, and `-n` for what is not shown.
+    /// Lines as text, `+` behind a part and before a rest, and `-n` for what is not shown.
     fn shown(pieces: &[(u64, &[u8])], written: Option<u64>) -> Vec<String> {
         let mut said = Vec::new();
         let mut show = |shown| {
             said.push(match shown {
                 Shown::Line(line) => String::from_utf8(line).unwrap(),
                 Shown::Part(part) => format!("{}+", String::from_utf8(part).unwrap()),
+                Shown::Rest(rest) => format!("+{}", String::from_utf8(rest).unwrap()),
                 Shown::Missing(bytes) => format!("-{bytes}"),
             });
         };
@@ -273,8 +305,12 @@ mod tests {
     #[test]
     fn no_line_is_made_over_a_hole() {
         let pieces: [(u64, &[u8]); 3] = [(0, b"one\ntw"), (6, b"o\nthr"), (20, b"ve\nsix\n")];
-        assert_eq!(shown(&pieces, Some(27)), ["one", "two", "-15", "six"]);
-        assert_eq!(shown(&pieces, Some(30)), ["one", "two", "-15", "six", "-3"]);
+        let all = ["one", "two", "-12", "+ve", "six", "-3"];
+        assert_eq!(shown(&pieces, Some(27)), all[..5]);
+        assert_eq!(shown(&pieces, Some(30)), all);
+        // Whatever arrived with its end is shown, and an end alone is nothing to show.
+        assert_eq!(shown(&[(9, b"line 1\n")], Some(16)), ["-9", "+line 1"]);
+        assert_eq!(shown(&[(9, b"\nnext\n")], Some(15)), ["-10", "next"]);
         assert_eq!(shown(&[], Some(7)), ["-7"]);
         assert_eq!(shown(&[(0, b"no end")], Some(6)), ["no end"]);
         assert_eq!(shown(&[(0, b"no end")], Some(8)), ["-8"]);
@@ -327,6 +363,11 @@ mod tests {
                         bytes += length(line.len()) + 1;
                         let line = String::from_utf8(line).unwrap();
                         prop_assert!(lines.contains(&line), "{line:?}");
+                    }
+                    Shown::Rest(rest) => {
+                        bytes += length(rest.len()) + 1;
+                        let is_one = lines.iter().any(|line| line.as_bytes().ends_with(&rest));
+                        prop_assert!(is_one, "{rest:?}");
                     }
                     Shown::Missing(hidden) => bytes += hidden,
                     Shown::Part(_) => prop_assert!(false, "no line is long"),

@@ -316,6 +316,10 @@ impl Live {
                     self.release(id)?;
                     self.print(id, &text(&part), false)?;
                 }
+                Shown::Rest(rest) => {
+                    self.release(id)?;
+                    self.print(id, &format!("…{}", text(&rest)), true)?;
+                }
                 Shown::Missing(bytes) => {
                     self.release(id)?;
                     let marker = format!(
