@@ -91,9 +91,9 @@ const DEAD_LETTERS_FIX: &str = "viworks dlq ls lists them with the reason; mend 
 const GIVEN_UP: &str = "instances.given_up";
 
 /// What to do about it.
-const GIVEN_UP_FIX: &str = "nothing is lost: gateways connect to the backends that are there; see in the log of that \
-                            backend and of its machine why it stopped, stood still or was cut off from the database; \
-                            this is told for ten minutes, also when it is back";
+const GIVEN_UP_FIX: &str = "nothing is lost: gateways connect to the backends that are there; see in the log of \
+                            that backend and of its machine why it stopped, stood still or was cut off from the \
+                            database; this is told for ten minutes, also when it is back";
 
 /// The condition of telemetry that is stored twice.
 const TWICE: &str = "telemetry.twice";
@@ -592,8 +592,8 @@ impl Jobs {
     }
 }
 
-/// Commands that never reached their gateways are for somebody to decide about. Whoever counts them tells how many there
-/// are now: some may have been decided about at another backend.
+/// Commands that never reached their gateways are for somebody to decide about. Whoever counts them tells how many
+/// there are now: some may have been decided about at another backend.
 pub(crate) fn tell_dead_letters(conditions: &Conditions, count: u64) {
     if count == 0 {
         conditions.clear(DEAD_LETTERS);

@@ -110,8 +110,8 @@ mod tests {
         let first = known.look(&ended(&["vm, process 7"], 200, 1), wall, begun);
         assert_eq!(
             first.unwrap(),
-            "given up: vm, process 7, not heard of since 2027-01-15T08:00:00Z; 200 sessions were ended, and others are being \
-             ended"
+            "given up: vm, process 7, not heard of since 2027-01-15T08:00:00Z; 200 sessions were ended, and \
+             others are being ended"
         );
         // Later looks find what was left, and another one.
         let later = begun.saturating_add(TOLD_FOR / 2);

@@ -106,6 +106,38 @@ async fn whoever_watches_here_hears_what_happens_there_and_nobody_else_does() {
 }
 
 #[tokio::test]
+async fn what_was_written_before_anybody_watched_elsewhere_is_told_first_and_once() {
+    let Some(place) = server(Kind::Redis) else {
+        return;
+    };
+    let (a, b, c) = (
+        Instance::at(&place.url()).await.unwrap(),
+        Instance::at(&place.url()).await.unwrap(),
+        Instance::at(&place.url()).await.unwrap(),
+    );
+    let run = run();
+    let written = |offset| RunChange::Output(chunk(offset));
+    for offset in [0, 4, 8] {
+        b.bus.output(run, chunk(offset));
+    }
+    let mut watcher = a.bus.subscribe(run, None);
+    for offset in [0, 4, 8] {
+        assert_eq!(next(&mut watcher).await, written(offset));
+    }
+    b.bus.output(run, chunk(12));
+    assert_eq!(next(&mut watcher).await, written(12));
+    // Another one begins; whoever heard it before hears it no second time.
+    let mut late = c.bus.subscribe(run, None);
+    for offset in [0, 4, 8, 12] {
+        assert_eq!(next(&mut late).await, written(offset));
+    }
+    b.bus.output(run, chunk(16));
+    for watcher in [&mut watcher, &mut late] {
+        assert_eq!(next(watcher).await, written(16));
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_told_of_a_run_that_nobody_watches_any_more() {
     let Some(own) = Own::start() else { return };
     let url = own.place().url();
@@ -142,7 +174,7 @@ async fn a_watcher_looks_into_the_store_once_it_hears_and_hears_again_after_a_cu
     assert_eq!(look.unwrap(), Heard::Look);
     until_heard(&b, run, &mut watcher).await;
     own.kill();
-    // Nobody waits for whoever cannot be told, and what is told meanwhile is lost.
+    // Nobody waits for whoever cannot be told; what is remembered of it is told when it is heard again.
     for offset in 0..10_000 {
         b.bus.output(run, chunk(offset));
     }

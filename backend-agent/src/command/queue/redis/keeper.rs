@@ -52,8 +52,8 @@ const POLICY_EVERY: Duration = Duration::from_secs(30);
 const POLICY: &str = "queue.policy";
 
 /// What to do about it.
-pub const POLICY_FIX: &str = "set maxmemory-policy noeviction there: what is thrown away is found in the database, somewhat \
-                              later, and again and again";
+pub const POLICY_FIX: &str = "set maxmemory-policy noeviction there: what is thrown away is found in the database, \
+                              somewhat later, and again and again";
 
 /// The connection, the breaker in front of it, and what both told.
 pub(super) struct Keeper {

@@ -191,8 +191,8 @@ impl Relay {
         }
     }
 
-    /// Tells the output of a run that is remembered, up to what came while it was told. What of that waits to be told as
-    /// well is known where it is heard.
+    /// Tells the output of a run that is remembered, up to what came while it was told. What of that waits to be told
+    /// as well is known where it is heard.
     async fn tell_remembered(&self, run_id: RunId) {
         let mut after = None;
         // A run that writes faster than it can be told is not followed for ever: the rest is told as it changes.
