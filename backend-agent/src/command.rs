@@ -1,6 +1,7 @@
 //! Commands: submitted, watched, cancelled, and ended with their gateway.
 
 pub mod bus;
+pub mod dead_letters;
 pub mod dispatch;
 pub mod queue;
 pub mod submit;

@@ -19,6 +19,7 @@ use crate::agent::given_up::GivenUp;
 use crate::agent::manager::Manager;
 use crate::agent::strays::Strays;
 use crate::command::bus::{CommandChange, RunBus};
+use crate::command::dead_letters;
 use crate::command::dispatch::Dispatcher;
 use crate::config::JobsConfig;
 use crate::data::line::{self, Kept};
@@ -79,13 +80,6 @@ const ROOM_CAUSE: &str =
 
 const ROOM_FIX: &str = "make room where the database is; what was refused meanwhile is not lost: gateways keep what they \
                         could not deliver, and callers were told";
-
-/// The condition of commands that could not be delivered.
-const DEAD_LETTERS: &str = "queued.dead_letters";
-
-/// What to do about it.
-const DEAD_LETTERS_FIX: &str = "viworks dlq ls lists them with the reason; mend what stands in the way, then viworks dlq \
-                                retry or viworks dlq discard";
 
 /// The condition of backends of the database that are gone.
 const GIVEN_UP: &str = "instances.given_up";
@@ -360,7 +354,7 @@ impl Jobs {
         self.metrics.queue_depth.set(waiting);
         let dead_letters = i64::try_from(counts.dead_letters).unwrap_or(i64::MAX);
         self.metrics.dead_letters.set(dead_letters);
-        tell_dead_letters(&self.conditions, counts.dead_letters);
+        dead_letters::tell(&self.conditions, counts.dead_letters);
         self.dispatcher.look_everywhere().await
     }
 
@@ -590,20 +584,6 @@ impl Jobs {
                 .command_changed(settled.run_id, change, settled.run_finished);
         }
     }
-}
-
-/// Commands that never reached their gateways are for somebody to decide about. Whoever counts them tells how many
-/// there are now: some may have been decided about at another backend.
-pub(crate) fn tell_dead_letters(conditions: &Conditions, count: u64) {
-    if count == 0 {
-        conditions.clear(DEAD_LETTERS);
-        return;
-    }
-    let cause = format!(
-        "{} delivered as often as may be and never accepted",
-        human::counted_all(count, "command was", "commands were")
-    );
-    conditions.raise(DEAD_LETTERS, Severity::Warn, &cause, DEAD_LETTERS_FIX);
 }
 
 /// What somebody should know about the clocks that the time line goes by.

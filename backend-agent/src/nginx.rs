@@ -14,5 +14,3 @@ mod sources;
 mod strength;
 mod terminated;
 mod whole;
-
-pub(crate) use whole::host;

@@ -56,5 +56,5 @@ pub use key::{Default, KeyReference, Kind, SectionReference};
 pub use reading::{Changed, LOG_FILTER, Readings, Source, tell_broken, tell_read};
 pub use reference::{Form, Whose};
 pub use section::{Section, address_help};
-pub use url::check as check_url;
+pub use url::{check as check_url, host as url_host};
 pub use values::Values;

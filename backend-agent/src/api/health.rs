@@ -14,8 +14,8 @@ use viworks_runtime::probe::Check;
 use self::figures::figures;
 use super::ApiState;
 use super::problem::millis;
+use crate::command::dead_letters;
 use crate::data::{StoreError, StoreResult, in_full};
-use crate::jobs::tell_dead_letters;
 
 mod figures;
 
@@ -265,7 +265,7 @@ async fn fleet(state: &ApiState, patience: Duration) -> Vec<HealthCheck> {
             return vec![check("fleet", status, in_full(&error))];
         }
     };
-    tell_dead_letters(&state.conditions, counts.dead_letters);
+    dead_letters::tell(&state.conditions, counts.dead_letters);
     let open: u64 = counts.open_commands.values().sum();
     let status = if counts.forks > 0 || counts.orphans > 0 {
         HealthStatus::Warn

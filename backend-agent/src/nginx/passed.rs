@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use viworks_common::network::IpNetwork;
-use viworks_runtime::config::Problem;
+use viworks_runtime::config::{Problem, url_host as host};
 
 use super::directive::{Directive, in_force, named, span};
 use super::gate::{self, Comers};
 use super::names::{self, Chosen, Source};
 use super::place::Place;
 use super::render::reached_at;
-use super::whole::{Findings, Targets, Way, Whole, comes_from, host, port, variable};
+use super::whole::{Findings, Targets, Way, Whole, comes_from, port, variable};
 use crate::config::ProxyProtocol;
 
 /// Less time to say a name than a slow network takes for it.

@@ -1,6 +1,7 @@
 //! Holds a configuration of nginx that ends the gateways' TLS against what the backend believes.
 
 use viworks_common::pin::SpkiPin;
+use viworks_runtime::config::url_host as host;
 
 use super::directive::{Directive, in_force, span};
 use super::gate;
@@ -9,7 +10,7 @@ use super::render::reached_at;
 use super::renewal::pin;
 use super::sources::{self, Clients};
 use super::strength;
-use super::whole::{Findings, Targets, Way, Whole, comes_from, header, host};
+use super::whole::{Findings, Targets, Way, Whole, comes_from, header};
 
 /// Headers that the location of gateways has to set, with what.
 const HEADERS: [(&str, &str, &str); 4] = [

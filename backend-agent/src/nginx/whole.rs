@@ -435,17 +435,6 @@ pub(super) fn header<'d>(blocks: &[&'d [Directive]], name: &str) -> Option<&'d s
     own.arguments.get(1).map(String::as_str)
 }
 
-/// The host of a URL.
-pub(crate) fn host(url: &str) -> Option<&str> {
-    let (_scheme, rest) = url.split_once("://")?;
-    let authority = rest.split(['/', '?']).next()?;
-    let host = match authority.strip_prefix('[') {
-        Some(address) => address.split(']').next()?,
-        None => authority.split(':').next()?,
-    };
-    (!host.is_empty()).then_some(host)
-}
-
 /// The port of a URL of TLS.
 pub(super) fn port(url: &str) -> u16 {
     let rest = url.split_once("://").map_or(url, |(_scheme, rest)| rest);

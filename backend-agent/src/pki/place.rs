@@ -3,12 +3,11 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use viworks_runtime::config::Problem;
+use viworks_runtime::config::{Problem, url_host as host};
 
 use super::PkiError;
 use super::issue::is_for;
 use crate::config::{AgentsConfig, Config, TlsEnd};
-use crate::nginx::host;
 
 /// Host and port of an address, as the server's certificate names it. `say` is how to say it otherwise, for a host.
 ///

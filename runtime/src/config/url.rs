@@ -79,6 +79,18 @@ fn check_authority(url: &str, authority: &str) -> Result<(), Refusal> {
     }
 }
 
+/// The host of a URL, an address of IPv6 without its brackets; none where it names none.
+#[must_use]
+pub fn host(url: &str) -> Option<&str> {
+    let (_scheme, rest) = url.split_once("://")?;
+    let authority = rest.split(['/', '?']).next()?;
+    let host = match authority.strip_prefix('[') {
+        Some(address) => address.split(']').next()?,
+        None => authority.split(':').next()?,
+    };
+    (!host.is_empty()).then_some(host)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +145,22 @@ mod tests {
             "wss://h/a\\b",
         ] {
             assert!(check(url, &["wss"]).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn the_host_of_a_url_is_found_whatever_stands_around_it() {
+        for (url, wanted) in [
+            ("wss://agents.example.org", Some("agents.example.org")),
+            (
+                "https://agents.example.org:8082/path?query",
+                Some("agents.example.org"),
+            ),
+            ("wss://[2001:db8::1]:8081/", Some("2001:db8::1")),
+            ("agents.example.org", None),
+            ("wss:///path", None),
+        ] {
+            assert_eq!(host(url), wanted, "{url}");
         }
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use viworks_runtime::checked::Checked;
+use viworks_runtime::config::url_host as host;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::{files, stdout};
 
@@ -13,7 +14,6 @@ use super::check::show;
 use super::open::load_to_ask;
 use crate::config::{Config, ProxyProtocol, TlsEnd};
 use crate::nginx::check::{Question, RENEWALS, check};
-use crate::nginx::host;
 use crate::nginx::render::{Site, reached_at, render};
 
 /// More than any configuration of nginx that we write.

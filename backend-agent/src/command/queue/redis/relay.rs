@@ -2,7 +2,8 @@
 //! is true stands in the database, which watchers look into every second whatever comes by this way.
 //!
 //! An instance that has a watcher says so to all, again and again; the others remember that for a while, and tell it
-//! what changes, and at its first word what output they remember. Watchers notice what was lost by positions in the output, and by the counts of the run.
+//! what changes, and at its first word what output they remember. Watchers notice what was lost by positions in the
+//! output, and by the counts of the run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
