@@ -198,7 +198,9 @@ fn next_delay(ended: &Ended, backoff: &mut Backoff) -> Duration {
 fn say(ended: &Ended, delay: Duration, said: &mut Option<String>) {
     let lost = ended.confirmed_for.is_some() && !ended.expected;
     let new = said.as_ref() != Some(&ended.cause) && !ended.expected;
-    let (cause, fix) = (ended.cause.as_str(), ended.fix);
+    // Where time heals it, nothing is to be done, and nothing is said of that.
+    let fix = (!ended.fix.is_empty()).then_some(ended.fix);
+    let cause = ended.cause.as_str();
     let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
     if lost {
         warn!(
