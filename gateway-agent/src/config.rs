@@ -229,6 +229,23 @@ impl OutboundConfig {
     pub fn address(&self) -> String {
         format!("wss://{}:{}", self.host, self.port)
     }
+
+    /// Whom a request is for (RFC 9110, section 7.2): the name that the certificate proves, as TLS asks for it, also
+    /// where the URL leads there by another one. A proxy that ends TLS goes by it.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        authority(&self.host, &self.server_name, self.port)
+    }
+}
+
+fn authority(host: &str, server_name: &str, port: u16) -> String {
+    if host.trim_matches(['[', ']']) == server_name {
+        format!("{host}:{port}")
+    } else if server_name.contains(':') {
+        format!("[{server_name}]:{port}")
+    } else {
+        format!("{server_name}:{port}")
+    }
 }
 
 settings! {
@@ -527,5 +544,27 @@ impl Target {
     /// The host as a certificate names it.
     fn name(&self) -> String {
         self.host.trim_matches(['[', ']']).to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::authority;
+
+    #[test]
+    fn a_request_is_for_the_name_that_the_certificate_proves() {
+        for (host, server_name, wanted) in [
+            (
+                "agents.example.org",
+                "agents.example.org",
+                "agents.example.org:8081",
+            ),
+            ("10.0.0.1", "agents.example.org", "agents.example.org:8081"),
+            ("[::1]", "agents.example.org", "agents.example.org:8081"),
+            ("[::1]", "::1", "[::1]:8081"),
+            ("localhost", "::1", "[::1]:8081"),
+        ] {
+            assert_eq!(authority(host, server_name, 8081), wanted);
+        }
     }
 }

@@ -117,13 +117,7 @@ impl Dialler {
         tcp: TcpStream,
         pins: BTreeSet<SpkiPin>,
     ) -> Result<Dialled, DialFailure> {
-        let OutboundConfig {
-            host,
-            port,
-            path,
-            timeouts,
-            ..
-        } = &self.config;
+        let OutboundConfig { path, timeouts, .. } = &self.config;
         let (stream, pin) = self.secure(tcp, pins).await?;
         let value = match self.config.binding {
             BindingMode::Exporter => {
@@ -138,7 +132,7 @@ impl Dialler {
             value,
         };
         let target = Target {
-            authority: format!("{host}:{port}"),
+            authority: self.config.authority(),
             path,
             subprotocol: Some(SUBPROTOCOL),
             bounds: SocketBounds::SESSION,
