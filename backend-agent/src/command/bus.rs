@@ -197,7 +197,7 @@ struct Channel {
     touched: u64,
     /// The sequence number of the first event in the ring; those before it are gone.
     first: u64,
-    ring: VecDeque<Arc<RunChange>>,
+    ring: VecDeque<Remembered>,
     output_bytes: usize,
     finished: bool,
     /// The run as it ended.
@@ -208,6 +208,14 @@ struct Channel {
     looks: u64,
     /// Receivers wake on every change and end when the channel is dropped.
     changes: watch::Sender<()>,
+}
+
+/// One event of a ring.
+#[derive(Debug)]
+struct Remembered {
+    change: Arc<RunChange>,
+    /// Whether it came to this process, and was not told by another one, which tells it by itself.
+    is_own: bool,
 }
 
 /// How far one output was heard from another process.
@@ -257,22 +265,13 @@ impl Channel {
         is_new
     }
 
-    /// Whether it is output, and no other process told it. A gateway may have come here in the middle of a command.
-    fn is_own_output(&self, change: &RunChange) -> bool {
-        let RunChange::Output(chunk) = change else {
-            return false;
-        };
-        let last = self.heard.get(&(chunk.command_id, chunk.stream));
-        last.is_none_or(|last| last.is_before(chunk))
-    }
-
     /// Drops the oldest event and says how many output bytes that freed.
     fn drop_oldest(&mut self) -> usize {
         let Some(oldest) = self.ring.pop_front() else {
             return 0;
         };
         self.first = self.first.saturating_add(1);
-        let bytes = oldest.output_bytes();
+        let bytes = oldest.change.output_bytes();
         self.output_bytes = self.output_bytes.saturating_sub(bytes);
         bytes
     }
@@ -365,7 +364,11 @@ impl RunBus {
         let is_new = watched.is_some_and(|channel| channel.hear(&change));
         drop(inner);
         if is_new {
-            self.publish(run_id, Arc::new(change), run_finished, None);
+            let change = Remembered {
+                change: Arc::new(change),
+                is_own: false,
+            };
+            self.publish(run_id, change, run_finished, None);
         }
     }
 
@@ -392,9 +395,9 @@ impl RunBus {
         let places = (begin.max(channel.first)..).map(|seq| Cursor { generation, seq });
         places
             .zip(channel.ring.iter().skip(skipped))
-            .filter(|(_place, change)| channel.is_own_output(change))
+            .filter(|(_place, it)| it.is_own && matches!(*it.change, RunChange::Output(_)))
             .take(limit)
-            .map(|(place, change)| (place, Arc::clone(change)))
+            .map(|(place, it)| (place, Arc::clone(&it.change)))
             .collect()
     }
 
@@ -435,18 +438,22 @@ impl RunBus {
     fn announce(&self, run_id: RunId, change: RunChange, run_finished: bool, run: Option<Run>) {
         let change = Arc::new(change);
         // In this order: whoever begins to watch elsewhere is told what is remembered, and what is told from then on.
-        self.publish(run_id, Arc::clone(&change), run_finished, run);
+        let own = Remembered {
+            change: Arc::clone(&change),
+            is_own: true,
+        };
+        self.publish(run_id, own, run_finished, run);
         if let Some(elsewhere) = self.elsewhere.get() {
             elsewhere.tell(run_id, &change, run_finished);
         }
     }
 
-    fn publish(&self, run_id: RunId, change: Arc<RunChange>, run_finished: bool, run: Option<Run>) {
+    fn publish(&self, run_id: RunId, event: Remembered, run_finished: bool, run: Option<Run>) {
         let mut inner = self.lock();
         let limits = &self.limits;
-        let bytes = change.output_bytes();
+        let bytes = event.change.output_bytes();
         let channel = inner.channel(run_id, limits);
-        channel.ring.push_back(change);
+        channel.ring.push_back(event);
         channel.output_bytes = channel.output_bytes.saturating_add(bytes);
         channel.finished |= run_finished;
         // For those who wait now; whoever comes later looks at the store.
@@ -581,7 +588,7 @@ impl Subscription {
             return Step::Missed(missed);
         }
         let index = usize::try_from(self.next - channel.first).unwrap_or(usize::MAX);
-        let Some(change) = channel.ring.get(index) else {
+        let Some(event) = channel.ring.get(index) else {
             return Step::Pending;
         };
         let cursor = Cursor {
@@ -589,7 +596,7 @@ impl Subscription {
             seq: self.next,
         };
         self.next = self.next.saturating_add(1);
-        Step::Event(cursor, Arc::clone(change))
+        Step::Event(cursor, Arc::clone(&event.change))
     }
 
     /// Waits until there may be more, or the run is forgotten.
