@@ -191,8 +191,8 @@ fn where_nothing_leads_to_the_backend_is_said_with_what_to_write() {
         (
             "agents.example.org  viworks_agents;",
             "agents.example.org  viworks_enrolment;",
-            "where gateways are taken; the upstream viworks_agents has it, and nothing leads to that",
-            "write the name that is asked for and viworks_agents as a line of the map",
+            "gateways dial agents.example.org (public_url in [agents]), and that name does not lead to the backend",
+            "write a line agents.example.org with the upstream that has 127.0.0.1:8081",
         ),
         (
             "proxy_pass http://viworks_api;",
@@ -213,6 +213,19 @@ fn where_nothing_leads_to_the_backend_is_said_with_what_to_write() {
             "{told} {help} is not in:\n{found}"
         );
     }
+    // Nobody says which name they ask for.
+    let dialled = scene.config.agents.public_url.take();
+    let found = scene.told_of(
+        "agents.example.org  viworks_agents;",
+        "agents.example.org  viworks_enrolment;",
+    );
+    for part in [
+        "where gateways are taken; the upstream viworks_agents has it, and nothing leads to that",
+        "write the name that is asked for and viworks_agents as a line of the map",
+    ] {
+        assert!(found.contains(part), "{part} is not in:\n{found}");
+    }
+    scene.config.agents.public_url = dialled;
     // What has no port yet cannot be compared, which is said.
     scene.config.agents.listen = "127.0.0.1:0".parse().unwrap();
     let right = scene.found(SHIPPED, None).unwrap().join("\n");
