@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use rcgen::{
     CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _,
 };
-use rustls::pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
 use viworks_common::certificate::{self, Unnamed};
 use viworks_common::id::TrustDomain;
@@ -105,6 +104,9 @@ pub enum RenewedError {
     /// It is not what was asked for.
     #[error("the certificate {0}")]
     Other(&'static str),
+    /// It is not good by this machine's clock.
+    #[error("the certificate {0}: compare the clocks of both")]
+    Untimely(&'static str),
 }
 
 /// What a certificate must fit that is taken over.
@@ -161,16 +163,28 @@ pub fn forget_key(folder: &Path) -> Result<(), RenewedError> {
     Ok(files::sync_folder(folder)?)
 }
 
-/// Keeps a certificate that was issued, PEM, with its key: durable once this returns the end of its life.
+/// Keeps a certificate that was issued, PEM, with its key, while this machine's clock shows `wall`: durable once this
+/// returns the end of its life. One that will not do is not asked for again: for the same key the answer would be the
+/// same.
 ///
 /// # Errors
 ///
 /// When it is not what was asked for, or cannot be kept; what is in use stays.
-pub fn keep(folder: &Path, wanted: &Wanted, issued: &str) -> Result<Timestamp, RenewedError> {
+pub fn keep(
+    folder: &Path,
+    wanted: &Wanted,
+    wall: Timestamp,
+    issued: &str,
+) -> Result<Timestamp, RenewedError> {
     let asked = folder.join(ASKED);
     let key = read_key(&asked)?.ok_or(RenewedError::Other("was not asked for"))?;
-    let leaf = tls::one_certificate(issued.as_bytes())?;
-    let not_after = judge(&leaf, wanted, &key)?;
+    let not_after = match judge(issued, wanted, &key, wall) {
+        Ok(not_after) => not_after,
+        Err(refused) => {
+            forget_key(folder)?;
+            return Err(refused);
+        }
+    };
     let pem = Zeroizing::new(format!("{}\n{}", issued.trim_end(), key.serialize_pem()));
     files::write_atomic(&folder.join(ISSUED), pem.as_bytes())?;
     fault::point("renewal.issued_kept");
@@ -179,11 +193,13 @@ pub fn keep(folder: &Path, wanted: &Wanted, issued: &str) -> Result<Timestamp, R
 }
 
 fn judge(
-    leaf: &CertificateDer<'_>,
+    issued: &str,
     wanted: &Wanted,
     key: &KeyPair,
+    wall: Timestamp,
 ) -> Result<Timestamp, RenewedError> {
-    let says = certificate::read(leaf)?;
+    let leaf = tls::one_certificate(issued.as_bytes())?;
+    let says = certificate::read(&leaf)?;
     let spki: [u8; 32] = Sha256::digest(key.subject_public_key_info()).into();
     if says.spki_sha256 != spki {
         return Err(RenewedError::Other("is for another key"));
@@ -193,6 +209,18 @@ fn judge(
     }
     if (says.not_before, says.not_after) <= wanted.life {
         return Err(RenewedError::Other("is no later one than that in use"));
+    }
+    // The one before is retired by the first session with this one: were it issued by a clock that is wrong, nothing
+    // would be left once that is right again.
+    if says.not_before > wall {
+        return Err(RenewedError::Untimely(
+            "begins later than this machine's clock shows",
+        ));
+    }
+    if says.not_after < wall {
+        return Err(RenewedError::Untimely(
+            "ended before what this machine's clock shows",
+        ));
     }
     Ok(says.not_after)
 }
@@ -215,18 +243,17 @@ pub fn prove(folder: &Path) -> Result<(), RenewedError> {
     Ok(files::sync_folder(folder)?)
 }
 
-/// Gives up what was issued over a session and is refused, once a session was confirmed with one that is older: the
-/// backend knows no later one then.
+/// Gives up what was issued, was in no session and is refused, once a session was confirmed with one that is older:
+/// the backend knows no later one then. What was in a session once is never given up.
 ///
 /// # Errors
 ///
 /// When it cannot be removed.
-pub fn give_up(folder: &Path, origin: Origin) -> Result<(), RenewedError> {
-    if let Some(path) = origin.path(folder) {
-        remove(&path)?;
-        files::sync_folder(folder)?;
-    }
-    Ok(())
+pub fn give_up(folder: &Path) -> Result<(), RenewedError> {
+    // Its key first, where a crash left that behind: the answer to it would be this very certificate.
+    remove(&folder.join(ASKED))?;
+    remove(&folder.join(ISSUED))?;
+    Ok(files::sync_folder(folder)?)
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), RenewedError> {
@@ -300,6 +327,16 @@ mod tests {
         request.signed_by(&issuer).unwrap().pem()
     }
 
+    /// What this machine's clock shows.
+    fn wall() -> Timestamp {
+        at(10)
+    }
+
+    /// Keeps what was issued for this request.
+    fn taken(folder: &Path, csr: &str, life: (u32, u32)) {
+        keep(folder, &wanted(), wall(), &issued(csr, &wanted(), life)).unwrap();
+    }
+
     fn names(folder: &Path) -> Vec<String> {
         let names = files::names(folder).unwrap().into_iter();
         let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
@@ -327,7 +364,7 @@ mod tests {
             read.public_key.der_bytes().to_vec()
         };
         assert_eq!(key(&first), key(&request(folder).unwrap()));
-        keep(folder, &wanted(), &issued(&first, &wanted(), (6, 20))).unwrap();
+        taken(folder, &first, (6, 20));
         assert_eq!(names(folder), [ISSUED]);
         assert_ne!(key(&first), key(&request(folder).unwrap()));
         forget_key(folder).unwrap();
@@ -335,11 +372,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_asked_for_changes_nothing() {
+    fn what_was_not_asked_for_changes_nothing_and_another_key_is_asked_for() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         let elsewhere = tempfile::tempdir().unwrap();
         let own = request(folder).unwrap();
+        let asked = fs::read(folder.join(ASKED)).unwrap();
         let foreign = request(elsewhere.path()).unwrap();
         let other = Wanted {
             name: Name {
@@ -354,13 +392,16 @@ mod tests {
             (issued(&own, &wanted(), (0, 9)), "no later one"),
             (issued(&own, &wanted(), (0, 10)), "no later one"),
             ("nothing".to_owned(), "no certificate"),
+            (issued(&own, &wanted(), (11, 30)), "begins later"),
+            (issued(&own, &wanted(), (6, 9)), "ended before"),
         ] {
-            let refused = keep(folder, &wanted(), &issued).unwrap_err().to_string();
+            files::write_atomic(&folder.join(ASKED), &asked).unwrap();
+            let refused = keep(folder, &wanted(), wall(), &issued).unwrap_err();
+            let refused = refused.to_string();
             assert!(refused.contains(told), "{refused}");
-            assert_eq!(names(folder), [ASKED]);
+            assert_eq!(names(folder), [""; 0], "{told}");
         }
-        forget_key(folder).unwrap();
-        let refused = keep(folder, &wanted(), &issued(&own, &wanted(), (6, 20)));
+        let refused = keep(folder, &wanted(), wall(), &issued(&own, &wanted(), (6, 20)));
         assert!(refused.unwrap_err().to_string().contains("not asked for"));
     }
 
@@ -372,12 +413,7 @@ mod tests {
         let mut made = Vec::new();
         for round in 1..=3 {
             let csr = request(folder).unwrap();
-            keep(
-                folder,
-                &wanted(),
-                &issued(&csr, &wanted(), (6 + round, 20 + round)),
-            )
-            .unwrap();
+            taken(folder, &csr, (6 + round, 20 + round));
             made.push(held(folder, Origin::Issued));
             prove(folder).unwrap();
             prove(folder).unwrap();
@@ -385,10 +421,14 @@ mod tests {
         }
         assert_eq!(names(folder), [BEFORE, RENEWED]);
         assert_eq!(held(folder, Origin::Before), made[1]);
-        give_up(folder, Origin::Renewed).unwrap();
-        give_up(folder, Origin::Renewed).unwrap();
-        give_up(folder, Origin::Configured).unwrap();
-        assert_eq!(names(folder), [BEFORE]);
+        let csr = request(folder).unwrap();
+        let left = fs::read(folder.join(ASKED)).unwrap();
+        taken(folder, &csr, (10, 30));
+        // As a crash leaves it behind.
+        files::write_atomic(&folder.join(ASKED), &left).unwrap();
+        give_up(folder).unwrap();
+        give_up(folder).unwrap();
+        assert_eq!(names(folder), [BEFORE, RENEWED]);
     }
 
     #[test]
@@ -397,7 +437,7 @@ mod tests {
         let folder = folder.path();
         for hours in [6, 7] {
             let csr = request(folder).unwrap();
-            keep(folder, &wanted(), &issued(&csr, &wanted(), (hours, 20))).unwrap();
+            taken(folder, &csr, (hours, 20));
             if hours == 6 {
                 prove(folder).unwrap();
             }
@@ -415,7 +455,7 @@ mod tests {
         let folder = folder.path();
         let csr = request(folder).unwrap();
         let left = fs::read(folder.join(ASKED)).unwrap();
-        keep(folder, &wanted(), &issued(&csr, &wanted(), (6, 20))).unwrap();
+        taken(folder, &csr, (6, 20));
         files::write_atomic(&folder.join(ASKED), &left).unwrap();
         prove(folder).unwrap();
         assert_eq!(names(folder), [RENEWED]);
@@ -426,6 +466,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         files::write_atomic(&folder.path().join(ASKED), b"nothing").unwrap();
         let csr = request(folder.path()).unwrap();
-        keep(folder.path(), &wanted(), &issued(&csr, &wanted(), (6, 20))).unwrap();
+        taken(folder.path(), &csr, (6, 20));
     }
 }
