@@ -20,6 +20,12 @@ const TRIES_OF_A_REFUSED_ONE: u32 = 6;
 /// No backend keeps a gateway from asking for longer.
 const TOLD_MAX: Duration = Duration::from_secs(24 * 3_600);
 
+/// The part of what is left of a certificate's life beyond which no pause goes, so that there is time for more tries.
+const LEFT_PART: u32 = 4;
+
+/// What no pause goes below because of that.
+const PAUSE_MIN: Duration = Duration::from_secs(60);
+
 /// How long after it was issued a certificate waits, at the least and at the most, for a moment at which no command
 /// runs.
 const QUIET_SPREAD: Duration = Duration::from_secs(10);
@@ -45,8 +51,20 @@ fn due((not_before, not_after): Life, random: u64) -> Timestamp {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     tries: u32,
+    /// The end of the pause of its own.
     earliest: Monotonic,
+    /// The end of the pause that a backend told.
+    told: Monotonic,
     random: u64,
+}
+
+/// No more than a part of what is `left` of a life. One that has ended already comes of a clock that is wrong, or of a
+/// backend that issues them for very short: nothing is to be hurried for then.
+fn within(pause: Duration, left: Duration) -> Duration {
+    if left.is_zero() {
+        return pause;
+    }
+    pause.min((left / LEFT_PART).max(PAUSE_MIN))
 }
 
 impl Plan {
@@ -56,6 +74,7 @@ impl Plan {
         Self {
             tries: 0,
             earliest: Monotonic::ORIGIN,
+            told: Monotonic::ORIGIN,
             random,
         }
     }
@@ -69,32 +88,38 @@ impl Plan {
     /// How long it is until a pause that was made is over; none when it is.
     #[must_use]
     pub fn pause(&self, now: Monotonic) -> Option<Duration> {
-        let left = self.earliest.saturating_since(now);
+        let left = self.earliest.max(self.told).saturating_since(now);
         (!left.is_zero()).then_some(left)
     }
 
     /// Whether to ask at `now`, when the backend's wall clock shows `wall`.
     #[must_use]
     pub fn may_ask(&self, life: Life, wall: Timestamp, now: Monotonic) -> bool {
-        wall >= self.due(life) && now >= self.earliest
+        wall >= self.due(life) && now >= self.earliest.max(self.told)
     }
 
-    /// Notes a request.
-    pub fn asked(&mut self, now: Monotonic, random: u64) {
+    /// Notes that another session begins: what one backend told need not be what another one says.
+    pub const fn begin(&mut self) {
+        self.told = Monotonic::ORIGIN;
+    }
+
+    /// Notes a request, while so much is `left` of the life in use.
+    pub fn asked(&mut self, left: Duration, now: Monotonic, random: u64) {
         self.tries = self.tries.saturating_add(1);
-        self.rest(now, random);
+        self.rest(left, now, random);
     }
 
-    /// Notes that the backend said no, and when to come again.
-    pub fn refused(&mut self, retry_after: Duration, now: Monotonic) {
-        let told = now.saturating_add(retry_after.min(TOLD_MAX));
-        self.earliest = self.earliest.max(told);
+    /// Notes that the backend said no, and when to come again, while so much is `left` of the life in use.
+    pub fn refused(&mut self, retry_after: Duration, left: Duration, now: Monotonic) {
+        let told = now.saturating_add(within(retry_after.min(TOLD_MAX), left));
+        self.told = self.told.max(told);
     }
 
-    /// Notes that a certificate was issued, and not taken where it was shown.
-    pub fn gave_up(&mut self, now: Monotonic, random: u64) {
+    /// Notes that a certificate was issued, and not taken where it was shown, while so much is `left` of the life in
+    /// use.
+    pub fn gave_up(&mut self, left: Duration, now: Monotonic, random: u64) {
         self.tries = self.tries.max(TRIES_OF_A_REFUSED_ONE);
-        self.rest(now, random);
+        self.rest(left, now, random);
     }
 
     /// Notes that a session was confirmed with a certificate of this life. One that is to be asked for anew already
@@ -106,9 +131,9 @@ impl Plan {
         }
     }
 
-    fn rest(&mut self, now: Monotonic, random: u64) {
+    fn rest(&mut self, left: Duration, now: Monotonic, random: u64) {
         let ceiling = doubled(PAUSE, self.tries.saturating_sub(1), PAUSE_MAX);
-        let pause = between(ceiling / 2, ceiling, random);
+        let pause = within(between(ceiling / 2, ceiling, random), left);
         self.earliest = self.earliest.max(now.saturating_add(pause));
     }
 }
@@ -219,7 +244,7 @@ mod tests {
         let mut now = Monotonic::ORIGIN;
         let pauses: Vec<u64> = (0..9)
             .map(|_| {
-                plan.asked(now, u64::MAX);
+                plan.asked(DAY * 30, now, u64::MAX);
                 let pause = plan.pause(now).unwrap();
                 now = now.saturating_add(pause);
                 pause.as_secs().div_ceil(60)
@@ -231,11 +256,30 @@ mod tests {
     #[test]
     fn what_the_backend_says_lengthens_a_pause_up_to_a_day() {
         let (mut plan, now) = (Plan::new(0), Monotonic::ORIGIN);
-        plan.asked(now, 0);
-        plan.refused(Duration::ZERO, now);
+        plan.asked(DAY * 30, now, 0);
+        plan.refused(Duration::ZERO, DAY * 30, now);
         assert_eq!(plan.pause(now), Some(Duration::from_secs(60)));
-        plan.refused(DAY * 400, now);
+        plan.refused(DAY * 400, DAY * 30, now);
         assert_eq!(plan.pause(now), Some(DAY));
+        // Another session, perhaps with another backend; the pause of its own stays.
+        plan.begin();
+        assert_eq!(plan.pause(now), Some(Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn no_pause_is_longer_than_a_quarter_of_what_is_left_nor_shorter_than_a_minute() {
+        let (hour, now) = (Duration::from_secs(3_600), Monotonic::ORIGIN);
+        let pauses = |left: Duration| {
+            let (mut own, mut told) = (Plan::new(0), Plan::new(0));
+            own.gave_up(left, now, u64::MAX);
+            told.refused(DAY, left, now);
+            (own.pause(now).unwrap(), told.pause(now).unwrap())
+        };
+        assert_eq!(pauses(hour), (hour / 4, hour / 4));
+        let minute = Duration::from_secs(60);
+        assert_eq!(pauses(minute), (minute, minute));
+        let (own, told) = pauses(Duration::ZERO);
+        assert!(own > hour && told == DAY, "{own:?}");
     }
 
     #[test]
@@ -287,6 +331,8 @@ mod tests {
         Proved(u32),
         /// It was not taken.
         GaveUp,
+        /// Another session began.
+        Began,
     }
 
     fn happened() -> impl Strategy<Value = Happened> {
@@ -296,6 +342,7 @@ mod tests {
             (0_u32..100_000).prop_map(Happened::Refused),
             (0_u32..400).prop_map(Happened::Proved),
             Just(Happened::GaveUp),
+            Just(Happened::Began),
         ]
     }
 
@@ -309,6 +356,7 @@ mod tests {
             let (mut wall, mut now) = (at(0), mono(DAY));
             let mut asked: Option<Monotonic> = None;
             for (event, random) in events {
+                let left = life.1.saturating_since(wall);
                 match event {
                     Happened::Wall(days) => wall = at(days),
                     Happened::Passed(seconds) => {
@@ -316,13 +364,14 @@ mod tests {
                         (wall, now) = (wall.saturating_add(span), now.saturating_add(span));
                     }
                     Happened::Refused(seconds) => {
-                        plan.refused(Duration::from_secs(u64::from(seconds)), now);
+                        plan.refused(Duration::from_secs(u64::from(seconds)), left, now);
                     }
                     Happened::Proved(days) => {
                         life = (wall, wall.saturating_add(DAY * days));
                         plan.proved(life, wall, random);
                     }
-                    Happened::GaveUp => plan.gave_up(now, random),
+                    Happened::GaveUp => plan.gave_up(left, now, random),
+                    Happened::Began => plan.begin(),
                 }
                 if plan.may_ask(life, wall, now) {
                     let (from, to) = life;
@@ -331,7 +380,7 @@ mod tests {
                     if let Some(before) = asked {
                         prop_assert!(now.saturating_since(before) >= PAUSE / 2);
                     }
-                    plan.asked(now, random);
+                    plan.asked(life.1.saturating_since(wall), now, random);
                     asked = Some(now);
                 }
             }
@@ -346,7 +395,7 @@ mod tests {
             let due = plan.due(life);
             prop_assert!(due < at(days));
             prop_assert!(plan.may_ask(life, due, mono(DAY)));
-            plan.asked(mono(DAY), again);
+            plan.asked(at(days).saturating_since(due), mono(DAY), again);
             prop_assert!(!plan.may_ask(life, due, mono(DAY)));
             // Lost answers leave time for many more.
             let later = due.saturating_add(PAUSE);
@@ -359,11 +408,11 @@ mod tests {
             let life = (at(0), at(0));
             for _ in 0..20 {
                 prop_assert!(plan.may_ask(life, at(9), now));
-                plan.asked(now, random);
+                plan.asked(Duration::ZERO, now, random);
                 plan.proved(life, at(9), random);
                 now = now.saturating_add(plan.pause(now).unwrap_or_default());
             }
-            plan.asked(now, random);
+            plan.asked(Duration::ZERO, now, random);
             prop_assert!(plan.pause(now).unwrap_or_default() >= PAUSE_MAX / 2);
         }
     }

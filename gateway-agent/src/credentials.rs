@@ -116,6 +116,11 @@ impl Credentials {
         fresh
     }
 
+    /// Forgets which ones were refused: what spoke against them may be mended.
+    pub fn forget_refused(&self) {
+        *self.refused_ones() = RefusedOnes::default();
+    }
+
     /// Notes that a session was confirmed with this certificate. Answers which of those that were issued over sessions
     /// later than it were refused: the backend does not know them.
     pub fn taken(&self, shown: &[u8; 32]) -> Vec<Origin> {

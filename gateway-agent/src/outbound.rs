@@ -19,6 +19,7 @@ use crate::executor::{Executor, LiveOutput};
 use crate::identity::Identity;
 use crate::journal::Journal;
 use crate::renewal::Renewal;
+use crate::renewed::Origin;
 use crate::spool::Spool;
 use crate::status::{Failure, Status};
 
@@ -142,7 +143,8 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
                     expected: false,
                     confirmed_for: None,
                 };
-                (ended, failure.is_of_the_certificate())
+                let proved = material.shown.origin != Origin::Issued;
+                (ended, failure.is_of_the_certificate(proved))
             }
         };
         if parts.lifecycle.is_stopping() {
@@ -168,6 +170,7 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
         if wait(ended, delay, &parts, &mut reloads).await == Waited::Reloaded {
             // What spoke against the gateway may be mended; the history is that of the old files.
             backoff = Backoff::with(settings);
+            parts.credentials.forget_refused();
         }
     }
 }

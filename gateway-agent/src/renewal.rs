@@ -28,6 +28,7 @@ const RENEWAL: &str = "renewal";
 const FIX_REFUSED: &str = "do what the backend says, or put a renewed certificate, and its key, where [identity] certificate_file and key_file point";
 const FIX_NOT_TAKEN: &str = "look at the log of the backend, and of the proxy before it: its authority may be another one than the one that signs; this gateway goes on with the certificate of before, and asks again by itself";
 const FIX_ANSWER: &str = "look at the log of the backend: its answer is not the certificate that was asked for; it is asked again by itself";
+const FIX_CLOCKS: &str = "compare this machine's clock, and the backend's, with the right time; the certificate in use stays, and another one is asked for by itself";
 const FIX_DISK: &str =
     "see the room and the rights of the state folder; it is tried again by itself";
 
@@ -53,6 +54,7 @@ impl RenewalError {
                 | RenewedError::Unnamed(_)
                 | RenewedError::Other(_),
             ) => FIX_ANSWER,
+            Self::Renewed(RenewedError::Untimely(_)) => FIX_CLOCKS,
         }
     }
 }
@@ -145,6 +147,7 @@ impl Renewal {
         let due = {
             let mut state = self.state();
             state.offered = Some(offered);
+            state.plan.begin();
             state.plan.due(life)
         };
         if wall < due {
@@ -158,28 +161,36 @@ impl Renewal {
         self.state().plan.may_ask(life, wall, now)
     }
 
-    /// Prepares a request: its key is durable once there is one. Counts as asked, whatever comes of it.
+    /// Prepares a request, while so much is `left` of the life in use: its key is durable once there is one. Counts as
+    /// asked, whatever comes of it.
     ///
     /// # Errors
     ///
     /// When there is none.
-    pub async fn request(self) -> Result<String, RenewalError> {
+    pub async fn request(self, left: Duration) -> Result<String, RenewalError> {
         {
             let mut state = self.state();
-            state.plan.asked(self.clock.now(), drawn());
+            state.plan.asked(left, self.clock.now(), drawn());
             state.asked_at = Some(self.clock.wall());
         }
         let made = self.on_disk(|folder| renewed::request(&folder)).await;
         made.inspect_err(|error| self.tell("the key for it cannot be kept", error))
     }
 
-    /// Deals with an answer. When a certificate was issued and kept: the end of its life.
-    pub async fn answered(self, answer: CertIssued, wanted: Wanted) -> Option<Timestamp> {
+    /// Deals with an answer, while so much is `left` of the life in use. When a certificate was issued and kept: the end
+    /// of its life.
+    pub async fn answered(
+        self,
+        answer: CertIssued,
+        wanted: Wanted,
+        left: Duration,
+    ) -> Option<Timestamp> {
         if let Some(refused) = answer.refused {
-            self.refused(refused).await;
+            self.refused(refused, left).await;
         }
         let certificate = answer.certificate?;
-        let keep = move |folder: PathBuf| renewed::keep(&folder, &wanted, &certificate);
+        let wall = self.clock.wall();
+        let keep = move |folder: PathBuf| renewed::keep(&folder, &wanted, wall, &certificate);
         match self.on_disk(keep).await {
             Ok(not_after) => {
                 self.state().refusal = None;
@@ -194,7 +205,7 @@ impl Renewal {
         }
     }
 
-    async fn refused(&self, refused: CertRefused) {
+    async fn refused(&self, refused: CertRefused, left: Duration) {
         let now = self.clock.now();
         let (is_of_the_key, passes) = (refused.is_of_the_key(), refused.passes());
         let CertRefused {
@@ -206,7 +217,7 @@ impl Renewal {
             let mut state = self.state();
             state
                 .plan
-                .refused(Duration::from_millis(retry_after_ms), now);
+                .refused(Duration::from_millis(retry_after_ms), left, now);
             state.refusal = Some(Refusal {
                 at: self.clock.wall(),
                 code: code.clone(),
@@ -230,13 +241,17 @@ impl Renewal {
     }
 
     /// Settles what a session proves that was confirmed with a certificate of this origin: the one that was issued is
-    /// the one in use from here on, or it is given up, with all that is `refused`. True when files were moved.
+    /// the one in use from here on, or it is given up where it is among the `refused`. True when files were moved.
+    ///
+    /// What was in a session once is kept, although it is refused: it may be good again, as with the backend that
+    /// confirmed it. And a backend that does not renew takes those that are retired, so that a session with an earlier
+    /// one proves nothing there.
     pub async fn confirmed(
         &self,
         origin: Origin,
         life: Life,
         wall: Timestamp,
-        refused: Vec<Origin>,
+        refused: &[Origin],
     ) -> bool {
         if origin == Origin::Issued {
             self.state().plan.proved(life, wall, drawn());
@@ -257,15 +272,23 @@ impl Renewal {
         if refused.is_empty() {
             return false;
         }
-        self.state().plan.gave_up(self.clock.now(), drawn());
         let cause = "a certificate that the backend issued was refused where it was shown, and this gateway is connected with the one before";
         self.conditions
             .raise(RENEWAL, Severity::Warn, cause, FIX_NOT_TAKEN);
-        let give_up = move |folder: PathBuf| {
-            let mut each = refused.into_iter();
-            each.try_for_each(|origin| renewed::give_up(&folder, origin))
+        let gives_up = {
+            let mut state = self.state();
+            let gives_up = state.offered == Some(true) && refused.contains(&Origin::Issued);
+            if gives_up {
+                let (_, not_after) = life;
+                let left = not_after.saturating_since(wall);
+                state.plan.gave_up(left, self.clock.now(), drawn());
+            }
+            gives_up
         };
-        let given_up = self.on_disk(give_up).await;
+        if !gives_up {
+            return false;
+        }
+        let given_up = self.on_disk(|folder| renewed::give_up(&folder)).await;
         if let Err(error) = &given_up {
             self.tell("the certificate that is refused cannot be given up", error);
         }
@@ -304,6 +327,7 @@ mod tests {
     use super::*;
 
     const DAY: Duration = Duration::from_secs(24 * 3_600);
+    const LEFT: Duration = Duration::from_secs(30 * 24 * 3_600);
 
     fn at(days: u32) -> Timestamp {
         Timestamp::from_unix_micros(1_790_000_000_000_000).saturating_add(DAY * days)
@@ -348,8 +372,8 @@ mod tests {
             ("a_word_of_a_later_version", true, true),
             (CertRefused::KEY_IN_USE, true, false),
         ] {
-            renewal.clone().request().await.unwrap();
-            let answered = renewal.clone().answered(no(code), wanted()).await;
+            renewal.clone().request(LEFT).await.unwrap();
+            let answered = renewal.clone().answered(no(code), wanted(), LEFT).await;
             assert_eq!(answered, None);
             let status = renewal.status(wanted().life);
             assert_eq!(status.last_refusal.unwrap().code, code);
@@ -364,17 +388,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_certificate_changes_nothing_and_is_told() {
+    async fn what_is_no_certificate_is_told_and_not_asked_for_again() {
         let (folder, renewal) = renewal();
-        renewal.clone().request().await.unwrap();
+        renewal.clone().request(LEFT).await.unwrap();
         let answer = CertIssued {
             certificate: Some("nothing".to_owned()),
             refused: None,
         };
-        assert_eq!(renewal.clone().answered(answer, wanted()).await, None);
+        let answered = renewal.clone().answered(answer, wanted(), LEFT).await;
+        assert_eq!(answered, None);
         assert_eq!(renewal.conditions.worst(), Some(Severity::Warn));
-        assert!(folder.path().join(renewed::FILES[0]).exists());
-        assert!(!folder.path().join(renewed::FILES[1]).exists());
+        for name in renewed::FILES {
+            assert!(!folder.path().join(name).exists(), "{name}");
+        }
     }
 
     #[tokio::test]
@@ -383,11 +409,41 @@ mod tests {
         let path = Origin::Issued.path(folder.path()).unwrap();
         std::fs::write(&path, "whatever").unwrap();
         let life = wanted().life;
-        let nothing = renewal.confirmed(Origin::Configured, life, at(70), Vec::new());
+        renewal.begin(true, life, at(70));
+        let nothing = renewal.confirmed(Origin::Configured, life, at(70), &[]);
         assert!(!nothing.await && path.exists());
-        let given_up = renewal.confirmed(Origin::Configured, life, at(70), vec![Origin::Issued]);
+        let given_up = renewal.confirmed(Origin::Configured, life, at(70), &[Origin::Issued]);
         assert!(given_up.await && !path.exists());
         assert_eq!(renewal.conditions.worst(), Some(Severity::Warn));
         assert!(renewal.status(life).pause_s.unwrap() > 1_800);
+    }
+
+    #[tokio::test]
+    async fn what_was_in_a_session_or_may_be_good_elsewhere_is_kept_although_it_is_refused() {
+        for (renews, refused) in [
+            (true, [Origin::Renewed, Origin::Before]),
+            // A backend of an earlier version takes those that are retired.
+            (false, [Origin::Issued, Origin::Renewed]),
+        ] {
+            let (folder, renewal) = renewal();
+            let paths = refused.map(|origin| origin.path(folder.path()).unwrap());
+            for path in &paths {
+                std::fs::write(path, "whatever").unwrap();
+            }
+            let life = wanted().life;
+            renewal.begin(renews, life, at(70));
+            let given_up = renewal.confirmed(Origin::Configured, life, at(70), &refused);
+            assert!(!given_up.await, "{renews}");
+            assert!(paths.iter().all(|path| path.exists()), "{renews}");
+            assert_eq!(renewal.conditions.worst(), Some(Severity::Warn));
+            assert_eq!(renewal.status(life).pause_s, None);
+        }
+    }
+
+    #[test]
+    fn a_certificate_of_a_clock_that_is_wrong_sends_people_to_both_clocks() {
+        let error = RenewalError::Renewed(RenewedError::Untimely("begins later"));
+        assert!(error.to_string().contains("compare the clocks of both"));
+        assert!(error.fix().contains("the backend's, with the right time"));
     }
 }

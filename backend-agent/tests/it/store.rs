@@ -192,6 +192,8 @@ suite! {
         with_the_first_session_of_a_renewed_certificate_the_earlier_ones_retire,
         a_certificate_is_answered_again_until_it_is_in_use,
         a_gateway_gets_one_certificate_a_minute_and_six_an_hour,
+        a_gateway_that_uses_none_of_many_certificates_gets_one_an_hour,
+        certificates_that_nobody_used_are_forgotten_long_after_their_end,
         only_the_session_of_a_gateway_that_is_not_revoked_renews,
         certificates_that_ended_long_ago_are_forgotten_once_they_are_retired,
     }

@@ -305,7 +305,9 @@ impl Connection<'_> {
                     low_water,
                 });
             }
-            AgentEvent::CertificateAnswered(answer) => self.renewing.answered(*answer),
+            AgentEvent::CertificateAnswered(answer) => {
+                self.renewing.answered(*answer, self.parts.clock.now());
+            }
             AgentEvent::Draining { reconnect_after } => {
                 info!(?reconnect_after, "the backend asks to reconnect");
                 self.told = Some(FailureClass::Told {
@@ -462,7 +464,8 @@ impl Connection<'_> {
         let refused = parts.credentials.taken(&papers.fingerprint);
         let (origin, life) = (papers.origin, papers.life());
         let renewal = &parts.renewal;
-        if renewal.confirmed(origin, life, server_time, refused).await {
+        let settled = renewal.confirmed(origin, life, server_time, &refused);
+        if settled.await {
             parts.credentials.refresh().await;
         }
     }

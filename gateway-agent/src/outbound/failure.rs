@@ -266,31 +266,32 @@ impl DialFailure {
         }
     }
 
-    /// Whether another certificate may fare better, as far as anybody says so: TLS, the backend, or a proxy that looks
-    /// at certificates itself. Where this one has ended, so have those before it.
+    /// Whether another certificate may fare better. Of one that was in a session, somebody has to say so: TLS, or the
+    /// backend. Of one that is still to be `proved`, everything counts that may be a proxy's way of saying it. One that
+    /// has ended may have a companion that lives longer.
     #[must_use]
-    pub fn is_of_the_certificate(&self) -> bool {
-        let refused = |status: u16| matches!(status, 400 | 401 | 403);
+    pub fn is_of_the_certificate(&self, proved: bool) -> bool {
+        let refused = |status: u16| !proved && matches!(status, 400 | 401 | 403);
         match self {
-            Self::TlsAlert { certificate, .. } => *certificate,
-            Self::CertificateDisputed { .. } => true,
+            Self::TlsAlert { certificate, .. } => *certificate || !proved,
+            Self::CertificateDisputed { .. } | Self::CertificateEnded { .. } => true,
             Self::HttpStatus { code, .. } => refused(*code),
             Self::Declined { status, said, .. } => match said.known() {
                 Some(code) => matches!(code, CloseCode::CertUntrusted | CloseCode::Revoked),
                 None => refused(*status),
             },
+            Self::Network { step, .. } | Self::HungUp { step, .. } => {
+                !proved && matches!(step, Step::Tls | Step::Upgrade)
+            }
+            Self::Tls { .. } => !proved,
             Self::Dns { .. }
             | Self::Refused { .. }
             | Self::Timeout { .. }
-            | Self::Network { .. }
             | Self::PinMismatch { .. }
             | Self::CertificateTime { .. }
             | Self::CertificateName { .. }
             | Self::CertificateUntrusted { .. }
-            | Self::CertificateEnded { .. }
-            | Self::Tls { .. }
             | Self::Subprotocol
-            | Self::HungUp { .. }
             | Self::NotWebSocket { .. } => false,
         }
     }

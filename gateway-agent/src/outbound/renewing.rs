@@ -1,6 +1,7 @@
 //! Renewal of the certificate within one session: when to ask, and when to leave for a session with what was issued.
 
 use std::future::pending;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use viworks_common::renewal::trial;
@@ -75,6 +76,13 @@ impl Renewing {
         Some(shown.saturating_add(now.saturating_since(at)))
     }
 
+    /// What is left of the life in use.
+    fn left(&self, now: Monotonic) -> Duration {
+        let (_, not_after) = self.wanted.life;
+        let left = |wall| not_after.saturating_since(wall);
+        self.wall(now).map(left).unwrap_or_default()
+    }
+
     /// Begins to ask where it is time.
     pub(super) fn look(&mut self, now: Monotonic) {
         let is_free = self.offered && self.step.is_none() && self.trial.is_none();
@@ -83,8 +91,8 @@ impl Renewing {
         };
         // An answer that was lost is asked for again; one that comes all the same is as good.
         if self.renewal.may_ask(self.wanted.life, wall, now) {
-            let renewal = self.renewal.clone();
-            self.take_step(async move { Done::Request(renewal.request().await) });
+            let (renewal, left) = (self.renewal.clone(), self.left(now));
+            self.take_step(async move { Done::Request(renewal.request(left).await) });
         }
     }
 
@@ -112,13 +120,16 @@ impl Renewing {
     }
 
     /// Takes an answer in. What nobody asked for in this session has no effect.
-    pub(super) fn answered(&mut self, answer: CertIssued) {
+    pub(super) fn answered(&mut self, answer: CertIssued, now: Monotonic) {
         if !self.asked || self.step.is_some() {
             return;
         }
         self.asked = false;
         let (renewal, wanted) = (self.renewal.clone(), self.wanted.clone());
-        self.take_step(async move { Done::Answered(renewal.answered(answer, wanted).await) });
+        let left = self.left(now);
+        self.take_step(async move {
+            Done::Answered(renewal.answered(answer, wanted, left).await)
+        });
     }
 
     /// A certificate was issued and is kept.

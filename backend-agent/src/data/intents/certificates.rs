@@ -31,10 +31,12 @@ WHERE c.tenant = :tenant AND c.spki = :spki AND c.agent_id = :agent_id";
 pub(super) const BY_KEY: &str = "\
 SELECT agent_id, not_after, fingerprint, unproved FROM certificates WHERE tenant = :tenant AND spki = :spki";
 
-/// How many certificates a gateway got over its sessions since then.
+/// How many certificates a gateway got over its sessions since then, and how many were in no session so far.
 pub(super) const RENEWALS: &str = "\
-SELECT count(*) AS renewals, min(renewed_at) AS first, max(renewed_at) AS last
-FROM certificates WHERE tenant = :tenant AND agent_id = :agent_id AND renewed_at > :since";
+SELECT count(*) FILTER (WHERE renewed_at > :since) AS renewals,
+       min(renewed_at) FILTER (WHERE renewed_at > :since) AS first, max(renewed_at) AS last,
+       count(*) FILTER (WHERE unproved IS NOT NULL) AS unproved
+FROM certificates WHERE tenant = :tenant AND agent_id = :agent_id";
 
 pub(super) const RENEW: &str = "\
 INSERT INTO certificates (tenant, spki, agent_id, serial, not_after, fingerprint, registered_at, renewed_at, unproved)
@@ -49,17 +51,21 @@ UPDATE certificates SET retired_at = :now, unproved = NULL
 WHERE tenant = :tenant AND agent_id = :agent_id AND spki <> :spki AND retired_at IS NULL
       AND registered_at <= (SELECT o.registered_at FROM certificates AS o WHERE o.tenant = :tenant AND o.spki = :spki)";
 
-/// TLS refuses them by their end, long before they are forgotten.
+/// TLS refuses them by their end, long before they are forgotten; so are those that were in no session.
 pub(super) const FORGET: &str = "\
 DELETE FROM certificates
-WHERE tenant = :tenant AND agent_id = :agent_id AND retired_at IS NOT NULL AND not_after < :until";
+WHERE tenant = :tenant AND agent_id = :agent_id AND (retired_at IS NOT NULL OR unproved IS NOT NULL)
+      AND not_after < :until";
 
 /// How soon a gateway gets another certificate, and how many in an hour.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 const RENEWAL_SPAN: Duration = Duration::from_secs(3_600);
 const RENEWALS_MAX: u64 = 6;
 
-/// How long a certificate that ended and retired is remembered.
+/// A gateway with so many that were in no session gets one an hour: it uses none of them, whatever the reason.
+const UNPROVED_MAX: u64 = 32;
+
+/// How long a certificate that ended, and is retired or was in no session, is remembered.
 const RETIRED_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 pub(super) const REGISTERED: &str =
@@ -148,12 +154,13 @@ pub(super) fn renew(tx: &Tx<'_>, renewal: &Renewal) -> StoreResult<RenewalOutcom
 /// How long a gateway has to wait for another certificate, because of those that it got.
 fn pause(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<Option<Duration>> {
     let since = tx.now.saturating_sub(RENEWAL_SPAN);
-    let (renewals, first, last) = tx.one(RENEWALS, params! { agent_id, since }, |row| {
+    let (renewals, first, last, unproved) = tx.one(RENEWALS, params! { agent_id, since }, |row| {
         let row = Reader::new("certificates", row);
         Ok((
             row.get::<u64>("renewals")?,
             row.get::<Option<Timestamp>>("first")?,
             row.get::<Option<Timestamp>>("last")?,
+            row.get::<u64>("unproved")?,
         ))
     })?;
     let after = |at: Option<Timestamp>, span| {
@@ -163,7 +170,12 @@ fn pause(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<Option<Duration>> {
     let full = (renewals >= RENEWALS_MAX)
         .then(|| after(first, RENEWAL_SPAN))
         .flatten();
-    Ok(full.max(after(last, RENEWAL_PAUSE)))
+    let between = if unproved >= UNPROVED_MAX {
+        RENEWAL_SPAN
+    } else {
+        RENEWAL_PAUSE
+    };
+    Ok(full.max(after(last, between)))
 }
 
 /// Notes that a session is confirmed with a certificate that was issued over one: every earlier one retires.

@@ -153,6 +153,46 @@ pub(crate) async fn a_gateway_gets_one_certificate_a_minute_and_six_an_hour(bed:
     );
 }
 
+pub(crate) async fn a_gateway_that_uses_none_of_many_certificates_gets_one_an_hour(bed: &Bed) {
+    const QUARTER: i64 = 900;
+    let session = connected(bed).await;
+    let epoch = session.holder.epoch;
+    for number in 0..32_u8 {
+        let now = i64::from(number) * QUARTER;
+        let mut issued = renewal(epoch, 10 + number);
+        issued.certificate.not_after = at(100_000);
+        let outcome = renewed(bed, issued, at(now)).await;
+        assert_eq!(outcome, RenewalOutcome::Issued, "{number}");
+    }
+    let last = 31 * QUARTER;
+    let refused = renewed(bed, renewal(epoch, 50), at(last + QUARTER)).await;
+    assert_eq!(
+        refused,
+        RenewalOutcome::TooSoon(Duration::from_secs(3_600 - 900))
+    );
+    // It is shut out for no longer: the fault may be mended.
+    let issued = renewed(bed, renewal(epoch, 50), at(last + 3_600)).await;
+    assert_eq!(issued, RenewalOutcome::Issued);
+    // One that is used settles all the others.
+    confirmed_with(bed, 50, true).await;
+    let epoch = bed.gateway_now(1).await.confirmed;
+    let issued = renewed(bed, renewal(epoch, 51), at(last + 3_660)).await;
+    assert_eq!(issued, RenewalOutcome::Issued);
+}
+
+pub(crate) async fn certificates_that_nobody_used_are_forgotten_long_after_their_end(bed: &Bed) {
+    const DAY: i64 = 24 * 3_600;
+    let session = connected(bed).await;
+    let epoch = session.holder.epoch;
+    for (key, now) in [(2, 10), (3, 29 * DAY), (4, 31 * DAY)] {
+        let outcome = renewed(bed, renewal(epoch, key), at(now)).await;
+        assert_eq!(outcome, RenewalOutcome::Issued, "{key}");
+        assert_eq!(certificate(bed, 2).await.is_some(), key < 4, "{key}");
+    }
+    // In use, whatever its end says.
+    assert!(certificate(bed, 1).await.is_some());
+}
+
 pub(crate) async fn only_the_session_of_a_gateway_that_is_not_revoked_renews(bed: &Bed) {
     let session = connected(bed).await;
     let fenced = async |epoch, key| {

@@ -67,9 +67,59 @@ fn a_certificate_that_is_good_here_and_not_there_is_a_question_of_two_clocks() {
     assert_eq!(named.code(), Some(CloseCode::CertUntrusted));
     let ended = alert.clone().with_certificate((at(1), at(2)), at(3));
     assert!(matches!(ended, DialFailure::CertificateEnded { .. }));
-    // Those before it have ended as well.
-    assert!(named.is_of_the_certificate() && !ended.is_of_the_certificate());
+    // Another one may live longer, such as one that somebody put there by hand.
+    assert!(named.is_of_the_certificate(true) && ended.is_of_the_certificate(true));
     assert_eq!(alert.clone().with_certificate((at(2), at(3)), at(1)), alert);
+}
+
+#[test]
+fn what_may_be_chance_speaks_only_against_a_certificate_that_is_still_to_be_proved() {
+    let reason = || "reset".to_owned();
+    let said = |code: &str| DialFailure::Declined {
+        status: 403,
+        said: Said {
+            code: code.to_owned(),
+            detail: String::new(),
+        },
+        retry_after: None,
+    };
+    let alert = |certificate| DialFailure::TlsAlert {
+        alert: "HandshakeFailure".to_owned(),
+        certificate,
+    };
+    let status = |code| DialFailure::HttpStatus {
+        code,
+        retry_after: None,
+    };
+    let network = |step| DialFailure::Network {
+        step,
+        reason: reason(),
+    };
+    let hung_up = |step| DialFailure::HungUp {
+        step,
+        reason: reason(),
+    };
+    for (failure, of_proved, of_unproved) in [
+        (alert(true), true, true),
+        (alert(false), false, true),
+        (said("cert_untrusted"), true, true),
+        (said("revoked"), true, true),
+        (said("rate_limited"), false, false),
+        (said("a_word_of_a_proxy"), false, true),
+        (status(400), false, true),
+        (status(401), false, true),
+        (status(403), false, true),
+        (status(503), false, false),
+        (network(Step::Connect), false, false),
+        (network(Step::Tls), false, true),
+        (hung_up(Step::Connect), false, false),
+        (hung_up(Step::Upgrade), false, true),
+        (DialFailure::Tls { reason: reason() }, false, true),
+        (DialFailure::Subprotocol, false, false),
+    ] {
+        let found = [true, false].map(|proved| failure.is_of_the_certificate(proved));
+        assert_eq!(found, [of_proved, of_unproved], "{failure:?}");
+    }
 }
 
 #[test]
