@@ -177,8 +177,8 @@ impl Renewal {
         made.inspect_err(|error| self.tell("the key for it cannot be kept", error))
     }
 
-    /// Deals with an answer, while so much is `left` of the life in use. When a certificate was issued and kept: the end
-    /// of its life.
+    /// Deals with an answer, while so much is `left` of the life in use. When a certificate was issued and kept: the
+    /// end of its life.
     pub async fn answered(
         self,
         answer: CertIssued,

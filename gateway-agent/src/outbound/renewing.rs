@@ -127,9 +127,7 @@ impl Renewing {
         self.asked = false;
         let (renewal, wanted) = (self.renewal.clone(), self.wanted.clone());
         let left = self.left(now);
-        self.take_step(async move {
-            Done::Answered(renewal.answered(answer, wanted, left).await)
-        });
+        self.take_step(async move { Done::Answered(renewal.answered(answer, wanted, left).await) });
     }
 
     /// A certificate was issued and is kept.

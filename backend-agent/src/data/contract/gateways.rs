@@ -66,8 +66,8 @@ pub trait GatewayStore: Send + Sync {
         now: Timestamp,
     ) -> StoreResult<()>;
     /// Registers a certificate that a gateway asked for over the session of this epoch, beside the one in use, unless
-    /// it got as many as it may: one a minute and six an hour. The same key gets the same certificate again, until a
-    /// session was confirmed with it.
+    /// it got as many as it may: one a minute and six an hour, or one an hour once many of them were in no session. The
+    /// same key gets the same certificate again, until a session was confirmed with it.
     async fn renew_certificate(
         &self,
         tenant: &Tenant,

@@ -154,15 +154,16 @@ pub(super) fn renew(tx: &Tx<'_>, renewal: &Renewal) -> StoreResult<RenewalOutcom
 /// How long a gateway has to wait for another certificate, because of those that it got.
 fn pause(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<Option<Duration>> {
     let since = tx.now.saturating_sub(RENEWAL_SPAN);
-    let (renewals, first, last, unproved) = tx.one(RENEWALS, params! { agent_id, since }, |row| {
-        let row = Reader::new("certificates", row);
-        Ok((
-            row.get::<u64>("renewals")?,
-            row.get::<Option<Timestamp>>("first")?,
-            row.get::<Option<Timestamp>>("last")?,
-            row.get::<u64>("unproved")?,
-        ))
-    })?;
+    let (renewals, first, last, unproved) =
+        tx.one(RENEWALS, params! { agent_id, since }, |row| {
+            let row = Reader::new("certificates", row);
+            Ok((
+                row.get::<u64>("renewals")?,
+                row.get::<Option<Timestamp>>("first")?,
+                row.get::<Option<Timestamp>>("last")?,
+                row.get::<u64>("unproved")?,
+            ))
+        })?;
     let after = |at: Option<Timestamp>, span| {
         let left = at?.saturating_add(span).saturating_since(tx.now);
         (!left.is_zero()).then_some(left)
