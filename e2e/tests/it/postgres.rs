@@ -155,7 +155,7 @@ async fn migrations_are_a_step_of_their_own_and_what_is_wrong_is_said_in_one_sen
         "{tried:#?}"
     );
     let done = backend(&system, &["migrate"]).await.ended_with(0);
-    assert!(done.stdout.contains("postgres schema 2"), "{done:#?}");
+    assert!(done.stdout.contains("postgres schema 3"), "{done:#?}");
     let listed = backend(&system, &["migrate", "--dry-run"])
         .await
         .ended_with(0);
