@@ -34,9 +34,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// What takes well below a second, on a machine that does much else; a job would find it after fifteen.
 const SOON: Duration = Duration::from_secs(5);
 
-/// What it takes as a rule: a machine that does much else is slow now and then, so this holds for the quickest, or for
-/// half, of several rounds, and [`SOON`] for each.
-const SECOND: Duration = Duration::from_secs(1);
+/// What it takes as a rule is below a second. On a machine of two processors that does much else it may be three, so
+/// that holds for the quickest, or for half, of several rounds, and [`SOON`] for each.
+const RULE: Duration = Duration::from_secs(3);
 
 /// The servers, where both are installed.
 fn servers(settings: &[&str]) -> Option<(postgres::Own, Own)> {
@@ -204,7 +204,7 @@ async fn gone_for_a_minute(settings: &[&str]) {
             }
         }
         // The quickest of a minute; a job would find it late each time.
-        assert!(took.iter().all(|took| *took < SECOND), "{took:?}");
+        assert!(took.iter().all(|took| *took < RULE), "{took:?}");
         both_say(site, true).await;
         redis(site).start_again();
         both_say(site, false).await;
@@ -432,14 +432,14 @@ async fn what_is_asked_at_a_backend_without_redis_holds_at_the_one_with_it_withi
             move_all(&site, 0).await;
         }
         let (mut runs, mut ends) = (Vec::new(), Vec::new());
-        for _round in 0..3 {
+        for _round in 0..5 {
             let (running, cancelled) = begun_and_cancelled(one).await;
             runs.push(running);
             ends.push(cancelled);
         }
         for took in [&runs, &ends] {
             assert!(took.iter().all(|took| *took < SOON), "{took:?}");
-            assert!(took.iter().any(|took| *took < SECOND), "{took:?}");
+            assert!(took.iter().any(|took| *took < RULE), "{took:?}");
         }
     }
     // The later session is the one that is known once it can be said where it is.
@@ -529,7 +529,7 @@ async fn no_wake_up_is_lost_while_a_gateway_moves_from_one_backend_to_the_other(
         rounds.push(took);
     }
     rounds.sort_unstable();
-    assert!(rounds[rounds.len() / 2] < SECOND, "{rounds:?}");
+    assert!(rounds[rounds.len() / 2] < RULE, "{rounds:?}");
     site.stop().await;
 }
 

@@ -42,12 +42,16 @@ fn a_server_that_says_nothing_is_given_up_when_the_time_to_connect_is_over() {
     let url = format!("postgres://viworks@127.0.0.1:{port}/viworks");
     let mut address = Address::parse(&url, None, None).unwrap();
     address.connect_timeout = ASK_TIME + Duration::from_millis(500);
-    let begun = SystemClock.now();
-    let error = Connection::open_first(&address).unwrap_err();
-    let took = SystemClock.now().saturating_since(begun);
-    assert!(error.is_silence(), "{error}");
-    // To see what else may be there takes no time beyond that.
-    assert!(took < 2 * ASK_TIME, "{took:?}");
+    // To see what else may be there takes no time beyond that. One behind the other takes as long as both each time; a
+    // machine that does much else is as slow as that now and then.
+    let both = address.connect_timeout + ASK_TIME;
+    let mut took = (0..3).map(|_round| {
+        let begun = SystemClock.now();
+        let error = Connection::open_first(&address).unwrap_err();
+        assert!(error.is_silence(), "{error}");
+        SystemClock.now().saturating_since(begun)
+    });
+    assert!(took.any(|took| took < both), "never below {both:?}");
 }
 
 #[test]
