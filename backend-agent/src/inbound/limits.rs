@@ -55,7 +55,8 @@ impl Turned {
 }
 
 /// Connections of proxies that have not said for whom they are. At the bound the one goes that has waited longest:
-/// whoever holds such connections without a word keeps nobody else out.
+/// whoever holds such connections without a word keeps nobody else out. One that has said it and is judged stays; where
+/// all are, the newcomer is refused.
 #[derive(Debug)]
 pub struct Arrivals {
     door: Door<()>,
@@ -211,7 +212,7 @@ impl Gate {
     }
 
     /// Takes in a connection of a proxy until it is known for whom it is, and [`Self::admit`] can decide. When as many
-    /// of these are open as there may be connections, the one goes that has waited longest.
+    /// of these are open as there may be connections, the one goes that has waited longest without a word.
     ///
     /// # Errors
     ///

@@ -259,7 +259,7 @@ impl Handshake {
     /// Serves what a proxy that ends TLS says about its client.
     async fn terminated(self, stream: TcpStream, arrived: Arrival, gate: Gate) {
         prepare(&stream);
-        let judge = |headers| self.forwarded(headers, gate);
+        let judge = once_spoken(&arrived, |headers| self.forwarded(headers, gate));
         let cut = arrived.cut();
         let upgraded = tokio::select! {
             biased;
@@ -492,6 +492,18 @@ impl Handshake {
     }
 }
 
+/// A judge before whom an arrival that has said all it has to say gives way to nobody any more: it waits for us, and
+/// for no longer than an upgrade may take.
+fn once_spoken<F>(
+    arrived: &Arrival,
+    judge: impl FnOnce(HeaderMap) -> F + Send,
+) -> impl FnOnce(HeaderMap) -> F + Send {
+    move |headers| {
+        arrived.busy(true);
+        judge(headers)
+    }
+}
+
 /// Whether the first bytes were of another protocol.
 pub fn is_no_tls(error: &io::Error) -> bool {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
@@ -513,5 +525,47 @@ pub fn prepare(stream: &TcpStream) {
     ];
     for error in options.into_iter().filter_map(Result::err) {
         warn!(%error, "failed to set a socket option");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::sync::oneshot;
+    use viworks_common::wire::{CONNECT_PATH, SUBPROTOCOL};
+
+    use super::*;
+    use crate::inbound::limits::{Arrivals, Turned};
+
+    #[tokio::test]
+    async fn an_arrival_that_has_spoken_stays_while_it_is_judged() {
+        let arrivals = Arrivals::new(1);
+        let arrived = arrivals.enter().unwrap();
+        let (mut proxy, ours) = tokio::io::duplex(4_096);
+        let (told, judged) = oneshot::channel();
+        let judge = once_spoken(&arrived, |_headers| {
+            told.send(()).unwrap();
+            // Such as a database that does not answer.
+            pending::<Verdict<()>>()
+        });
+        let request = format!(
+            "GET {CONNECT_PATH} HTTP/1.1\r\nHost: backend\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n"
+        );
+        proxy.write_all(request.as_bytes()).await.unwrap();
+        tokio::select! {
+            _served = upgrade::serve(ours, &Rules::AGENTS, judge) => panic!("it was answered"),
+            judged = judged => judged.unwrap(),
+        }
+        assert_eq!(arrivals.enter().unwrap_err(), Turned::Full);
+        assert!(!arrived.cut().is_cancelled());
+        drop(arrived);
+        // One that has said nothing yet does give way.
+        let silent = arrivals.enter().unwrap();
+        let _newcomer = arrivals.enter().unwrap();
+        assert!(silent.cut().is_cancelled());
     }
 }
