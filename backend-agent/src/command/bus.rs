@@ -10,10 +10,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use viworks_common::command::CommandState;
-use viworks_common::id::{AgentId, CommandId, RunId};
+use viworks_common::id::{AgentId, CommandId, InstanceId, RunId};
 use viworks_common::time::Timestamp;
 use viworks_common::wire::message::OutputStream;
 
@@ -218,9 +219,15 @@ struct Remembered {
     is_own: bool,
 }
 
+/// By how much the time of a piece may be before that of the one it goes on behind, when another process tells it: a
+/// gateway can go from one to the other, and the time lines of two are a little apart. Each one's own never goes back.
+const LINES_APART_MAX: Duration = Duration::from_secs(2);
+
 /// How far one output was heard from another process.
 #[derive(Debug, Clone, Copy)]
 struct HeardTo {
+    /// Who told the last piece.
+    from: InstanceId,
     /// When the last piece came there.
     at: Timestamp,
     /// Behind its last byte.
@@ -228,20 +235,27 @@ struct HeardTo {
 }
 
 impl HeardTo {
-    fn of(chunk: &OutputChunk) -> Self {
+    fn of(from: InstanceId, chunk: &OutputChunk) -> Self {
         let length = u64::try_from(chunk.data.len()).unwrap_or(u64::MAX);
         Self {
+            from,
             at: chunk.at,
             reached: chunk.offset.saturating_add(length),
         }
     }
 
     /// Whether a piece goes on behind that, or belongs to an attempt that began later. Whatever is remembered there is
-    /// told as often as somebody begins to watch somewhere, so most of it may have come before.
-    fn is_before(self, chunk: &OutputChunk) -> bool {
-        chunk.offset == self.reached
-            || chunk.at > self.at
+    /// told as often as somebody begins to watch somewhere, so most of it may have come before, and a piece of an
+    /// earlier attempt may begin just where this one ends.
+    fn is_before(self, from: InstanceId, chunk: &OutputChunk) -> bool {
+        let earliest = if from == self.from {
+            self.at
+        } else {
+            self.at.saturating_sub(LINES_APART_MAX)
+        };
+        chunk.at > self.at
             || (chunk.at == self.at && chunk.offset > self.reached)
+            || (chunk.at >= earliest && chunk.offset == self.reached)
     }
 }
 
@@ -252,15 +266,19 @@ impl Channel {
     }
 
     /// Notes what another process tells; `false` for output that it told before.
-    fn hear(&mut self, change: &RunChange) -> bool {
+    fn hear(&mut self, from: InstanceId, change: &RunChange) -> bool {
         let RunChange::Output(chunk) = change else {
             return true;
         };
+        // What a run wrote that is over is in the store, and what was heard of it is not known any more.
+        if self.finished {
+            return false;
+        }
         let which = (chunk.command_id, chunk.stream);
         let last = self.heard.get(&which);
-        let is_new = last.is_none_or(|last| last.is_before(chunk));
+        let is_new = last.is_none_or(|last| last.is_before(from, chunk));
         if is_new {
-            self.heard.insert(which, HeardTo::of(chunk));
+            self.heard.insert(which, HeardTo::of(from, chunk));
         }
         is_new
     }
@@ -357,11 +375,11 @@ impl RunBus {
     }
 
     /// Something of the run changed in another process, which matters only to those who watch it here.
-    pub fn heard(&self, run_id: RunId, change: RunChange, run_finished: bool) {
+    pub fn heard(&self, from: InstanceId, run_id: RunId, change: RunChange, run_finished: bool) {
         let mut inner = self.lock();
         let channel = inner.channels.get_mut(&run_id);
         let watched = channel.filter(|channel| channel.changes.receiver_count() > 0);
-        let is_new = watched.is_some_and(|channel| channel.hear(&change));
+        let is_new = watched.is_some_and(|channel| channel.hear(from, &change));
         drop(inner);
         if is_new {
             let change = Remembered {
@@ -456,6 +474,9 @@ impl RunBus {
         channel.ring.push_back(event);
         channel.output_bytes = channel.output_bytes.saturating_add(bytes);
         channel.finished |= run_finished;
+        if channel.finished {
+            channel.heard.clear();
+        }
         // For those who wait now; whoever comes later looks at the store.
         if channel.changes.receiver_count() > 0 && run.is_some() {
             channel.outcome = run.map(Arc::new);

@@ -167,8 +167,9 @@ impl Relay {
                 && let Some(told) = Told::read(&payload)
                 && told.from != self.keeper.own()
             {
+                let from = told.from;
                 let (change, run_finished) = told.change();
-                self.bus.heard(run_id, change, run_finished);
+                self.bus.heard(from, run_id, change, run_finished);
             }
         }
     }
