@@ -338,6 +338,10 @@ const HELD: &[(&str, &str)] = &[
         "runs_that_others_watch_are_bounded_and_make_room_when_they_are_no_longer_watched",
     ),
     (
+        "PIECES_MAX backend-agent/src/command/queue/redis/replays.rs",
+        "a_run_that_writes_faster_than_it_is_told_is_not_followed_for_ever",
+    ),
+    (
         "RUNS_MAX backend-agent/src/inbound/connection/up.rs",
         "the_runs_of_so_many_commands_of_a_session_are_known",
     ),

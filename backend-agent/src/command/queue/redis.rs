@@ -6,6 +6,7 @@ mod keeper;
 mod message;
 mod metrics;
 mod relay;
+mod replays;
 mod scripts;
 mod told;
 mod wire;

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::future::ready;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use viworks_runtime::clock::Timeline;
 use viworks_runtime::lifecycle::Lifecycle;
 
 use super::keeper::{Keeper, Published};
+use super::replays::{Replays, Turn};
 use super::scripts::{RUN_CHANNEL, WATCH_CHANNEL};
 use super::told::Told;
 use crate::command::bus::{Elsewhere, RunBus, RunChange};
@@ -36,12 +38,6 @@ const BELIEVED_FOR: Duration = Duration::from_secs(15);
 /// Behind the run and the instance, in the first word of it: what came before is wanted as well. Earlier versions say
 /// and read it without.
 const FROM_THE_BEGINNING: &str = "begins";
-
-/// Remembered pieces that are told for one such word: as many as a bus remembers of a run.
-const REMEMBERED_MAX: usize = 8_192;
-
-/// Remembered pieces that are taken at once.
-const TAKEN_TOGETHER: usize = 64;
 
 /// A run that somebody watches for less is not worth a word: most end before. A word costs a look into the database, so
 /// a backend that is busy must not be made busier by the waiting that follows from it.
@@ -175,42 +171,66 @@ impl Relay {
     }
 
     async fn tell_all(self: Arc<Self>, mut to_tell: mpsc::Receiver<ToTell>, lifecycle: Lifecycle) {
+        let mut replays = Replays::default();
+        // What changed goes before what is told again, but not for ever.
+        let mut changes = 0;
         loop {
             let next = tokio::select! {
+                biased;
                 () = lifecycle.stopping() => return,
-                next = to_tell.recv() => next,
+                next = to_tell.recv(), if replays.is_empty() || changes < WAITING_MAX => next,
+                () = ready(()), if !replays.is_empty() => {
+                    changes = 0;
+                    tokio::select! {
+                        () = lifecycle.stopping() => return,
+                        () = self.tell_remembered(&mut replays) => {}
+                    }
+                    continue;
+                }
             };
             match next {
                 Some(ToTell::Change(run_id, change, run_finished)) => {
-                    self.publish(run_id, &change, run_finished).await;
+                    changes += 1;
+                    match replays.put_behind(run_id, &change, run_finished) {
+                        Turn::Now => {
+                            self.publish(run_id, &change, run_finished).await;
+                        }
+                        Turn::Later => {}
+                        Turn::Never => {
+                            self.keeper.metrics().narration_lost.inc();
+                        }
+                    }
                 }
-                Some(ToTell::Remembered(run_id)) => tokio::select! {
-                    () = lifecycle.stopping() => return,
-                    () = self.tell_remembered(run_id) => {}
-                },
+                Some(ToTell::Remembered(run_id)) => {
+                    // Most runs wrote little, and are told again at once.
+                    replays.begin(run_id);
+                    changes = WAITING_MAX;
+                }
                 None => return,
             }
         }
     }
 
-    /// Tells the output of a run that is remembered, up to what came while it was told. What of that waits to be told
-    /// as well is known where it is heard.
-    async fn tell_remembered(&self, run_id: RunId) {
-        let mut after = None;
-        // A run that writes faster than it can be told is not followed for ever: the rest is told as it changes.
-        let mut left = REMEMBERED_MAX;
-        while left > 0 {
-            let some = self.bus.remembered(run_id, after, TAKEN_TOGETHER.min(left));
-            let Some((last, _change)) = some.last() else {
-                return;
-            };
-            after = Some(*last);
-            left = left.saturating_sub(some.len());
-            for (_place, change) in some {
-                if !self.publish(run_id, &change, false).await {
-                    return;
-                }
+    /// Tells some of the output that is remembered of the run whose turn it is, up to what came while it was told; and
+    /// when that is over, what changed meanwhile. What was told of that already is known where it is heard.
+    async fn tell_remembered(&self, replays: &mut Replays) {
+        let Some(mut replay) = replays.take() else {
+            return;
+        };
+        let run_id = replay.run_id;
+        let some = self.bus.remembered(run_id, replay.after, replay.next());
+        let mut is_over = some.is_empty();
+        if let Some((last, _change)) = some.last() {
+            replay.told(some.len(), *last);
+        }
+        for (_place, change) in some {
+            if !self.publish(run_id, &change, false).await {
+                is_over = true;
+                break;
             }
+        }
+        for (change, run_finished) in replays.put_back(replay, is_over) {
+            self.publish(run_id, &change, run_finished).await;
         }
     }
 
@@ -246,8 +266,8 @@ impl Relay {
             }
             let waited: Vec<_> = watched.intersection(&held.seen).copied().collect();
             for run_id in waited {
-                if held.runs.contains(&run_id) || self.hold(run_id).await {
-                    held.runs.insert(run_id);
+                if !held.runs.contains(&run_id) {
+                    self.hold(&mut held, run_id).await;
                 }
             }
             // One that could not be held is tried again with the next word.
@@ -262,30 +282,33 @@ impl Relay {
 
     /// Hears of a run from here on. What happened before is found by a look, and what was written before is told by
     /// whoever remembers it.
-    async fn hold(&self, run_id: RunId) -> bool {
+    async fn hold(&self, held: &mut Held, run_id: RunId) {
         let channel = format!("{RUN_CHANNEL}{run_id}");
-        let held = self.keeper.subscribe(&channel).await.is_ok();
-        if held {
-            self.say(run_id, true).await;
-            self.bus.look(run_id);
+        if self.keeper.subscribe(&channel).await.is_err() {
+            return;
         }
-        held
+        held.runs.insert(run_id);
+        let begins = held.begins(run_id);
+        if self.say(run_id, begins).await {
+            held.begun.insert(run_id);
+        }
+        self.bus.look(run_id);
     }
 
-    async fn say(&self, run_id: RunId, begins: bool) {
+    /// Tells others that a run is watched; `false` when that was not possible.
+    async fn say(&self, run_id: RunId, begins: bool) -> bool {
         let text = word(run_id, self.keeper.own(), begins);
-        if let Err(error) = self.keeper.publish(WATCH_CHANNEL, text.as_bytes()).await {
+        let said = self.keeper.publish(WATCH_CHANNEL, text.as_bytes()).await;
+        if let Err(error) = &said {
             debug!(%error, %run_id, "others were not told that a run is watched");
         }
+        said.is_ok()
     }
 
     /// Leaves the channels of runs that nobody watches any more; those of a connection that is gone are left already.
     async fn let_go(&self, held: &mut Held, watched: &BTreeSet<RunId>) {
-        let connection = self.keeper.connection();
-        if held.connection != connection {
-            held.connection = connection;
-            held.runs.clear();
-        }
+        held.is_on(self.keeper.connection());
+        held.begun.retain(|run_id| watched.contains(run_id));
         let over: Vec<_> = held.runs.difference(watched).copied().collect();
         for run_id in over {
             held.runs.remove(&run_id);
@@ -338,8 +361,26 @@ struct Held {
     /// On which connection.
     connection: u64,
     runs: BTreeSet<RunId>,
+    /// Those of which it was said that they begin to be watched, on whichever connection.
+    begun: BTreeSet<RunId>,
     /// Watched when it last looked.
     seen: BTreeSet<RunId>,
+}
+
+impl Held {
+    /// Nothing is held on a connection that is gone.
+    fn is_on(&mut self, connection: u64) {
+        if self.connection != connection {
+            self.connection = connection;
+            self.runs.clear();
+        }
+    }
+
+    /// Whether what came before is wanted of a run. Once is enough: when Redis is back, all that is watched would be
+    /// told again by all at once.
+    fn begins(&self, run_id: RunId) -> bool {
+        !self.begun.contains(&run_id)
+    }
 }
 
 #[cfg(test)]
@@ -368,6 +409,19 @@ mod tests {
         for text in ["", "x y", &run.to_string()] {
             assert_eq!(read_word(text.as_bytes()), None, "{text}");
         }
+    }
+
+    #[test]
+    fn of_a_run_that_was_held_what_came_before_is_not_asked_for_again_when_redis_is_back() {
+        let [run, other] = [1, 2].map(|n| RunId::from_uuid(Uuid::from_u128(n)));
+        let mut held = Held::default();
+        held.is_on(1);
+        assert!(held.begins(run));
+        held.runs.insert(run);
+        held.begun.insert(run);
+        held.is_on(2);
+        assert!(held.runs.is_empty(), "its channels are those of a connection");
+        assert!(!held.begins(run) && held.begins(other));
     }
 
     #[test]
