@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use viworks_common::human;
 use viworks_common::time::{Monotonic, Timestamp};
 
 use crate::data::EndedInstances;
@@ -18,8 +17,7 @@ const TOLD_MAX: usize = 8;
 #[derive(Debug, Default)]
 pub struct GivenUp {
     backends: Vec<Backend>,
-    /// Sessions of them that were ended, and whether some are left.
-    sessions: u64,
+    /// Whether sessions of one are left that are to be ended. How many were is not told: a look does not say whose.
     some_left: bool,
 }
 
@@ -41,9 +39,6 @@ impl GivenUp {
     ) -> Option<String> {
         self.backends
             .retain(|backend| now.saturating_since(backend.at) < TOLD_FOR);
-        if self.backends.is_empty() {
-            self.sessions = 0;
-        }
         self.backends
             .extend(ended.given_up.iter().map(|one| Backend {
                 name: one.name.clone(),
@@ -52,7 +47,6 @@ impl GivenUp {
             }));
         let too_many = self.backends.len().saturating_sub(TOLD_MAX);
         self.backends.drain(..too_many);
-        self.sessions = self.sessions.saturating_add(ended.sessions);
         self.some_left = ended.left > 0;
         self.told()
     }
@@ -66,15 +60,11 @@ impl GivenUp {
             format!("{name}, not heard of since {heard_at}")
         });
         let each: Vec<String> = each.collect();
-        let ended = human::counted_all(self.sessions, "session was", "sessions were");
-        let left = match self.some_left {
-            true => ", and others are being ended",
-            false => "",
+        let ended = match self.some_left {
+            true => "sessions of them are being ended",
+            false => "their sessions were ended",
         };
-        Some(format!(
-            "given up: {}; {ended} ended{left}",
-            each.join("; ")
-        ))
+        Some(format!("given up: {}; {ended}", each.join("; ")))
     }
 }
 
@@ -110,8 +100,8 @@ mod tests {
         let first = known.look(&ended(&["vm, process 7"], 200, 1), wall, begun);
         assert_eq!(
             first.unwrap(),
-            "given up: vm, process 7, not heard of since 2027-01-15T08:00:00Z; 200 sessions were ended, and \
-             others are being ended"
+            "given up: vm, process 7, not heard of since 2027-01-15T08:00:00Z; \
+             sessions of them are being ended"
         );
         // Later looks find what was left, and another one.
         let later = begun.saturating_add(TOLD_FOR / 2);
@@ -120,7 +110,7 @@ mod tests {
         for part in [
             "process 7, ",
             "process 8, not heard",
-            "; 201 sessions were ended",
+            "; their sessions were ended",
         ] {
             assert!(told.contains(part), "{told}");
         }
@@ -133,8 +123,5 @@ mod tests {
         );
         let over = later.saturating_add(TOLD_FOR);
         assert_eq!(known.look(&ended(&[], 0, 0), wall, over), None);
-        // What was counted then is not counted again.
-        let told = known.look(&ended(&["vm, process 9"], 1, 0), wall, over);
-        assert!(told.unwrap().contains("; 1 session was ended"));
     }
 }
