@@ -41,6 +41,9 @@ const HEARTBEATS: Duration = Duration::from_millis(500);
 /// How often the store must prove that it works.
 const HEALTH: Duration = Duration::from_secs(2);
 
+/// How often the tables of the days to come are looked after. Where they are known to be there, nothing is asked.
+const DAYS: Duration = Duration::from_secs(60);
+
 /// The condition of a store that does not commit.
 const STORE: &str = "store.commits";
 
@@ -151,12 +154,13 @@ enum Job {
     Heartbeats,
     Health,
     Clock,
+    Days,
     Purge,
     RollUp,
 }
 
 impl Job {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Offer,
         Self::Expire,
         Self::Overdue,
@@ -166,6 +170,7 @@ impl Job {
         Self::Heartbeats,
         Self::Health,
         Self::Clock,
+        Self::Days,
         Self::Purge,
         Self::RollUp,
     ];
@@ -181,6 +186,7 @@ impl Job {
             Self::Heartbeats => "job: heartbeats",
             Self::Health => "job: health",
             Self::Clock => "job: clock",
+            Self::Days => "job: days",
             Self::Purge => "job: purge",
             Self::RollUp => "job: roll up",
         }
@@ -232,6 +238,7 @@ impl Jobs {
             Job::Heartbeats => HEARTBEATS,
             Job::Health => HEALTH,
             Job::Clock => RENEWED_EVERY,
+            Job::Days => DAYS,
             Job::Purge | Job::RollUp => self.config.purge,
         }
     }
@@ -247,6 +254,7 @@ impl Jobs {
             Job::Heartbeats => self.store_heartbeats().await,
             Job::Health => self.check_store().await,
             Job::Clock => self.renew_time_line().await,
+            Job::Days => self.make_days_ahead().await,
             Job::Purge => self.purge(lifecycle).await,
             Job::RollUp => self.roll_up(lifecycle).await,
         }
@@ -476,6 +484,13 @@ impl Jobs {
         }
         let now = self.clock.line();
         self.store.touch_sessions(&self.tenant, touches, now).await
+    }
+
+    /// By itself, and soon again: what fails of it keeps nothing from being deleted, and telemetry that comes meanwhile
+    /// makes its own day.
+    async fn make_days_ahead(&self) -> StoreResult<()> {
+        let now = self.clock.line();
+        self.store.make_days_ahead(&self.tenant, now).await
     }
 
     async fn purge(&self, lifecycle: &Lifecycle) -> StoreResult<()> {

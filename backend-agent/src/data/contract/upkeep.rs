@@ -72,6 +72,8 @@ pub trait UpkeepStore: Send + Sync {
     /// Deletes what has served, about `limit` rows of a kind: idempotency keys after a day, ended sessions and
     /// resolved dead letters after 30 days, and dead letters that are too many.
     async fn purge(&self, tenant: &Tenant, limit: usize, now: Timestamp) -> StoreResult<Purged>;
+    /// Makes room for the telemetry of the days that come next, where that is not there yet.
+    async fn make_days_ahead(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<()>;
     /// Holds the counters of open commands against what they count, and sets right what is off; whatever is under way
     /// meanwhile stays counted.
     async fn recount(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Recounted>;

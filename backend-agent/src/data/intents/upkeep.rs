@@ -33,8 +33,6 @@ pub(super) const VERSION: &str =
 
 /// Deletes what has served, about `limit` rows of a kind: what is of the same moment goes together.
 pub(super) fn purge(tx: &Tx<'_>, dead_letters_max: usize, limit: usize) -> StoreResult<Purged> {
-    // Telemetry is deleted an hour after a start at the earliest, this right behind it.
-    tx.make_days_ahead(tx.now)?;
     let further = limit.saturating_sub(1);
     let until = tx.now.saturating_sub(KEY_LIFE);
     let idempotency_keys = tx.execute(PURGE_KEYS, params! { until, further })?;

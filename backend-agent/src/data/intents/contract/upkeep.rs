@@ -109,6 +109,11 @@ impl<E: Engine> UpkeepStore for SqlStore<E> {
             .await
     }
 
+    async fn make_days_ahead(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<()> {
+        self.write(tenant, now, |tx| tx.make_days_ahead(tx.now))
+            .await
+    }
+
     async fn recount(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Recounted> {
         self.write(tenant, now, recount::recount).await
     }
