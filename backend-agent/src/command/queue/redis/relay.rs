@@ -420,7 +420,10 @@ mod tests {
         held.runs.insert(run);
         held.begun.insert(run);
         held.is_on(2);
-        assert!(held.runs.is_empty(), "its channels are those of a connection");
+        assert!(
+            held.runs.is_empty(),
+            "its channels are those of a connection"
+        );
         assert!(!held.begins(run) && held.begins(other));
     }
 
