@@ -478,6 +478,9 @@ pub struct Addresses {
     pub api: String,
     /// For agents.
     pub agents: String,
+    /// For machines with tickets.
+    #[serde(default)]
+    pub enrolment: Option<String>,
 }
 
 impl Addresses {

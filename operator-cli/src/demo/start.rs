@@ -99,6 +99,7 @@ pub(super) async fn identities(
     programs: &Programs,
     layout: &Layout,
     client: &Client,
+    door: Option<&str>,
     names: &[String],
 ) -> Result<(), Failure> {
     let step = Instant::now();
@@ -108,7 +109,7 @@ pub(super) async fn identities(
         .enumerate()
         .map(|(index, name)| (name.clone(), site(index)))
         .collect();
-    let made = enrol::missing(programs, layout, client, &gateways).await?;
+    let made = enrol::missing(programs, layout, client, door, &gateways).await?;
     let how = match (made, names.len() - made) {
         (0, _) => "of before".to_owned(),
         (_, 0) => "enrolled by ticket".to_owned(),

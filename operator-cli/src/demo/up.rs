@@ -172,13 +172,14 @@ async fn start_and_serve(
         .ok_or_else(|| Failure::new(ExitCode::Error, "no backend was started"))?;
     save(layout, None, running)?;
     let mut client = own_client(layout, &addresses)?;
-    let made = start::identities(programs, layout, &client, &names).await;
+    let door = addresses.enrolment.as_deref();
+    let made = start::identities(programs, layout, &client, door, &names).await;
     let forbidden = |failure: &Failure| failure.exit == ExitCode::Forbidden;
     if made.as_ref().is_err_and(forbidden) {
         // The key of a demo of before there were tickets.
         start::operator_anew(programs, layout).await?;
         client = own_client(layout, &addresses)?;
-        start::identities(programs, layout, &client, &names).await?;
+        start::identities(programs, layout, &client, door, &names).await?;
     } else {
         made?;
     }
