@@ -93,7 +93,7 @@ impl Site {
         let add = async {
             ran(near, 5).await;
             let told = backend(later, &["migrate"]).await.ended_with(0);
-            assert!(told.stdout.contains("postgres schema 2"), "{told:#?}");
+            assert!(told.stdout.contains("postgres schema 3"), "{told:#?}");
             ran(near, 10).await;
             later.start_backend(Start::default()).await;
             let gateway = later.start_gateway(far, Start::default());
@@ -122,7 +122,7 @@ impl Site {
                 let health = health.to_string();
                 let knows = |what: &str| health.contains(what);
                 let is_well = status == 200 && !knows("queue.redis");
-                (is_well && knows("postgres, schema 2") && knows("2 backends")).then_some(())
+                (is_well && knows("postgres, schema 3") && knows("2 backends")).then_some(())
             })
             .await;
         }
