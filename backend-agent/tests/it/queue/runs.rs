@@ -1,5 +1,7 @@
 //! Live output and changes of runs between instances, while somebody watches.
 
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use viworks_backend_agent::command::bus::{
     CommandChange, Heard, OutputChunk, RunChange, Step, Subscription,
 };
@@ -53,11 +55,16 @@ async fn next(watcher: &mut Subscription) -> RunChange {
     tokio::time::timeout(PATIENCE, event).await.unwrap()
 }
 
+/// When the next attempt began that is made up.
+static ATTEMPTS: AtomicI64 = AtomicI64::new(-1_000_000);
+
 /// Lets one instance tell until another hears it, which it does once both know that somebody watches.
 async fn until_heard(from: &Instance, run: RunId, watcher: &mut Subscription) {
     let heard = async {
         loop {
-            from.bus.output(run, chunk(0));
+            // Each is of an attempt of its own, before all that is told otherwise: what was heard before is left out.
+            let at = Timestamp::from_unix_micros(ATTEMPTS.fetch_add(1, Ordering::Relaxed));
+            from.bus.output(run, OutputChunk { at, ..chunk(0) });
             let pause = tokio::time::timeout(Duration::from_millis(50), watcher.changed());
             drop(pause.await);
             if let Step::Event(..) = watcher.poll_next() {
