@@ -146,6 +146,7 @@ async fn create(own: &mut Robbed) {
     let (tenant, actor) = (own.bed.tenant.clone(), Actor::local("test"));
     let own_key = twice!(own, claim_site(&[7; 32], SiteClaim::First), audited 0);
     assert!(own_key);
+    twice!(own, make_days_ahead(&tenant, at(0)), audited 0);
     let new = super::gateways::new_gateway(1, "gw-1");
     twice!(own, create_gateway(&tenant, new.clone(), &actor, at(0)), audited 1);
     let name = "gw-one".parse().unwrap();
