@@ -219,10 +219,10 @@ async fn hands_over(version: &'static Binaries, server: &postgres::Own, queue: &
     site.is_exact().await;
 
     site.is_handed_over().await;
-    // It does not read who can go on, and is not let in again.
+    // It does not read who can go on, and is not let in again; it names the first step that it does not have.
     for verb in [&["serve"][..], &["check-config", "--connect"], &["migrate"]] {
         let refused = backend(&site.earlier, verb).await.ended_with(78);
-        let why = "has version 3, this program knows versions up to 1; use the newer program";
+        let why = "has version 2, this program knows versions up to 1; use the newer program";
         assert!(refused.stderr.contains(why), "{verb:?}: {refused:#?}");
     }
     works_everywhere(&site.later, &site.later, site.together).await;
