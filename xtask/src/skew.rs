@@ -169,10 +169,14 @@ fn lend_libraries(shop: &Shop, target: &Path) -> Result<(), String> {
             finish(shop.command("cp", &["-a"]).args(entries).arg(to))?;
         }
     }
-    let (from, to) = (from.join("deps"), to.join("deps"));
-    make(&to)?;
-    for library in of_others(&from)? {
-        // Whoever compiles one anew puts a new file in its place, and leaves this one as it is.
+    link(&from.join("deps"), &to.join("deps"))
+}
+
+/// The same files in another folder. Whoever compiles one anew puts a new file in its place, and leaves this one as it
+/// is. A folder is what a compiler left that was ended, and nobody's library.
+fn link(from: &Path, to: &Path) -> Result<(), String> {
+    make(to)?;
+    for library in of_others(from)?.into_iter().filter(|it| it.is_file()) {
         let link = to.join(library.file_name().unwrap_or_default());
         fs::hard_link(&library, &link)
             .map_err(|error| format!("{}: {error}", library.display()))?;
@@ -227,6 +231,19 @@ mod tests {
         let skipped = Next::Skip("this clone is shallow".to_owned());
         assert_eq!(next(false, true, shallow), skipped);
         assert!(matches!(next(false, false, whole), Next::Skip(_)));
+    }
+
+    #[test]
+    fn libraries_of_others_are_lent_and_what_an_ended_compiler_left_is_not() {
+        let folder = Folder::make().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        make(&from.join("rmetaLeft")).unwrap();
+        for file in ["libserde.rlib", "libviworks_common.rlib", "viworks-cli"] {
+            fs::write(from.join(file), file).unwrap();
+        }
+        link(&from, &to).unwrap();
+        let lent = fs::read_dir(&to).unwrap().map(|it| it.unwrap().file_name());
+        assert_eq!(lent.collect::<Vec<_>>(), ["libserde.rlib"]);
     }
 
     #[test]
