@@ -204,8 +204,8 @@ impl Course {
             | CommandState::Dead
             | CommandState::Indeterminate => {}
         }
-        if is_run(next) && command.refusal().is_some() {
-            // What was refused for the moment and then ran is not to be told of as a refusal.
+        if is_run(next) {
+            // Why it was refused for the moment, or went back to the queue, is not why it ended.
             command.reason = None;
         }
         command.state = next;

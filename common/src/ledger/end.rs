@@ -175,6 +175,8 @@ pub fn revoke(command: Command, now: Timestamp) -> Option<Change> {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
     use super::super::command::tests::{NOW, agent, command};
     use super::*;
 
@@ -231,6 +233,12 @@ mod tests {
             ..lost.clone()
         };
         let started = start(offered(CommandState::Released), NOW, NOW).unwrap();
+        assert_eq!(started.command.reason, None);
+        let again = Command {
+            reason: Some(Cow::Borrowed("its process is gone")),
+            ..offered(CommandState::Released)
+        };
+        let started = start(again, NOW, NOW).unwrap();
         assert_eq!(started.command.reason, None);
         let cancelled = cancel(lost, NOW).unwrap();
         assert_eq!(cancelled.command.reason.as_deref(), Some(CANCELLED));
