@@ -141,6 +141,16 @@ impl Folder {
         self.write(name, torn);
     }
 
+    /// Overwrites the page in the middle of a database, which nothing reads that only opens it: what stands in front is
+    /// the schema, and what was written last is behind.
+    fn tear_the_middle(&self, name: &str) {
+        const PAGE: usize = 4096;
+        let mut torn = fs::read(self.at(name)).unwrap();
+        let middle = torn.len() / PAGE / 2 * PAGE;
+        torn[middle..middle + PAGE].fill(0xa5);
+        self.write(name, torn);
+    }
+
     fn sound(&self, path: &str) -> Vec<u8> {
         fs::read(self.sound.join(path)).unwrap()
     }

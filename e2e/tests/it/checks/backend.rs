@@ -139,8 +139,7 @@ async fn damage_that_a_start_does_not_meet_is_found_by_a_backends_check() {
     let there = || fs::read_dir(folder.at("state")).unwrap().count();
     let before = there();
     let database = "state/backend.sqlite";
-    let whole = fs::read(folder.at(database)).unwrap();
-    folder.tear(database, whole.len() / 2);
+    folder.tear_the_middle(database);
     let [check, _start] = BACKEND.programs(&sound, &folder);
     let said = finish(check, SOON).await.ended_with(78);
     assert!(

@@ -406,8 +406,7 @@ async fn damage_that_a_start_does_not_meet_is_found_by_a_gateways_check() {
     folder.mode("state", 0o700);
     let journal = Journal::open(&folder.at("state/journal.db"), 8).await;
     journal.unwrap().close().await.unwrap();
-    // The schema and the notes of the migrations are in front.
-    folder.tear("state/journal.db", 16_384);
+    folder.tear_the_middle("state/journal.db");
     let there = || fs::read_dir(folder.at("state")).unwrap().count();
     let before = there();
     let [check, _start] = GATEWAY.programs(&sound, &folder);
