@@ -467,6 +467,7 @@ impl Shared {
             clock: Arc::clone(&self.clock),
             bus: Arc::clone(&self.bus),
             nudge: dispatcher,
+            metrics: self.counters.clone(),
             limits: bounds,
             lifecycle: lifecycle.clone(),
         });

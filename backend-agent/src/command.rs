@@ -5,18 +5,19 @@ pub mod dead_letters;
 pub mod dispatch;
 pub mod queue;
 pub mod submit;
+pub mod told;
 
 use std::sync::Arc;
 
 use viworks_common::command::CommandState;
 use viworks_common::id::{AgentId, CommandId, RunId, Tenant};
-use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::lifecycle::Lifecycle;
 
 use crate::agent::shelf::Kept;
 use crate::data::{Actor, Cancelled, QueueLimits, Revoked, Settled, Store, StoreResult};
-use bus::{CommandChange, RunBus};
+use crate::metrics::BackendMetrics;
+use bus::RunBus;
 use submit::Known;
 
 /// What submitting, cancelling and revoking ask of dispatch. All are hints: reconcilers find what a lost one was about.
@@ -48,6 +49,7 @@ pub struct Commands {
     clock: Arc<Timeline>,
     bus: Arc<RunBus>,
     nudge: Arc<dyn CommandNudge>,
+    metrics: BackendMetrics,
     known: Arc<Known>,
     limits: QueueLimits,
     lifecycle: Lifecycle,
@@ -65,6 +67,8 @@ pub struct Parts {
     pub bus: Arc<RunBus>,
     /// The way to sessions.
     pub nudge: Arc<dyn CommandNudge>,
+    /// What counts commands that end.
+    pub metrics: BackendMetrics,
     /// The bounds that runs are held against.
     pub limits: QueueLimits,
     /// What submissions outlive their requests in.
@@ -81,6 +85,7 @@ impl Commands {
             clock,
             bus,
             nudge,
+            metrics,
             limits,
             lifecycle,
         } = parts;
@@ -90,6 +95,7 @@ impl Commands {
             clock,
             bus,
             nudge,
+            metrics,
             known: Arc::default(),
             limits,
             lifecycle,
@@ -118,21 +124,15 @@ impl Commands {
         };
         let last = cancelled.cancelled.len().saturating_sub(1);
         for (index, command) in cancelled.cancelled.iter().enumerate() {
-            self.bus.command_changed(
+            let settled = Settled {
+                command_id: command.command_id,
+                agent_id: command.agent_id,
                 run_id,
-                CommandChange {
-                    at: now,
-                    command_id: command.command_id,
-                    agent_id: command.agent_id,
-                    state: CommandState::Cancelled,
-                    attempt: None,
-                    exit_code: None,
-                    duration_ms: None,
-                    reason: None,
-                    written: None,
-                },
-                index == last && cancelled.run.is_finished(),
-            );
+                state: CommandState::Cancelled,
+                run_finished: index == last && cancelled.run.is_finished(),
+                reason: None,
+            };
+            told::tell(&self.bus, &self.metrics, &settled, now);
         }
         // A gateway that has journalled an offer without a permit still keeps a place for it until it is told.
         for command in cancelled.cancelled.iter().chain(&cancelled.requested) {
@@ -162,33 +162,9 @@ impl Commands {
         };
         // Also when it was revoked before: if the answer to that was lost, nobody has told the session here.
         self.nudge.revoked(&agent_id);
-        for settled in revoked.ended.iter().cloned() {
-            self.announce(settled, now);
+        for settled in &revoked.ended {
+            told::tell(&self.bus, &self.metrics, settled, now);
         }
         Ok(Some(revoked))
-    }
-
-    /// Tells whoever follows its run that a command has ended.
-    fn announce(&self, settled: Settled, at: Timestamp) {
-        let Settled {
-            command_id,
-            agent_id,
-            run_id,
-            state,
-            run_finished,
-            reason,
-        } = settled;
-        let change = CommandChange {
-            at,
-            command_id,
-            agent_id,
-            state,
-            attempt: None,
-            exit_code: None,
-            duration_ms: None,
-            reason,
-            written: None,
-        };
-        self.bus.command_changed(run_id, change, run_finished);
     }
 }

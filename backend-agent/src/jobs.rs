@@ -18,9 +18,9 @@ use viworks_runtime::probe::Latch;
 use crate::agent::given_up::GivenUp;
 use crate::agent::manager::Manager;
 use crate::agent::strays::Strays;
-use crate::command::bus::{CommandChange, RunBus};
-use crate::command::dead_letters;
+use crate::command::bus::RunBus;
 use crate::command::dispatch::Dispatcher;
+use crate::command::{dead_letters, told};
 use crate::config::JobsConfig;
 use crate::data::line::{self, Kept};
 use crate::data::{
@@ -371,7 +371,7 @@ impl Jobs {
             let now = self.clock.line();
             let settled = self.store.expire_commands(&self.tenant, STEP, now).await?;
             let count = settled.len();
-            self.announce(settled);
+            self.announce(&settled);
             if count < STEP {
                 return Ok(());
             }
@@ -387,7 +387,7 @@ impl Jobs {
                 .end_overdue(&self.tenant, wait, STEP, now)
                 .await?;
             let count = settled.len();
-            self.announce(settled);
+            self.announce(&settled);
             if count < STEP {
                 return Ok(());
             }
@@ -581,22 +581,9 @@ impl Jobs {
             .raise(TWICE, Severity::Warn, &cause, TWICE_FIX);
     }
 
-    fn announce(&self, settled: Vec<Settled>) {
+    fn announce(&self, settled: &[Settled]) {
         for settled in settled {
-            self.metrics.commands_final(settled.state, 1);
-            let change = CommandChange {
-                at: self.clock.line(),
-                command_id: settled.command_id,
-                agent_id: settled.agent_id,
-                state: settled.state,
-                attempt: None,
-                exit_code: None,
-                duration_ms: None,
-                reason: settled.reason,
-                written: None,
-            };
-            self.bus
-                .command_changed(settled.run_id, change, settled.run_finished);
+            told::tell(&self.bus, &self.metrics, settled, self.clock.line());
         }
     }
 }

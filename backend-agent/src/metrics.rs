@@ -175,7 +175,7 @@ impl BackendMetrics {
             );
             registry.register(
                 "commands_final",
-                "Commands by the final state an agent or job brought them to",
+                "Commands that became final, by state",
                 own.commands.clone(),
             );
             registry.register(

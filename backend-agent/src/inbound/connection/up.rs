@@ -16,6 +16,7 @@ use viworks_runtime::fault;
 use super::super::Inbound;
 use super::live::Live;
 use crate::command::bus::{CommandChange, OutputChunk, Written};
+use crate::command::told;
 use crate::data::{AcceptOutcome, Accepted, CompleteOutcome, Rejected, Run, Settled};
 
 /// How long the start of a command waits for its end before it is stored by itself.
@@ -281,42 +282,7 @@ impl Live {
         attempt: Option<u32>,
         reason: Option<String>,
     ) {
-        let change = self.change(command_id, state, attempt, reason);
-        self.line.inbound.bus.command_changed(run_id, change, false);
-    }
-
-    pub(super) fn settled(&self, settled: &Settled, reason: Option<String>) {
-        let Inbound { metrics, bus, .. } = &*self.line.inbound;
-        if settled.state.is_final() {
-            metrics.commands_final(settled.state, 1);
-        }
-        let change = self.change(settled.command_id, settled.state, None, reason);
-        bus.command_changed(settled.run_id, change, settled.run_finished);
-    }
-
-    fn completed(&self, settled: &Settled, summary: Summary, run: Option<Run>) {
-        let Inbound { metrics, bus, .. } = &*self.line.inbound;
-        metrics.commands_final(settled.state, 1);
         let change = CommandChange {
-            exit_code: summary.exit_code,
-            duration_ms: Some(summary.duration_ms),
-            written: Some(summary.written),
-            ..self.change(settled.command_id, settled.state, None, summary.reason)
-        };
-        match run {
-            Some(run) => bus.run_ended(settled.run_id, change, run),
-            None => bus.command_changed(settled.run_id, change, settled.run_finished),
-        }
-    }
-
-    fn change(
-        &self,
-        command_id: CommandId,
-        state: CommandState,
-        attempt: Option<u32>,
-        reason: Option<String>,
-    ) -> CommandChange {
-        CommandChange {
             at: self.line_now(),
             command_id,
             agent_id: self.holder.agent_id,
@@ -326,7 +292,29 @@ impl Live {
             duration_ms: None,
             reason,
             written: None,
-        }
+        };
+        self.line.inbound.bus.command_changed(run_id, change, false);
+    }
+
+    pub(super) fn settled(&self, settled: &Settled, reason: Option<String>) {
+        let Inbound { metrics, bus, .. } = &*self.line.inbound;
+        let change = CommandChange {
+            reason,
+            ..told::change(settled, self.line_now())
+        };
+        told::tell_more(bus, metrics, settled, change, None);
+    }
+
+    fn completed(&self, settled: &Settled, summary: Summary, run: Option<Run>) {
+        let Inbound { metrics, bus, .. } = &*self.line.inbound;
+        let change = CommandChange {
+            exit_code: summary.exit_code,
+            duration_ms: Some(summary.duration_ms),
+            written: Some(summary.written),
+            reason: summary.reason,
+            ..told::change(settled, self.line_now())
+        };
+        told::tell_more(bus, metrics, settled, change, run);
     }
 }
 

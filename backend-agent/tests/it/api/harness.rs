@@ -200,12 +200,15 @@ impl Backend {
         let clock = Arc::new(Timeline::unstored(Arc::new(SystemClock)));
         let bus = Arc::new(RunBus::new(BusLimits::default(), 1));
         let nudges = Arc::new(Nudges::default());
+        let metrics = Metrics::new("viworks-test", "0", clock.wall());
+        let counters = BackendMetrics::register(&metrics);
         let commands = Commands::new(Parts {
             store: Arc::clone(&store),
             tenant: tenant.clone(),
             clock: Arc::clone(&clock),
             bus: Arc::clone(&bus),
             nudge: Arc::clone(&nudges) as Arc<dyn CommandNudge>,
+            metrics: counters.clone(),
             limits: queue,
             lifecycle: Lifecycle::new(),
         });
@@ -213,7 +216,6 @@ impl Backend {
         readiness.latch("store").set(true, "open");
         let conditions = Conditions::new(Arc::<Timeline>::clone(&clock));
         let stopping = CancellationToken::new();
-        let metrics = Metrics::new("viworks-test", "0", clock.wall());
         let state = ApiState::new(ApiParts {
             store: Arc::clone(&store),
             tenant: tenant.clone(),
@@ -222,7 +224,7 @@ impl Backend {
             readiness: readiness.clone(),
             conditions: conditions.clone(),
             metrics: metrics.clone(),
-            counters: BackendMetrics::register(&metrics),
+            counters,
             redis: None,
             tickets: tickets(&folder),
             state_folder: folder.path().to_owned(),

@@ -69,6 +69,11 @@ async fn a_gateway_that_is_thrown_out_takes_its_commands_with_it_and_followers_a
     let waited = waited.json();
     assert_eq!(waited["finished"], true, "{waited:#}");
     assert_eq!(waited["run"]["counts"], json!({"cancelled": 1}));
+    let counted = backend.metrics.encode().unwrap();
+    for state in ["cancelled", "indeterminate"] {
+        let line = format!("viworks_commands_final_total{{state=\"{state}\"}} 1\n");
+        assert!(counted.contains(&line), "{line}{counted}");
+    }
     let begun = backend.get(&format!("/v1/runs/{begun}")).await.json();
     assert_eq!(begun["counts"], json!({"indeterminate": 1}));
     let body = json!({"command": "sys.uptime", "targets": {"gateways": ["gw-1"]}});
