@@ -79,25 +79,14 @@ impl Config {
     ///
     /// All problems at once.
     pub fn load_to_ask(path: &Path, environment: &Environment) -> Result<Self, Problems> {
-        let mut document = Document::load_to_ask(path, environment)?;
-        let config = Self::read(&mut document);
-        document.finish()?;
-        Ok(config)
+        let (config, problems) = Self::read_to_ask(path, environment);
+        problems.map_or(Ok(config), Err)
     }
 
     /// The same where it cannot be used: what can be read of it, with the defaults in place of the rest, and all
     /// problems. A mistake in the file keeps nobody from asking the agent that runs.
     pub fn read_to_ask(path: &Path, environment: &Environment) -> (Self, Option<Problems>) {
-        match Document::load_to_ask(path, environment) {
-            Ok(mut document) => {
-                let config = Self::read(&mut document);
-                (config, document.finish().err())
-            }
-            Err(problems) => {
-                let mut nothing = Document::parse(path, "", environment);
-                (Self::read(&mut nothing), Some(problems))
-            }
-        }
+        Document::read_to_ask(path, environment, Self::read)
     }
 
     /// Whether an agent could read this text, which is about to be written: the files that it names need not be there.

@@ -60,6 +60,25 @@ impl Document {
         Ok(document)
     }
 
+    /// What `read` takes from the file, for somebody who only asks the running agent: what can be read of it, with the
+    /// defaults in place of the rest, and all problems. A mistake in the file keeps nobody from asking.
+    pub fn read_to_ask<T>(
+        path: &Path,
+        environment: &Environment,
+        read: impl FnOnce(&mut Self) -> T,
+    ) -> (T, Option<Problems>) {
+        match Self::load_to_ask(path, environment) {
+            Ok(mut document) => {
+                let config = read(&mut document);
+                (config, document.finish().err())
+            }
+            Err(problems) => {
+                let mut nothing = Self::parse(path, "", environment);
+                (read(&mut nothing), Some(problems))
+            }
+        }
+    }
+
     fn read(path: &Path, environment: &Environment, reader: Reader) -> Result<Self, Problems> {
         Ok(Self::laid(layers::read(path, reader)?, environment))
     }

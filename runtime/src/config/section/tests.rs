@@ -292,6 +292,31 @@ fn whoever_only_asks_needs_no_credentials() {
 }
 
 #[test]
+fn a_mistake_keeps_nobody_from_asking() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.toml");
+    let ask = || {
+        Document::read_to_ask(&path, &Environment::default(), |document| {
+            document.section("api", "").duration_ms(
+                "wait_ms",
+                Duration::from_secs(10),
+                Duration::ZERO..=Duration::from_secs(60),
+                "",
+            )
+        })
+    };
+    let (wait, problems) = ask();
+    assert_eq!(wait, Duration::from_secs(10));
+    assert!(problems.unwrap().to_string().contains("agent.toml"));
+    std::fs::write(&path, "[api]\nwait_ms = 2000\nwaits = 1\n").unwrap();
+    let (wait, problems) = ask();
+    assert_eq!(wait, Duration::from_secs(2));
+    assert!(problems.unwrap().to_string().contains("waits"));
+    std::fs::write(&path, "[api]\nwait_ms = 2000\n").unwrap();
+    assert!(ask().1.is_none());
+}
+
+#[test]
 fn a_credential_is_a_file_that_is_read_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("ca"), "").unwrap();
