@@ -15,18 +15,13 @@ use crate::identity::{self, INSTALL_ID_FILE};
 use crate::material::Material;
 use crate::{journal, program, renewed, spool};
 
-/// What the agent keeps in its state folder, beside its databases.
-const STATE_FILES: [&str; 10] = [
+/// What the agent keeps in its state folder whichever gateway the machine is, beside its databases.
+const STATE_FILES: [&str; 5] = [
     ".lock",
     INSTALL_ID_FILE,
     "audit.log",
     "audit.log.1",
     "journal.db.reserve",
-    "pins.json",
-    renewed::FILES[0],
-    renewed::FILES[1],
-    renewed::FILES[2],
-    renewed::FILES[3],
 ];
 
 /// What the agent has done, which cannot be made anew.
@@ -34,6 +29,16 @@ const JOURNAL: &str = "journal.db";
 
 /// The agent's databases, each with what SQLite keeps beside it.
 const STATE_DATABASES: [&str; 2] = [JOURNAL, "spool.db"];
+
+/// What else it keeps there of the identity that it has.
+fn identity_files() -> impl Iterator<Item = &'static str> {
+    ["pins.json"].into_iter().chain(renewed::FILES)
+}
+
+/// What it keeps there of the identity that it has, and another gateway cannot go on with.
+pub fn of_identity() -> impl Iterator<Item = &'static str> {
+    STATE_DATABASES.into_iter().chain(identity_files())
+}
 
 /// What the agent starts with.
 #[derive(Debug)]
@@ -164,7 +169,8 @@ fn read_catalogue(config: &Config) -> Result<Option<Catalogue>, Problems> {
 
 fn examine_state(config: &Config) -> Vec<Problem> {
     let folder = &config.gateway.state_folder;
-    let errors = files::examine_state(folder, &STATE_FILES, &STATE_DATABASES);
+    let names: Vec<&str> = STATE_FILES.into_iter().chain(identity_files()).collect();
+    let errors = files::examine_state(folder, &names, &STATE_DATABASES);
     let known = identity::known_install_id(folder).err();
     let mut problems: Vec<Problem> = errors.iter().map(files::FileError::problem).collect();
     // Where nothing is yet, or the folder itself is no good, that is what was said.

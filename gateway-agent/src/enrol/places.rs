@@ -13,18 +13,7 @@ use super::EnrolError;
 use super::staging::{CATALOGUE, CONFIGURATION, FOLDER, MOVED};
 use crate::config::Config;
 use crate::identity::INSTALL_ID_FILE;
-use crate::{renewed, setup};
-
-/// What an agent keeps of the identity that it had, and another one cannot use.
-const OF_IDENTITY: [&str; 7] = [
-    "journal.db",
-    "spool.db",
-    "pins.json",
-    renewed::FILES[0],
-    renewed::FILES[1],
-    renewed::FILES[2],
-    renewed::FILES[3],
-];
+use crate::setup;
 
 /// Where everything of the new gateway is going to be.
 #[derive(Debug)]
@@ -134,8 +123,8 @@ impl Places {
 
     /// What is there of the state of an agent, which another gateway cannot go on with.
     fn state_of_another(&self) -> Option<&'static str> {
-        let is_there = |name: &&&str| !files::is_absent(&self.state().join(name));
-        OF_IDENTITY.iter().find(is_there).copied()
+        let is_there = |name: &&str| !files::is_absent(&self.state().join(name));
+        setup::of_identity().find(is_there)
     }
 
     /// A command that puts everything of the gateway aside that this machine is or was, so that it can become another
