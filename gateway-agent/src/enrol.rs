@@ -62,6 +62,17 @@ pub enum EnrolError {
         /// What puts everything of that gateway aside.
         aside: String,
     },
+    /// It is or was one, and its state cannot be renamed.
+    #[error(
+        "{} has the state of the gateway that this machine is or was, and something is mounted there, so it cannot be \
+         put aside: stop that gateway's agent, unmount it or mount another file system there (a volume of its own in a \
+         container), and run enroll again",
+        path.display()
+    )]
+    Mounted {
+        /// The folder of its state.
+        path: PathBuf,
+    },
     /// It is one, and its agent runs.
     #[error(
         "this machine is a gateway, and its agent runs with the state in {}{}: nothing may be moved under it; stop it, \
@@ -262,6 +273,7 @@ impl EnrolError {
             Self::Ticket(_) | Self::NoTicket(_) | Self::Url { .. } => ExitCode::Usage,
             Self::Exists { .. }
             | Self::Formerly { .. }
+            | Self::Mounted { .. }
             | Self::Running { .. }
             | Self::UnderWay { .. }
             | Self::Left { .. } => ExitCode::Conflict,

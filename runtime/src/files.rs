@@ -9,7 +9,9 @@ use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{self, CWD, OFlags, RenameFlags, Stat};
+use rustix::fs::{
+    self, AtFlags, CWD, OFlags, RenameFlags, Stat, Statx, StatxAttributes, StatxFlags,
+};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
@@ -305,6 +307,27 @@ pub fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
 pub fn is_absent(path: &Path) -> bool {
     let found = path.symlink_metadata();
     found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+}
+
+/// Whether something is mounted there, so that it cannot be renamed.
+#[must_use]
+pub fn is_mount_point(path: &Path) -> bool {
+    let look = |path: &Path| {
+        let flags = AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW;
+        fs::statx(CWD, path, flags, StatxFlags::empty()).ok()
+    };
+    let Some(found) = look(path) else {
+        return false;
+    };
+    if found
+        .stx_attributes_mask
+        .contains(StatxAttributes::MOUNT_ROOT)
+    {
+        return found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    }
+    // A kernel that does not say it: most of what is mounted is another file system.
+    let device = |found: &Statx| (found.stx_dev_major, found.stx_dev_minor);
+    look(&path.join("..")).is_some_and(|above| device(&above) != device(&found))
 }
 
 /// The names in a folder, whoever could change it.

@@ -56,13 +56,9 @@ impl Places {
     /// When another gateway's state is in the way, or this user may not say what runs here.
     pub(super) fn examine(&self) -> Result<(), EnrolError> {
         if let Some(name) = self.state_of_another() {
-            if let Some(running) = self.running() {
-                return Err(running);
-            }
-            return Err(EnrolError::Formerly {
-                path: self.state().join(name),
-                aside: self.aside(),
-            });
+            let path = self.state().join(name);
+            let formerly = |aside| EnrolError::Formerly { path, aside };
+            return Err(self.in_the_way(formerly));
         }
         let folder = &self.config.executor.commands_folder;
         if *folder != self.target.join(CATALOGUE) || !files::is_absent(folder) {
@@ -102,9 +98,21 @@ impl Places {
 
     /// Why nothing is made here: this is there.
     pub(super) fn exists(&self, path: PathBuf) -> EnrolError {
-        self.running().unwrap_or_else(|| EnrolError::Exists {
-            path,
-            aside: self.aside(),
+        self.in_the_way(|aside| EnrolError::Exists { path, aside })
+    }
+
+    /// What is to be done about a gateway that is there: as `say` says it, where a command can put it aside.
+    fn in_the_way(&self, say: impl FnOnce(String) -> EnrolError) -> EnrolError {
+        let refused = self.running().or_else(|| self.mounted());
+        refused.unwrap_or_else(|| say(self.aside()))
+    }
+
+    /// That the folder of its state cannot be renamed. A command would find that out with its other files moved.
+    fn mounted(&self) -> Option<EnrolError> {
+        self.state_of_another()?;
+        let state = self.state();
+        files::is_mount_point(state).then(|| EnrolError::Mounted {
+            path: state.to_owned(),
         })
     }
 

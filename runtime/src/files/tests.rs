@@ -453,3 +453,14 @@ fn a_credential_may_show_as_open_to_a_group_that_is_roots() {
         );
     }
 }
+
+#[test]
+fn what_is_mounted_is_told_from_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(is_mount_point(Path::new("/proc")));
+    assert!(!is_mount_point(folder.path()));
+    assert!(!is_mount_point(&folder.path().join("missing")));
+    let link = folder.path().join("link");
+    symlink("/proc", &link).unwrap();
+    assert!(!is_mount_point(&link), "a link can be renamed");
+}

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, Start};
 use viworks_testkit::process::{Process, Said, eventually, finish};
+use viworks_testkit::small_disk;
 
 use super::{LIMIT, backend, enroll, folder, gateways, good_for, ticket, with_door};
 
@@ -240,6 +241,17 @@ async fn a_machine_that_was_a_gateway_becomes_another_one_as_it_is_told() {
     assert!(said.stderr.contains("its agent runs with"), "{said:?}");
     assert!(!said.stderr.contains("run first"), "{said:?}");
     assert!(gateway.stop(LIMIT).await.success());
+    // What is mounted cannot be renamed, which is said before anything is moved.
+    if small_disk::is_allowed() {
+        let plain = enroll(&system, &home, &next, &[]);
+        let program = Path::new(plain.get_program());
+        let mut mounted = small_disk::command(program, &home.join("state"), 64);
+        mounted.args(plain.get_args());
+        let said = finish(mounted, LIMIT).await.ended_with(6);
+        let told = "something is mounted there";
+        assert!(said.stderr.contains(told), "{said:?}");
+        assert!(!said.stderr.contains("run first"), "{said:?}");
+    }
     // A gateway with everything, and one of which somebody took the files away.
     for by_hand in [false, true] {
         let name = format!("gw-1-{by_hand}");
