@@ -12,6 +12,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
+use crate::logging;
+use crate::problem::Problems;
+
 pub mod verdict;
 pub mod walk;
 
@@ -46,6 +49,29 @@ pub enum NoAnswer {
     /// What came is no HTTP, or too much.
     #[error("what answers is no agent: {0}")]
     Broken(String),
+}
+
+/// Tells what is wrong with the configuration beside the answer of the agent, which goes on without it. Where no agent
+/// answers, it is what is wrong.
+///
+/// # Errors
+///
+/// The problems, where no agent answers.
+pub fn beside(
+    problems: Option<Problems>,
+    answer: &Result<Answer, NoAnswer>,
+) -> Result<(), Problems> {
+    let Some(problems) = problems else {
+        return Ok(());
+    };
+    match answer {
+        // One that stands still has a process all the same.
+        Ok(_) | Err(NoAnswer::Late(_)) => {
+            logging::say(&problems.beside_an_answer());
+            Ok(())
+        }
+        Err(NoAnswer::NobodyThere(_) | NoAnswer::Broken(_)) => Err(problems),
+    }
 }
 
 /// Asks whoever listens on the unix socket at `socket`.
@@ -138,8 +164,30 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::problem::Problem;
 
     const LIMIT: Duration = Duration::from_millis(300);
+
+    #[test]
+    fn a_mistake_stands_beside_an_answer_and_in_the_place_of_none() {
+        let mistake = || {
+            let found = Problem::of_file(Path::new("/x.toml"), "it is wrong", "mend it");
+            Some(Problems::new(vec![found]))
+        };
+        let answer = Answer {
+            status: 200,
+            body: Vec::new(),
+        };
+        for answered in [Ok(answer), Err(NoAnswer::Late(LIMIT))] {
+            beside(mistake(), &answered).unwrap();
+        }
+        let nobody = NoAnswer::NobodyThere(io::ErrorKind::NotFound.into());
+        for nobody in [nobody, NoAnswer::Broken("no HTTP".to_owned())] {
+            let nobody = Err(nobody);
+            assert!(beside(mistake(), &nobody).is_err(), "{nobody:?}");
+            beside(None, &nobody).unwrap();
+        }
+    }
 
     /// Answers the first connection with `text`, or takes it and says nothing until the other end is closed.
     fn server(text: Option<&'static str>) -> SocketAddr {

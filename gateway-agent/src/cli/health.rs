@@ -10,7 +10,7 @@ use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::Problems;
 use viworks_runtime::exit::ExitCode;
 
-use super::status::{Format, STANDS_STILL, beside, look_for_agent};
+use super::status::{Format, STANDS_STILL, look_for_agent};
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -41,7 +41,7 @@ pub(super) async fn show(
     let begun = SystemClock.now();
     let answer = ask::unix(socket, "/v1/health", limit).await;
     let took = SystemClock.now().saturating_since(begun);
-    beside(problems, &answer)?;
+    ask::beside(problems, &answer)?;
     let address = socket.display().to_string();
     let verdict = match answer {
         Ok(answer) => judge(probe, address, took, &answer),

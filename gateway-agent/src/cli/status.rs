@@ -9,11 +9,10 @@ use serde_json::Value;
 use viworks_common::human;
 use viworks_common::text::{block, json};
 use viworks_common::time::Timestamp;
-use viworks_runtime::ask::{self, ANSWER_TIME, Answer, NoAnswer};
+use viworks_runtime::ask::{self, ANSWER_TIME, NoAnswer};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::Problems;
 use viworks_runtime::exit::ExitCode;
-use viworks_runtime::logging;
 
 use super::print;
 
@@ -36,7 +35,7 @@ pub(super) async fn show(
     format: Format,
 ) -> anyhow::Result<ExitCode> {
     let answer = ask::unix(socket, "/v1/status", ANSWER_TIME).await;
-    beside(problems, &answer)?;
+    ask::beside(problems, &answer)?;
     match answer {
         Ok(answer) => {
             let status: Value =
@@ -64,25 +63,6 @@ pub(super) async fn show(
             Ok(no_answer(&what, STANDS_STILL))
         }
         Err(error @ NoAnswer::Broken(_)) => Err(error.into()),
-    }
-}
-
-/// Tells what is wrong with the configuration beside the answer of the agent, which goes on without it. Where no agent
-/// answers, it is what is wrong.
-pub(super) fn beside(
-    problems: Option<Problems>,
-    answer: &Result<Answer, NoAnswer>,
-) -> Result<(), Problems> {
-    let Some(problems) = problems else {
-        return Ok(());
-    };
-    match answer {
-        // One that stands still has a process all the same.
-        Ok(_) | Err(NoAnswer::Late(_)) => {
-            logging::say(&block(&problems.beside_an_answer()));
-            Ok(())
-        }
-        Err(NoAnswer::NobodyThere(_) | NoAnswer::Broken(_)) => Err(problems),
     }
 }
 

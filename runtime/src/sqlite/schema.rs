@@ -282,7 +282,7 @@ fn unfinished(file: &Path) -> Problem {
     );
     let help = format!(
         "to look at the rest: sqlite3 -readonly {} 'PRAGMA quick_check', with the agent stopped",
-        file.display()
+        files::quoted(file)
     );
     Problem::of_file(file, message, help)
 }

@@ -10,7 +10,6 @@ use viworks_runtime::ask::{self, Answer, NoAnswer};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Problem, Problems};
 use viworks_runtime::exit::ExitCode;
-use viworks_runtime::logging;
 
 use super::super::flags::{ConfigFlag, Format, HealthFlags, Probe};
 use super::open::read_to_ask;
@@ -46,15 +45,7 @@ pub(super) async fn execute(flags: HealthFlags) -> anyhow::Result<ExitCode> {
     let begun = SystemClock.now();
     let answer = ask::tcp(address, probe.path(), limit).await;
     let took = SystemClock.now().saturating_since(begun);
-    if let Some(problems) = problems {
-        match &answer {
-            // It goes on without what is wrong; one that stands still has a process all the same.
-            Ok(_) | Err(NoAnswer::Late(_)) => {
-                logging::say(&text::block(&problems.beside_an_answer()));
-            }
-            Err(NoAnswer::NobodyThere(_) | NoAnswer::Broken(_)) => return Err(problems.into()),
-        }
-    }
+    ask::beside(problems, &answer)?;
     let url = format!("http://{address}{}", probe.path());
     let verdict = match answer {
         Ok(answer) => judge(probe, url, took, &answer),
