@@ -145,25 +145,4 @@ mod tests {
             "unexpected argument '--x' found; try '--help'"
         );
     }
-
-    #[test]
-    fn nothing_that_a_server_says_is_a_line_of_its_own() {
-        let forged = "VW-X-001\nerror: all is well";
-        let mut failure = Failure::usage(forged).with(forged);
-        failure.problem = Some(Box::new(viworks_api::Problem {
-            r#type: forged.to_owned(),
-            title: forged.to_owned(),
-            status: 400,
-            code: forged.to_owned(),
-            detail: forged.to_owned(),
-            request_id: forged.to_owned(),
-            errors: Vec::new(),
-            retry_after_ms: None,
-        }));
-        let mut text = Vec::new();
-        write_text(&failure, &mut text).unwrap();
-        let text = String::from_utf8(text).unwrap();
-        // What, detail, help.
-        assert_eq!(text.lines().count(), 3, "{text}");
-    }
 }
