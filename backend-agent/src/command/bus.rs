@@ -223,6 +223,10 @@ struct Remembered {
 /// gateway can go from one to the other, and the time lines of two are a little apart. Each one's own never goes back.
 const LINES_APART_MAX: Duration = Duration::from_secs(2);
 
+/// Outputs of a run of which is known how far they were heard; the earliest command's makes room. What is told of that
+/// again is heard again, at its place in the output, by which a watcher knows it.
+const HEARD_MAX: usize = 16_384;
+
 /// How far one output was heard from another process.
 #[derive(Debug, Clone, Copy)]
 struct HeardTo {
@@ -278,6 +282,9 @@ impl Channel {
         let last = self.heard.get(&which);
         let is_new = last.is_none_or(|last| last.is_before(from, chunk));
         if is_new {
+            if self.heard.len() >= HEARD_MAX && !self.heard.contains_key(&which) {
+                self.heard.pop_first();
+            }
             self.heard.insert(which, HeardTo::of(from, chunk));
         }
         is_new

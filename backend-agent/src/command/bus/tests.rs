@@ -364,6 +364,25 @@ fn output_that_is_told_again_from_elsewhere_is_there_once_and_in_order() {
 }
 
 #[test]
+fn of_how_many_outputs_it_is_known_how_far_they_were_heard_is_bounded() {
+    let bus = Arc::new(RunBus::new(BusLimits::default(), 7));
+    let _watcher = bus.subscribe(run(1), None);
+    for number in 0..=HEARD_MAX {
+        let command_id = CommandId::from_uuid(Uuid::from_u128(number.try_into().unwrap()));
+        let piece = OutputChunk {
+            command_id,
+            ..chunk(0, 1)
+        };
+        bus.heard(instance(1), run(1), RunChange::Output(piece), false);
+    }
+    let inner = bus.lock();
+    let heard = &inner.channels[&run(1)].heard;
+    assert_eq!(heard.len(), HEARD_MAX);
+    let oldest = CommandId::from_uuid(Uuid::from_u128(0));
+    assert!(!heard.contains_key(&(oldest, OutputStream::Stdout)));
+}
+
+#[test]
 fn output_that_came_here_is_remembered_for_others_from_the_oldest_on() {
     let bus = small();
     assert_eq!(bus.remembered(run(1), None, 10), []);
