@@ -1,4 +1,5 @@
-//! The door by which machines become gateways, and the tickets that open it.
+//! The door by which machines become gateways, and the tickets that open it; and by which gateways come back whose
+//! certificates have ended.
 
 mod challenge;
 mod door;
@@ -6,6 +7,7 @@ mod office;
 mod quota;
 mod redeem;
 mod refusal;
+mod reissue;
 mod talk;
 
 pub use door::Door;

@@ -27,6 +27,7 @@ use super::challenge::Challenges;
 use super::office::TicketOffice;
 use super::quota::Buckets;
 use super::refusal::Refusal;
+use super::reissue::Reissues;
 use crate::data::{
     AnsweredChallenge, Foreseen, NewCertificate, NewGateway, RedeemOutcome, Redemption,
     RefusedRedemption, Store, StoreError, StoredTicket, TicketRefusal,
@@ -47,6 +48,8 @@ const RETRY_BUSY: Duration = Duration::from_secs(2);
 pub(super) struct Answered {
     pub(super) body: Vec<u8>,
     pub(super) proof: Option<String>,
+    /// The word in metrics.
+    pub(super) outcome: &'static str,
 }
 
 /// What a request is about, by nothing but itself.
@@ -84,6 +87,8 @@ pub struct Enrolment {
     /// What is redeemed counts against its ticket: machines behind one address do not take each other's requests.
     tickets: Buckets<TicketId>,
     turns: Semaphore,
+    /// What the same door does for gateways.
+    reissues: Reissues,
 }
 
 /// A redemption that is worked on.
@@ -108,6 +113,12 @@ impl Enrolment {
             challenges: Challenges::new(office.master(), &tenant),
             tickets: Buckets::new(per_minute),
             turns: Semaphore::new(REDEMPTIONS_MAX),
+            reissues: Reissues::new(
+                Arc::clone(&store),
+                tenant.clone(),
+                Arc::clone(&clock),
+                office.clone(),
+            ),
             store,
             tenant,
             clock,
@@ -117,6 +128,11 @@ impl Enrolment {
 
     pub(super) fn clock(&self) -> &Timeline {
         &self.clock
+    }
+
+    /// What becomes of gateways whose certificates have ended.
+    pub(super) const fn reissues(&self) -> &Reissues {
+        &self.reissues
     }
 
     /// Judges a request by itself.
@@ -133,6 +149,7 @@ impl Enrolment {
                 Ok(Asked::Challenged(Answered {
                     body: json(&challenge),
                     proof: None,
+                    outcome: "challenged",
                 }))
             }
             EnrolmentRequest::Redeem(request) => {
@@ -224,6 +241,7 @@ impl Enrolment {
         Ok(Answered {
             proof: Some(proved.exchange.authenticate(&proved.body, &answer)),
             body: answer,
+            outcome: "enrolled",
         })
     }
 
@@ -416,11 +434,11 @@ struct NewOne {
 }
 
 /// When a certificate ends, PEM.
-fn end_of(certificate: &str) -> Result<Timestamp, PkiError> {
+pub(super) fn end_of(certificate: &str) -> Result<Timestamp, PkiError> {
     let der = tls::one_certificate(certificate.as_bytes())?;
     Ok(tls::validity(&der)?.1)
 }
 
-fn json(value: &impl serde::Serialize) -> Vec<u8> {
+pub(super) fn json(value: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("what is exchanged has string keys and whole numbers")
 }
