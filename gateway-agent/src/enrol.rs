@@ -23,6 +23,7 @@ mod places;
 mod staging;
 
 pub use exchange::{Enrolled, Machine, redeem};
+pub(crate) use exchange::{Door, json, place, read};
 pub use places::Places;
 pub use staging::{Found, Staging, Whole};
 
@@ -349,6 +350,8 @@ pub struct Papers {
     pub answer: EnrolmentAnswer,
     /// Its secrets.
     pub secrets: AgentSecrets,
+    /// The door at which it enrolled.
+    pub door: String,
 }
 
 impl Papers {
@@ -356,7 +359,13 @@ impl Papers {
     fn configuration(&self, home: Home) -> String {
         let answer = &self.answer;
         let pins: Vec<SpkiPin> = answer.pins.pins.iter().copied().collect();
-        configuration(&answer.url, &pins, answer.binding, home)
+        configuration(
+            &answer.url,
+            Some(&self.door),
+            &pins,
+            answer.binding,
+            home,
+        )
     }
 
     /// Holds what the answer says against what an agent reads and people are shown, before anything of it is written:

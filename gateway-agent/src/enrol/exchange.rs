@@ -1,5 +1,6 @@
 //! The two requests at the door, over a connection whose server has one of the ticket's keys.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,9 +119,9 @@ async fn redeem_once(
 ) -> Result<Enrolled, EnrolError> {
     let (host, port) = place(&ticket.url)?;
     let place = format!("{host}:{port}");
-    let mut door = Door::open(ticket, &host, port).await?;
+    let mut door = Door::open(ticket.pins.clone(), &host, port).await?;
     let asked = json(&EnrolmentRequest::Challenge { ticket: ticket.id });
-    let (answer, _proof) = door.post(asked, None).await?;
+    let (answer, _proof) = door.post(PATH, asked, None).await?;
     let challenged = read(&answer).map_err(|reason| EnrolError::UnreadChallenge {
         place: place.clone(),
         reason,
@@ -132,7 +133,7 @@ async fn redeem_once(
     let proof = exchange.prove(&request);
     fault::point("enrol.asked");
     let before = std::mem::replace(in_doubt, true);
-    let answered = door.post(request.clone(), Some(proof)).await;
+    let answered = door.post(PATH, request.clone(), Some(proof)).await;
     if let Err(EnrolError::Refused {
         for_certain: true, ..
     }) = answered
@@ -153,7 +154,11 @@ async fn redeem_once(
     let answer: EnrolmentAnswer = read(&answer).map_err(unread)?;
     let secrets = exchange.open(&request, &answer.sealed);
     let secrets = secrets.map_err(|bad| unread(bad.to_string()))?;
-    let papers = Papers { answer, secrets };
+    let papers = Papers {
+        answer,
+        secrets,
+        door: ticket.url.clone(),
+    };
     let examined = papers.examine();
     examined.map_err(|reason| EnrolError::UnusableAnswer {
         place: place.clone(),
@@ -202,7 +207,11 @@ fn request(ticket: &Ticket, machine: &Machine, challenge: WireChallenge) -> Vec<
 }
 
 /// Host and port of a door.
-fn place(url: &str) -> Result<(String, u16), EnrolError> {
+///
+/// # Errors
+///
+/// When it is no address of one.
+pub(crate) fn place(url: &str) -> Result<(String, u16), EnrolError> {
     let refused = || EnrolError::Url {
         url: text::line(url).into_owned(),
     };
@@ -230,7 +239,7 @@ fn place(url: &str) -> Result<(String, u16), EnrolError> {
 }
 
 /// A connection to the door.
-struct Door {
+pub(crate) struct Door {
     place: String,
     pin: SpkiPin,
     /// The first and the last moment of the certificate that it shows, where that can be read.
@@ -241,7 +250,12 @@ struct Door {
 }
 
 impl Door {
-    async fn open(ticket: &Ticket, host: &str, port: u16) -> Result<Self, EnrolError> {
+    /// Connects, and goes on only where the server shows one of these keys.
+    pub(crate) async fn open(
+        pins: BTreeSet<SpkiPin>,
+        host: &str,
+        port: u16,
+    ) -> Result<Self, EnrolError> {
         let place = format!("{host}:{port}");
         let unreached = |failure: DialFailure| {
             let place = place.clone();
@@ -255,7 +269,7 @@ impl Door {
         let tcp = dial::connect(host, port, None, &TIMES)
             .await
             .map_err(unreached)?;
-        let verifier = KeyVerifier::new(ticket.pins.clone());
+        let verifier = KeyVerifier::new(pins);
         let config = tls::open_client_config(Arc::clone(&verifier) as _)
             .map_err(|error| of_tls(error.to_string()))?;
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
@@ -290,8 +304,9 @@ impl Door {
     }
 
     /// Sends a body and answers what came back, with its proof.
-    async fn post(
+    pub(crate) async fn post(
         &mut self,
+        path: &str,
         body: Vec<u8>,
         proof: Option<String>,
     ) -> Result<(Bytes, Option<Vec<u8>>), EnrolError> {
@@ -300,7 +315,7 @@ impl Door {
             place: place.clone(),
             reason,
         };
-        let mut request = Request::post(PATH)
+        let mut request = Request::post(path)
             .header(HOST, &place)
             .header(CONTENT_TYPE, "application/json");
         if let Some(proof) = proof {
@@ -379,11 +394,11 @@ fn refused(status: u16, body: &[u8], after: Option<&str>) -> EnrolError {
 }
 
 /// A body, or why it cannot be read, on one line.
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+pub(crate) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
     serde_json::from_slice(body).map_err(|error| text::line(&error.to_string()).into_owned())
 }
 
-fn json(value: &impl serde::Serialize) -> Vec<u8> {
+pub(crate) fn json(value: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("what is exchanged has string keys and whole numbers")
 }
 
