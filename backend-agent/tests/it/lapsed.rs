@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde_json::Value;
 use viworks_backend_agent::data::{Actor, Page};
@@ -250,5 +251,42 @@ async fn a_gateway_that_asks_at_the_door_without_end_is_told_when_to_come_back()
     }
     assert!(told.starts_with(&[200; 6]), "{told:?}");
     assert!(told.contains(&429), "{told:?}");
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn many_gateways_that_come_back_together_are_all_answered() {
+    let backend = backend().await;
+    let names: Vec<String> = (0..40).map(|n| format!("gw-{n}")).collect();
+    let mut joined = Vec::new();
+    for name in &names {
+        joined.push(backend.join_for(name, SHORT).await);
+    }
+    let asked = joined.iter().map(async |material| {
+        let (status, _answer) = changed(&backend, material, |_as_it_is| {}).await;
+        status
+    });
+    let answered = join_all(asked).await;
+    assert_eq!(answered, [200; 40]);
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn requests_at_the_door_without_a_gateways_key_are_recorded_within_a_bound() {
+    let backend = backend().await;
+    let mut joined = Vec::new();
+    for name in ["gw-1", "gw-2"] {
+        joined.push(backend.join_for(name, SHORT).await);
+    }
+    let wrong = Secret::from_bytes([7; 32]);
+    for n in 0..60 {
+        let material = &joined[n % joined.len()];
+        let asked = request(material, challenge(&backend, material).await);
+        let (status, said) = sent_with(&backend, material, &wrong, asked).await;
+        assert_eq!((status, said["code"].as_str()), (403, Some("bad_proof")));
+    }
+    // As time goes by there is room for more of them.
+    let recorded = refusals(&backend, "gateway.unproved_renewal").await.len();
+    assert!((30..50).contains(&recorded), "{recorded}");
     drop(backend.stop().await);
 }
