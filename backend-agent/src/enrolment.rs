@@ -1,6 +1,7 @@
 //! The door by which machines become gateways, and the tickets that open it; and by which gateways come back whose
 //! certificates have ended.
 
+mod answer;
 mod challenge;
 mod door;
 mod office;

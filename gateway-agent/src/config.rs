@@ -19,11 +19,13 @@ use viworks_runtime::config::{Document, Environment, Explained, Problems, Sectio
 use viworks_runtime::logging::LogConfig;
 use viworks_runtime::settings;
 
-use crate::{collect, enrol, journal, spool};
+use crate::{collect, journal, spool};
 
+mod door;
 mod live;
 pub mod reference;
 
+pub use door::door_place;
 pub use live::{LIVE, Live};
 
 const fn seconds(seconds: u64) -> Duration {
@@ -320,7 +322,7 @@ fn read_outbound(section: &mut Section<'_>) -> OutboundConfig {
         "The door of the backend, where another certificate is asked for when this gateway's own has ended while it was away. Written by enroll.",
     );
     if let Some(url) = &door_url
-        && enrol::place(url).is_err()
+        && door_place(url).is_none()
     {
         section.problem(
             "door_url",

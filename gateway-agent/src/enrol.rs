@@ -16,6 +16,7 @@ use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::FileError;
 
 use crate::config::Config;
+use crate::outbound::door::DoorFailure;
 use crate::outbound::failure::DialFailure;
 
 mod exchange;
@@ -23,7 +24,6 @@ mod places;
 mod staging;
 
 pub use exchange::{Enrolled, Machine, redeem};
-pub(crate) use exchange::{Door, json, place, read};
 pub use places::Places;
 pub use staging::{Found, Staging, Whole};
 
@@ -241,6 +241,27 @@ pub enum EnrolError {
         /// Where.
         place: String,
     },
+}
+
+impl From<DoorFailure> for EnrolError {
+    fn from(failure: DoorFailure) -> Self {
+        match failure {
+            DoorFailure::OtherServer { place, seen } => Self::OtherServer { place, seen },
+            DoorFailure::Unreached { place, failure } => Self::Unreached { place, failure },
+            DoorFailure::Unanswered { place, reason } => Self::Unanswered { place, reason },
+            DoorFailure::Refused {
+                code,
+                detail,
+                retry_after,
+                for_certain,
+            } => Self::Refused {
+                code,
+                detail,
+                retry_after,
+                for_certain,
+            },
+        }
+    }
 }
 
 /// An error with what is behind it, for a sentence around it.

@@ -18,7 +18,6 @@ pub mod helper;
 pub mod host;
 pub mod identity;
 pub mod journal;
-pub mod lapsed;
 pub mod launcher;
 pub mod material;
 pub mod outbound;

@@ -19,7 +19,6 @@ use crate::engine::EngineHandle;
 use crate::executor::{Executor, LiveOutput};
 use crate::identity::Identity;
 use crate::journal::Journal;
-use crate::lapsed::{Asking, Lapsed, has_ended};
 use crate::material::Material;
 use crate::renewal::Renewal;
 use crate::renewed::Origin;
@@ -30,8 +29,10 @@ mod addresses;
 pub mod configured;
 mod connection;
 pub mod dial;
+pub mod door;
 mod ending;
 pub mod failure;
+pub mod lapsed;
 mod live;
 pub mod look;
 pub mod pinning;
@@ -43,6 +44,7 @@ use configured::Configured;
 use dial::Dialler;
 use ending::Ended;
 use failure::DialFailure;
+use lapsed::{Asking, Lapsed, has_ended};
 use pins::Pins;
 
 /// Within which time another certificate is tried when one was refused.
@@ -225,7 +227,7 @@ async fn ask_at_door(parts: &Parts, material: &Material, url: &str, ended: &Ende
         identity: &parts.identity,
         journal: &parts.journal,
     };
-    parts.lapsed.ask(asking).await
+    parts.lapsed.ask(&asking).await
 }
 
 /// What people are told of an end.

@@ -21,8 +21,9 @@ use viworks_common::key::Identity;
 use viworks_common::pin::PinSet;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
-use viworks_runtime::{random, tls};
+use viworks_runtime::random;
 
+use super::answer::{Answered, end_of, json};
 use super::challenge::Challenges;
 use super::office::TicketOffice;
 use super::quota::Buckets;
@@ -42,15 +43,6 @@ const REDEMPTIONS_MAX: usize = 48;
 const TURN_TIME: Duration = Duration::from_secs(5);
 /// How soon one that had no turn may try again.
 const RETRY_BUSY: Duration = Duration::from_secs(2);
-
-/// What the machine is answered: the body, and its MAC where there is a secret to make one.
-#[derive(Debug)]
-pub(super) struct Answered {
-    pub(super) body: Vec<u8>,
-    pub(super) proof: Option<String>,
-    /// The word in metrics.
-    pub(super) outcome: &'static str,
-}
 
 /// What a request is about, by nothing but itself.
 pub(super) enum Asked {
@@ -431,14 +423,4 @@ struct NewOne {
     key_generation: u32,
     certificate: String,
     not_after: Timestamp,
-}
-
-/// When a certificate ends, PEM.
-pub(super) fn end_of(certificate: &str) -> Result<Timestamp, PkiError> {
-    let der = tls::one_certificate(certificate.as_bytes())?;
-    Ok(tls::validity(&der)?.1)
-}
-
-pub(super) fn json(value: &impl serde::Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("what is exchanged has string keys and whole numbers")
 }

@@ -20,10 +20,10 @@ use viworks_common::id::{AgentId, GatewayName, Tenant, TicketId};
 use viworks_common::key::{Identity, Secret};
 use viworks_runtime::clock::Timeline;
 
+use super::answer::{Answered, end_of, json};
 use super::challenge::Challenges;
 use super::office::{TicketError, TicketOffice};
 use super::quota::Buckets;
-use super::redeem::{Answered, end_of, json};
 use super::refusal::Refusal;
 use crate::data::{
     AnsweredChallenge, NewCertificate, RefusedReissue, Reissue, ReissueOutcome, ReissueRefusal,

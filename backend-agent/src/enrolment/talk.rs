@@ -21,8 +21,9 @@ use viworks_common::enrolment::{PATH, PROOF_HEADER, RENEW_PATH, REQUEST_BYTES_MA
 use viworks_common::places::network;
 use viworks_runtime::door::Seat;
 
+use super::answer::Answered;
 use super::door::{Holder, Shared};
-use super::redeem::{Answered, Asked};
+use super::redeem::Asked;
 use super::refusal::Refusal;
 use super::reissue::{Asked as AskedAgain, NotRight};
 use crate::inbound::upgrade::problem_document;

@@ -27,7 +27,8 @@ use viworks_runtime::clock::Clock;
 use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::{fault, random};
 
-use crate::enrol::{self, Door, EnrolError};
+use super::door::{self, Door, DoorFailure};
+use crate::config::door_place;
 use crate::identity::Identity;
 use crate::journal::Journal;
 use crate::material::{Material, Papers};
@@ -91,38 +92,31 @@ impl Vain {
     }
 }
 
-impl From<EnrolError> for Vain {
-    fn from(error: EnrolError) -> Self {
-        if let EnrolError::Refused {
-            code,
-            detail,
-            retry_after,
-            for_certain,
-        } = error
-        {
-            return Self {
+impl From<DoorFailure> for Vain {
+    fn from(failure: DoorFailure) -> Self {
+        let unheard = |fix| Self {
+            came: AtDoor::Unheard,
+            ..Self::here(failure.to_string(), fix)
+        };
+        match &failure {
+            DoorFailure::OtherServer { .. } => unheard(FIX_PIN),
+            DoorFailure::Unreached { .. } | DoorFailure::Unanswered { .. } => unheard(FIX_REACH),
+            DoorFailure::Refused {
+                code,
+                detail,
+                retry_after,
+                for_certain,
+            } => Self {
                 // What the backend cannot do at the moment it can soon.
-                came: if for_certain {
-                    AtDoor::Refused(retry_after)
+                came: if *for_certain {
+                    AtDoor::Refused(*retry_after)
                 } else {
                     AtDoor::Unheard
                 },
                 cause: format!("the backend refuses: {code}: {detail}"),
                 fix: FIX_REFUSED,
                 is_of_the_key: matches!(code.as_str(), "unknown_key" | "retired_key"),
-            };
-        }
-        let (cause, fix) = if let EnrolError::OtherServer { place, seen } = &error {
-            let cause = format!("the server at {place} shows the key {seen}, which is not pinned");
-            (cause, FIX_PIN)
-        } else {
-            (error.cause(), FIX_REACH)
-        };
-        Self {
-            came: AtDoor::Unheard,
-            cause,
-            fix,
-            is_of_the_key: false,
+            },
         }
     }
 }
@@ -261,7 +255,7 @@ impl Lapsed {
     }
 
     /// Asks the door for another certificate. True when one was issued and kept.
-    pub async fn ask(&self, asking: Asking<'_>) -> bool {
+    pub async fn ask(&self, asking: &Asking<'_>) -> bool {
         let all = latest_first(asking.material);
         let place = self.state().place;
         let papers = all.get(place % all.len().max(1)).copied();
@@ -274,7 +268,7 @@ impl Lapsed {
         self.conditions
             .raise(CONDITION, Severity::Fail, &cause, FIX_WAIT);
         sleep(Duration::from_millis(random::uniform(0..SPREAD_MS))).await;
-        let came = self.ask_once(&papers, &asking).await;
+        let came = self.ask_once(&papers, asking).await;
         let now = self.clock.now();
         let mut state = self.state();
         state.asked = state.asked.saturating_add(1);
@@ -322,15 +316,18 @@ impl Lapsed {
         let agent_id = asking.material.name.agent_id;
         let key = pair(&papers.tls.key)?;
         let csr = renewed::request_for(&key)?;
-        let (host, port) = enrol::place(asking.url)?;
+        let (host, port) = door_place(asking.url).ok_or_else(|| {
+            let cause = "that is no address of a door".to_owned();
+            Vain::here(cause, FIX_REACH)
+        })?;
         let mut door = Door::open(asking.pins.clone(), &host, port).await?;
-        let challenge = enrol::json(&LapsedRequest::Challenge { agent_id });
+        let challenge = door::json(&LapsedRequest::Challenge { agent_id });
         let (answer, _proof) = door.post(RENEW_PATH, challenge, None).await?;
         let unread = |reason: String| {
             let cause = format!("what it answers cannot be read ({reason}): it is of another version");
             Vain::here(cause, FIX_REACH)
         };
-        let EnrolmentChallenge { challenge, time } = enrol::read(&answer).map_err(unread)?;
+        let EnrolmentChallenge { challenge, time } = door::read(&answer).map_err(unread)?;
         let wall = self.clock.wall();
         clocks_agree(papers.not_after, wall, time)?;
         let meta = asking.journal.meta().await.map_err(|error| {
@@ -339,7 +336,7 @@ impl Lapsed {
         })?;
         let (epoch, token) = asking.identity.ratchet(&meta);
         let version = env!("CARGO_PKG_VERSION").parse();
-        let request = enrol::json(&LapsedRequest::Renew(LapsedRenewal {
+        let request = door::json(&LapsedRequest::Renew(LapsedRenewal {
             agent_id,
             challenge,
             csr,
@@ -359,7 +356,7 @@ impl Lapsed {
                 FIX_FORGED,
             ));
         }
-        let LapsedAnswer { certificate, .. } = enrol::read(&answer).map_err(unread)?;
+        let LapsedAnswer { certificate, .. } = door::read(&answer).map_err(unread)?;
         let wanted = Wanted {
             name: asking.material.name.clone(),
             trust_domain: asking.material.trust_domain.clone(),
@@ -407,7 +404,7 @@ mod tests {
     #[test]
     fn what_is_said_at_the_door_decides_when_it_is_asked_again_and_for_which_key() {
         let refused = |code: &str, for_certain| {
-            Vain::from(EnrolError::Refused {
+            Vain::from(DoorFailure::Refused {
                 code: code.to_owned(),
                 detail: "because".to_owned(),
                 retry_after: Some(HOUR),
@@ -419,7 +416,7 @@ mod tests {
         for (code, of_the_key) in [("retired_key", true), ("unknown_key", true), ("revoked", false)] {
             assert_eq!(refused(code, true).is_of_the_key, of_the_key, "{code}");
         }
-        let other = Vain::from(EnrolError::OtherServer {
+        let other = Vain::from(DoorFailure::OtherServer {
             place: "door.test:8082".to_owned(),
             seen: SpkiPin::from_digest([7; 32]),
         });
