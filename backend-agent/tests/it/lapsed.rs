@@ -18,6 +18,7 @@ use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::tls;
 use viworks_testkit::door;
 
+use crate::clock::Stepped;
 use crate::inbound::Backend;
 use crate::pki;
 
@@ -25,8 +26,11 @@ use crate::pki;
 const SHORT: Duration = Duration::from_secs(60);
 
 async fn backend() -> Backend {
+    backend_by(Arc::new(SystemClock)).await
+}
+
+async fn backend_by(clock: Arc<dyn Clock>) -> Backend {
     let rarely = Duration::from_secs(3_600);
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     Backend::start_changed(pki::initialised(), clock, |config| {
         config.jobs.offer = rarely;
         config.enrolment.listen = Some("127.0.0.1:0".parse().unwrap());
@@ -237,6 +241,20 @@ async fn a_request_at_the_door_cannot_be_replayed_and_a_revoked_gateway_gets_not
     assert_eq!((status, said["code"].as_str()), (410, Some("revoked")));
     let noted = refusals(&backend, "certificate.renew_at_door").await;
     assert_eq!(noted, ["revoked", "challenge", "issued"]);
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn a_challenge_that_is_answered_after_its_minute_is_none() {
+    let clock = Arc::new(Stepped::default());
+    let backend = backend_by(Arc::<Stepped>::clone(&clock)).await;
+    let material = backend.join_for("gw-1", SHORT).await;
+    let late = request(&material, challenge(&backend, &material).await);
+    clock.pass(61);
+    let (status, said) = sent(&backend, &material, late).await;
+    assert_eq!((status, said["code"].as_str()), (409, Some("challenge")));
+    let (status, answer) = changed(&backend, &material, |_as_it_is| {}).await;
+    assert_eq!(status, 200, "{answer}");
     drop(backend.stop().await);
 }
 
