@@ -380,13 +380,7 @@ impl Papers {
     fn configuration(&self, home: Home) -> String {
         let answer = &self.answer;
         let pins: Vec<SpkiPin> = answer.pins.pins.iter().copied().collect();
-        configuration(
-            &answer.url,
-            Some(&self.door),
-            &pins,
-            answer.binding,
-            home,
-        )
+        configuration(&answer.url, Some(&self.door), &pins, answer.binding, home)
     }
 
     /// Holds what the answer says against what an agent reads and people are shown, before anything of it is written:

@@ -494,7 +494,8 @@ mod tests {
     }
 
     #[test]
-    fn what_the_door_issued_for_a_key_stands_beside_that_and_takes_the_place_of_the_one_that_ended() {
+    fn what_the_door_issued_for_a_key_stands_beside_that_and_takes_the_place_of_the_one_that_ended()
+    {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         let csr = request(folder).unwrap();

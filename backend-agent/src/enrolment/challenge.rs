@@ -131,7 +131,10 @@ mod tests {
     fn a_challenge_of_a_gateway_is_none_of_a_ticket_with_its_id() {
         let master = MasterKey::new(Secret::from_bytes([1; KEY_BYTES]));
         let gateways = Challenges::of_gateways(&master, &Tenant::default_tenant());
-        let (own, other) = (gateways.give(ticket(7), at(0)), backend(1).give(ticket(7), at(0)));
+        let (own, other) = (
+            gateways.give(ticket(7), at(0)),
+            backend(1).give(ticket(7), at(0)),
+        );
         assert!(gateways.recognise(ticket(7), &own, at(0)).is_some());
         assert_eq!(gateways.recognise(ticket(7), &other, at(0)), None);
         assert_eq!(backend(1).recognise(ticket(7), &own, at(0)), None);

@@ -152,7 +152,11 @@ mod tests {
         assert!(!own.proves(b"answer", tag.as_bytes()), "reflected");
         // The same secret, id and challenge there.
         let ticket = TicketId::from_uuid(Uuid::from_u128(2));
-        let there = Exchange::new(&Secret::from_bytes([1; 32]), ticket, &WireChallenge([3; 32]));
+        let there = Exchange::new(
+            &Secret::from_bytes([1; 32]),
+            ticket,
+            &WireChallenge([3; 32]),
+        );
         assert_ne!(there.prove(b"request"), own.prove(b"request"));
         assert_ne!(there.authenticate(b"request", b"answer"), tag);
     }

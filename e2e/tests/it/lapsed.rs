@@ -61,10 +61,12 @@ fn socket(folder: &Path) -> PathBuf {
 }
 
 async fn back(system: &Deployment, folder: &Path) -> Value {
-    let (status, _exit) = status_where("it is back", system.binaries(), &socket(folder), |status| {
-        status["connection"]["connected"] == true && status["certificate"]["origin"] == "renewed"
-    })
-    .await;
+    let (status, _exit) =
+        status_where("it is back", system.binaries(), &socket(folder), |status| {
+            status["connection"]["connected"] == true
+                && status["certificate"]["origin"] == "renewed"
+        })
+        .await;
     status
 }
 
@@ -88,7 +90,10 @@ async fn a_gateway_that_was_away_for_longer_than_its_certificate_lives_comes_bac
     };
     // One is thrown out before it is back.
     system
-        .post("/v1/gateways/gw-2/revoke", &json!({ "reason": "it was stolen" }))
+        .post(
+            "/v1/gateways/gw-2/revoke",
+            &json!({ "reason": "it was stolen" }),
+        )
         .await;
     let configured = std::fs::read(folder.join("gateway.crt")).unwrap();
     let mut gateway = system.start_gateway(folder, knowing(&system));
@@ -138,14 +143,17 @@ async fn a_gateway_that_dies_at_the_door_and_a_lost_answer_cost_no_certificate()
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let (system, folders) = long_away(Binaries::with_fault_points(), &names).await;
     let system = &system;
-    let died = DOOR_POINTS.iter().zip(&folders).map(|(point, folder)| async move {
-        let mut dying = system.start_gateway(folder, knowing(system).dying_at(point));
-        let status = dying.wait(PATIENCE).await;
-        assert!(!status.success(), "{point}: {}", dying.log());
-        let mut healthy = system.start_gateway(folder, knowing(system));
-        back(system, folder).await;
-        assert!(healthy.stop(Duration::from_secs(30)).await.success());
-    });
+    let died = DOOR_POINTS
+        .iter()
+        .zip(&folders)
+        .map(|(point, folder)| async move {
+            let mut dying = system.start_gateway(folder, knowing(system).dying_at(point));
+            let status = dying.wait(PATIENCE).await;
+            assert!(!status.success(), "{point}: {}", dying.log());
+            let mut healthy = system.start_gateway(folder, knowing(system));
+            back(system, folder).await;
+            assert!(healthy.stop(Duration::from_secs(30)).await.success());
+        });
     join_all(died).await;
     // The answer that was lost was given again: one certificate each.
     let issued = audited(system, "certificate.renew_at_door", "done").await;
@@ -162,14 +170,19 @@ async fn a_gateway_without_the_address_of_the_door_is_told_how_to_name_it() {
     })
     .await;
     assert_eq!(exit, 69, "{status:#}");
-    let fix = status["connection"]["last_failure"]["fix"].as_str().unwrap();
+    let fix = status["connection"]["last_failure"]["fix"]
+        .as_str()
+        .unwrap();
     assert!(fix.contains("[outbound] door_url"), "{fix}");
     assert_eq!(condition(&status, "certificate.door"), None, "{status:#}");
 
     // It is taken over while the agent runs.
     let path = folder.join("gateway.toml");
     let toml = std::fs::read_to_string(&path).unwrap();
-    let door = format!("[outbound]\ndoor_url = \"https://{}\"", system.door_address());
+    let door = format!(
+        "[outbound]\ndoor_url = \"https://{}\"",
+        system.door_address()
+    );
     std::fs::write(&path, toml.replacen("[outbound]", &door, 1)).unwrap();
     gateway.signal(Signal::HUP);
     back(&system, folder).await;

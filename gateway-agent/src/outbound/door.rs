@@ -100,11 +100,7 @@ impl Door {
     /// # Errors
     ///
     /// When there is no such server.
-    pub async fn open(
-        pins: BTreeSet<SpkiPin>,
-        host: &str,
-        port: u16,
-    ) -> Result<Self, DoorFailure> {
+    pub async fn open(pins: BTreeSet<SpkiPin>, host: &str, port: u16) -> Result<Self, DoorFailure> {
         let place = format!("{host}:{port}");
         let unreached = |failure: DialFailure| {
             let place = place.clone();

@@ -55,7 +55,8 @@ const FIX_CLOCK: &str =
 const FIX_FORGED: &str = "something on the way changes what the backend answers: ask whoever runs the backend; it is asked again by itself";
 const FIX_KEY: &str =
     "have a certificate signed by hand for a new ECDSA P-256 key in PKCS #8 form, and register it";
-const FIX_STATE: &str = "see the room and the rights of the state folder; it is tried again by itself";
+const FIX_STATE: &str =
+    "see the room and the rights of the state folder; it is tried again by itself";
 const FIX_ANSWER: &str = "compare this machine's clock, and the backend's, with the right time, and look at the log of the backend; it is asked again by itself";
 
 /// What is asked with.
@@ -190,7 +191,9 @@ fn skew(own: Timestamp, backends: Timestamp) -> Option<String> {
 fn clocks_agree(not_after: Timestamp, own: Timestamp, backends: Timestamp) -> Result<(), Vain> {
     let off = skew(own, backends);
     let because = |what: &str| {
-        let off = off.clone().map_or_else(String::new, |off| format!(": {off}"));
+        let off = off
+            .clone()
+            .map_or_else(String::new, |off| format!(": {off}"));
         Vain::here(format!("{what}{off}"), FIX_CLOCK)
     };
     if !has_lapsed(not_after, backends) {
@@ -210,7 +213,8 @@ fn clocks_agree(not_after: Timestamp, own: Timestamp, backends: Timestamp) -> Re
 /// The pair of a private key. Only one that can be written as it is can stand beside another certificate.
 fn pair(key: &PrivateKeyDer<'_>) -> Result<KeyPair, Vain> {
     let other = || {
-        let cause = "the key of the certificate that ended is in another form than ECDSA P-256 in PKCS #8";
+        let cause =
+            "the key of the certificate that ended is in another form than ECDSA P-256 in PKCS #8";
         Vain::here(cause.to_owned(), FIX_KEY)
     };
     if !matches!(key, PrivateKeyDer::Pkcs8(_)) {
@@ -293,8 +297,9 @@ impl Lapsed {
         drop(state);
         let Vain { cause, fix, .. } = vain;
         let again = human::span(pause);
-        let cause =
-            format!("{ended}; the door at {url} gave no other one: {cause}; asking again in {again}");
+        let cause = format!(
+            "{ended}; the door at {url} gave no other one: {cause}; asking again in {again}"
+        );
         self.conditions
             .raise(CONDITION, Severity::Fail, &cause, fix);
         false
@@ -304,15 +309,13 @@ impl Lapsed {
         if not_after < self.clock.wall() {
             format!("this gateway's certificate ended at {not_after}")
         } else {
-            format!("the backend says that this gateway's certificate, until {not_after}, has ended")
+            format!(
+                "the backend says that this gateway's certificate, until {not_after}, has ended"
+            )
         }
     }
 
-    async fn ask_once(
-        &self,
-        papers: &Papers,
-        asking: &Asking<'_>,
-    ) -> Result<Timestamp, Vain> {
+    async fn ask_once(&self, papers: &Papers, asking: &Asking<'_>) -> Result<Timestamp, Vain> {
         let agent_id = asking.material.name.agent_id;
         let key = pair(&papers.tls.key)?;
         let csr = renewed::request_for(&key)?;
@@ -324,7 +327,8 @@ impl Lapsed {
         let challenge = door::json(&LapsedRequest::Challenge { agent_id });
         let (answer, _proof) = door.post(RENEW_PATH, challenge, None).await?;
         let unread = |reason: String| {
-            let cause = format!("what it answers cannot be read ({reason}): it is of another version");
+            let cause =
+                format!("what it answers cannot be read ({reason}): it is of another version");
             Vain::here(cause, FIX_REACH)
         };
         let EnrolmentChallenge { challenge, time } = door::read(&answer).map_err(unread)?;
@@ -397,7 +401,11 @@ mod tests {
         assert_eq!(vain.fix, FIX_CLOCK);
         // Ended, and no certificate of today is good by this clock.
         let vain = clocks_agree(at(100), at(10), at(200)).unwrap_err();
-        assert!(vain.cause.contains("behind the backend's"), "{}", vain.cause);
+        assert!(
+            vain.cause.contains("behind the backend's"),
+            "{}",
+            vain.cause
+        );
         assert_eq!(vain.came, AtDoor::Refused(None));
     }
 
@@ -413,7 +421,11 @@ mod tests {
         };
         assert_eq!(refused("revoked", true).came, AtDoor::Refused(Some(HOUR)));
         assert_eq!(refused("unavailable", false).came, AtDoor::Unheard);
-        for (code, of_the_key) in [("retired_key", true), ("unknown_key", true), ("revoked", false)] {
+        for (code, of_the_key) in [
+            ("retired_key", true),
+            ("unknown_key", true),
+            ("revoked", false),
+        ] {
             assert_eq!(refused(code, true).is_of_the_key, of_the_key, "{code}");
         }
         let other = Vain::from(DoorFailure::OtherServer {

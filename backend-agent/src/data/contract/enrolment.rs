@@ -8,7 +8,8 @@ use viworks_common::time::Timestamp;
 
 use crate::data::{
     Actor, Foreseen, Listing, NewTicket, Page, RedeemOutcome, Redemption, RefusedRedemption,
-    RefusedReissue, Reissue, ReissueOutcome, StoreResult, StoredTicket, TicketBounds, TicketOutcome,
+    RefusedReissue, Reissue, ReissueOutcome, StoreResult, StoredTicket, TicketBounds,
+    TicketOutcome,
 };
 
 /// Tickets, and machines that become gateways by them.

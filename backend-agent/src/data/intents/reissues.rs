@@ -89,13 +89,7 @@ const fn named(agent_id: AgentId) -> TicketId {
 }
 
 /// Records a refusal, as far as that has a bound; nothing of a gateway that there is not.
-fn note(
-    tx: &Tx<'_>,
-    action: &str,
-    agent_id: AgentId,
-    peer: IpAddr,
-    why: &str,
-) -> StoreResult<()> {
+fn note(tx: &Tx<'_>, action: &str, agent_id: AgentId, peer: IpAddr, why: &str) -> StoreResult<()> {
     if agents::load(tx, &GatewayRef::Id(agent_id))?.is_none() {
         return Ok(());
     }

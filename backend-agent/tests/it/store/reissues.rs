@@ -51,7 +51,9 @@ pub(crate) async fn connected(bed: &Bed, ends: i64) -> Session {
 }
 
 async fn asked(bed: &Bed, reissue: Reissue, seconds: i64) -> ReissueOutcome {
-    let done = bed.store.reissue_certificate(&bed.tenant, reissue, at(seconds));
+    let done = bed
+        .store
+        .reissue_certificate(&bed.tenant, reissue, at(seconds));
     done.await.unwrap()
 }
 
@@ -82,7 +84,10 @@ pub(crate) async fn a_gateway_whose_certificate_has_ended_gets_another_for_the_s
     let issued = asked(bed, reissue(1, 2, epoch, 2), now).await;
     assert_eq!(issued, ReissueOutcome::Issued);
     let known = certificate(bed, 1).await.unwrap();
-    assert_eq!((known.fingerprint, known.not_after), ([2; 32], at(400 * DAY)));
+    assert_eq!(
+        (known.fingerprint, known.not_after),
+        ([2; 32], at(400 * DAY))
+    );
     assert!(known.unproved && !known.retired);
     // The epoch is where it was.
     assert_eq!(bed.gateway_now(1).await.confirmed, epoch);
@@ -112,7 +117,9 @@ pub(crate) async fn the_first_session_with_it_retires_the_earlier_ones(bed: &Bed
         },
         pem: "certificate 2".to_owned(),
     };
-    let renewed = bed.store.renew_certificate(&bed.tenant, renewal, at(60 * DAY));
+    let renewed = bed
+        .store
+        .renew_certificate(&bed.tenant, renewal, at(60 * DAY));
     assert_eq!(renewed.await.unwrap(), RenewalOutcome::Issued);
     confirmed_with(bed, 2, true).await;
     let epoch = bed.gateway_now(1).await.confirmed;

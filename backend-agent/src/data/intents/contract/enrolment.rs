@@ -13,7 +13,8 @@ use super::super::tx::Tx;
 use super::super::{enrolments, reissues, tickets};
 use crate::data::{
     Actor, EnrolmentStore, Foreseen, Listing, NewTicket, Page, RedeemOutcome, Redemption,
-    RefusedRedemption, RefusedReissue, Reissue, ReissueOutcome, StoreResult, StoredTicket, TicketBounds, TicketOutcome,
+    RefusedRedemption, RefusedReissue, Reissue, ReissueOutcome, StoreResult, StoredTicket,
+    TicketBounds, TicketOutcome,
 };
 
 #[async_trait]
