@@ -1,11 +1,14 @@
-//! The door by which machines become gateways, and the tickets that open it.
+//! The door by which machines become gateways, and the tickets that open it; and by which gateways come back whose
+//! certificates have ended.
 
+mod answer;
 mod challenge;
 mod door;
 mod office;
 mod quota;
 mod redeem;
 mod refusal;
+mod reissue;
 mod talk;
 
 pub use door::Door;

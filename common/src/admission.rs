@@ -167,6 +167,48 @@ pub fn admit_under(rules: impl Rulebook, row: &IdentityRow, hello: &HelloFacts) 
     }
 }
 
+/// What somebody shows at the door who has the key of a gateway, and no session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shown {
+    /// The last epoch that it made durable.
+    pub epoch: u64,
+    /// Whether its token is the one of that epoch.
+    pub token_valid: bool,
+    /// The generation of the key.
+    pub key_generation: u32,
+}
+
+/// Why whoever is at the door is not the gateway that it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotTheGateway {
+    /// An operator revoked the identity.
+    Revoked,
+    /// The key's generation was retired.
+    StaleKey,
+    /// The token does not belong to the epoch, or the identity has left that behind: which of both is not told.
+    BadToken,
+}
+
+/// Whether whoever is at the door is the gateway: by the rule of HELLO, and it changes nothing. A copy that fell behind
+/// gets no certificate, so it cannot come into a session by it either.
+///
+/// # Errors
+///
+/// Why it is not.
+pub const fn at_the_door(row: &IdentityRow, shown: Shown) -> Result<(), NotTheGateway> {
+    if row.revoked {
+        return Err(NotTheGateway::Revoked);
+    }
+    if shown.key_generation < row.key_generation {
+        return Err(NotTheGateway::StaleKey);
+    }
+    // Beyond the last one that was handed out, the token shows that the database was set back, as in HELLO.
+    if !shown.token_valid || shown.epoch < row.confirmed {
+        return Err(NotTheGateway::BadToken);
+    }
+    Ok(())
+}
+
 /// What becomes of a CONFIRM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Confirmation {
@@ -247,6 +289,27 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn whoever_gets_a_certificate_at_the_door_would_get_a_session_with_it(
+            confirmed in 0_u64..6, ahead in 0_u64..4, generation in 1_u32..4, revoked in any::<bool>(),
+            epoch in 0_u64..12, token_valid in any::<bool>(), key_generation in 1_u32..4,
+        ) {
+            let row = IdentityRow {
+                confirmed,
+                issued: confirmed + ahead,
+                key_generation: generation,
+                revoked,
+                ..IdentityRow::fresh(1)
+            };
+            let facts = HelloFacts { token_valid, key_generation, ..hello(epoch, run(1)) };
+            let shown = Shown { epoch, token_valid, key_generation };
+            let is_admitted = matches!(
+                admit(&row, &facts),
+                Admission::Accept { .. } | Admission::RolledBack { .. }
+            );
+            prop_assert_eq!(at_the_door(&row, shown).is_ok(), is_admitted);
+        }
+
         /// Any mixture of lost WELCOMEs and CONFIRMs, and restarts in between.
         #[test]
         fn an_honest_gateway_is_never_a_fork(steps in prop::collection::vec((0_u8..4, any::<bool>()), 0..80)) {

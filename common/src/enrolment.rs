@@ -8,6 +8,7 @@
 mod configuration;
 mod exchange;
 mod identity_file;
+mod lapsed;
 mod naming;
 mod ticket;
 
@@ -18,6 +19,7 @@ pub use exchange::{
     WireChallenge,
 };
 pub use identity_file::identity_file;
+pub use lapsed::{LapsedAnswer, LapsedExchange, LapsedRenewal, LapsedRequest, RENEW_PATH};
 pub use naming::{NAME_PREFIX_BYTES_MAX, NameRule, NoName};
 pub use ticket::{
     InvalidTicket, TICKET_CHARS_MAX, TICKET_PREFIX, TICKET_SHOWN, TICKET_URL_BYTES_MAX, Ticket,

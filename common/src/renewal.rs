@@ -34,6 +34,17 @@ const QUIET_MAX: Duration = Duration::from_secs(600);
 /// The part of a certificate's life in whose course gateways ask that were issued together.
 const SPREAD_PART: u32 = 30;
 
+/// How long before its end a certificate counts as ended at the door: the clocks of both ends, and of a proxy that
+/// judges it before them, may be that far apart.
+const LAPSES_BEFORE: Duration = Duration::from_secs(600);
+
+/// The first pause behind a request at the door that came to nothing, and where doubling ends: while nobody is heard
+/// there, and while somebody is who says no.
+const UNHEARD_PAUSE: Duration = Duration::from_secs(30);
+const UNHEARD_PAUSE_MAX: Duration = Duration::from_secs(900);
+const REFUSED_PAUSE: Duration = Duration::from_secs(120);
+const REFUSED_PAUSE_MAX: Duration = PAUSE_MAX;
+
 /// The first and the last moment of a certificate's life.
 pub type Life = (Timestamp, Timestamp);
 
@@ -151,6 +162,38 @@ pub fn trial(
     let spread = between(Duration::ZERO, QUIET_SPREAD.min(left / 10), random);
     let latest = QUIET_MAX.min(left / 4).max(spread);
     (now.saturating_add(spread), now.saturating_add(latest))
+}
+
+/// Whether a certificate that ends then has ended, as far as the door goes: a gateway whose certificate is good renews
+/// it over its session.
+#[must_use]
+pub fn has_lapsed(not_after: Timestamp, now: Timestamp) -> bool {
+    now.saturating_add(LAPSES_BEFORE) >= not_after
+}
+
+/// What came of a request at the door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtDoor {
+    /// Nobody is heard there.
+    Unheard,
+    /// Somebody says no, and perhaps when to come again.
+    Refused(Option<Duration>),
+}
+
+/// How long a gateway waits before it asks at the door again, the `vain`-th time in a row that nothing came of it;
+/// `random` is uniform over all of `u64`.
+#[must_use]
+pub fn pause_at_door(came: AtDoor, vain: u32, random: u64) -> Duration {
+    let (first, longest, told) = match came {
+        AtDoor::Unheard => (UNHEARD_PAUSE, UNHEARD_PAUSE_MAX, Duration::ZERO),
+        AtDoor::Refused(told) => (
+            REFUSED_PAUSE,
+            REFUSED_PAUSE_MAX,
+            told.unwrap_or_default().min(TOLD_MAX),
+        ),
+    };
+    let ceiling = doubled(first, vain.saturating_sub(1), longest);
+    between(ceiling / 2, ceiling, random).max(told)
 }
 
 /// A certificate that a gateway could show.
@@ -318,6 +361,29 @@ mod tests {
         assert_eq!(trial(at(0), at(1), now, u64::MAX), (now, now));
     }
 
+    #[test]
+    fn a_certificate_has_lapsed_from_ten_minutes_before_its_end_on() {
+        let end = at(90);
+        for (before, lapsed) in [(601, false), (600, true), (1, true), (0, true)] {
+            let now = end.saturating_sub(Duration::from_secs(before));
+            assert_eq!(has_lapsed(end, now), lapsed, "{before}");
+        }
+        assert!(has_lapsed(end, at(455)));
+    }
+
+    #[test]
+    fn nobody_knocks_at_the_door_without_a_pause() {
+        let minutes = |came, vain| pause_at_door(came, vain, u64::MAX).as_secs().div_ceil(60);
+        let told = |seconds| AtDoor::Refused(Some(Duration::from_secs(seconds)));
+        let unheard: Vec<u64> = (1..8).map(|vain| minutes(AtDoor::Unheard, vain)).collect();
+        assert_eq!(unheard, [1, 1, 2, 4, 8, 15, 15]);
+        let refused = (1..10).map(|vain| minutes(AtDoor::Refused(None), vain));
+        let refused: Vec<u64> = refused.collect();
+        assert_eq!(refused, [2, 4, 8, 16, 32, 64, 128, 256, 360]);
+        assert_eq!(minutes(told(3_600), 1), 60);
+        assert_eq!(minutes(told(u64::MAX), 1), 24 * 60);
+    }
+
     /// What happens to a gateway between two looks.
     #[derive(Debug, Clone)]
     enum Happened {
@@ -400,6 +466,15 @@ mod tests {
             // Lost answers leave time for many more.
             let later = due.saturating_add(PAUSE);
             prop_assert!(plan.may_ask(life, later, mono(DAY).saturating_add(PAUSE)));
+        }
+
+        #[test]
+        fn a_pause_at_the_door_has_both_bounds(vain in any::<u32>(), told in any::<u64>(), random in any::<u64>()) {
+            let told = Duration::from_secs(told);
+            for came in [AtDoor::Unheard, AtDoor::Refused(None), AtDoor::Refused(Some(told))] {
+                let pause = pause_at_door(came, vain, random);
+                prop_assert!(pause >= UNHEARD_PAUSE / 2 && pause <= TOLD_MAX, "{came:?}: {pause:?}");
+            }
         }
 
         #[test]

@@ -28,6 +28,7 @@ use crate::identity::Identity;
 use crate::journal::{self, Journal};
 use crate::outbound;
 use crate::outbound::configured::Configured;
+use crate::outbound::lapsed::Lapsed;
 use crate::outbound::pins::Pins;
 use crate::program;
 use crate::reload::Reload;
@@ -202,6 +203,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         Arc::clone(&clock),
     );
     let renewal = Renewal::new(folder.clone(), conditions.clone(), Arc::clone(&clock));
+    let lapsed = Lapsed::new(folder.clone(), conditions.clone(), Arc::clone(&clock));
     let (in_force, renewed) = (credentials.clone(), renewal.clone());
     let api_parts = api::Parts {
         facts: AgentFacts {
@@ -249,6 +251,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         lifecycle: lifecycle.clone(),
         credentials: credentials.clone(),
         renewal,
+        lapsed,
         identity,
     };
     let fresh = catalogue

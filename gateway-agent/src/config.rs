@@ -21,9 +21,11 @@ use viworks_runtime::settings;
 
 use crate::{collect, journal, spool};
 
+mod door;
 mod live;
 pub mod reference;
 
+pub use door::door_place;
 pub use live::{LIVE, Live};
 
 const fn seconds(seconds: u64) -> Duration {
@@ -202,6 +204,8 @@ pub struct OutboundConfig {
     pub binding: BindingMode,
     /// Keys the backend may show.
     pub pins: BTreeSet<SpkiPin>,
+    /// Where another certificate is asked for when this gateway's own has ended.
+    pub door_url: Option<String>,
     /// The authority of the backend's certificate.
     pub ca_file: PathBuf,
     /// The lowest protocol version that is spoken.
@@ -300,6 +304,21 @@ fn read_outbound(section: &mut Section<'_>) -> OutboundConfig {
             format!("at most {PINS_MAX} can be given"),
         );
     }
+    section.like("door_url", "https://agents.example.org:8082");
+    let door_url = section.optional_url(
+        "door_url",
+        &["https"],
+        "The door of the backend, where another certificate is asked for when this gateway's own has ended while it was away. Written by enroll.",
+    );
+    if let Some(url) = &door_url
+        && door_place(url).is_none()
+    {
+        section.problem(
+            "door_url",
+            format!("{url:?} is no address of a door"),
+            "give https://, the host and the port, and nothing behind them",
+        );
+    }
     section.like("ca_file", "ca.crt");
     OutboundConfig {
         server_name: server_name.unwrap_or_else(|| target.name()),
@@ -308,6 +327,7 @@ fn read_outbound(section: &mut Section<'_>) -> OutboundConfig {
         path: target.path,
         binding,
         pins: pins.into_iter().collect(),
+        door_url,
         ca_file: section.file(
             "ca_file",
             "The authority of the backend's certificate, PEM.",

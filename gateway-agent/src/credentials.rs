@@ -29,6 +29,9 @@ const READ_TIME: Duration = Duration::from_secs(5);
 const CERTIFICATE: &str = "certificate";
 const RENEW: &str = "the backend issues another one over the connection from two thirds of its life on, unless status says why not; or put a renewed certificate, and its key, where [identity] certificate_file and key_file point; they are taken over within seconds, or at once with SIGHUP";
 
+/// What to do once it has ended.
+const ENDED: &str = "the backend's door issues another one where [outbound] door_url has its address (the condition certificate.door says what came of it); or put a renewed certificate, and its key, where [identity] certificate_file and key_file point; they are taken over within seconds, or at once with SIGHUP";
+
 /// The condition while files that came later cannot be used.
 const NOT_YET: &str = "compare this machine's clock with the right time; if the clock is right, wait for the certificate, \
                        or put one that is valid where [identity] certificate_file points";
@@ -184,7 +187,7 @@ impl Credentials {
         };
         let (severity, fix) = match found {
             Life::Good | Life::EndsSoon { .. } => (Severity::Warn, RENEW),
-            Life::Ended => (Severity::Fail, RENEW),
+            Life::Ended => (Severity::Fail, ENDED),
             Life::NotYet => (Severity::Fail, NOT_YET),
         };
         let cause = format!("this gateway's certificate {cause}");

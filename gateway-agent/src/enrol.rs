@@ -16,6 +16,7 @@ use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::FileError;
 
 use crate::config::Config;
+use crate::outbound::door::DoorFailure;
 use crate::outbound::failure::DialFailure;
 
 mod exchange;
@@ -253,6 +254,27 @@ pub enum EnrolError {
     },
 }
 
+impl From<DoorFailure> for EnrolError {
+    fn from(failure: DoorFailure) -> Self {
+        match failure {
+            DoorFailure::OtherServer { place, seen } => Self::OtherServer { place, seen },
+            DoorFailure::Unreached { place, failure } => Self::Unreached { place, failure },
+            DoorFailure::Unanswered { place, reason } => Self::Unanswered { place, reason },
+            DoorFailure::Refused {
+                code,
+                detail,
+                retry_after,
+                for_certain,
+            } => Self::Refused {
+                code,
+                detail,
+                retry_after,
+                for_certain,
+            },
+        }
+    }
+}
+
 /// An error with what is behind it, for a sentence around it.
 fn in_full(error: &EnrolError) -> String {
     let mut text = error.to_string();
@@ -361,6 +383,8 @@ pub struct Papers {
     pub answer: EnrolmentAnswer,
     /// Its secrets.
     pub secrets: AgentSecrets,
+    /// The door at which it enrolled.
+    pub door: String,
 }
 
 impl Papers {
@@ -368,7 +392,7 @@ impl Papers {
     fn configuration(&self, home: Home) -> String {
         let answer = &self.answer;
         let pins: Vec<SpkiPin> = answer.pins.pins.iter().copied().collect();
-        configuration(&answer.url, &pins, answer.binding, home)
+        configuration(&answer.url, Some(&self.door), &pins, answer.binding, home)
     }
 
     /// Holds what the answer says against what an agent reads and people are shown, before anything of it is written:

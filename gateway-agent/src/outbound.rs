@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 use viworks_common::code::CloseCode;
 use viworks_common::session::backoff::Backoff;
+use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::lifecycle::Lifecycle;
@@ -18,6 +19,7 @@ use crate::engine::EngineHandle;
 use crate::executor::{Executor, LiveOutput};
 use crate::identity::Identity;
 use crate::journal::Journal;
+use crate::material::Material;
 use crate::renewal::Renewal;
 use crate::renewed::Origin;
 use crate::spool::Spool;
@@ -27,8 +29,10 @@ mod addresses;
 pub mod configured;
 mod connection;
 pub mod dial;
+pub mod door;
 mod ending;
 pub mod failure;
+pub mod lapsed;
 mod live;
 pub mod look;
 pub mod pinning;
@@ -39,10 +43,15 @@ mod renewing;
 use configured::Configured;
 use dial::Dialler;
 use ending::Ended;
+use failure::DialFailure;
+use lapsed::{Asking, Lapsed, has_ended};
 use pins::Pins;
 
 /// Within which time another certificate is tried when one was refused.
 const ANOTHER_CERTIFICATE: Duration = Duration::from_secs(5);
+
+/// Within which time a certificate is tried that the door issued.
+const ISSUED_AT_DOOR: Duration = Duration::from_secs(1);
 
 /// What the way out is made of.
 #[derive(Clone)]
@@ -51,6 +60,8 @@ pub struct Parts {
     pub credentials: Credentials,
     /// What becomes of the certificate.
     pub renewal: Renewal,
+    /// What becomes of it once it has ended.
+    pub lapsed: Lapsed,
     /// Who the gateway is.
     pub identity: Arc<Identity>,
     /// What may run.
@@ -114,6 +125,8 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
             settings = config.outbound.backoff;
             backoff = Backoff::with(settings);
         }
+        let door_url = config.outbound.door_url.clone();
+        let mut is_disputed = false;
         let (mut ended, is_of_the_certificate) = match dialled {
             Ok(dialled) => {
                 // What ran while nobody listened is in the results.
@@ -135,6 +148,8 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
                 let wall = parts.clock.wall();
                 let life = (material.shown.not_before, material.shown.not_after);
                 let failure = failure.with_certificate(life, wall);
+                // The other end says that it has ended, and this clock does not.
+                is_disputed = matches!(failure, DialFailure::CertificateDisputed { .. });
                 let ended = Ended {
                     class: failure.class(),
                     cause: failure.to_string(),
@@ -151,14 +166,35 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
             return;
         }
         let over = material.shown.not_after < parts.clock.wall();
-        if ended.code == Some(CloseCode::CertUntrusted) && over {
-            ended.fix = failure::RENEW;
+        let is_refused = ended.code == Some(CloseCode::CertUntrusted);
+        if is_refused && over {
+            ended.fix = if door_url.is_some() {
+                failure::FROM_THE_DOOR
+            } else {
+                failure::RENEW
+            };
         }
+        let has_lapsed = is_refused && (is_disputed || has_ended(&material, parts.clock.wall()));
+        // Without an address there is nobody to ask.
+        let door_url = door_url.filter(|_url| has_lapsed);
         let shown = &material.shown.fingerprint;
         // Not one failure more of those that the pauses count: it is another certificate.
         let delay = if is_of_the_certificate && parts.credentials.refused(shown) {
             warn!(path = %material.shown.path.display(), "this certificate is refused; another one that this gateway has is tried");
             spread(ANOTHER_CERTIFICATE)
+        } else if let Some(url) = &door_url {
+            let asked = ask_at_door(&parts, &material, url, &ended);
+            let asked = tokio::select! {
+                biased;
+                () = parts.lifecycle.stopping() => return,
+                // Boxed: an attempt at the door is as large as one to connect.
+                asked = Box::pin(asked) => asked,
+            };
+            match (asked, parts.lapsed.pause()) {
+                (true, _) => spread(ISSUED_AT_DOOR),
+                (false, Some(pause)) => next_delay(&ended, &mut backoff).min(pause),
+                (false, None) => next_delay(&ended, &mut backoff),
+            }
         } else {
             next_delay(&ended, &mut backoff)
         };
@@ -167,11 +203,40 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
             // Files that were read while all was well are no reason to hurry.
             reloads.mark_unchanged();
         }
-        if wait(ended, delay, &parts, &mut reloads).await == Waited::Reloaded {
+        if wait(&ended, delay, &parts, &mut reloads).await == Waited::Reloaded {
             // What spoke against the gateway may be mended; the history is that of the old files.
             backoff = Backoff::with(settings);
             parts.credentials.forget_refused();
+            parts.lapsed.forget();
         }
+    }
+}
+
+/// Asks the door for another certificate, where that is time. True when there is one.
+async fn ask_at_door(parts: &Parts, material: &Material, url: &str, ended: &Ended) -> bool {
+    if parts.lapsed.pause().is_some() {
+        return false;
+    }
+    // What the attempt ended with is known before the door has answered.
+    let wall = parts.clock.wall();
+    parts.status.failed(told(ended, wall), wall);
+    let asking = Asking {
+        url,
+        pins: parts.pins.accepted().pins,
+        material,
+        identity: &parts.identity,
+        journal: &parts.journal,
+    };
+    parts.lapsed.ask(&asking).await
+}
+
+/// What people are told of an end.
+fn told(ended: &Ended, at: Timestamp) -> Failure {
+    Failure {
+        at,
+        cause: ended.cause.clone(),
+        fix: ended.fix.to_owned(),
+        code: ended.code.map(CloseCode::name),
     }
 }
 
@@ -219,18 +284,13 @@ fn say(ended: &Ended, delay: Duration, said: &mut Option<String>) {
 }
 
 async fn wait(
-    ended: Ended,
+    ended: &Ended,
     delay: Duration,
     parts: &Parts,
     reloads: &mut watch::Receiver<u64>,
 ) -> Waited {
     let wall = parts.clock.wall();
-    let failure = Failure {
-        at: wall,
-        cause: ended.cause,
-        fix: ended.fix.to_owned(),
-        code: ended.code.map(CloseCode::name),
-    };
+    let failure = told(ended, wall);
     parts.status.failed(failure, wall.saturating_add(delay));
     let due = parts.clock.now().saturating_add(delay);
     tokio::select! {

@@ -39,7 +39,7 @@ pub const FILES: [&str; 4] = [ASKED, ISSUED, RENEWED, BEFORE];
 pub enum Origin {
     /// The configuration names it.
     Configured,
-    /// It was issued over a session, and is still to be tried.
+    /// It was issued over a session, or at the door, and is still to be tried.
     Issued,
     /// It was issued over a session, and a session was confirmed with it.
     Renewed,
@@ -137,9 +137,18 @@ pub fn request(folder: &Path) -> Result<String, RenewedError> {
         }
     };
     fault::point("renewal.key_kept");
+    request_for(&key)
+}
+
+/// A certificate request, PEM, for this key.
+///
+/// # Errors
+///
+/// When none can be made.
+pub fn request_for(key: &KeyPair) -> Result<String, RenewedError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    Ok(params.serialize_request(&key)?.pem()?)
+    Ok(params.serialize_request(key)?.pem()?)
 }
 
 /// The key that is asked for; none where nothing is, or where it is broken and another one will do.
@@ -185,11 +194,34 @@ pub fn keep(
             return Err(refused);
         }
     };
-    let pem = Zeroizing::new(format!("{}\n{}", issued.trim_end(), key.serialize_pem()));
-    files::write_atomic(&folder.join(ISSUED), pem.as_bytes())?;
+    write_issued(folder, issued, &key)?;
     fault::point("renewal.issued_kept");
     forget_key(folder)?;
     Ok(not_after)
+}
+
+/// Keeps a certificate that the door issued, PEM, for a `key` whose own has ended, while this machine's clock shows
+/// `wall`: durable once this returns the end of its life.
+///
+/// # Errors
+///
+/// When it is not what was asked for, or cannot be kept; what was there stays.
+pub fn keep_reissued(
+    folder: &Path,
+    wanted: &Wanted,
+    wall: Timestamp,
+    issued: &str,
+    key: &KeyPair,
+) -> Result<Timestamp, RenewedError> {
+    let not_after = judge(issued, wanted, key, wall)?;
+    write_issued(folder, issued, key)?;
+    fault::point("door.kept");
+    Ok(not_after)
+}
+
+fn write_issued(folder: &Path, issued: &str, key: &KeyPair) -> Result<(), RenewedError> {
+    let pem = Zeroizing::new(format!("{}\n{}", issued.trim_end(), key.serialize_pem()));
+    Ok(files::write_atomic(&folder.join(ISSUED), pem.as_bytes())?)
 }
 
 fn judge(
@@ -459,6 +491,34 @@ mod tests {
         files::write_atomic(&folder.join(ASKED), &left).unwrap();
         prove(folder).unwrap();
         assert_eq!(names(folder), [RENEWED]);
+    }
+
+    #[test]
+    fn what_the_door_issued_for_a_key_stands_beside_that_and_takes_the_place_of_the_one_that_ended()
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let csr = request(folder).unwrap();
+        taken(folder, &csr, (6, 20));
+        prove(folder).unwrap();
+        let path = Origin::Renewed.path(folder).unwrap();
+        let ended = tls::Identity::load(&path, &path).unwrap();
+        let key = KeyPair::try_from(&ended.key).unwrap();
+        let pem = issued(&request_for(&key).unwrap(), &wanted(), (30, 60));
+        let of_its_life = Wanted {
+            life: (at(6), at(20)),
+            ..wanted()
+        };
+        let other = KeyPair::generate().unwrap();
+        let refused = keep_reissued(folder, &of_its_life, at(31), &pem, &other).unwrap_err();
+        assert!(refused.to_string().contains("another key"), "{refused}");
+        assert_eq!(names(folder), [RENEWED]);
+        let not_after = keep_reissued(folder, &of_its_life, at(31), &pem, &key).unwrap();
+        assert_eq!(not_after, at(60));
+        assert_ne!(held(folder, Origin::Issued), held(folder, Origin::Renewed));
+        prove(folder).unwrap();
+        assert_eq!(names(folder), [BEFORE, RENEWED]);
+        assert_eq!(held(folder, Origin::Before), ended.chain[0].to_vec());
     }
 
     #[test]

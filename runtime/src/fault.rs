@@ -53,6 +53,9 @@ pub const POINTS: &[&str] = &[
     "renewal.key_kept",
     "renewal.issued_kept",
     "renewal.moving",
+    "door.asking",
+    "door.answered",
+    "door.kept",
 ];
 
 /// Why the armed points cannot be used.

@@ -47,9 +47,13 @@ pub async fn connect(
 /// The head of a request with a body of so many bytes, over a connection that is to be closed behind the answer.
 #[must_use]
 pub fn head(body_bytes: usize, proof: Option<&str>) -> String {
+    head_at(PATH, body_bytes, proof)
+}
+
+fn head_at(path: &str, body_bytes: usize, proof: Option<&str>) -> String {
     let proof = proof.map_or_else(String::new, |proof| format!("{PROOF_HEADER}: {proof}\r\n"));
     format!(
-        "POST {PATH} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {body_bytes}\r\n{proof}\r\n"
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {body_bytes}\r\n{proof}\r\n"
     )
 }
 
@@ -65,13 +69,28 @@ pub async fn ask(
     body: &[u8],
     proof: Option<&str>,
 ) -> anyhow::Result<(u16, Value)> {
+    ask_at(PATH, address, authority, preface, body, proof).await
+}
+
+/// The same at another place of the door.
+///
+/// # Errors
+/// When there is no answer.
+pub async fn ask_at(
+    path: &str,
+    address: &str,
+    authority: &[u8],
+    preface: &[u8],
+    body: &[u8],
+    proof: Option<&str>,
+) -> anyhow::Result<(u16, Value)> {
     let mut stream = TcpStream::connect(address).await?;
     stream.write_all(preface).await?;
     let connector = TlsConnector::from(config(authority, None)?);
     let mut stream = connector
         .connect(ServerName::try_from("localhost")?, stream)
         .await?;
-    let head = head(body.len(), proof);
+    let head = head_at(path, body.len(), proof);
     let mut answer = Vec::new();
     timeout(PATIENCE, async {
         stream.write_all(head.as_bytes()).await?;

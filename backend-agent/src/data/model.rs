@@ -6,6 +6,7 @@ mod enrolment;
 mod gateway;
 mod instance;
 mod record;
+mod reissue;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ pub use enrolment::*;
 pub use gateway::*;
 pub use instance::*;
 pub use record::*;
+pub use reissue::*;
 
 /// How a database becomes that of a master key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -33,7 +33,15 @@ impl Challenges {
         }
     }
 
-    /// A new one for a ticket, whether there is such a ticket or not.
+    /// Those of gateways at the door: none of them is good for a ticket, nor the other way round.
+    pub(super) fn of_gateways(master: &MasterKey, tenant: &Tenant) -> Self {
+        let key = master.challenge_key(tenant);
+        Self {
+            key: Secret::from_bytes(key.tag(&[b"viworks/1 renew challenge"])),
+        }
+    }
+
+    /// A new one for a ticket, or for whatever else has an id, whether there is such a ticket or not.
     pub(super) fn give(&self, ticket: TicketId, now: Timestamp) -> WireChallenge {
         self.made_of(ticket, now.unix_micros().to_be_bytes(), random::bytes())
     }
@@ -117,6 +125,19 @@ mod tests {
         }
         assert_eq!(backend(1).recognise(ticket(8), &challenge, at(100)), None);
         assert_eq!(backend(2).recognise(ticket(7), &challenge, at(100)), None);
+    }
+
+    #[test]
+    fn a_challenge_of_a_gateway_is_none_of_a_ticket_with_its_id() {
+        let master = MasterKey::new(Secret::from_bytes([1; KEY_BYTES]));
+        let gateways = Challenges::of_gateways(&master, &Tenant::default_tenant());
+        let (own, other) = (
+            gateways.give(ticket(7), at(0)),
+            backend(1).give(ticket(7), at(0)),
+        );
+        assert!(gateways.recognise(ticket(7), &own, at(0)).is_some());
+        assert_eq!(gateways.recognise(ticket(7), &other, at(0)), None);
+        assert_eq!(backend(1).recognise(ticket(7), &own, at(0)), None);
     }
 
     #[test]

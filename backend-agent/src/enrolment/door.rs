@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
-use viworks_common::id::TicketId;
+use viworks_common::id::{AgentId, TicketId};
 use viworks_common::places::{Bound, PlaceLimits, network};
 use viworks_runtime::door::{Door as Places, LetIn, Seat};
 use viworks_runtime::lifecycle::Lifecycle;
@@ -41,6 +41,8 @@ pub(super) enum Holder {
     Network(IpAddr),
     /// The ticket that somebody has proved to have.
     Ticket(TicketId),
+    /// The gateway that somebody has proved to be.
+    Gateway(AgentId),
 }
 
 /// The listener by which machines become gateways.

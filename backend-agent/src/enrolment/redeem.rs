@@ -21,12 +21,14 @@ use viworks_common::key::Identity;
 use viworks_common::pin::PinSet;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
-use viworks_runtime::{random, tls};
+use viworks_runtime::random;
 
+use super::answer::{Answered, end_of, json};
 use super::challenge::Challenges;
 use super::office::TicketOffice;
 use super::quota::Buckets;
 use super::refusal::Refusal;
+use super::reissue::Reissues;
 use crate::data::{
     AnsweredChallenge, Foreseen, NewCertificate, NewGateway, RedeemOutcome, Redemption,
     RefusedRedemption, Store, StoreError, StoredTicket, TicketRefusal,
@@ -41,13 +43,6 @@ const REDEMPTIONS_MAX: usize = 48;
 const TURN_TIME: Duration = Duration::from_secs(5);
 /// How soon one that had no turn may try again.
 const RETRY_BUSY: Duration = Duration::from_secs(2);
-
-/// What the machine is answered: the body, and its MAC where there is a secret to make one.
-#[derive(Debug)]
-pub(super) struct Answered {
-    pub(super) body: Vec<u8>,
-    pub(super) proof: Option<String>,
-}
 
 /// What a request is about, by nothing but itself.
 pub(super) enum Asked {
@@ -84,6 +79,8 @@ pub struct Enrolment {
     /// What is redeemed counts against its ticket: machines behind one address do not take each other's requests.
     tickets: Buckets<TicketId>,
     turns: Semaphore,
+    /// What the same door does for gateways.
+    reissues: Reissues,
 }
 
 /// A redemption that is worked on.
@@ -108,6 +105,12 @@ impl Enrolment {
             challenges: Challenges::new(office.master(), &tenant),
             tickets: Buckets::new(per_minute),
             turns: Semaphore::new(REDEMPTIONS_MAX),
+            reissues: Reissues::new(
+                Arc::clone(&store),
+                tenant.clone(),
+                Arc::clone(&clock),
+                office.clone(),
+            ),
             store,
             tenant,
             clock,
@@ -117,6 +120,11 @@ impl Enrolment {
 
     pub(super) fn clock(&self) -> &Timeline {
         &self.clock
+    }
+
+    /// What becomes of gateways whose certificates have ended.
+    pub(super) const fn reissues(&self) -> &Reissues {
+        &self.reissues
     }
 
     /// Judges a request by itself.
@@ -133,6 +141,7 @@ impl Enrolment {
                 Ok(Asked::Challenged(Answered {
                     body: json(&challenge),
                     proof: None,
+                    outcome: "challenged",
                 }))
             }
             EnrolmentRequest::Redeem(request) => {
@@ -224,6 +233,7 @@ impl Enrolment {
         Ok(Answered {
             proof: Some(proved.exchange.authenticate(&proved.body, &answer)),
             body: answer,
+            outcome: "enrolled",
         })
     }
 
@@ -413,14 +423,4 @@ struct NewOne {
     key_generation: u32,
     certificate: String,
     not_after: Timestamp,
-}
-
-/// When a certificate ends, PEM.
-fn end_of(certificate: &str) -> Result<Timestamp, PkiError> {
-    let der = tls::one_certificate(certificate.as_bytes())?;
-    Ok(tls::validity(&der)?.1)
-}
-
-fn json(value: &impl serde::Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("what is exchanged has string keys and whole numbers")
 }

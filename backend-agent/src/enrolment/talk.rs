@@ -17,13 +17,15 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
-use viworks_common::enrolment::{PATH, PROOF_HEADER, REQUEST_BYTES_MAX};
+use viworks_common::enrolment::{PATH, PROOF_HEADER, RENEW_PATH, REQUEST_BYTES_MAX};
 use viworks_common::places::network;
 use viworks_runtime::door::Seat;
 
+use super::answer::Answered;
 use super::door::{Holder, Shared};
-use super::redeem::{Answered, Asked};
+use super::redeem::Asked;
 use super::refusal::Refusal;
+use super::reissue::{Asked as AskedAgain, NotRight};
 use crate::inbound::upgrade::problem_document;
 
 /// For the head of a request, and again for its body.
@@ -34,6 +36,25 @@ const HEADERS_MAX: usize = 32;
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// A machine asks for a challenge and answers it.
 const REQUESTS_MAX: u32 = 2;
+
+/// What somebody comes to the door for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To become a gateway.
+    Enrol,
+    /// For another certificate of a gateway.
+    Renew,
+}
+
+impl Purpose {
+    fn of(path: &str) -> Option<Self> {
+        match path {
+            PATH => Some(Self::Enrol),
+            RENEW_PATH => Some(Self::Renew),
+            _ => None,
+        }
+    }
+}
 
 /// One connection.
 pub(super) struct Talk<'a> {
@@ -86,19 +107,32 @@ impl<'a> Talk<'a> {
 
     async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let is_last = self.requests.fetch_add(1, Ordering::Relaxed) + 1 >= REQUESTS_MAX;
-        let (mut response, closes) = match self.judge(request).await {
-            Ok(Answered { body, proof }) => {
-                let redeemed = proof.is_some();
-                let outcome = if redeemed { "enrolled" } else { "challenged" };
-                self.shared.metrics.enrolment(outcome);
+        let purpose = Purpose::of(request.uri().path());
+        let judged = match purpose {
+            Some(Purpose::Renew) => self.judge_gateway(request).await,
+            Some(Purpose::Enrol) => self.judge(request).await,
+            None => Err(self.wrong(nothing_here())),
+        };
+        let (mut response, closes) = match judged {
+            Ok(Answered {
+                body,
+                proof,
+                outcome,
+            }) => {
+                let is_done = proof.is_some();
+                self.count(purpose, outcome);
                 let response = answer(StatusCode::OK, "application/json", body, proof);
-                (response, redeemed || is_last)
+                (response, is_done || is_last)
             }
             Err(refusal) => {
-                self.shared.metrics.enrolment(refusal.code);
+                self.count(purpose, refusal.code);
                 let peer = self.peer;
+                let what = match purpose {
+                    Some(Purpose::Renew) => "a gateway got no certificate at the door",
+                    Some(Purpose::Enrol) | None => "a machine did not become a gateway",
+                };
                 self.shared.line(|left_out| {
-                    info!(%peer, code = refusal.code, detail = refusal.detail, left_out, "a machine did not become a gateway");
+                    info!(%peer, code = refusal.code, detail = refusal.detail, left_out, "{what}");
                 });
                 (problem(refusal), true)
             }
@@ -108,6 +142,45 @@ impl<'a> Talk<'a> {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+
+    fn count(&self, purpose: Option<Purpose>, outcome: &'static str) {
+        match purpose {
+            Some(Purpose::Renew) => self.shared.metrics.renewal(outcome),
+            Some(Purpose::Enrol) | None => self.shared.metrics.enrolment(outcome),
+        }
+    }
+
+    /// The same of a gateway whose certificate has ended.
+    async fn judge_gateway(&self, request: Request<Incoming>) -> Result<Answered, Refusal> {
+        let reissues = self.shared.enrolment.reissues();
+        let asked = match read(request).await {
+            Ok((proof, body)) => {
+                let proof = proof.as_ref().map(HeaderValue::as_bytes);
+                reissues.ask(proof, body)
+            }
+            Err(refusal) => Err(refusal.into()),
+        };
+        let proved = match asked {
+            Ok(AskedAgain::Proved(proved)) => proved,
+            Ok(AskedAgain::Challenged(answered)) => return Ok(answered),
+            Err(NotRight { refusal, claims }) => {
+                let code = refusal.code;
+                let refusal = self.wrong(refusal);
+                // Not of an address that is told nothing more.
+                let claims = claims.filter(|_claimed| refusal.code == code);
+                if let Some(claimed) = claims
+                    && !reissues.suspect(claimed, self.peer).await
+                {
+                    self.shared.metrics.refused("security_events");
+                }
+                return Err(refusal);
+            }
+        };
+        self.is_proved.store(true, Ordering::Relaxed);
+        self.seat.busy(true);
+        let _vouched = self.seat.vouch(&Holder::Gateway(proved.agent_id()));
+        reissues.renew(&proved, self.peer).await
     }
 
     async fn judge(&self, request: Request<Incoming>) -> Result<Answered, Refusal> {
@@ -140,24 +213,28 @@ impl<'a> Talk<'a> {
             Err(after) => Refusal::later(
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limited",
-                "too many requests that are not right come from this address; run enroll again later",
+                "too many requests that are not right come from this address; ask again later",
                 after,
             ),
         }
     }
 }
 
+fn nothing_here() -> Refusal {
+    let detail = format!(
+        "machines become gateways at {PATH}, gateways whose certificates have ended get another at {RENEW_PATH}, and \
+         there is nothing else here"
+    );
+    Refusal::new(StatusCode::NOT_FOUND, "no_such_path", detail)
+}
+
 /// The proof and the body of a request that is one for the door.
 async fn read(request: Request<Incoming>) -> Result<(Option<HeaderValue>, Bytes), Refusal> {
-    if request.uri().path() != PATH {
-        let detail = format!("machines become gateways at {PATH}, and there is nothing else here");
-        return Err(Refusal::new(StatusCode::NOT_FOUND, "no_such_path", detail));
-    }
     if request.method() != Method::POST {
         return Err(Refusal::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",
-            format!("{PATH} takes POST"),
+            format!("{} takes POST", request.uri().path()),
         ));
     }
     let (mut head, body) = request.into_parts();

@@ -422,7 +422,7 @@ impl Delivery {
     fn finish(&self, office: &Office) -> Result<(), PkiError> {
         let path = self.folder.join("gateway.toml");
         remove(&path)?;
-        let toml = configuration(&self.url, &office.pins, office.binding, self.home);
+        let toml = configuration(&self.url, None, &office.pins, office.binding, self.home);
         write_new(&path, toml.as_bytes(), Secrecy::Secret)?;
         remove(&self.folder.join(UNFINISHED))?;
         files::sync_folder(&self.folder)?;

@@ -96,9 +96,13 @@ impl Backend {
     }
 
     pub(crate) async fn join(&self, name: &str) -> Material {
-        pki::join(&*self.store, &self.office, name, GATEWAY_LIFE)
-            .await
-            .unwrap()
+        self.join_for(name, GATEWAY_LIFE).await
+    }
+
+    /// The same with a certificate that lives for so long.
+    pub(crate) async fn join_for(&self, name: &str, life: Duration) -> Material {
+        let joined = pki::join(&*self.store, &self.office, name, life);
+        joined.await.unwrap()
     }
 
     pub(crate) async fn tls(

@@ -7,6 +7,7 @@ mod config;
 mod dispatch;
 mod echo;
 mod inbound;
+mod lapsed;
 mod migrations;
 mod nginx;
 mod pki;

@@ -19,6 +19,7 @@ mod over_time;
 mod postgres_only;
 mod records;
 mod recount;
+mod reissues;
 mod renewals;
 mod retention;
 mod runs;
@@ -196,6 +197,13 @@ suite! {
         certificates_that_nobody_used_are_forgotten_long_after_their_end,
         only_the_session_of_a_gateway_that_is_not_revoked_renews,
         certificates_that_ended_long_ago_are_forgotten_once_they_are_retired,
+    }
+    reissues {
+        a_gateway_whose_certificate_has_ended_gets_another_for_the_same_key,
+        the_first_session_with_it_retires_the_earlier_ones,
+        whoever_is_not_the_gateway_of_today_gets_none,
+        the_door_and_the_session_have_one_bound,
+        what_the_door_refuses_is_recorded_within_bounds_and_of_gateways_alone,
     }
     gateways {
         a_gateway_is_found_by_id_and_by_name,

@@ -43,14 +43,25 @@ fn string(text: &str) -> String {
     written
 }
 
-/// A gateway's configuration beside its keys. Whatever `url` is, it is read back as that and as nothing else.
+/// A gateway's configuration beside its keys. Whatever `url` and `door` are, they are read back as that and as nothing
+/// else. Without a door, whoever runs the gateway is told how to name one.
 #[must_use]
-pub fn configuration(url: &str, pins: &[SpkiPin], binding: BindingMode, home: Home) -> String {
+pub fn configuration(
+    url: &str,
+    door: Option<&str>,
+    pins: &[SpkiPin],
+    binding: BindingMode,
+    home: Home,
+) -> String {
     let mut listed = String::new();
     for pin in pins {
         writeln!(listed, "    \"{pin}\",").expect("writing to a string succeeds");
     }
     let (url, binding) = (string(url), binding.name());
+    let door = match door {
+        Some(door) => format!("door_url = {}", string(door)),
+        None => "# door_url = \"https://agents.example.org:8082\"".to_owned(),
+    };
     let own = match home {
         Home::Folder => "",
         Home::Demo => "\n[executor]\nallow_own_commands = \"for_demo_only\"\n",
@@ -68,6 +79,8 @@ pins = [
 {listed}]
 # The same as on the backend: the TLS connection, or the certificate where a proxy ends TLS.
 binding = "{binding}"
+# The door of the backend, where this gateway gets another certificate when its own has ended while it was away.
+{door}
 
 [identity]
 certificate_file = "gateway.crt"

@@ -2,7 +2,8 @@
 //! keeps the rule of its ticket.
 
 use crate::enrolment::{
-    EnrolmentRequest, Exchange, NAME_PREFIX_BYTES_MAX, NameRule, RedeemRequest, Ticket,
+    EnrolmentRequest, Exchange, LapsedRequest, NAME_PREFIX_BYTES_MAX, NameRule, RedeemRequest,
+    Ticket,
 };
 use crate::id::{AgentId, GatewayName};
 use crate::key::Secret;
@@ -16,6 +17,11 @@ pub fn enrolment(data: &[u8]) {
         if let EnrolmentRequest::Redeem(request) = request {
             redeem(data, &request);
         }
+    }
+    if let Ok(request) = serde_json::from_slice::<LapsedRequest>(data) {
+        let written = serde_json::to_vec(&request).expect("a request has string keys");
+        let again = serde_json::from_slice::<LapsedRequest>(&written);
+        assert_eq!(again.ok().as_ref(), Some(&request), "two forms");
     }
     if let Ok(text) = str::from_utf8(data) {
         ticket(text);

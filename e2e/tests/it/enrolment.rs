@@ -125,6 +125,14 @@ async fn a_machine_with_a_ticket_becomes_a_gateway_and_answers_its_first_command
         assert_eq!(found & 0o777, mode, "{name}");
     }
     assert!(!home.join(".enrolling").exists());
+    // Where it gets another certificate, should its own ever end while it is away.
+    let toml = std::fs::read_to_string(home.join("gateway.toml")).unwrap();
+    let door = system.door_address().rsplit_once(':').unwrap().1.to_owned();
+    let known = toml.lines().find(|line| line.starts_with("door_url = "));
+    assert!(
+        known.is_some_and(|line| line.ends_with(&format!(":{door}\""))),
+        "{toml}"
+    );
     let _gateway = system.start_gateway(&home, Start::default());
     let shown = system.online("gw-7").await;
     assert_eq!(shown["labels"][0]["value"], "berlin", "{shown}");

@@ -79,6 +79,18 @@ const HELD: &[(&str, &str)] = &[
         "many_gateways_that_ask_at_once_are_all_answered",
     ),
     (
+        "PER_GATEWAY backend-agent/src/enrolment/reissue.rs",
+        "a_gateway_that_asks_at_the_door_without_end_is_told_when_to_come_back",
+    ),
+    (
+        "REISSUES_MAX backend-agent/src/enrolment/reissue.rs",
+        "many_gateways_that_come_back_together_are_all_answered",
+    ),
+    (
+        "UNPROVED_RECORDED backend-agent/src/enrolment/reissue.rs",
+        "requests_at_the_door_without_a_gateways_key_are_recorded_within_a_bound",
+    ),
+    (
         "REFUSALS_NOTED_MAX backend-agent/src/data/intents/tickets.rs",
         "a_ticket_that_is_no_good_is_refused_and_recorded",
     ),

@@ -12,6 +12,7 @@ use viworks_testkit::deployment::{Deployment, Start};
 use viworks_testkit::gateway::{AGAIN, ONCE, mark_starts, started};
 
 use crate::enrolment::{ENROLMENT_POINTS, again};
+use crate::lapsed::DOOR_POINTS;
 use crate::renewed::RENEWAL_POINTS;
 
 fn quick() -> Start {
@@ -120,7 +121,10 @@ pub(crate) const ENTRY_POINTS: [&str; 3] = [
 #[test]
 fn every_crash_point_of_the_product_is_passed_by_a_test() {
     let tested = GATEWAY_POINTS.into_iter().chain(BACKEND_POINTS);
-    let tested = tested.chain(ENTRY_POINTS).chain(RENEWAL_POINTS);
+    let tested = tested
+        .chain(ENTRY_POINTS)
+        .chain(RENEWAL_POINTS)
+        .chain(DOOR_POINTS);
     let tested = tested.chain(ENROLMENT_POINTS.map(|(point, _times)| point));
     let tested: BTreeSet<_> = tested.chain(again::BACKEND_POINTS).collect();
     assert_eq!(tested, POINTS.iter().copied().collect());

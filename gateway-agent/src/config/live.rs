@@ -14,6 +14,7 @@ pub const LIVE: &[&str] = &[
     "[outbound] server_name",
     "[outbound] binding",
     "[outbound] pins",
+    "[outbound] door_url",
     "[outbound] version_floor",
     "[outbound] resolve_timeout_ms",
     "[outbound] connect_timeout_ms",

@@ -1,56 +1,29 @@
 //! The two requests at the door, over a connection whose server has one of the ticket's keys.
 
-use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER};
-use http::{Request, Uri};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use tokio::time::{Instant, sleep, timeout};
-use tokio_rustls::TlsConnector;
+use tokio::time::{Instant, sleep};
 use viworks_common::enrolment::{
     CLOCK_OFF_MAX, EnrolmentAnswer, EnrolmentChallenge, EnrolmentRequest, Exchange, PATH,
-    PROOF_HEADER, RedeemRequest, Ticket, WireChallenge,
+    RedeemRequest, Ticket, WireChallenge,
 };
 use viworks_common::id::{GatewayName, InstallId};
 use viworks_common::pin::SpkiPin;
 use viworks_common::text;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock as _, SystemClock};
-use viworks_runtime::{fault, random, tls};
+use viworks_runtime::{fault, random};
 
 use super::{EnrolError, Papers};
-use crate::config::Timeouts;
-use crate::outbound::dial;
-use crate::outbound::failure::{DialFailure, Step};
-use crate::outbound::pinning::KeyVerifier;
+use crate::config::door_place;
+use crate::outbound::door::{Door, DoorFailure, json, read};
 
-/// How long each step may take.
-const LIMIT: Duration = Duration::from_secs(10);
-/// Bytes of the largest answer.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// About how long the first pause between attempts is; each is twice as long as the one before.
 const PAUSE: Duration = Duration::from_secs(1);
 /// About how long the longest is.
 const PAUSE_MAX: Duration = Duration::from_secs(20);
 /// The longest that a busy backend may ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
-
-const TIMES: Timeouts = Timeouts {
-    resolve: LIMIT,
-    connect: LIMIT,
-    tls: LIMIT,
-    upgrade: LIMIT,
-    opening: LIMIT,
-    send: LIMIT,
-};
 
 /// What the machine says about itself.
 #[derive(Debug, Clone)]
@@ -118,9 +91,9 @@ async fn redeem_once(
 ) -> Result<Enrolled, EnrolError> {
     let (host, port) = place(&ticket.url)?;
     let place = format!("{host}:{port}");
-    let mut door = Door::open(ticket, &host, port).await?;
+    let mut door = Door::open(ticket.pins.clone(), &host, port).await?;
     let asked = json(&EnrolmentRequest::Challenge { ticket: ticket.id });
-    let (answer, _proof) = door.post(asked, None).await?;
+    let (answer, _proof) = door.post(PATH, asked, None).await?;
     let challenged = read(&answer).map_err(|reason| EnrolError::UnreadChallenge {
         place: place.clone(),
         reason,
@@ -132,8 +105,8 @@ async fn redeem_once(
     let proof = exchange.prove(&request);
     fault::point("enrol.asked");
     let before = std::mem::replace(in_doubt, true);
-    let answered = door.post(request.clone(), Some(proof)).await;
-    if let Err(EnrolError::Refused {
+    let answered = door.post(PATH, request.clone(), Some(proof)).await;
+    if let Err(DoorFailure::Refused {
         for_certain: true, ..
     }) = answered
     {
@@ -153,7 +126,11 @@ async fn redeem_once(
     let answer: EnrolmentAnswer = read(&answer).map_err(unread)?;
     let secrets = exchange.open(&request, &answer.sealed);
     let secrets = secrets.map_err(|bad| unread(bad.to_string()))?;
-    let papers = Papers { answer, secrets };
+    let papers = Papers {
+        answer,
+        secrets,
+        door: ticket.url.clone(),
+    };
     let examined = papers.examine();
     examined.map_err(|reason| EnrolError::UnusableAnswer {
         place: place.clone(),
@@ -203,188 +180,9 @@ fn request(ticket: &Ticket, machine: &Machine, challenge: WireChallenge) -> Vec<
 
 /// Host and port of a door.
 fn place(url: &str) -> Result<(String, u16), EnrolError> {
-    let refused = || EnrolError::Url {
+    door_place(url).ok_or_else(|| EnrolError::Url {
         url: text::line(url).into_owned(),
-    };
-    let uri: Uri = url.parse().map_err(|_unreadable| refused())?;
-    let (Some(host), Some(authority)) = (uri.host(), uri.authority()) else {
-        return Err(refused());
-    };
-    // No user, no query, no fragment: nothing that would be left out in silence.
-    let port = match authority.as_str().strip_prefix(host) {
-        Some("") => 443,
-        Some(port) => {
-            let port = port.strip_prefix(':').and_then(|port| port.parse().ok());
-            port.filter(|port| *port != 0).ok_or_else(refused)?
-        }
-        None => return Err(refused()),
-    };
-    let is_door = uri.scheme_str() == Some("https")
-        && matches!(uri.path(), "" | "/")
-        && uri.query().is_none()
-        && !url.contains('#');
-    if !is_door {
-        return Err(refused());
-    }
-    Ok((host.to_owned(), port))
-}
-
-/// A connection to the door.
-struct Door {
-    place: String,
-    pin: SpkiPin,
-    /// The first and the last moment of the certificate that it shows, where that can be read.
-    good_for: Option<(Timestamp, Timestamp)>,
-    requests: http1::SendRequest<Full<Bytes>>,
-    /// What moves the bytes; none once it has ended.
-    connection: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-}
-
-impl Door {
-    async fn open(ticket: &Ticket, host: &str, port: u16) -> Result<Self, EnrolError> {
-        let place = format!("{host}:{port}");
-        let unreached = |failure: DialFailure| {
-            let place = place.clone();
-            if let DialFailure::PinMismatch { seen } = failure {
-                EnrolError::OtherServer { place, seen }
-            } else {
-                EnrolError::Unreached { place, failure }
-            }
-        };
-        let of_tls = |reason: String| unreached(DialFailure::Tls { reason });
-        let tcp = dial::connect(host, port, None, &TIMES)
-            .await
-            .map_err(unreached)?;
-        let verifier = KeyVerifier::new(ticket.pins.clone());
-        let config = tls::open_client_config(Arc::clone(&verifier) as _)
-            .map_err(|error| of_tls(error.to_string()))?;
-        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
-            .map_err(|error| of_tls(error.to_string()))?;
-        let late = DialFailure::Timeout {
-            step: Step::Tls,
-            limit: LIMIT,
-        };
-        let stream = timeout(LIMIT, TlsConnector::from(config).connect(name, tcp)).await;
-        let stream = stream
-            .map_err(|_elapsed| unreached(late))?
-            .map_err(|error| unreached(DialFailure::of_io(&error, Step::Tls)))?;
-        let pin = verifier
-            .seen()
-            .ok_or_else(|| of_tls("the server showed no certificate".to_owned()))?;
-        let shown = stream.get_ref().1.peer_certificates();
-        let leaf = shown.and_then(|chain| chain.first());
-        let good_for = leaf.and_then(|leaf| tls::validity(leaf).ok());
-        let (requests, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| of_tls(error.to_string()))?;
-        Ok(Self {
-            place,
-            pin,
-            good_for,
-            requests,
-            connection: Some(Box::pin(async move {
-                // What became of it is told by the request.
-                drop(connection.await);
-            })),
-        })
-    }
-
-    /// Sends a body and answers what came back, with its proof.
-    async fn post(
-        &mut self,
-        body: Vec<u8>,
-        proof: Option<String>,
-    ) -> Result<(Bytes, Option<Vec<u8>>), EnrolError> {
-        let place = self.place.clone();
-        let lost = |reason: String| EnrolError::Unanswered {
-            place: place.clone(),
-            reason,
-        };
-        let mut request = Request::post(PATH)
-            .header(HOST, &place)
-            .header(CONTENT_TYPE, "application/json");
-        if let Some(proof) = proof {
-            request = request.header(PROOF_HEADER, proof);
-        }
-        let request = request
-            .body(Full::from(body))
-            .map_err(|error| lost(error.to_string()))?;
-        let (requests, connection) = (&mut self.requests, &mut self.connection);
-        let asked = async {
-            let answer = requests.send_request(request).await;
-            let (head, body) = answer.map_err(|error| error.to_string())?.into_parts();
-            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-            let body = body.map_err(|error| error.to_string())?;
-            Ok::<_, String>((head, body.to_bytes()))
-        };
-        let answered = timeout(LIMIT, async {
-            let mut asked = Box::pin(asked);
-            if let Some(moving) = connection.as_mut() {
-                tokio::select! {
-                    answered = &mut asked => return answered,
-                    () = moving => {}
-                }
-            }
-            *connection = None;
-            asked.await
-        });
-        let (head, body) = match answered.await {
-            Ok(Ok(answered)) => answered,
-            Ok(Err(reason)) => return Err(lost(reason)),
-            Err(_elapsed) => {
-                return Err(lost(format!("it took longer than {} s", LIMIT.as_secs())));
-            }
-        };
-        if head.status.is_success() {
-            let proof = head.headers.get(PROOF_HEADER);
-            return Ok((body, proof.map(|proof| proof.as_bytes().to_vec())));
-        }
-        let after = head
-            .headers
-            .get(RETRY_AFTER)
-            .and_then(|after| after.to_str().ok());
-        Err(refused(head.status.as_u16(), &body, after))
-    }
-}
-
-/// What a problem document says.
-#[derive(Debug, Deserialize)]
-struct Said {
-    code: String,
-    detail: String,
-}
-
-fn refused(status: u16, body: &[u8], after: Option<&str>) -> EnrolError {
-    let retry_after = after
-        .and_then(|after| after.parse().ok())
-        .map(Duration::from_secs);
-    // From 500 on something broke behind it, which may have been carried out before.
-    let for_certain = status < 500;
-    match serde_json::from_slice::<Said>(body) {
-        Ok(Said { code, detail }) => EnrolError::Refused {
-            code: text::line(&code).into_owned(),
-            detail: text::line(&detail).into_owned(),
-            retry_after,
-            for_certain,
-        },
-        Err(_other) => EnrolError::Refused {
-            code: "http".to_owned(),
-            detail: format!(
-                "something that is no ViWorkS backend answers with HTTP {status}: check what stands in front of the door"
-            ),
-            retry_after,
-            for_certain,
-        },
-    }
-}
-
-/// A body, or why it cannot be read, on one line.
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
-    serde_json::from_slice(body).map_err(|error| text::line(&error.to_string()).into_owned())
-}
-
-fn json(value: &impl serde::Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("what is exchanged has string keys and whole numbers")
+    })
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ impl Places {
     pub fn new(target: PathBuf, home: Home, environment: &Environment) -> Self {
         let anybody = SpkiPin::from_digest([0; 32]);
         let url = "wss://agents.invalid";
-        let text = configuration(url, &[anybody], BindingMode::Exporter, home);
+        let text = configuration(url, None, &[anybody], BindingMode::Exporter, home);
         let path = target.join(CONFIGURATION);
         // What is missing so far is no problem here.
         let config = Config::read(&mut Document::foresee(&path, &text, environment));

@@ -408,6 +408,7 @@ impl Connection<'_> {
         };
         let now = self.parts.clock.now();
         self.confirmed_at = Some(now);
+        self.parts.lapsed.settle();
         self.parts
             .status
             .connected(welcome.epoch, self.parts.clock.wall());

@@ -25,7 +25,10 @@ const CERTIFICATE_EXPIRED: &str = "CertificateExpired";
 const PROTOCOL_VERSION: &str = "ProtocolVersion";
 
 /// What to do about it.
-pub(super) const RENEW: &str = "put a renewed certificate, and its key, where [identity] certificate_file and key_file point; they are read again before the next attempt, or at once with SIGHUP";
+pub(super) const RENEW: &str = "put a renewed certificate, and its key, where [identity] certificate_file and key_file point; they are read again before the next attempt, or at once with SIGHUP; with [outbound] door_url, the address of the backend's door, this gateway gets one by itself";
+
+/// The same where the door is asked.
+pub(super) const FROM_THE_DOOR: &str = "this gateway asks the door of the backend for another certificate by itself ([outbound] door_url; the condition certificate.door says what came of it); or put a renewed one, and its key, where [identity] certificate_file and key_file point";
 
 /// A step of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -63,6 +63,7 @@ fn config(address: SocketAddr) -> OutboundConfig {
         server_name: "localhost".to_owned(),
         binding: BindingMode::Exporter,
         pins: BTreeSet::new(),
+        door_url: None,
         ca_file: "unused".into(),
         version_floor: 1,
         timeouts: Timeouts {

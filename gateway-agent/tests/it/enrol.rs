@@ -233,9 +233,9 @@ fn any_text() -> impl Strategy<Value = String> {
     prop::collection::vec(character, 0..40).prop_map(String::from_iter)
 }
 
-fn read(url: &str, home: Home) -> toml::Table {
+fn read(url: &str, door: &str, home: Home) -> toml::Table {
     let pins = [SpkiPin::from_digest([5; 32])];
-    let written = configuration(url, &pins, BindingMode::Exporter, home);
+    let written = configuration(url, Some(door), &pins, BindingMode::Exporter, home);
     toml::from_str(&written).unwrap()
 }
 
@@ -243,11 +243,14 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_written_into_a_configuration_is_read_as_that_and_changes_nothing_else(url in any_text()) {
+    fn what_is_written_into_a_configuration_is_read_as_that_and_changes_nothing_else(
+        url in any_text(), door in any_text(),
+    ) {
         for home in [Home::Folder, Home::Demo, Home::Installed] {
-            let mut wanted = read("wss://a.test", home);
+            let mut wanted = read("wss://a.test", "https://a.test", home);
             wanted["outbound"]["url"] = toml::Value::String(url.clone());
-            prop_assert_eq!(read(&url, home), wanted);
+            wanted["outbound"]["door_url"] = toml::Value::String(door.clone());
+            prop_assert_eq!(read(&url, &door, home), wanted);
         }
     }
 }

@@ -8,7 +8,8 @@ use viworks_common::time::Timestamp;
 
 use crate::data::{
     Actor, Foreseen, Listing, NewTicket, Page, RedeemOutcome, Redemption, RefusedRedemption,
-    StoreResult, StoredTicket, TicketBounds, TicketOutcome,
+    RefusedReissue, Reissue, ReissueOutcome, StoreResult, StoredTicket, TicketBounds,
+    TicketOutcome,
 };
 
 /// Tickets, and machines that become gateways by them.
@@ -66,6 +67,23 @@ pub trait EnrolmentStore: Send + Sync {
         &self,
         tenant: &Tenant,
         refused: RefusedRedemption,
+        now: Timestamp,
+    ) -> StoreResult<bool>;
+    /// Consumes the challenge and registers a certificate that a gateway asked for at the door because its own has
+    /// ended, in place of that, all or nothing. It has as many as over its sessions. Until a session was confirmed with
+    /// it, the same key gets the same one again. The gateway's epoch stays where it is.
+    async fn reissue_certificate(
+        &self,
+        tenant: &Tenant,
+        reissue: Reissue,
+        now: Timestamp,
+    ) -> StoreResult<ReissueOutcome>;
+    /// Consumes the challenge that a gateway answered at the door, and records, within bounds, why nothing came of
+    /// that; `false` when it was consumed before, which is recorded instead. Without one, only records it.
+    async fn refuse_reissue(
+        &self,
+        tenant: &Tenant,
+        refused: RefusedReissue,
         now: Timestamp,
     ) -> StoreResult<bool>;
 }

@@ -152,7 +152,7 @@ pub(super) fn renew(tx: &Tx<'_>, renewal: &Renewal) -> StoreResult<RenewalOutcom
 }
 
 /// How long a gateway has to wait for another certificate, because of those that it got.
-fn pause(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<Option<Duration>> {
+pub(super) fn pause(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<Option<Duration>> {
     let since = tx.now.saturating_sub(RENEWAL_SPAN);
     let (renewals, first, last, unproved) =
         tx.one(RENEWALS, params! { agent_id, since }, |row| {

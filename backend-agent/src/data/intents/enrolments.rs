@@ -103,7 +103,11 @@ pub(super) fn refuse(tx: &Tx<'_>, refused: &RefusedRedemption) -> StoreResult<bo
 }
 
 /// Consumes a challenge; `false` when it was consumed before.
-fn consume(tx: &Tx<'_>, id: TicketId, answered: &AnsweredChallenge) -> StoreResult<bool> {
+pub(super) fn consume(
+    tx: &Tx<'_>,
+    id: TicketId,
+    answered: &AnsweredChallenge,
+) -> StoreResult<bool> {
     tx.execute(FORGET_CHALLENGES, &[])?;
     let AnsweredChallenge {
         challenge,

@@ -7,9 +7,9 @@ use std::path::Path;
 use super::link::Sql;
 use super::{
     admit, agents, audit, budget, catalogues, certificates, confirm, dead_letters, enrolments,
-    forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, recount, reports,
-    runs, sessions, settle, site, standing, submit, targets, telemetry, tickets, timeline, tx,
-    upkeep,
+    forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, recount, reissues,
+    reports, runs, sessions, settle, site, standing, submit, targets, telemetry, tickets, timeline,
+    tx, upkeep,
 };
 
 fn one(name: &'static str, sql: impl Into<Sql>) -> (&'static str, Sql) {
@@ -120,6 +120,8 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("orphans::LIST", orphans::LIST),
         one("outputs::KEEP", outputs::KEEP),
         one("outputs::LOAD", outputs::LOAD),
+        one("reissues::BY_KEY", reissues::BY_KEY),
+        one("reissues::REISSUE", reissues::REISSUE),
         one("reports::HAS_ORPHAN", reports::HAS_ORPHAN),
         one("reports::KEEP_LATE_OUTCOME", reports::KEEP_LATE_OUTCOME),
         one("reports::KEEP_ORPHAN", reports::KEEP_ORPHAN),

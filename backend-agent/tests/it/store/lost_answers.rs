@@ -8,8 +8,8 @@ use serde_json::json;
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
     Accepted, Actor, AuditOutcome, CompleteOutcome, ConfirmOutcome, HeartbeatFigures, Holder,
-    NewAuditRecord, Owner, ProbeAnswer, RedeemOutcome, Rejected, RenewalOutcome, SessionTouch,
-    SiteClaim, StoreError, Submission, TelemetryWrite,
+    NewAuditRecord, NewCertificate, Owner, ProbeAnswer, RedeemOutcome, ReissueOutcome, Rejected,
+    RenewalOutcome, SessionTouch, SiteClaim, StoreError, Submission, TelemetryWrite,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::code::{CloseCode, RejectCode};
@@ -188,6 +188,21 @@ async fn connect(own: &mut Robbed) -> Session {
     let renewal = super::renewals::renewal(epoch, 8);
     let renewed = twice!(own, renew_certificate(&tenant, renewal.clone(), at(2)), audited 1);
     assert_eq!(renewed, RenewalOutcome::Issued);
+    let ended = NewCertificate {
+        not_after: at(50),
+        ..super::gateways::new_certificate(1, 9)
+    };
+    let registered =
+        own.bed
+            .store
+            .register_certificate(&tenant, ended, &Actor::local("test"), at(2));
+    registered.await.unwrap();
+    let reissue = super::reissues::reissue(9, 95, epoch, 99);
+    let reissued = twice!(own, reissue_certificate(&tenant, reissue.clone(), at(100)), audited 1);
+    assert_eq!(reissued, ReissueOutcome::Issued);
+    let refusal = super::reissues::refusal(Some(96), 1);
+    let fresh = twice!(own, refuse_reissue(&tenant, refusal.clone(), at(100)), audited 2);
+    assert!(!fresh, "its challenge is consumed");
     let entries = Vec::new();
     twice!(
         own,

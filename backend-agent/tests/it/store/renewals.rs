@@ -37,7 +37,7 @@ async fn renewed(bed: &Bed, renewal: Renewal, now: Timestamp) -> RenewalOutcome 
     renewed.await.unwrap()
 }
 
-async fn certificate(bed: &Bed, key: u8) -> Option<Certificate> {
+pub(super) async fn certificate(bed: &Bed, key: u8) -> Option<Certificate> {
     let spki = [key; 32];
     let known = bed.store.certificate(&bed.tenant, agent(1), &spki);
     known.await.unwrap()
@@ -50,7 +50,7 @@ async fn standing(bed: &Bed, key: u8) -> (bool, bool) {
 }
 
 /// Opens a session with a certificate of this key, and answers what its CONFIRM came to.
-async fn confirmed_with(bed: &Bed, key: u8, proves: bool) -> ConfirmOutcome {
+pub(super) async fn confirmed_with(bed: &Bed, key: u8, proves: bool) -> ConfirmOutcome {
     let epoch = bed.gateway_now(1).await.confirmed;
     let hello = bed.hello(1, 1, epoch);
     let admitted = bed.admitted(hello.clone()).await;

@@ -10,10 +10,11 @@ use viworks_runtime::fault;
 use super::super::link::Engine;
 use super::super::store::SqlStore;
 use super::super::tx::Tx;
-use super::super::{enrolments, tickets};
+use super::super::{enrolments, reissues, tickets};
 use crate::data::{
     Actor, EnrolmentStore, Foreseen, Listing, NewTicket, Page, RedeemOutcome, Redemption,
-    RefusedRedemption, StoreResult, StoredTicket, TicketBounds, TicketOutcome,
+    RefusedRedemption, RefusedReissue, Reissue, ReissueOutcome, StoreResult, StoredTicket,
+    TicketBounds, TicketOutcome,
 };
 
 #[async_trait]
@@ -94,6 +95,26 @@ impl<E: Engine> EnrolmentStore for SqlStore<E> {
         now: Timestamp,
     ) -> StoreResult<bool> {
         self.write(tenant, now, move |tx| enrolments::refuse(tx, &refused))
+            .await
+    }
+
+    async fn reissue_certificate(
+        &self,
+        tenant: &Tenant,
+        reissue: Reissue,
+        now: Timestamp,
+    ) -> StoreResult<ReissueOutcome> {
+        self.write(tenant, now, move |tx| reissues::reissue(tx, &reissue))
+            .await
+    }
+
+    async fn refuse_reissue(
+        &self,
+        tenant: &Tenant,
+        refused: RefusedReissue,
+        now: Timestamp,
+    ) -> StoreResult<bool> {
+        self.write(tenant, now, move |tx| reissues::refuse(tx, &refused))
             .await
     }
 }

@@ -1,0 +1,310 @@
+//! What gateways are answered at the door whose certificates have ended, over real connections.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use serde_json::Value;
+use viworks_backend_agent::data::{Actor, Page};
+use viworks_backend_agent::pki::authority::Issued;
+use viworks_backend_agent::pki::issue::Material;
+use viworks_common::enrolment::{
+    EnrolmentChallenge, LapsedExchange, LapsedRenewal, LapsedRequest, RENEW_PATH, WireChallenge,
+};
+use viworks_common::id::Tenant;
+use viworks_common::key::{AgentKey, Secret};
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::tls;
+use viworks_testkit::door;
+
+use crate::clock::Stepped;
+use crate::inbound::Backend;
+use crate::pki;
+
+/// So short that a certificate counts as ended at once.
+const SHORT: Duration = Duration::from_secs(60);
+
+async fn backend() -> Backend {
+    backend_by(Arc::new(SystemClock)).await
+}
+
+async fn backend_by(clock: Arc<dyn Clock>) -> Backend {
+    let rarely = Duration::from_secs(3_600);
+    Backend::start_changed(pki::initialised(), clock, |config| {
+        config.jobs.offer = rarely;
+        config.enrolment.listen = Some("127.0.0.1:0".parse().unwrap());
+    })
+    .await
+}
+
+async fn asked(
+    backend: &Backend,
+    material: &Material,
+    body: &[u8],
+    proof: Option<&str>,
+) -> (u16, Value) {
+    let address = backend.app.enrolment.unwrap().to_string();
+    let authority = material.authority.as_bytes();
+    let answer = door::ask_at(RENEW_PATH, &address, authority, b"", body, proof);
+    answer.await.unwrap()
+}
+
+async fn challenge(backend: &Backend, material: &Material) -> WireChallenge {
+    let agent_id = material.identity.agent_id;
+    let body = serde_json::to_vec(&LapsedRequest::Challenge { agent_id }).unwrap();
+    let (status, answer) = asked(backend, material, &body, None).await;
+    assert_eq!(status, 200, "{answer}");
+    let EnrolmentChallenge { challenge, time } = serde_json::from_value(answer).unwrap();
+    let apart = SystemClock.wall().saturating_since(time);
+    assert!(apart < Duration::from_secs(30), "{apart:?}");
+    challenge
+}
+
+fn csr(key: &KeyPair) -> String {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.serialize_request(key).unwrap().pem().unwrap()
+}
+
+fn own_key(material: &Material) -> KeyPair {
+    KeyPair::from_pem(&material.certificate.key).unwrap()
+}
+
+/// What this gateway asks as it should, over this challenge.
+fn request(material: &Material, challenge: WireChallenge) -> LapsedRenewal {
+    LapsedRenewal {
+        agent_id: material.identity.agent_id,
+        challenge,
+        csr: csr(&own_key(material)),
+        key_generation: 1,
+        epoch: 0,
+        token: material.token.expose_hex(),
+        agent_version: "0.1.0".parse().unwrap(),
+    }
+}
+
+/// The answer to a request that is proved with this key.
+async fn sent_with(
+    backend: &Backend,
+    material: &Material,
+    key: &Secret,
+    request: LapsedRenewal,
+) -> (u16, Value) {
+    let key = AgentKey::new(key.clone());
+    let exchange = LapsedExchange::new(&key, request.agent_id, &request.challenge);
+    let body = serde_json::to_vec(&LapsedRequest::Renew(request)).unwrap();
+    let proof = exchange.prove(&body);
+    asked(backend, material, &body, Some(&proof)).await
+}
+
+async fn sent(backend: &Backend, material: &Material, request: LapsedRenewal) -> (u16, Value) {
+    sent_with(backend, material, &material.agent_key, request).await
+}
+
+/// The answer to a request that is as it should be but for that.
+async fn changed(
+    backend: &Backend,
+    material: &Material,
+    change: impl FnOnce(&mut LapsedRenewal),
+) -> (u16, Value) {
+    let mut request = request(material, challenge(backend, material).await);
+    change(&mut request);
+    sent(backend, material, request).await
+}
+
+async fn refusals(backend: &Backend, action: &str) -> Vec<String> {
+    let tenant = Tenant::default_tenant();
+    let audit = backend.store.list_audit(&tenant, Page::first(200)).await;
+    let records = audit.unwrap().items.into_iter().map(|entry| entry.record);
+    let own = records.filter(|record| record.action == action);
+    own.map(|record| {
+        assert!(record.detail["peer"].is_string(), "{record:?}");
+        record.detail["why"].as_str().unwrap_or("issued").to_owned()
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn a_gateway_whose_certificate_has_ended_gets_another_and_a_session_with_it() {
+    let backend = backend().await;
+    let material = backend.join_for("gw-1", SHORT).await;
+    let (status, answer) = changed(&backend, &material, |_as_it_is| {}).await;
+    assert_eq!(status, 200, "{answer}");
+    let certificate = answer["certificate"].as_str().unwrap().to_owned();
+    let der = tls::one_certificate(certificate.as_bytes()).unwrap();
+    let (_, not_after) = tls::validity(&der).unwrap();
+    let life = not_after.saturating_since(SystemClock.wall());
+    assert!(life > Duration::from_secs(80 * 24 * 3_600), "{life:?}");
+    // Whoever lost the answer gets the same one, with another challenge.
+    let (status, again) = changed(&backend, &material, |_as_it_is| {}).await;
+    assert_eq!(status, 200, "{again}");
+    assert_eq!(again["certificate"], answer["certificate"]);
+
+    let renewed = Material {
+        identity: material.identity.clone(),
+        trust_domain: material.trust_domain.clone(),
+        certificate: Issued {
+            certificate,
+            ..material.certificate.clone()
+        },
+        authority: material.authority.clone(),
+        key_generation: material.key_generation,
+        agent_key: material.agent_key.clone(),
+        token: material.token.clone(),
+    };
+    let mut gateway = backend.dial(&renewed).await;
+    let (epoch, token) = gateway.open(1, 0, &material.token).await.unwrap();
+    assert_eq!(epoch, 1, "the door has moved nothing");
+    drop(gateway);
+    // It is good: there is nothing for it at the door, with the epoch of that session.
+    let with_session = |request: &mut LapsedRenewal| {
+        request.epoch = epoch;
+        request.token = token.expose_hex();
+    };
+    let (status, said) = changed(&backend, &renewed, with_session).await;
+    assert_eq!((status, said["code"].as_str()), (409, Some("not_lapsed")));
+    let noted = refusals(&backend, "certificate.renew_at_door").await;
+    assert_eq!(noted, ["not_lapsed", "issued"]);
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn whoever_is_not_that_gateway_gets_none_at_the_door() {
+    let backend = backend().await;
+    let material = backend.join_for("gw-1", SHORT).await;
+    let other = backend.join_for("gw-2", SHORT).await;
+    let good = backend.join("gw-3").await;
+    let refused = |(status, said): (u16, Value)| {
+        let code = said["code"].as_str().unwrap_or_default().to_owned();
+        assert!(!said["detail"].as_str().unwrap_or_default().is_empty());
+        (status, code)
+    };
+    let no = |status: u16, code: &str| (status, code.to_owned());
+
+    // Without its key: another gateway's, and a request that was changed on the way.
+    let asked_by = request(&material, challenge(&backend, &material).await);
+    let answer = sent_with(&backend, &material, &other.agent_key, asked_by).await;
+    assert_eq!(refused(answer), no(403, "bad_proof"));
+    let unproved = refusals(&backend, "gateway.unproved_renewal").await;
+    assert_eq!(unproved, ["bad_proof"], "it is a security event");
+
+    // A wrong token says the same as one of another epoch, whatever else is asked.
+    let wrong = |request: &mut LapsedRenewal| request.token = "00".repeat(32);
+    let answer = changed(&backend, &material, wrong).await;
+    assert_eq!(refused(answer), no(403, "bad_token"));
+    let ahead = |request: &mut LapsedRenewal| request.epoch = 7;
+    let answer = changed(&backend, &material, ahead).await;
+    assert_eq!(refused(answer), no(403, "bad_token"));
+
+    // Keys that are not its own, and one of another kind of request.
+    let foreign = csr(&own_key(&other));
+    let answer = changed(&backend, &material, |request| request.csr = foreign).await;
+    assert_eq!(refused(answer), no(403, "unknown_key"));
+    let new = csr(&KeyPair::generate().unwrap());
+    let answer = changed(&backend, &material, |request| request.csr = new).await;
+    assert_eq!(refused(answer), no(403, "unknown_key"));
+    let none = |request: &mut LapsedRenewal| request.csr = "nothing".to_owned();
+    let answer = changed(&backend, &material, none).await;
+    assert_eq!(refused(answer), no(400, "csr_malformed"));
+    let answer = changed(&backend, &good, |_as_it_is| {}).await;
+    assert_eq!(refused(answer), no(409, "not_lapsed"));
+
+    // The challenge of another gateway, one that nobody gave, and one that was answered.
+    let of_other = challenge(&backend, &other).await;
+    let answer = sent(&backend, &material, request(&material, of_other)).await;
+    assert_eq!(refused(answer), no(409, "challenge"));
+    let made_up = WireChallenge([7; 32]);
+    let answer = sent(&backend, &material, request(&material, made_up)).await;
+    assert_eq!(refused(answer), no(409, "challenge"));
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn a_request_at_the_door_cannot_be_replayed_and_a_revoked_gateway_gets_nothing() {
+    let backend = backend().await;
+    let material = backend.join_for("gw-1", SHORT).await;
+    let asked = request(&material, challenge(&backend, &material).await);
+    let (status, answer) = sent(&backend, &material, asked.clone()).await;
+    assert_eq!(status, 200, "{answer}");
+    let (status, said) = sent(&backend, &material, asked).await;
+    assert_eq!((status, said["code"].as_str()), (409, Some("challenge")));
+
+    let (tenant, actor) = (Tenant::default_tenant(), Actor::local("test"));
+    let now = SystemClock.wall();
+    let agent_id = material.identity.agent_id;
+    let revoked = backend
+        .store
+        .revoke_gateway(&tenant, agent_id, None, &actor, now);
+    revoked.await.unwrap().unwrap();
+    let (status, said) = changed(&backend, &material, |_as_it_is| {}).await;
+    assert_eq!((status, said["code"].as_str()), (410, Some("revoked")));
+    let noted = refusals(&backend, "certificate.renew_at_door").await;
+    assert_eq!(noted, ["revoked", "challenge", "issued"]);
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn a_challenge_that_is_answered_after_its_minute_is_none() {
+    let clock = Arc::new(Stepped::default());
+    let backend = backend_by(Arc::<Stepped>::clone(&clock)).await;
+    let material = backend.join_for("gw-1", SHORT).await;
+    let late = request(&material, challenge(&backend, &material).await);
+    clock.pass(61);
+    let (status, said) = sent(&backend, &material, late).await;
+    assert_eq!((status, said["code"].as_str()), (409, Some("challenge")));
+    let (status, answer) = changed(&backend, &material, |_as_it_is| {}).await;
+    assert_eq!(status, 200, "{answer}");
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn a_gateway_that_asks_at_the_door_without_end_is_told_when_to_come_back() {
+    let backend = backend().await;
+    let material = backend.join_for("gw-1", SHORT).await;
+    let mut told = Vec::new();
+    for _ in 0..9 {
+        let (status, _said) = changed(&backend, &material, |_as_it_is| {}).await;
+        told.push(status);
+    }
+    assert!(told.starts_with(&[200; 6]), "{told:?}");
+    assert!(told.contains(&429), "{told:?}");
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn many_gateways_that_come_back_together_are_all_answered() {
+    let backend = backend().await;
+    let names: Vec<String> = (0..40).map(|n| format!("gw-{n}")).collect();
+    let mut joined = Vec::new();
+    for name in &names {
+        joined.push(backend.join_for(name, SHORT).await);
+    }
+    let asked = joined.iter().map(async |material| {
+        let (status, _answer) = changed(&backend, material, |_as_it_is| {}).await;
+        status
+    });
+    let answered = join_all(asked).await;
+    assert_eq!(answered, [200; 40]);
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn requests_at_the_door_without_a_gateways_key_are_recorded_within_a_bound() {
+    let backend = backend().await;
+    let mut joined = Vec::new();
+    for name in ["gw-1", "gw-2"] {
+        joined.push(backend.join_for(name, SHORT).await);
+    }
+    let wrong = Secret::from_bytes([7; 32]);
+    for n in 0..60 {
+        let material = &joined[n % joined.len()];
+        let asked = request(material, challenge(&backend, material).await);
+        let (status, said) = sent_with(&backend, material, &wrong, asked).await;
+        assert_eq!((status, said["code"].as_str()), (403, Some("bad_proof")));
+    }
+    // As time goes by there is room for more of them.
+    let recorded = refusals(&backend, "gateway.unproved_renewal").await.len();
+    assert!((30..50).contains(&recorded), "{recorded}");
+    drop(backend.stop().await);
+}

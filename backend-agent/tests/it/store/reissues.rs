@@ -1,0 +1,235 @@
+//! Certificates that gateways ask for at the door, because their own have ended.
+
+use std::time::Duration;
+
+use viworks_backend_agent::data::{
+    Actor, AnsweredChallenge, NewCertificate, RefusedReissue, Reissue, ReissueOutcome,
+    ReissueRefusal, Renewal, RenewalOutcome,
+};
+use viworks_common::admission::{NotTheGateway, Shown};
+
+use super::bed::{Bed, Session, agent, at};
+use super::enrolments::challenge;
+use super::gateways::new_certificate;
+use super::renewals::{certificate, confirmed_with};
+
+const DAY: i64 = 24 * 3_600;
+
+/// A certificate for the key of gateway 1, over challenge `n`: it is told by `text` from others for the same key.
+pub(crate) fn reissue(key: u8, n: u64, epoch: u64, text: u8) -> Reissue {
+    Reissue {
+        challenge: AnsweredChallenge {
+            expires_at: at(500 * DAY),
+            ..challenge(n)
+        },
+        peer: "192.0.2.7".parse().unwrap(),
+        shown: Shown {
+            epoch,
+            token_valid: true,
+            key_generation: 1,
+        },
+        certificate: NewCertificate {
+            fingerprint: [text; 32],
+            not_after: at(400 * DAY),
+            ..new_certificate(1, key)
+        },
+        pem: format!("certificate {text}"),
+    }
+}
+
+/// Gateway 1 with a session, and a certificate for key 1 that ends after so many seconds.
+pub(crate) async fn connected(bed: &Bed, ends: i64) -> Session {
+    bed.gateway(1).await;
+    let (tenant, actor) = (&bed.tenant, Actor::local("test"));
+    let first = NewCertificate {
+        not_after: at(ends),
+        ..new_certificate(1, 1)
+    };
+    let registered = bed.store.register_certificate(tenant, first, &actor, at(0));
+    registered.await.unwrap();
+    bed.session(1, 1).await
+}
+
+async fn asked(bed: &Bed, reissue: Reissue, seconds: i64) -> ReissueOutcome {
+    let done = bed
+        .store
+        .reissue_certificate(&bed.tenant, reissue, at(seconds));
+    done.await.unwrap()
+}
+
+/// A refusal of gateway `who`, over challenge `n` if one was answered.
+pub(crate) fn refusal(n: Option<u64>, who: u64) -> RefusedReissue {
+    RefusedReissue {
+        agent_id: agent(who),
+        challenge: n.map(challenge),
+        peer: "192.0.2.7".parse().unwrap(),
+        why: "csr_key",
+    }
+}
+
+fn no(refusal: ReissueRefusal) -> ReissueOutcome {
+    ReissueOutcome::Refused(refusal)
+}
+
+fn not_it(why: NotTheGateway) -> ReissueOutcome {
+    no(ReissueRefusal::NotTheGateway(why))
+}
+
+pub(crate) async fn a_gateway_whose_certificate_has_ended_gets_another_for_the_same_key(bed: &Bed) {
+    let session = connected(bed, 90 * DAY).await;
+    let epoch = session.holder.epoch;
+    let good = no(ReissueRefusal::NotLapsed(at(90 * DAY)));
+    assert_eq!(asked(bed, reissue(1, 1, epoch, 2), DAY).await, good);
+    let now = 380 * DAY;
+    let issued = asked(bed, reissue(1, 2, epoch, 2), now).await;
+    assert_eq!(issued, ReissueOutcome::Issued);
+    let known = certificate(bed, 1).await.unwrap();
+    assert_eq!(
+        (known.fingerprint, known.not_after),
+        ([2; 32], at(400 * DAY))
+    );
+    assert!(known.unproved && !known.retired);
+    // The epoch is where it was.
+    assert_eq!(bed.gateway_now(1).await.confirmed, epoch);
+    // The answer was lost: the same one again, however often, until a session was confirmed with it.
+    let again = ReissueOutcome::Before("certificate 2".to_owned());
+    assert_eq!(asked(bed, reissue(1, 3, epoch, 3), now + 1).await, again);
+    assert_eq!(asked(bed, reissue(1, 4, epoch, 4), now + 2).await, again);
+    confirmed_with(bed, 1, true).await;
+    let epoch = bed.gateway_now(1).await.confirmed;
+    let good = no(ReissueRefusal::NotLapsed(at(400 * DAY)));
+    assert_eq!(asked(bed, reissue(1, 5, epoch, 5), now + 3).await, good);
+    let audited = bed.audited().await;
+    let count = |action: &str| audited.iter().filter(|it| it.contains(action)).count();
+    assert_eq!(count("certificate.renew_at_door"), 3, "{audited:?}");
+    assert_eq!(count("certificate.prove"), 1, "{audited:?}");
+}
+
+pub(crate) async fn the_first_session_with_it_retires_the_earlier_ones(bed: &Bed) {
+    let session = connected(bed, 90 * DAY).await;
+    let epoch = session.holder.epoch;
+    let renewal = Renewal {
+        epoch,
+        certificate: NewCertificate {
+            fingerprint: [2; 32],
+            not_after: at(150 * DAY),
+            ..new_certificate(1, 2)
+        },
+        pem: "certificate 2".to_owned(),
+    };
+    let renewed = bed
+        .store
+        .renew_certificate(&bed.tenant, renewal, at(60 * DAY));
+    assert_eq!(renewed.await.unwrap(), RenewalOutcome::Issued);
+    confirmed_with(bed, 2, true).await;
+    let epoch = bed.gateway_now(1).await.confirmed;
+    let now = 380 * DAY;
+    // The key that it had before is retired, whatever became of its certificate.
+    let retired = no(ReissueRefusal::RetiredKey);
+    assert_eq!(asked(bed, reissue(1, 1, epoch, 7), now).await, retired);
+    let issued = asked(bed, reissue(2, 2, epoch, 8), now).await;
+    assert_eq!(issued, ReissueOutcome::Issued);
+    confirmed_with(bed, 2, true).await;
+    assert!(!certificate(bed, 2).await.unwrap().unproved);
+    assert!(certificate(bed, 1).await.unwrap().retired);
+}
+
+pub(crate) async fn whoever_is_not_the_gateway_of_today_gets_none(bed: &Bed) {
+    let session = connected(bed, 90 * DAY).await;
+    let epoch = session.holder.epoch;
+    let now = 380 * DAY;
+    let with = |n, change: fn(&mut Reissue)| {
+        let mut asked = reissue(1, n, epoch, 2);
+        change(&mut asked);
+        asked
+    };
+    let cases: [(Reissue, ReissueOutcome); 6] = [
+        (
+            with(1, |it| it.shown.token_valid = false),
+            not_it(NotTheGateway::BadToken),
+        ),
+        // A copy that fell behind.
+        (
+            with(2, |it| it.shown.epoch -= 1),
+            not_it(NotTheGateway::BadToken),
+        ),
+        (
+            with(3, |it| it.shown.key_generation = 0),
+            not_it(NotTheGateway::StaleKey),
+        ),
+        (
+            with(4, |it| it.certificate.spki = [9; 32]),
+            no(ReissueRefusal::UnknownKey),
+        ),
+        // Another gateway with its own key asks for this one's.
+        (
+            with(5, |it| it.certificate.agent_id = agent(2)),
+            no(ReissueRefusal::UnknownKey),
+        ),
+        // Nobody.
+        (
+            with(6, |it| it.certificate.agent_id = agent(3)),
+            not_it(NotTheGateway::BadToken),
+        ),
+    ];
+    bed.gateway(2).await;
+    for (case, expected) in cases {
+        let told = format!("{case:?}");
+        assert_eq!(asked(bed, case, now).await, expected, "{told}");
+    }
+    // Each consumed its challenge.
+    let challenge = no(ReissueRefusal::Challenge);
+    assert_eq!(asked(bed, reissue(1, 1, epoch, 2), now).await, challenge);
+    let (tenant, actor) = (&bed.tenant, Actor::local("test"));
+    let revoked = bed
+        .store
+        .revoke_gateway(tenant, agent(1), None, &actor, at(now));
+    revoked.await.unwrap().unwrap();
+    let revoked = not_it(NotTheGateway::Revoked);
+    assert_eq!(asked(bed, reissue(1, 7, epoch, 2), now).await, revoked);
+    let known = certificate(bed, 1).await.unwrap();
+    assert_eq!(known.not_after, at(90 * DAY), "nothing has changed");
+}
+
+pub(crate) async fn the_door_and_the_session_have_one_bound(bed: &Bed) {
+    let session = connected(bed, 600).await;
+    let epoch = session.holder.epoch;
+    let short = |n, text, ends| {
+        let mut asked = reissue(1, n, epoch, text);
+        asked.certificate.not_after = at(ends);
+        asked
+    };
+    assert_eq!(
+        asked(bed, short(1, 2, 1_000), 700).await,
+        ReissueOutcome::Issued
+    );
+    // It ends so soon that it counts as ended already: one a minute.
+    assert_eq!(
+        asked(bed, short(2, 3, 1_000), 710).await,
+        ReissueOutcome::TooSoon(Duration::from_secs(50))
+    );
+    assert_eq!(
+        asked(bed, short(3, 4, 1_000), 760).await,
+        ReissueOutcome::Issued
+    );
+}
+
+pub(crate) async fn what_the_door_refuses_is_recorded_within_bounds_and_of_gateways_alone(
+    bed: &Bed,
+) {
+    connected(bed, 90 * DAY).await;
+    let refuse = async |refused: RefusedReissue| {
+        let done = bed.store.refuse_reissue(&bed.tenant, refused, at(10));
+        done.await.unwrap()
+    };
+    assert!(refuse(refusal(Some(1), 1)).await);
+    assert!(!refuse(refusal(Some(1), 1)).await, "it is consumed");
+    for _ in 0..100 {
+        assert!(refuse(refusal(None, 1)).await);
+        assert!(refuse(refusal(None, 5)).await, "there is no such gateway");
+    }
+    let audited = bed.audited().await;
+    let count = |action: &str| audited.iter().filter(|it| it.contains(action)).count();
+    assert_eq!(count("certificate.renew_at_door"), 2, "{audited:?}");
+    assert_eq!(count("gateway.unproved_renewal"), 60);
+}
