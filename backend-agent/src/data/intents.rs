@@ -30,6 +30,7 @@ mod page;
 mod recent;
 mod recount;
 mod reports;
+mod resolutions;
 mod room;
 mod row;
 mod runs;
