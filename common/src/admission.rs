@@ -210,6 +210,8 @@ pub fn give(row: &IdentityRow) -> IdentityRow {
     IdentityRow {
         confirmed: raised,
         issued: raised,
+        // Whoever spoke last is not merely late.
+        last_agent_run_id: None,
         ..row.clone()
     }
 }
