@@ -337,6 +337,22 @@ impl Manager {
         }
     }
 
+    /// An operator gave an identity to another holder than the one that has it: sessions up to this epoch are over, and
+    /// what was held against its processes may be wrong.
+    pub fn given_away(&self, agent_id: AgentId, epoch: u64) {
+        {
+            let connected = lock(&self.connected);
+            let entry = connected.sessions.get(&agent_id);
+            if let Some(entry) = entry.filter(|entry| entry.shelf.place().epoch <= epoch) {
+                let reason = "an operator gave this identity to its other holder";
+                entry.shelf.end(CloseCode::Superseded, reason);
+            }
+        }
+        if let Some(paces) = lock(&self.paces).get_mut(&agent_id) {
+            paces.openings = Openings::default();
+        }
+    }
+
     /// What an admitted newcomer meets; `confirmed` says whether the confirmed session there is, if any, is of the same
     /// process.
     pub fn on_newcomer(&self, confirmed: Option<bool>) -> Newcomer {
