@@ -195,6 +195,12 @@ pub struct Gateway {
     /// When its certificate ends, unless it is renewed before.
     #[serde(default)]
     pub certificate_not_after: Option<Timestamp>,
+    /// Since when the backend knows that certificate.
+    #[serde(default)]
+    pub certificate_since: Option<Timestamp>,
+    /// The lowest generation of its agent key that is still accepted.
+    #[serde(default)]
+    pub key_generation: u32,
     /// Its labels.
     pub labels: Vec<Label>,
     /// When it was last heard.

@@ -16,6 +16,7 @@ use viworks_common::limits::PROBE_TIMEOUT;
 use viworks_common::rate::{Bucket, Quota, Taken};
 use viworks_common::time::{Monotonic, Timestamp};
 
+use super::blocked::Blocked;
 use super::doors::Doors;
 use super::openings::{Openings, Presented};
 use super::rates::{Pace, Rates};
@@ -104,6 +105,8 @@ pub struct Manager {
     recorded: Mutex<BTreeMap<(AgentId, &'static str), (Monotonic, u64)>>,
     /// What each gateway may still do, over all its sessions.
     paces: Mutex<BTreeMap<AgentId, Paces>>,
+    /// Second holders of all identities.
+    blocked: Mutex<Blocked>,
     /// Nudges of gateways that are not connected.
     missed_nudges: AtomicU64,
     doors: Doors,
@@ -120,6 +123,7 @@ impl Manager {
             certificates: Mutex::default(),
             recorded: Mutex::default(),
             paces: Mutex::default(),
+            blocked: Mutex::default(),
             missed_nudges: AtomicU64::default(),
             doors,
             metrics,
@@ -380,6 +384,12 @@ impl Manager {
     /// A process turned out to be a second holder of an identity.
     pub fn forked(&self, agent_id: AgentId, run: AgentRunId, now: Monotonic) {
         self.paces(agent_id, now, |paces| paces.openings.forked(run));
+    }
+
+    /// A second holder of an identity is refused: how soon it may ask again whether somebody has decided. `random` is
+    /// uniform over all of `u64`.
+    pub fn ask_again(&self, now: Monotonic, random: u64) -> Duration {
+        lock(&self.blocked).refused(now, random)
     }
 
     /// A session of this process is confirmed.

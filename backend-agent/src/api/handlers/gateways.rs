@@ -337,6 +337,8 @@ async fn view(
         created_at: gateway.created_at,
         agent_version: gateway.agent_version,
         certificate_not_after: gateway.certificate_not_after,
+        certificate_since: gateway.certificate_since,
+        key_generation: gateway.key_generation,
         labels: gateway
             .labels
             .into_iter()

@@ -119,6 +119,8 @@ pub struct Gateway {
     pub agent_version: Option<String>,
     /// When its certificate ends: the latest of those that are in use and not retired.
     pub certificate_not_after: Option<Timestamp>,
+    /// When that certificate was registered.
+    pub certificate_since: Option<Timestamp>,
     /// The digest of the stored catalogue.
     pub catalogue_digest: Option<String>,
     /// The version of the pin set it trusts, by its last report.
