@@ -15,6 +15,7 @@ mod confirm;
 mod contract;
 mod dead_letters;
 mod enrolments;
+mod expiry;
 mod forks;
 mod inbox;
 pub(super) mod instances;

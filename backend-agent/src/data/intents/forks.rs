@@ -23,13 +23,13 @@ INSERT INTO forks (tenant, agent_id, refused_agent_run_id, at, refused_epoch, re
     resolved_at, resolution, told_by)
 SELECT :tenant, :agent_id, :agent_run_id, :now, :epoch, :peer_address, :fingerprint, :install_id, :boot_id,
        s.epoch, s.peer_address, s.fingerprint, s.install_id, s.boot_id, s.agent_run_id, :now, s.confirmed_at,
-       d.resolved_at, d.resolution, d.told_by
+       settled.resolved_at, settled.resolution, settled.told_by
 FROM (SELECT 1 AS one) AS here LEFT JOIN (SELECT * FROM sessions WHERE tenant = :tenant AND agent_id = :agent_id
     ORDER BY confirmed_at IS NULL, epoch DESC LIMIT 1) AS s ON true
 LEFT JOIN (SELECT resolved_at, resolution, told_by FROM forks WHERE tenant = :tenant AND agent_id = :agent_id
     AND resolution IN ('out', 'replaced') AND refused_install_id = :install_id
     AND (told_by = 'install' OR told_by = 'boot' AND refused_boot_id = :boot_id)
-    ORDER BY resolved_at DESC LIMIT 1) AS d ON true
+    ORDER BY resolved_at DESC LIMIT 1) AS settled ON true
 WHERE true
 ON CONFLICT (tenant, agent_id, refused_agent_run_id) DO UPDATE SET at = excluded.at, times = forks.times + 1, refused_epoch = excluded.refused_epoch,
     refused_peer_address = excluded.refused_peer_address, refused_fingerprint = excluded.refused_fingerprint,

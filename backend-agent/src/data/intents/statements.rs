@@ -7,8 +7,8 @@ use std::path::Path;
 use super::link::Sql;
 use super::{
     admit, agents, audit, budget, catalogues, certificates, confirm, dead_letters, enrolments,
-    forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, recount, reports,
-    resolutions, runs, sessions, settle, site, standing, submit, targets, telemetry, tickets,
+    expiry, forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, recount,
+    reports, resolutions, runs, sessions, settle, site, standing, submit, targets, telemetry, tickets,
     timeline, tx, upkeep,
 };
 
@@ -76,6 +76,9 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
             enrolments::FORGET_CHALLENGES,
         ),
         one("enrolments::FORGET_OF", enrolments::FORGET_OF),
+        one("expiry::AWAY", expiry::AWAY),
+        one("expiry::GENERATIONS", expiry::GENERATIONS),
+        one("expiry::TALLY", expiry::TALLY),
         one("forks::KEEP_NEWEST", forks::KEEP_NEWEST),
         one("forks::LIST", forks::LIST),
         one("forks::RECORD", forks::RECORD),

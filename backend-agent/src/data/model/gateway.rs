@@ -252,6 +252,48 @@ pub struct Certificate {
     pub confirmed: u64,
 }
 
+/// How much of its life a certificate has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimeLeft {
+    /// None.
+    Ended,
+    /// A day at the most.
+    Day,
+    /// Seven days at the most.
+    Week,
+    /// Thirty days at the most.
+    Month,
+    /// More.
+    More,
+}
+
+impl TimeLeft {
+    /// The word in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ended => "ended",
+            Self::Day => "1d",
+            Self::Week => "7d",
+            Self::Month => "30d",
+            Self::More => "more",
+        }
+    }
+}
+
+/// When the certificates of the gateways end that are not revoked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateEnds {
+    /// How many have so much time left.
+    pub left: [(TimeLeft, u64); 5],
+    /// How many gateways have which generation of the agent key, the latest first.
+    pub generations: Vec<(u32, u64)>,
+    /// Gateways that are away and whose certificate ends soon or has ended.
+    pub away: u64,
+    /// The first few of them, and when theirs ends.
+    pub first: Vec<(GatewayName, Timestamp)>,
+}
+
 /// A certificate that a gateway asked for over its session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Renewal {
