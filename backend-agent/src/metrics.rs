@@ -10,8 +10,6 @@ use viworks_common::telemetry::RecordRefusal;
 use viworks_common::time::Timestamp;
 use viworks_runtime::metrics::Metrics;
 
-use crate::data::CertificateEnds;
-
 /// One label with a value from a closed set, so that nobody outside can add time series.
 type Label = [(&'static str, &'static str); 1];
 
@@ -313,15 +311,19 @@ impl BackendMetrics {
             .set(not_after.unix_millis() / 1_000);
     }
 
-    /// Notes how many gateways have how much time left, and which generation of the agent key.
-    pub fn gateways_end(&self, ends: &CertificateEnds) {
-        for (left, gateways) in ends.left {
+    /// Notes how many gateways have how much time left, by its word, and which generation of the agent key.
+    pub fn gateways_end(
+        &self,
+        left: impl IntoIterator<Item = (&'static str, u64)>,
+        generations: &[(u32, u64)],
+    ) {
+        for (name, gateways) in left {
             self.gateway_certificates
-                .get_or_create(&[("left", left.name())])
+                .get_or_create(&[("left", name)])
                 .set(i64::try_from(gateways).unwrap_or(i64::MAX));
         }
         let mut counts = [0_u64; GENERATIONS.len()];
-        for (generation, gateways) in &ends.generations {
+        for (generation, gateways) in generations {
             let place = usize::try_from(*generation).unwrap_or(usize::MAX);
             let place = place.saturating_sub(1).min(GENERATIONS.len() - 1);
             if let Some(count) = counts.get_mut(place) {

@@ -23,7 +23,8 @@ impl Jobs {
     pub(super) async fn look_at_certificates(&self) -> StoreResult<()> {
         let wall = self.clock.wall();
         let ends = self.store.certificate_ends(&self.tenant, wall).await?;
-        self.metrics.gateways_end(&ends);
+        let left = ends.left.map(|(left, gateways)| (left.name(), gateways));
+        self.metrics.gateways_end(left, &ends.generations);
         self.tell(AWAY, cause(&ends, wall), Severity::Warn, FIX);
         Ok(())
     }

@@ -6,6 +6,7 @@ mod commands;
 mod days;
 mod dead_letters;
 mod enrolments;
+mod expiry;
 mod failover;
 mod fit;
 mod forks;
@@ -236,6 +237,9 @@ suite! {
         refused_hellos_without_end_leave_so_many_audit_records,
         sessions_that_are_never_confirmed_are_bounded_too,
         what_a_gateway_reports_leaves_room_in_the_audit_log_for_what_it_does_wrong,
+    }
+    expiry {
+        certificates_are_counted_by_the_time_that_they_have_left,
     }
     forks {
         an_original_that_is_kept_comes_back_and_its_copy_stays_out,
