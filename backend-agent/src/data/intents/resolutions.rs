@@ -61,6 +61,8 @@ type Since = (ForkParty, Option<Timestamp>);
 struct Pair {
     kept: Since,
     other: Option<Since>,
+    /// Whether it is the one that was accepted.
+    was_accepted: bool,
     /// Whether that is what was decided before.
     stands: bool,
 }
@@ -130,6 +132,7 @@ fn pair(recorded: &[Fork], decision: ForkDecision) -> Result<Pair, ForkResolutio
         return Ok(Pair {
             kept: accepted_of(fork).ok_or(ForkResolution::NoFork)?,
             other: Some(refused_of(fork)),
+            was_accepted: true,
             stands: ended(fork, &[ForkEnd::Replaced]),
         });
     };
@@ -145,6 +148,7 @@ fn pair(recorded: &[Fork], decision: ForkDecision) -> Result<Pair, ForkResolutio
                 return Ok(Pair {
                     kept: refused_of(fork),
                     other: accepted_of(fork),
+                    was_accepted: false,
                     stands: ended(fork, &[ForkEnd::Kept]),
                 });
             }
@@ -152,6 +156,7 @@ fn pair(recorded: &[Fork], decision: ForkDecision) -> Result<Pair, ForkResolutio
                 return Ok(Pair {
                     kept,
                     other: Some(refused_of(fork)),
+                    was_accepted: true,
                     stands: ended(fork, &out),
                 });
             }
@@ -190,15 +195,20 @@ fn settle(
         holder,
         apart: Apart::between(&holder, other.as_ref(), further),
     };
-    let has_it = live
-        .as_ref()
-        .is_some_and(|(party, _since)| kept.is(&party.holder()));
+    let has_it = live.as_ref().is_some_and(|(party, _since)| {
+        let live = party.holder();
+        // The one that was accepted may have started anew in its place since the other was refused.
+        let anew = pair.was_accepted
+            && (live.install_id, live.boot_id) == (holder.install_id, holder.boot_id)
+            && other.is_none_or(|other| other.agent_run_id != live.agent_run_id);
+        kept.is(&live) || anew
+    });
     let others = match decision {
         ForkDecision::Keep(_) => ForkEnd::Out,
         ForkDecision::Replace => ForkEnd::Replaced,
     };
-    // Whoever has it goes on undisturbed. To the one that was accepted last and is away, nothing has to be given, unless
-    // it is to be kept for it: as long as nobody is confirmed, a copy of what it held last could come before it.
+    // Whoever has it goes on undisturbed. To one that is away it is given also where it was the last that was accepted:
+    // otherwise a copy of what it held last could come before it.
     let gives = !has_it && decision != ForkDecision::Replace;
     let session_ended = gives && known.live.is_some();
     if gives {

@@ -128,6 +128,22 @@ pub(crate) async fn of_two_processes_of_one_boot_the_one_that_is_named_is_kept(b
     bed.open(bed.hello(1, 1, 1)).await;
 }
 
+pub(crate) async fn a_live_holder_that_started_anew_since_is_not_disturbed(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    bed.session(1, 1).await;
+    assert_eq!(bed.admit(bed.hello(1, 9, 1)).await, AdmitOutcome::Fork);
+    // The same machine and the same folder, and another process by now.
+    bed.session(1, 2).await;
+    let kept = keep(bed, process(1)).await;
+    assert!(!kept.session_ended, "{kept:?}");
+    assert!(bed.gateway_now(1).await.session.is_some());
+    // The one that was refused is given it all the same.
+    let kept = keep(bed, process(9)).await;
+    assert!(kept.session_ended, "{kept:?}");
+    bed.open(bed.hello(1, 9, 1)).await;
+}
+
 pub(crate) async fn a_second_copied_disk_does_not_pass_for_the_one_that_is_kept(bed: &Bed) {
     bed.gateway(1).await;
     bed.session(1, 1).await;
