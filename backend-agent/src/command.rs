@@ -176,8 +176,8 @@ impl Commands {
         Ok(Some(revoked))
     }
 
-    /// Decides between two holders of a gateway's identity; the session of the one that is not kept is cut, on whichever
-    /// backend it is. `None` when there is no such gateway.
+    /// Decides between two holders of a gateway's identity; the session of the one that is not kept is cut, on
+    /// whichever backend it is. `None` when there is no such gateway.
     ///
     /// # Errors
     /// When the store cannot answer.

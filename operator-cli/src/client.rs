@@ -19,7 +19,8 @@ use viworks_api::{
     CatalogueCommand, CatalogueList, CommandList, CommandView, DeadLetter, DeadLetterList,
     ForkList, ForkResolved, Gateway, GatewayList, GatewayRevoked, IDEMPOTENCY_KEY,
     IDEMPOTENCY_REPLAYED, OrphanList, Paged, ProblemCode, ResolveForkRequest, RevokeRequest, Run,
-    RunCancelled, RunList, RunPlan, RunRequest, RunWait, SkippedGateway, SkippedList, TelemetryGapList, TelemetryList, TelemetryRefusalList,
+    RunCancelled, RunList, RunPlan, RunRequest, RunWait, SkippedGateway, SkippedList,
+    TelemetryGapList, TelemetryList, TelemetryRefusalList,
     TelemetryStepList, TelemetryStreamList, WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};

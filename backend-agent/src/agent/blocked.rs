@@ -68,8 +68,8 @@ mod tests {
         Monotonic::from_duration(Duration::from_millis(millis))
     }
 
-    /// So many holders that each ask as soon as they may, all at first within a second: how many were judged in the last
-    /// of so many minutes.
+    /// So many holders that each ask as soon as they may, all at first within a second: how many were judged in the
+    /// last of so many minutes.
     fn judged_in_the_last_minute(holders: u64, minutes: u64) -> usize {
         let mut blocked = Blocked::default();
         let mut due: std::collections::BTreeSet<(u64, u64)> =

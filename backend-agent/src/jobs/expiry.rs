@@ -15,8 +15,8 @@ pub(super) const EVERY: Duration = Duration::from_secs(5 * 60);
 /// The condition of certificates of gateways that are away.
 const AWAY: &str = "certificate.away";
 
-const FIX: &str = "viworks gateway expiring lists them with the reason; a gateway renews its certificate when it is back, \
-                   and one that is not coming back is revoked";
+const FIX: &str = "viworks gateway expiring lists them with the reason; a gateway renews its certificate when it is \
+                   back, and one that is not coming back is revoked";
 
 impl Jobs {
     /// Counts what ends when, and who is away.

@@ -71,8 +71,8 @@ pub trait SessionStore: Send + Sync {
     /// The recorded forks of a gateway, newest first.
     async fn list_forks(&self, tenant: &Tenant, agent_id: AgentId) -> StoreResult<Vec<Fork>>;
     /// Decides between two holders of an identity: the session of whoever is not kept ends, its epochs are fenced, and
-    /// the one that is kept is let in once although its epoch was left behind. `None` when there is no such gateway; the
-    /// same decision again changes nothing.
+    /// the one that is kept is let in once although its epoch was left behind. `None` when there is no such gateway;
+    /// the same decision again changes nothing.
     async fn resolve_fork(
         &self,
         tenant: &Tenant,

@@ -43,14 +43,16 @@ DELETE FROM forks WHERE tenant = :tenant AND agent_id = :agent_id AND refused_ag
     ORDER BY at DESC, refused_agent_run_id LIMIT 1000000 OFFSET :kept)";
 
 pub(super) const LIST: &str = "\
-SELECT f.agent_id, f.refused_agent_run_id, f.at, f.times, f.refused_epoch, f.refused_peer_address, f.refused_fingerprint,
-       f.refused_install_id, f.refused_boot_id, f.accepted_epoch, f.accepted_peer_address, f.accepted_fingerprint,
+SELECT f.agent_id, f.refused_agent_run_id, f.at, f.times, f.refused_epoch, f.refused_peer_address,
+       f.refused_fingerprint, f.refused_install_id, f.refused_boot_id, f.accepted_epoch, f.accepted_peer_address, f.accepted_fingerprint,
        f.accepted_install_id, f.accepted_boot_id, f.accepted_agent_run_id, f.first_at, f.accepted_since,
        f.resolved_at, f.resolution, r.serial AS refused_serial, r.not_after AS refused_not_after,
        a.serial AS accepted_serial, a.not_after AS accepted_not_after
 FROM forks AS f
-LEFT JOIN certificates AS r ON r.tenant = f.tenant AND r.agent_id = f.agent_id AND r.fingerprint = f.refused_fingerprint
-LEFT JOIN certificates AS a ON a.tenant = f.tenant AND a.agent_id = f.agent_id AND a.fingerprint = f.accepted_fingerprint
+LEFT JOIN certificates AS r
+    ON r.tenant = f.tenant AND r.agent_id = f.agent_id AND r.fingerprint = f.refused_fingerprint
+LEFT JOIN certificates AS a
+    ON a.tenant = f.tenant AND a.agent_id = f.agent_id AND a.fingerprint = f.accepted_fingerprint
 WHERE f.tenant = :tenant AND f.agent_id = :agent_id ORDER BY f.at DESC, f.refused_agent_run_id";
 
 /// Records a second holder, once for each of its processes, beside the last session that was accepted.

@@ -27,8 +27,8 @@ FROM sessions WHERE tenant = :tenant AND agent_id = :agent_id AND epoch = :epoch
 /// [`viworks_common::fork::Kept`].
 pub(super) const GIVE: &str = "\
 UPDATE gateways SET issued = :epoch, confirmed = :epoch, last_agent_run_id = NULL, favoured_run = NULL,
-       favoured_until = NULL, take_overs = '[]', kept_epoch = :epoch, kept_install_id = :install_id, kept_boot_id = :boot_id,
-       kept_agent_run_id = :agent_run_id, kept_by = :told_by
+       favoured_until = NULL, take_overs = '[]', kept_epoch = :epoch, kept_install_id = :install_id,
+       kept_boot_id = :boot_id, kept_agent_run_id = :agent_run_id, kept_by = :told_by
 WHERE tenant = :tenant AND agent_id = :agent_id AND revoked_at IS NULL";
 
 /// The certificate of the one that is kept may have retired when the other renewed it.
