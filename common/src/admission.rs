@@ -386,7 +386,10 @@ mod tests {
         // A lost WELCOME, and another HELLO of the same epoch.
         let (once, _lost) = accepted(&given, &kept);
         let (twice, issued) = accepted(&once, &kept);
-        assert_eq!((twice.confirmed, issued), (given.confirmed, given.issued + 2));
+        assert_eq!(
+            (twice.confirmed, issued),
+            (given.confirmed, given.issued + 2)
+        );
         let confirmed = confirm(&twice, given.confirmed, issued, run(3));
         let Confirmation::Confirmed(row) = confirmed else {
             panic!("{confirmed:?}")
@@ -417,7 +420,13 @@ mod tests {
         };
         assert_eq!(admit(&row, &forged), Admission::BadToken);
         assert_eq!(
-            admit(&revoke(&row), &HelloFacts { token_valid: true, ..forged }),
+            admit(
+                &revoke(&row),
+                &HelloFacts {
+                    token_valid: true,
+                    ..forged
+                }
+            ),
             Admission::Revoked
         );
     }

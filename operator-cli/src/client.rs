@@ -20,8 +20,8 @@ use viworks_api::{
     ForkList, ForkResolved, Gateway, GatewayList, GatewayRevoked, IDEMPOTENCY_KEY,
     IDEMPOTENCY_REPLAYED, OrphanList, Paged, ProblemCode, ResolveForkRequest, RevokeRequest, Run,
     RunCancelled, RunList, RunPlan, RunRequest, RunWait, SkippedGateway, SkippedList,
-    TelemetryGapList, TelemetryList, TelemetryRefusalList,
-    TelemetryStepList, TelemetryStreamList, WAIT_MS_MAX,
+    TelemetryGapList, TelemetryList, TelemetryRefusalList, TelemetryStepList, TelemetryStreamList,
+    WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::telemetry::steps::{Aggregate, Step};
@@ -204,8 +204,7 @@ impl Client {
         let path = format!("/v1/gateways/{}/forks/resolve", segment(reference)?);
         let builder = self.request(Method::POST, &path);
         let resolved = self.answer(builder.json(decision)).await;
-        let unknown =
-            "whether it was decided is not known: decide the same again, which changes nothing more";
+        let unknown = "whether it was decided is not known: decide the same again, which changes nothing more";
         resolved.map_err(|failure: Failure| failure.if_unanswered(unknown))
     }
 

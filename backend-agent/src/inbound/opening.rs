@@ -177,7 +177,8 @@ impl Arrival<'_> {
         }
         // The bits of the number behind those that say which kind it is.
         let random = self.session_id.as_uuid().as_u64_pair().1 << 2;
-        let wait = (self.inbound.manager).ask_again(self.inbound.clock.now(), random);
+        let (manager, now) = (&self.inbound.manager, self.inbound.clock.now());
+        let wait = manager.ask_again(now, random);
         Refuse {
             retry_after_ms: Some(millis(wait)),
             ..refuse

@@ -23,13 +23,17 @@ pub fn reason(gateway: &Gateway, within: Duration, now: Timestamp) -> Option<&'s
         return None;
     }
     match gateway.status {
-        GatewayStatus::Offline => Some("it is away: it renews when it is back, at the door once it has ended"),
+        GatewayStatus::Offline => {
+            Some("it is away: it renews when it is back, at the door once it has ended")
+        }
         GatewayStatus::Blocked => Some("two machines hold its identity: viworks gateway forks"),
         GatewayStatus::Never => Some("it never connected: enrol it anew when it is needed"),
         GatewayStatus::Revoked => None,
         // It is connected, and would have done it by now.
         GatewayStatus::Online => {
-            let (since, until) = gateway.certificate_since.zip(gateway.certificate_not_after)?;
+            let (since, until) = gateway
+                .certificate_since
+                .zip(gateway.certificate_not_after)?;
             match life(since, until, now) {
                 Life::EndsSoon { .. } | Life::Ended => Some(
                     "it is connected and has not renewed it: its version may not know how, or it is refused; see its log",
@@ -63,7 +67,11 @@ pub fn list(
     )?;
     output::note(&format!(
         "{} within {} and not renewed by itself",
-        human::counted(list.items.len(), "certificate that ends", "certificates that end"),
+        human::counted(
+            list.items.len(),
+            "certificate that ends",
+            "certificates that end"
+        ),
         human::span(within)
     ));
     Ok(())

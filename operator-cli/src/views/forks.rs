@@ -9,12 +9,7 @@ use crate::output::{self, Format, one_line};
 use crate::program;
 
 /// Prints all of them.
-pub fn list(
-    list: &ForkList,
-    gateway: &str,
-    format: Format,
-    now: Timestamp,
-) -> Result<(), Failure> {
+pub fn list(list: &ForkList, gateway: &str, format: Format, now: Timestamp) -> Result<(), Failure> {
     if format == Format::Json {
         return output::json(list);
     }
@@ -149,9 +144,7 @@ const fn ended(end: ForkEnd) -> &'static str {
     match end {
         ForkEnd::Kept => "the refused one keeps the identity",
         ForkEnd::Out => "the refused one stays out",
-        ForkEnd::Replaced => {
-            "the refused one stays out, and is to get an identity of its own"
-        }
+        ForkEnd::Replaced => "the refused one stays out, and is to get an identity of its own",
     }
 }
 
@@ -212,9 +205,15 @@ mod tests {
     #[test]
     fn who_keeps_an_identity_and_who_stays_out_is_told() {
         let told = fate(&decided(true, false));
-        assert!(told.contains("00000000-0000-4000-8000-000000000010 at 192.0.2.1:1 keeps gw-1; "), "{told}");
+        assert!(
+            told.contains("00000000-0000-4000-8000-000000000010 at 192.0.2.1:1 keeps gw-1; "),
+            "{told}"
+        );
         assert!(told.contains("within a minute"), "{told}");
-        assert!(told.ends_with("at 192.0.2.2:2 stays out; its session is ended"), "{told}");
+        assert!(
+            told.ends_with("at 192.0.2.2:2 stays out; its session is ended"),
+            "{told}"
+        );
         let again = fate(&decided(false, true));
         assert!(again.contains("keeps gw-1 already"), "{again}");
         assert!(!again.contains("ended"), "{again}");

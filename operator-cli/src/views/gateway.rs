@@ -135,7 +135,10 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
                 .certificate_not_after
                 .map_or_else(unknown, |at| format!("ends {}", times(at))),
         ),
-        ("agent key", format!("generation {}", gateway.key_generation)),
+        (
+            "agent key",
+            format!("generation {}", gateway.key_generation),
+        ),
         ("labels", labels(gateway)),
         (
             "last seen",

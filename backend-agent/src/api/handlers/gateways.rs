@@ -237,7 +237,9 @@ pub(in crate::api) async fn resolve_fork(
         ForkResolution::Resolved(resolved) => resolved,
         ForkResolution::Revoked => return conflict("this gateway was revoked: nobody keeps it"),
         ForkResolution::NoFork => {
-            return conflict("no second holder of this identity was seen: there is nothing to decide");
+            return conflict(
+                "no second holder of this identity was seen: there is nothing to decide",
+            );
         }
         ForkResolution::NoSuchHolder => {
             let allowed = "a process or an installation that the list of forks shows";
@@ -245,7 +247,11 @@ pub(in crate::api) async fn resolve_fork(
         }
         ForkResolution::BothHolders => {
             let allowed = "the process of one of the two, because both have this installation";
-            return Err(ApiError::body_field("keep", "both holders have it", allowed));
+            return Err(ApiError::body_field(
+                "keep",
+                "both holders have it",
+                allowed,
+            ));
         }
     };
     let gateway = find(&state, id).await?;

@@ -7,7 +7,8 @@ use viworks_common::time::Timestamp;
 
 use crate::data::{
     Actor, Certificate, CertificateEnds, Gateway, GatewayFilter, GatewayRef, Listing,
-    MergedCommand, NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult, StoredCatalogue,
+    MergedCommand, NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked,
+    StoreResult, StoredCatalogue,
 };
 
 /// Gateways, their certificates, and what they allow.

@@ -96,12 +96,7 @@ pub(super) fn resolve(
     settle(tx, &known, &recorded, pair, (agent_id, decision), actor).map(Some)
 }
 
-fn resolved(
-    already: bool,
-    pair: Pair,
-    session_ended: bool,
-    fenced: Option<u64>,
-) -> ForkResolution {
+fn resolved(already: bool, pair: Pair, session_ended: bool, fenced: Option<u64>) -> ForkResolution {
     ForkResolution::Resolved(Box::new(ForkResolved {
         already,
         kept: Some(pair.kept.0),

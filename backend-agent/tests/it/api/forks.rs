@@ -23,7 +23,10 @@ async fn an_operator_decides_which_of_two_holders_keeps_an_identity() {
     let second = backend.second_holder(holder.agent_id).await;
     let undecided = shown(&backend).await;
     assert_eq!(undecided[0]["refused"]["agent_run_id"], json!(second));
-    assert_eq!(undecided[0]["accepted"]["agent_run_id"], json!(holder.agent_run_id));
+    assert_eq!(
+        undecided[0]["accepted"]["agent_run_id"],
+        json!(holder.agent_run_id)
+    );
     assert_eq!(undecided[0]["resolution"], Value::Null);
     assert_eq!(health_of_the_fleet(&backend).await["figures"]["forks"], 1);
 
@@ -31,7 +34,10 @@ async fn an_operator_decides_which_of_two_holders_keeps_an_identity() {
     let answer = backend.post(path, &json!({"keep": second})).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
     let told = answer.json();
-    assert_eq!((&told["already"], &told["session_ended"]), (&json!(false), &json!(true)));
+    assert_eq!(
+        (&told["already"], &told["session_ended"]),
+        (&json!(false), &json!(true))
+    );
     assert_eq!(told["kept"]["agent_run_id"], json!(second));
     assert_eq!(told["out"]["agent_run_id"], json!(holder.agent_run_id));
     // It waits for nobody any more, and its kept holder is on its way.
@@ -60,7 +66,10 @@ async fn an_operator_decides_which_of_two_holders_keeps_an_identity() {
         panic!("{records:#?}")
     };
     assert_eq!(record["detail"]["kept"]["agent_run_id"], json!(second));
-    assert!(record["actor"].as_str().unwrap().starts_with("api_key:"), "{record:#}");
+    assert!(
+        record["actor"].as_str().unwrap().starts_with("api_key:"),
+        "{record:#}"
+    );
 }
 
 #[tokio::test]

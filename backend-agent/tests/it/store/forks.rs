@@ -32,10 +32,11 @@ async fn decide(bed: &Bed, decision: ForkDecision) -> ForkResolution {
 }
 
 async fn keep(bed: &Bed, run: AgentRunId) -> ForkResolved {
-    match decide(bed, ForkDecision::Keep(run)).await {
-        ForkResolution::Resolved(resolved) => *resolved,
-        other => panic!("{other:?}"),
-    }
+    let decided = decide(bed, ForkDecision::Keep(run)).await;
+    let ForkResolution::Resolved(resolved) = decided else {
+        panic!("{decided:?}");
+    };
+    *resolved
 }
 
 async fn forks(bed: &Bed) -> Vec<Fork> {

@@ -10,9 +10,9 @@ use super::super::merged::{Answer, Intent};
 use super::super::store::SqlStore;
 use super::super::{agents, audit, catalogues, certificates, expiry};
 use crate::data::{
-    Actor, Certificate, CertificateEnds, Gateway, GatewayFilter, GatewayRef, GatewayStore, Listing, MergedCommand,
-    NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult,
-    StoredCatalogue,
+    Actor, Certificate, CertificateEnds, Gateway, GatewayFilter, GatewayRef, GatewayStore, Listing,
+    MergedCommand, NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked,
+    StoreResult, StoredCatalogue,
 };
 
 /// For what depends on no time.
@@ -117,7 +117,8 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
         tenant: &Tenant,
         wall: Timestamp,
     ) -> StoreResult<CertificateEnds> {
-        self.read(tenant, move |view| expiry::ends(view, wall)).await
+        self.read(tenant, move |view| expiry::ends(view, wall))
+            .await
     }
 
     async fn certificate(
