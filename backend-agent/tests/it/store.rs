@@ -249,6 +249,7 @@ suite! {
         a_live_holder_that_started_anew_since_is_not_disturbed,
         a_second_copied_disk_does_not_pass_for_the_one_that_is_kept,
         a_holder_that_gets_another_identity_is_no_fork_any_more,
+        the_certificate_of_the_one_that_is_kept_is_good_again,
         a_decision_that_means_nobody_changes_nothing,
     }
     runs {

@@ -3,13 +3,15 @@
 use uuid::Uuid;
 use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, Fork, ForkDecision, ForkEnd, ForkResolution, ForkResolved,
-    Letter,
+    Letter, NewCertificate, RenewalOutcome,
 };
 use viworks_common::id::{AgentRunId, BootId, InstallId};
 
 use super::bed::{Bed, agent, at, process};
+use super::gateways::new_certificate;
 use super::instances::{instance, only, two_backends};
 use super::postgres_only::finish;
+use super::renewals::renewal;
 
 /// A HELLO of a copy on another machine: the installation is the original's.
 fn copied(bed: &Bed, run: u64, epoch: u64) -> AdmitRequest {
@@ -174,6 +176,39 @@ pub(crate) async fn a_holder_that_gets_another_identity_is_no_fork_any_more(bed:
         panic!("not resolved");
     };
     assert!(again.already);
+}
+
+pub(crate) async fn the_certificate_of_the_one_that_is_kept_is_good_again(bed: &Bed) {
+    bed.gateway(1).await;
+    let (tenant, actor) = (&bed.tenant, Actor::local("test"));
+    let first = NewCertificate {
+        fingerprint: bed.hello(1, 1, 0).fingerprint,
+        ..new_certificate(1, 1)
+    };
+    let registered = bed.store.register_certificate(tenant, first, &actor, at(0));
+    registered.await.unwrap();
+    bed.session(1, 1).await;
+    let copy = bed.open(copied(bed, 9, 1)).await;
+    let epoch = copy.holder.epoch;
+    let renewed = bed
+        .store
+        .renew_certificate(tenant, renewal(epoch, 8), at(10));
+    assert_eq!(renewed.await.unwrap(), RenewalOutcome::Issued);
+    let hello = copied(bed, 9, epoch);
+    let admitted = bed.admitted(hello.clone()).await;
+    let mut confirm = bed.confirm_of(&hello, &admitted);
+    confirm.proves = Some([8; 32]);
+    bed.confirm(confirm).await;
+    let is_retired = async || {
+        let known = bed.store.certificate(tenant, agent(1), &[1; 32]).await;
+        known.unwrap().unwrap().retired
+    };
+    assert!(is_retired().await);
+    assert_eq!(bed.admit(bed.hello(1, 1, 1)).await, AdmitOutcome::Fork);
+    let known = forks(bed).await[0].refused.certificate.clone();
+    assert_eq!(known, Some(("0a".to_owned(), at(1_000))));
+    keep(bed, process(1)).await;
+    assert!(!is_retired().await);
 }
 
 pub(crate) async fn a_decision_that_means_nobody_changes_nothing(bed: &Bed) {
