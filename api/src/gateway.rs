@@ -195,6 +195,12 @@ pub struct Gateway {
     /// When its certificate ends, unless it is renewed before.
     #[serde(default)]
     pub certificate_not_after: Option<Timestamp>,
+    /// Since when the backend knows that certificate.
+    #[serde(default)]
+    pub certificate_since: Option<Timestamp>,
+    /// The lowest generation of its agent key that is still accepted.
+    #[serde(default)]
+    pub key_generation: u32,
     /// Its labels.
     pub labels: Vec<Label>,
     /// When it was last heard.
@@ -265,6 +271,12 @@ pub struct ForkHolder {
     pub peer_address: String,
     /// SHA-256 of the certificate it showed, 64 hexadecimal digits.
     pub certificate_sha256: String,
+    /// The serial number of that certificate, in hexadecimal, as long as the backend knows it.
+    #[serde(default)]
+    pub certificate_serial: Option<String>,
+    /// When that certificate ends, as long as the backend knows it.
+    #[serde(default)]
+    pub certificate_not_after: Option<Timestamp>,
     /// Its installation: drawn once for a state folder.
     pub install_id: InstallId,
     /// Its boot: the same on two holders means one machine.
@@ -287,6 +299,57 @@ pub struct Fork {
     pub refused: ForkHolder,
     /// The one that was accepted last when the other first spoke.
     pub accepted: Option<ForkHolder>,
+    /// When an operator decided about the refused one; absent while nobody has.
+    #[serde(default)]
+    pub resolved_at: Option<Timestamp>,
+    /// What was decided about the refused one.
+    #[serde(default)]
+    pub resolution: Option<ForkEnd>,
+}
+
+/// What an operator decided about a holder that was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum ForkEnd {
+    /// It keeps the identity.
+    Kept,
+    /// It stays out.
+    Out,
+    /// It stays out, and is to get an identity of its own.
+    Replaced,
+}
+
+/// A request to decide between two holders of one identity: either `keep` or `replace`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ResolveForkRequest {
+    /// Who keeps the identity: its process (`agent_run_id`), or its installation (`install_id`) where the two differ in
+    /// that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<AgentRunId>,
+    /// Whether the one that was accepted goes on and the other gets an identity of its own.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+/// The answer to whoever decides between two holders.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ForkResolved {
+    /// What this is.
+    pub kind: Kind,
+    /// Whether that was decided before: then nothing has changed.
+    pub already: bool,
+    /// Who keeps the identity. Without a session it is let in when it comes back, within a minute.
+    pub kept: Option<ForkHolder>,
+    /// Who stays out.
+    pub out: Option<ForkHolder>,
+    /// Whether a session of the one that stays out was ended, within a second on whichever backend has it.
+    pub session_ended: bool,
+    /// The gateway as it stands.
+    pub gateway: Gateway,
 }
 
 list! {

@@ -26,9 +26,9 @@ pub use catalogue::{CatalogueCommand, CatalogueGateway, CatalogueList};
 pub use dead_letter::{DeadLetter, DeadLetterList, DeadLetterState};
 pub use event::{MissedOutput, RunEvent};
 pub use gateway::{
-    Fork, ForkHolder, ForkList, Gateway, GatewayList, GatewayRef, GatewayRevocation,
-    GatewayRevoked, GatewaySession, GatewaySpool, GatewayStatus, Label, LabelSource, NamedGateway,
-    REASON_BYTES_MAX, RevokeRequest,
+    Fork, ForkEnd, ForkHolder, ForkList, ForkResolved, Gateway, GatewayList, GatewayRef,
+    GatewayRevocation, GatewayRevoked, GatewaySession, GatewaySpool, GatewayStatus, Label,
+    LabelSource, NamedGateway, REASON_BYTES_MAX, ResolveForkRequest, RevokeRequest,
 };
 pub use health::{Health, HealthCheck, HealthPast, HealthStatus, NotReady, NotReadyStatus};
 pub use orphan::{OrphanList, OrphanResult};

@@ -31,6 +31,7 @@ pub enum Kind {
     DeadLetter,
     DeadLetterList,
     ForkList,
+    ForkResolved,
     Gateway,
     GatewayList,
     GatewayRevoked,

@@ -15,7 +15,10 @@ use viworks_runtime::clock::Timeline;
 use viworks_runtime::lifecycle::Lifecycle;
 
 use crate::agent::shelf::Kept;
-use crate::data::{Actor, Cancelled, QueueLimits, Revoked, Settled, Store, StoreResult};
+use crate::data::{
+    Actor, Cancelled, ForkDecision, ForkResolution, QueueLimits, Revoked, Settled, Store,
+    StoreResult,
+};
 use crate::metrics::BackendMetrics;
 use bus::RunBus;
 use submit::Known;
@@ -39,6 +42,11 @@ pub trait CommandNudge: Send + Sync {
     fn cancel(&self, agent_id: &AgentId, command_id: CommandId);
     /// This gateway was revoked: its session here, if it has one, ends at once.
     fn revoked(&self, agent_id: &AgentId);
+    /// This gateway's identity was given to another holder: its session here, if it has one up to this epoch, ends at
+    /// once. By default there is none.
+    fn given_away(&self, agent_id: &AgentId, epoch: u64) {
+        let _nobody = (agent_id, epoch);
+    }
 }
 
 /// The feature behind the operators' API. Clones share everything.
@@ -166,5 +174,30 @@ impl Commands {
             told::tell(&self.bus, &self.metrics, settled, now);
         }
         Ok(Some(revoked))
+    }
+
+    /// Decides between two holders of a gateway's identity; the session of the one that is not kept is cut, on
+    /// whichever backend it is. `None` when there is no such gateway.
+    ///
+    /// # Errors
+    /// When the store cannot answer.
+    pub async fn resolve_fork(
+        &self,
+        agent_id: AgentId,
+        decision: ForkDecision,
+        actor: &Actor,
+    ) -> StoreResult<Option<ForkResolution>> {
+        let now = self.clock.line();
+        let resolution = self
+            .store
+            .resolve_fork(&self.tenant, agent_id, decision, actor, now)
+            .await?;
+        if let Some(ForkResolution::Resolved(resolved)) = &resolution {
+            // Also when it was decided before: if the answer to that was lost, nobody has told the session here.
+            if let Some(epoch) = resolved.fenced {
+                self.nudge.given_away(&agent_id, epoch);
+            }
+        }
+        Ok(resolution)
     }
 }

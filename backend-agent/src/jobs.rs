@@ -30,6 +30,7 @@ use crate::data::{
 use crate::inbound::heartbeats::Heartbeats;
 use crate::metrics::BackendMetrics;
 
+mod expiry;
 mod retention;
 
 /// Rows that one step of a job handles, so that the writer is never held for long.
@@ -154,13 +155,14 @@ enum Job {
     Heartbeats,
     Health,
     Clock,
+    Certificates,
     Days,
     Purge,
     RollUp,
 }
 
 impl Job {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Offer,
         Self::Expire,
         Self::Overdue,
@@ -170,6 +172,7 @@ impl Job {
         Self::Heartbeats,
         Self::Health,
         Self::Clock,
+        Self::Certificates,
         Self::Days,
         Self::Purge,
         Self::RollUp,
@@ -186,6 +189,7 @@ impl Job {
             Self::Heartbeats => "job: heartbeats",
             Self::Health => "job: health",
             Self::Clock => "job: clock",
+            Self::Certificates => "job: certificates",
             Self::Days => "job: days",
             Self::Purge => "job: purge",
             Self::RollUp => "job: roll up",
@@ -238,6 +242,7 @@ impl Jobs {
             Job::Heartbeats => HEARTBEATS,
             Job::Health => HEALTH,
             Job::Clock => RENEWED_EVERY,
+            Job::Certificates => expiry::EVERY,
             Job::Days => DAYS,
             Job::Purge | Job::RollUp => self.config.purge,
         }
@@ -254,6 +259,7 @@ impl Jobs {
             Job::Heartbeats => self.store_heartbeats().await,
             Job::Health => self.check_store().await,
             Job::Clock => self.renew_time_line().await,
+            Job::Certificates => self.look_at_certificates().await,
             Job::Days => self.make_days_ahead().await,
             Job::Purge => self.purge(lifecycle).await,
             Job::RollUp => self.roll_up(lifecycle).await,

@@ -13,6 +13,9 @@ use viworks_runtime::metrics::Metrics;
 /// One label with a value from a closed set, so that nobody outside can add time series.
 type Label = [(&'static str, &'static str); 1];
 
+/// Generations of the agent key that are told apart: a closed set, and the rest.
+const GENERATIONS: [&str; 9] = ["1", "2", "3", "4", "5", "6", "7", "8", "more"];
+
 /// The instruments of the agents' side. Clones share them.
 #[derive(Debug, Clone)]
 pub struct BackendMetrics {
@@ -55,6 +58,8 @@ pub struct BackendMetrics {
     /// Gateways whose certificate ends soon or has ended.
     pub gateway_certificates_ending: Gauge,
     certificates: Family<Label, Gauge>,
+    gateway_certificates: Family<Label, Gauge>,
+    key_generations: Family<Label, Gauge>,
     telemetry_records_refused: Family<Label, Counter>,
     handshakes: Family<Label, Counter>,
     refusals: Family<Label, Counter>,
@@ -119,6 +124,8 @@ impl BackendMetrics {
             job_failures: Counter::default(),
             gateway_certificates_ending: Gauge::default(),
             certificates: Family::default(),
+            gateway_certificates: Family::default(),
+            key_generations: Family::default(),
             handshakes: Family::default(),
             refusals: Family::default(),
             enrolments: Family::default(),
@@ -239,6 +246,16 @@ impl BackendMetrics {
                 own.gateway_certificates_ending.clone(),
             );
             registry.register(
+                "gateway_certificates",
+                "Gateways that are not revoked by the time that their certificate has left",
+                own.gateway_certificates.clone(),
+            );
+            registry.register(
+                "gateway_key_generations",
+                "Gateways that are not revoked by the generation of their agent key",
+                own.key_generations.clone(),
+            );
+            registry.register(
                 "telemetry_purged_rows",
                 "Telemetry rows deleted because they are older than they are kept",
                 own.telemetry_purged.clone(),
@@ -292,6 +309,32 @@ impl BackendMetrics {
         self.certificates
             .get_or_create(&[("certificate", name)])
             .set(not_after.unix_millis() / 1_000);
+    }
+
+    /// Notes how many gateways have how much time left, by its word, and which generation of the agent key.
+    pub fn gateways_end(
+        &self,
+        left: impl IntoIterator<Item = (&'static str, u64)>,
+        generations: &[(u32, u64)],
+    ) {
+        for (name, gateways) in left {
+            self.gateway_certificates
+                .get_or_create(&[("left", name)])
+                .set(i64::try_from(gateways).unwrap_or(i64::MAX));
+        }
+        let mut counts = [0_u64; GENERATIONS.len()];
+        for (generation, gateways) in generations {
+            let place = usize::try_from(*generation).unwrap_or(usize::MAX);
+            let place = place.saturating_sub(1).min(GENERATIONS.len() - 1);
+            if let Some(count) = counts.get_mut(place) {
+                *count = count.saturating_add(*gateways);
+            }
+        }
+        for (name, gateways) in GENERATIONS.into_iter().zip(counts) {
+            self.key_generations
+                .get_or_create(&[("generation", name)])
+                .set(i64::try_from(gateways).unwrap_or(i64::MAX));
+        }
     }
 
     /// When each certificate of the backend's own ends, in seconds since 1970, as far as it was looked at.

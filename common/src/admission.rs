@@ -3,7 +3,7 @@
 //! A row holds two epochs. `confirmed` is the last one whose CONFIRM was committed or that was presented; `issued` is
 //! the last one handed out. HELLO is acceptable when its epoch lies between them and its token is right, so no number
 //! of lost WELCOMEs or CONFIRMs makes an honest gateway look like a fork, while a copy that fell behind is always
-//! below `confirmed`.
+//! below `confirmed`. The one exception is a decision of an operator about two holders: see [`crate::fork`].
 
 use crate::id::AgentRunId;
 use crate::rules::{Complete, Rule, Rulebook};
@@ -60,6 +60,8 @@ pub struct HelloFacts {
     pub low_water: u64,
     /// What `confirmed` was before its CHALLENGE was made.
     pub confirmed_at_challenge: u64,
+    /// Whether an operator gave the identity to this very holder, and nobody was confirmed since.
+    pub kept: bool,
 }
 
 /// What becomes of a HELLO.
@@ -119,7 +121,7 @@ pub fn admit_under(rules: impl Rulebook, row: &IdentityRow, hello: &HelloFacts) 
     if hello.epoch != row.confirmed && !rules.keeps(Rule::EpochRange) {
         return Admission::Fork;
     }
-    if hello.epoch < row.confirmed {
+    if hello.epoch < row.confirmed && !hello.kept {
         // A process may die with its HELLO under way: its successor can be confirmed before that arrives. Whoever was
         // in range when the challenge was made may have been overtaken so, and proves nothing.
         let overtaken = hello.epoch >= hello.confirmed_at_challenge;
@@ -136,8 +138,10 @@ pub fn admit_under(rules: impl Rulebook, row: &IdentityRow, hello: &HelloFacts) 
         // Unreachable by counting; a row at the end of its range admits nobody.
         return Admission::BadToken;
     };
+    // Epochs only grow: whoever is let in with one that was left behind goes on from where the identity is.
+    let presented = hello.epoch.max(row.confirmed);
     let after = IdentityRow {
-        confirmed: hello.epoch,
+        confirmed: presented,
         issued,
         key_generation: hello.key_generation,
         last_agent_run_id: Some(hello.agent_run_id),
@@ -153,14 +157,14 @@ pub fn admit_under(rules: impl Rulebook, row: &IdentityRow, hello: &HelloFacts) 
     };
     if rolled_back {
         Admission::RolledBack {
-            presented: hello.epoch,
+            presented,
             issued,
             row: after,
             highest_order: hello.highest_order,
         }
     } else {
         Admission::Accept {
-            presented: hello.epoch,
+            presented,
             issued,
             row: after,
         }
@@ -240,6 +244,20 @@ pub fn confirm(
     })
 }
 
+/// Giving an identity to another holder than the one that has it raises both counters: whoever had it is left behind,
+/// whatever it holds, and the live session is fenced at once.
+#[must_use]
+pub fn give(row: &IdentityRow) -> IdentityRow {
+    let raised = row.issued.saturating_add(1);
+    IdentityRow {
+        confirmed: raised,
+        issued: raised,
+        // Whoever spoke last is not merely late.
+        last_agent_run_id: None,
+        ..row.clone()
+    }
+}
+
 /// Revocation raises both counters, so that every fenced write of a live session fails at once.
 #[must_use]
 pub fn revoke(row: &IdentityRow) -> IdentityRow {
@@ -272,6 +290,7 @@ mod tests {
             highest_order: 0,
             low_water: 0,
             confirmed_at_challenge: u64::MAX,
+            kept: false,
         }
     }
 
@@ -403,6 +422,76 @@ mod tests {
         (facts.highest_order, facts.low_water) = (3, 5);
         let (row, _) = accepted(&IdentityRow::fresh(1), &facts);
         assert_eq!(row.next_order, 6);
+    }
+
+    #[test]
+    fn whoever_an_operator_keeps_goes_on_from_where_the_copy_had_come() {
+        // The copy spoke first: the original, process 1, was left behind at epoch 1.
+        let (row, first) = accepted(&IdentityRow::fresh(1), &hello(0, run(1)));
+        let Confirmation::Confirmed(row) = confirm(&row, 0, first, run(1)) else {
+            panic!()
+        };
+        let (row, copied) = accepted(&row, &hello(first, run(2)));
+        let Confirmation::Confirmed(row) = confirm(&row, first, copied, run(2)) else {
+            panic!()
+        };
+        let original = HelloFacts {
+            confirmed_at_challenge: row.confirmed,
+            ..hello(first, run(3))
+        };
+        assert_eq!(admit(&row, &original), Admission::Fork);
+        let given = give(&row);
+        let kept = HelloFacts {
+            kept: true,
+            confirmed_at_challenge: given.confirmed,
+            ..original
+        };
+        // A lost WELCOME, and another HELLO of the same epoch.
+        let (once, _lost) = accepted(&given, &kept);
+        let (twice, issued) = accepted(&once, &kept);
+        assert_eq!(
+            (twice.confirmed, issued),
+            (given.confirmed, given.issued + 2)
+        );
+        let confirmed = confirm(&twice, given.confirmed, issued, run(3));
+        let Confirmation::Confirmed(row) = confirmed else {
+            panic!("{confirmed:?}")
+        };
+        // Whatever the copy holds is left behind, also what it was given last.
+        for epoch in [first, copied] {
+            let copy = HelloFacts {
+                confirmed_at_challenge: row.confirmed,
+                ..hello(epoch, run(2))
+            };
+            assert_eq!(admit(&row, &copy), Admission::Fork, "{epoch}");
+        }
+        let (_, next) = accepted(&row, &hello(issued, run(3)));
+        assert_eq!(next, issued + 1);
+    }
+
+    #[test]
+    fn a_token_is_asked_of_whoever_is_kept() {
+        let row = IdentityRow {
+            confirmed: 5,
+            issued: 5,
+            ..IdentityRow::fresh(1)
+        };
+        let forged = HelloFacts {
+            kept: true,
+            token_valid: false,
+            ..hello(1, run(1))
+        };
+        assert_eq!(admit(&row, &forged), Admission::BadToken);
+        assert_eq!(
+            admit(
+                &revoke(&row),
+                &HelloFacts {
+                    token_valid: true,
+                    ..forged
+                }
+            ),
+            Admission::Revoked
+        );
     }
 
     #[test]

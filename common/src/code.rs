@@ -68,7 +68,7 @@ close_codes! {
     /// A newer session of the same agent took over.
     Superseded = 4409, "superseded", false, "no action: the newer session serves this gateway";
     /// Two holders of one identity.
-    IdentityFork = 4410, "identity_fork", true, "if this gateway's state folder was lost or restored, revoke it and issue its name again; if two machines hold this identity, keep one and issue the other a new identity; viworks gateway forks shows both";
+    IdentityFork = 4410, "identity_fork", true, "decide who keeps this identity: viworks gateway forks shows both holders, viworks gateway resolve --keep lets one in, also one whose state folder was lost or restored; where two machines are to go on, give the other an identity of its own; if a stranger has the copy, revoke it and issue its name again";
     /// A message over its size limit.
     TooLarge = 4413, "too_large", false, "the message exceeds the documented limit";
     /// The protocol versions of the two ends do not overlap.

@@ -15,6 +15,7 @@ pub mod code;
 pub mod command;
 pub mod engine;
 pub mod enrolment;
+pub mod fork;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 pub mod group;

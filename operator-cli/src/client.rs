@@ -17,10 +17,11 @@ use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
 use viworks_api::{
     CatalogueCommand, CatalogueList, CommandList, CommandView, DeadLetter, DeadLetterList,
-    ForkList, Gateway, GatewayList, GatewayRevoked, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED,
-    OrphanList, Paged, ProblemCode, RevokeRequest, Run, RunCancelled, RunList, RunPlan, RunRequest,
-    RunWait, SkippedGateway, SkippedList, TelemetryGapList, TelemetryList, TelemetryRefusalList,
-    TelemetryStepList, TelemetryStreamList, WAIT_MS_MAX,
+    ForkList, ForkResolved, Gateway, GatewayList, GatewayRevoked, IDEMPOTENCY_KEY,
+    IDEMPOTENCY_REPLAYED, OrphanList, Paged, ProblemCode, ResolveForkRequest, RevokeRequest, Run,
+    RunCancelled, RunList, RunPlan, RunRequest, RunWait, SkippedGateway, SkippedList,
+    TelemetryGapList, TelemetryList, TelemetryRefusalList, TelemetryStepList, TelemetryStreamList,
+    WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::telemetry::steps::{Aggregate, Step};
@@ -192,6 +193,19 @@ impl Client {
     pub async fn forks(&self, reference: &str) -> Result<ForkList, Failure> {
         let path = format!("/v1/gateways/{}/forks", segment(reference)?);
         self.list(&path, &[], ALL).await
+    }
+
+    /// Decides between two holders of a gateway's identity.
+    pub async fn resolve_fork(
+        &self,
+        reference: &str,
+        decision: &ResolveForkRequest,
+    ) -> Result<ForkResolved, Failure> {
+        let path = format!("/v1/gateways/{}/forks/resolve", segment(reference)?);
+        let builder = self.request(Method::POST, &path);
+        let resolved = self.answer(builder.json(decision)).await;
+        let unknown = "whether it was decided is not known: decide the same again, which changes nothing more";
+        resolved.map_err(|failure: Failure| failure.if_unanswered(unknown))
     }
 
     /// What a gateway reported of commands that the backend does not have, the latest first.

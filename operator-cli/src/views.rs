@@ -7,6 +7,7 @@ pub mod demo;
 pub mod diag;
 pub mod dlq;
 mod document;
+pub mod expiry;
 pub mod failure;
 pub mod forks;
 pub mod gateway;

@@ -16,6 +16,7 @@ use viworks_common::limits::PROBE_TIMEOUT;
 use viworks_common::rate::{Bucket, Quota, Taken};
 use viworks_common::time::{Monotonic, Timestamp};
 
+use super::blocked::Blocked;
 use super::doors::Doors;
 use super::openings::{Openings, Presented};
 use super::rates::{Pace, Rates};
@@ -104,6 +105,8 @@ pub struct Manager {
     recorded: Mutex<BTreeMap<(AgentId, &'static str), (Monotonic, u64)>>,
     /// What each gateway may still do, over all its sessions.
     paces: Mutex<BTreeMap<AgentId, Paces>>,
+    /// Second holders of all identities.
+    blocked: Mutex<Blocked>,
     /// Nudges of gateways that are not connected.
     missed_nudges: AtomicU64,
     doors: Doors,
@@ -120,6 +123,7 @@ impl Manager {
             certificates: Mutex::default(),
             recorded: Mutex::default(),
             paces: Mutex::default(),
+            blocked: Mutex::default(),
             missed_nudges: AtomicU64::default(),
             doors,
             metrics,
@@ -337,6 +341,22 @@ impl Manager {
         }
     }
 
+    /// An operator gave an identity to another holder than the one that has it: sessions up to this epoch are over, and
+    /// what was held against its processes may be wrong.
+    pub fn given_away(&self, agent_id: AgentId, epoch: u64) {
+        {
+            let connected = lock(&self.connected);
+            let entry = connected.sessions.get(&agent_id);
+            if let Some(entry) = entry.filter(|entry| entry.shelf.place().epoch <= epoch) {
+                let reason = "an operator gave this identity to its other holder";
+                entry.shelf.end(CloseCode::Superseded, reason);
+            }
+        }
+        if let Some(paces) = lock(&self.paces).get_mut(&agent_id) {
+            paces.openings = Openings::default();
+        }
+    }
+
     /// What an admitted newcomer meets; `confirmed` says whether the confirmed session there is, if any, is of the same
     /// process.
     pub fn on_newcomer(&self, confirmed: Option<bool>) -> Newcomer {
@@ -364,6 +384,12 @@ impl Manager {
     /// A process turned out to be a second holder of an identity.
     pub fn forked(&self, agent_id: AgentId, run: AgentRunId, now: Monotonic) {
         self.paces(agent_id, now, |paces| paces.openings.forked(run));
+    }
+
+    /// A second holder of an identity is refused: how soon it may ask again whether somebody has decided. `random` is
+    /// uniform over all of `u64`.
+    pub fn ask_again(&self, now: Monotonic, random: u64) -> Duration {
+        lock(&self.blocked).refused(now, random)
     }
 
     /// A session of this process is confirmed.

@@ -62,7 +62,7 @@ impl Arrival<'_> {
         }
         let admitted = match outcome {
             Ok(AdmitOutcome::Accepted(admitted)) => admitted,
-            Ok(refused) => return Decision::Refuse(refusal(&refused)),
+            Ok(refused) => return Decision::Refuse(self.paced(refusal(&refused))),
             Err(error) => return Decision::Refuse(unavailable(&error)),
         };
         let telemetry = &self.inbound.telemetry;
@@ -150,10 +150,10 @@ impl Arrival<'_> {
             Verdict::Fork => {
                 manager.forked(agent_id, request.agent_run_id, self.inbound.clock.now());
                 let _ordered = manager.order(agent_id, Order::Drain(Duration::ZERO));
-                Err(refuse(
+                Err(self.paced(refuse(
                     CloseCode::IdentityFork,
                     "another machine with this identity is connected and alive",
-                ))
+                )))
             }
             Verdict::Favoured(wait) => Err(favours_another(wait)),
             Verdict::Exhausted(wait) => Err(later(
@@ -167,6 +167,21 @@ impl Arrival<'_> {
                     "another process with this identity is connected, and whether it answers cannot be found out at the moment",
                 ))
             }
+        }
+    }
+
+    /// A second holder is told when to come back: whichever an operator keeps does not wait long.
+    fn paced(&self, refuse: Refuse) -> Refuse {
+        if refuse.code != CloseCode::IdentityFork {
+            return refuse;
+        }
+        // The bits of the number behind those that say which kind it is.
+        let random = self.session_id.as_uuid().as_u64_pair().1 << 2;
+        let (manager, now) = (&self.inbound.manager, self.inbound.clock.now());
+        let wait = manager.ask_again(now, random);
+        Refuse {
+            retry_after_ms: Some(millis(wait)),
+            ..refuse
         }
     }
 

@@ -5,6 +5,7 @@ mod contract;
 mod dead_letters;
 mod declared;
 mod follow;
+mod forks;
 mod guards;
 mod harness;
 mod keys;

@@ -6,8 +6,10 @@ mod commands;
 mod days;
 mod dead_letters;
 mod enrolments;
+mod expiry;
 mod failover;
 mod fit;
+mod forks;
 mod gateways;
 mod instance_changes;
 mod instances;
@@ -243,6 +245,20 @@ suite! {
         refused_hellos_without_end_leave_so_many_audit_records,
         sessions_that_are_never_confirmed_are_bounded_too,
         what_a_gateway_reports_leaves_room_in_the_audit_log_for_what_it_does_wrong,
+    }
+    expiry {
+        certificates_are_counted_by_the_time_that_they_have_left,
+    }
+    forks {
+        an_original_that_is_kept_comes_back_and_its_copy_stays_out,
+        a_live_holder_that_is_kept_is_not_disturbed,
+        a_decision_can_be_taken_back,
+        of_two_processes_of_one_boot_the_one_that_is_named_is_kept,
+        a_live_holder_that_started_anew_since_is_not_disturbed,
+        a_second_copied_disk_does_not_pass_for_the_one_that_is_kept,
+        a_holder_that_gets_another_identity_is_no_fork_any_more,
+        the_certificate_of_the_one_that_is_kept_is_good_again,
+        a_decision_that_means_nobody_changes_nothing,
     }
     runs {
         a_run_is_accepted_whole,

@@ -44,6 +44,9 @@ impl FailureClass {
     #[must_use]
     pub fn of_refusal(code: CloseCode, retry_after: Option<Duration>) -> Self {
         match retry_after {
+            // An operator decides between two holders, and the one that is kept is not to wait for long after that:
+            // the backend says how soon it can bear to be asked again.
+            Some(after) if code == CloseCode::IdentityFork => Self::Told { after },
             _ if code.is_permanent() => Self::PermanentAuthenticated,
             Some(after) => Self::Told { after },
             None => Self::Transient,
@@ -311,9 +314,23 @@ mod tests {
     }
 
     #[test]
+    fn a_second_holder_that_is_told_when_comes_back_within_a_minute() {
+        let told = FailureClass::of_refusal(CloseCode::IdentityFork, Some(SECOND * 30));
+        let mut backoff = Backoff::new();
+        for random in [0, u64::MAX / 2, u64::MAX].repeat(20) {
+            let delay = backoff.next(told, random);
+            assert!((SECOND * 30..=SECOND * 60).contains(&delay), "{delay:?}");
+        }
+    }
+
+    #[test]
     fn only_a_signed_refusal_is_permanent_at_once() {
         assert_eq!(
             FailureClass::of_refusal(CloseCode::Revoked, Some(SECOND)),
+            FailureClass::PermanentAuthenticated
+        );
+        assert_eq!(
+            FailureClass::of_refusal(CloseCode::IdentityFork, None),
             FailureClass::PermanentAuthenticated
         );
         assert_eq!(

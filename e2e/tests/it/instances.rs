@@ -199,7 +199,7 @@ async fn a_gateway_that_is_revoked_loses_its_session_at_whichever_backend() {
 }
 
 /// Starts a copy of a gateway at a backend, as a whole machine is copied; a running one's files come along as they are.
-fn start_copy(original: &Path, at: &Deployment) -> (std::path::PathBuf, Process) {
+pub(crate) fn start_copy(original: &Path, at: &Deployment) -> (std::path::PathBuf, Process) {
     let copy = at.path().join("copy");
     let copied = Command::new("cp")
         .arg("-a")
@@ -219,7 +219,7 @@ fn start_copy(original: &Path, at: &Deployment) -> (std::path::PathBuf, Process)
 }
 
 /// The only fork that is recorded of a gateway, once there is one.
-async fn fork(backend: &Deployment, name: &str) -> Value {
+pub(crate) async fn fork(backend: &Deployment, name: &str) -> Value {
     eventually("the copy is recorded", PATIENCE, async || {
         let path = format!("/v1/gateways/{name}/forks");
         backend.get(&path).await["items"]
@@ -240,7 +240,7 @@ async fn a_copy_that_dials_another_backend_takes_nothing_from_a_live_original() 
     site.start_both().await;
     let gateway = site.one.start_gateway(&folder, Start::default());
     let before = site.is_with(&site.one, "gw-1").await;
-    let (copy, _process) = start_copy(&folder, &site.other);
+    let (copy, process) = start_copy(&folder, &site.other);
     let fork = fork(&site.other, "gw-1").await;
     let kept = fork["accepted"]["epoch"].as_u64();
     assert_eq!(kept, Some(epoch(&before)), "{fork}");
@@ -255,6 +255,18 @@ async fn a_copy_that_dials_another_backend_takes_nothing_from_a_live_original() 
     site.one.finished(&run).await;
     assert_eq!(started(&folder).len(), 1, "{after}");
     assert_eq!(started(&copy).len(), 0);
+    // An operator finds that the copy is the one to keep, at the backend that the original is not connected to.
+    let keep = json!({"keep": fork["refused"]["agent_run_id"]});
+    let path = "/v1/gateways/gw-1/forks/resolve";
+    let resolved = site.other.post(path, &keep).await;
+    assert_eq!(resolved["session_ended"], true, "{resolved}");
+    process.signal(Signal::HUP);
+    let kept = site.is_with(&site.other, "gw-1").await;
+    assert!(epoch(&kept) > epoch(&after), "{kept}");
+    eventually("the original stays out", PATIENCE, async || {
+        gateway.log().contains("identity_fork").then_some(())
+    })
+    .await;
     drop(gateway);
 }
 

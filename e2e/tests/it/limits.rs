@@ -362,6 +362,10 @@ const HELD: &[(&str, &str)] = &[
         "cancels_of_commands_that_never_come_are_forgotten_although_something_is_always_under_way",
     ),
     (
+        "PER_SECOND backend-agent/src/agent/blocked.rs",
+        "any_number_costs_no_more_than_so_much",
+    ),
+    (
         "FORKS_MAX backend-agent/src/agent/openings.rs",
         "of_second_holders_the_latest_are_remembered",
     ),

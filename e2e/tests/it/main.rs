@@ -9,6 +9,7 @@ mod checks;
 mod ciphers;
 mod cli;
 mod clock;
+mod clones;
 mod containers;
 mod dead_letters;
 mod demo;

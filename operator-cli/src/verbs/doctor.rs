@@ -310,7 +310,9 @@ impl Doctor {
         for gateway in with(GatewayStatus::Blocked).take(NAMED_MAX) {
             let name = &gateway.name;
             let found = format!("{name} is blocked: two machines hold its identity");
-            let fix = format!("see both: viworks gateway forks {name}");
+            let fix = format!(
+                "see both: viworks gateway forks {name}; decide: viworks gateway resolve {name}"
+            );
             self.walk.warn(GATEWAYS, found, fix);
         }
         if all == 0 {

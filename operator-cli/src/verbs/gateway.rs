@@ -1,6 +1,6 @@
 //! `viworks gateway`: who the gateways are and whether they answer.
 
-use viworks_api::GatewayStatus;
+use viworks_api::{GatewayStatus, ResolveForkRequest};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
@@ -10,6 +10,7 @@ use crate::flags::Gateway;
 use crate::output::{self, Format};
 use crate::verbs::prompt;
 use crate::views;
+use crate::views::expiry;
 
 pub(super) async fn execute(
     client: &Client,
@@ -17,17 +18,39 @@ pub(super) async fn execute(
     format: Format,
 ) -> Result<ExitCode, Failure> {
     match verb {
-        Gateway::Ls { status } => {
+        Gateway::Ls {
+            status,
+            expires_within,
+        } => {
             let mut gateways = client.gateways().await?;
+            let now = SystemClock.wall();
+            gateways.items.retain(|gateway| {
+                status.is_none_or(|status| gateway.status == status)
+                    && expires_within.is_none_or(|time| expiry::ends_within(gateway, time, now))
+            });
+            views::gateway::list(&gateways, format, now)?;
+        }
+        Gateway::Expiring { within } => {
+            let mut gateways = client.gateways().await?;
+            let now = SystemClock.wall();
             gateways
                 .items
-                .retain(|gateway| status.is_none_or(|status| gateway.status == status));
-            views::gateway::list(&gateways, format, SystemClock.wall())?;
+                .retain(|gateway| expiry::reason(gateway, within, now).is_some());
+            views::expiry::list(&gateways, within, format, now)?;
         }
         Gateway::Show { gateway } => show(client, &gateway, format).await?,
         Gateway::Forks { gateway } => {
             let forks = client.forks(&gateway).await?;
-            views::forks::list(&forks, format, SystemClock.wall())?;
+            views::forks::list(&forks, &gateway, format, SystemClock.wall())?;
+        }
+        Gateway::Resolve {
+            gateway,
+            keep,
+            replace,
+        } => {
+            let decision = ResolveForkRequest { keep, replace };
+            let resolved = client.resolve_fork(&gateway, &decision).await?;
+            views::forks::resolved(&resolved, replace, format)?;
         }
         Gateway::Orphans { gateway } => {
             let orphans = client.orphans(&gateway).await?;

@@ -1,14 +1,15 @@
 //! Second holders of a gateway's identity, each beside the one that was accepted, and what the comparison says.
 
-use viworks_api::{Fork, ForkHolder, ForkList};
+use viworks_api::{Fork, ForkEnd, ForkHolder, ForkList, ForkResolved};
 use viworks_common::human;
 use viworks_common::time::Timestamp;
 
 use crate::failure::Failure;
 use crate::output::{self, Format, one_line};
+use crate::program;
 
 /// Prints all of them.
-pub fn list(list: &ForkList, format: Format, now: Timestamp) -> Result<(), Failure> {
+pub fn list(list: &ForkList, gateway: &str, format: Format, now: Timestamp) -> Result<(), Failure> {
     if format == Format::Json {
         return output::json(list);
     }
@@ -20,7 +21,67 @@ pub fn list(list: &ForkList, format: Format, now: Timestamp) -> Result<(), Failu
     }
     let holders = human::counted(list.items.len(), "second holder", "second holders");
     output::note(&format!("{holders} of this identity"));
+    if list.items.iter().any(|fork| fork.resolution.is_none()) {
+        output::note(&format!(
+            "to decide: {program} gateway resolve {gateway} --keep PROCESS, or --replace where the refused one is to get an identity of its own",
+            program = program::name()
+        ));
+    }
     Ok(())
+}
+
+/// Says who keeps the identity, who stays out, and what is to be done on the other machine.
+pub fn resolved(resolved: &ForkResolved, replace: bool, format: Format) -> Result<(), Failure> {
+    if format == Format::Json {
+        return output::json(resolved);
+    }
+    output::line(&one_line(&fate(resolved)))?;
+    if replace {
+        for step in new_identity(resolved) {
+            output::note(&step);
+        }
+    }
+    Ok(())
+}
+
+fn fate(resolved: &ForkResolved) -> String {
+    let name = &resolved.gateway.name;
+    let named = |holder: &ForkHolder| {
+        let (process, address) = (holder.agent_run_id, &holder.peer_address);
+        format!("the process {process} at {address}")
+    };
+    let mut parts = Vec::new();
+    if let Some(kept) = &resolved.kept {
+        let already = if resolved.already { " already" } else { "" };
+        parts.push(format!("{} keeps {name}{already}", named(kept)));
+    }
+    if resolved.gateway.session.is_none() {
+        parts.push("it is let in when it comes back, within a minute".to_owned());
+    }
+    if let Some(out) = &resolved.out {
+        parts.push(format!("{} stays out", named(out)));
+    }
+    if resolved.session_ended {
+        parts.push("its session is ended".to_owned());
+    }
+    parts.join("; ")
+}
+
+/// What gives the other machine an identity of its own. Nothing of the one that goes on is revoked.
+fn new_identity(resolved: &ForkResolved) -> Vec<String> {
+    let address = resolved
+        .out
+        .as_ref()
+        .map_or("the other machine", |out| out.peer_address.as_str());
+    let program = program::name();
+    let name = &resolved.gateway.name;
+    vec![
+        format!("here, under a name of its own: {program} ticket create --name {name}-2"),
+        format!(
+            "on the machine at {address}: systemctl stop viworks-gateway-agent, and put its identity and state folder aside"
+        ),
+        "there: viworks-gateway-agent enroll, with that ticket, then start it".to_owned(),
+    ]
 }
 
 /// Both holders in columns, and what the comparison says.
@@ -36,6 +97,11 @@ pub fn side_by_side(fork: &Fork, now: Timestamp) -> Result<(), Failure> {
             holder.boot_id.to_string(),
             holder.agent_run_id.to_string(),
             holder.certificate_sha256.clone(),
+            holder
+                .certificate_serial
+                .clone()
+                .unwrap_or_else(|| "–".to_owned()),
+            time(holder.certificate_not_after),
             time(holder.since),
             time(holder.last_seen),
         ]
@@ -49,6 +115,8 @@ pub fn side_by_side(fork: &Fork, now: Timestamp) -> Result<(), Failure> {
         "boot",
         "process",
         "certificate",
+        "serial",
+        "ends",
         "since",
         "last seen",
     ];
@@ -64,7 +132,20 @@ pub fn side_by_side(fork: &Fork, now: Timestamp) -> Result<(), Failure> {
         human::counted_all(fork.times, "time", "times"),
         verdict(fork)
     ));
+    if let Some((at, end)) = fork.resolved_at.zip(fork.resolution) {
+        let decided = human::relative_and_exact(at, now);
+        output::note(&format!("decided {decided}: {}", ended(end)));
+    }
     Ok(())
+}
+
+/// What was decided about the one that was refused.
+const fn ended(end: ForkEnd) -> &'static str {
+    match end {
+        ForkEnd::Kept => "the refused one keeps the identity",
+        ForkEnd::Out => "the refused one stays out",
+        ForkEnd::Replaced => "the refused one stays out, and is to get an identity of its own",
+    }
 }
 
 /// What the two have in common says whether there are two machines.
@@ -89,5 +170,60 @@ fn verdict(fork: &Fork) -> &'static str {
         (false, false) => {
             "neither boot nor installation is the same: another machine, or a state folder that was lost with the old boot"
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn holder(run: u8, address: &str) -> Value {
+        json!({
+            "epoch": 1, "peer_address": address, "certificate_sha256": "aa",
+            "install_id": "00000000-0000-4000-8000-000000000001",
+            "boot_id": "00000000-0000-4000-8000-000000000002",
+            "agent_run_id": format!("00000000-0000-4000-8000-0000000000{run:02}"),
+            "since": null, "last_seen": null,
+        })
+    }
+
+    fn decided(session_ended: bool, already: bool) -> ForkResolved {
+        let resolved = json!({
+            "kind": "ForkResolved", "already": already, "session_ended": session_ended,
+            "kept": holder(10, "192.0.2.1:1"), "out": holder(20, "192.0.2.2:2"),
+            "gateway": {
+                "kind": "Gateway", "id": "00000000-0000-4000-8000-000000000009", "name": "gw-1", "status": "offline",
+                "created_at": "2026-01-01T00:00:00Z", "since": "2026-01-02T00:00:00Z", "labels": [],
+                "queued_commands": 0, "forks": 1,
+            },
+        });
+        serde_json::from_value(resolved).unwrap()
+    }
+
+    #[test]
+    fn who_keeps_an_identity_and_who_stays_out_is_told() {
+        let told = fate(&decided(true, false));
+        assert!(
+            told.contains("00000000-0000-4000-8000-000000000010 at 192.0.2.1:1 keeps gw-1; "),
+            "{told}"
+        );
+        assert!(told.contains("within a minute"), "{told}");
+        assert!(
+            told.ends_with("at 192.0.2.2:2 stays out; its session is ended"),
+            "{told}"
+        );
+        let again = fate(&decided(false, true));
+        assert!(again.contains("keeps gw-1 already"), "{again}");
+        assert!(!again.contains("ended"), "{again}");
+    }
+
+    #[test]
+    fn the_other_machine_gets_a_name_of_its_own() {
+        let steps = new_identity(&decided(false, false)).join("\n");
+        assert!(steps.contains("ticket create --name gw-1-2"), "{steps}");
+        assert!(steps.contains("on the machine at 192.0.2.2:2"), "{steps}");
+        assert!(!steps.contains("revoke"), "{steps}");
     }
 }

@@ -20,6 +20,7 @@ pub fn list(list: &GatewayList, format: Format, now: Timestamp) -> Result<(), Fa
                     "VERSION",
                     "RTT",
                     "QUEUE",
+                    "CERT ENDS",
                     "LAST SEEN",
                     "LABELS",
                 ],
@@ -35,6 +36,9 @@ pub fn list(list: &GatewayList, format: Format, now: Timestamp) -> Result<(), Fa
                             .round_trip_us
                             .map_or_else(|| "–".to_owned(), milliseconds),
                         gateway.queued_commands.to_string(),
+                        gateway
+                            .certificate_not_after
+                            .map_or_else(|| "–".to_owned(), |at| human::relative(at, now)),
                         gateway
                             .last_seen
                             .map_or_else(|| "never".to_owned(), |at| human::relative(at, now)),
@@ -130,6 +134,10 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
             gateway
                 .certificate_not_after
                 .map_or_else(unknown, |at| format!("ends {}", times(at))),
+        ),
+        (
+            "agent key",
+            format!("generation {}", gateway.key_generation),
         ),
         ("labels", labels(gateway)),
         (

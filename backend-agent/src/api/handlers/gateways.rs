@@ -6,9 +6,9 @@ use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
 use viworks_api::{
-    Fork, ForkHolder, ForkList, Gateway, GatewayList, GatewayRef, GatewayRevocation,
-    GatewayRevoked, GatewaySession, GatewaySpool, GatewayStatus, Kind, Label, LabelSource,
-    REASON_BYTES_MAX, RevokeRequest,
+    Fork, ForkEnd, ForkHolder, ForkList, ForkResolved, Gateway, GatewayList, GatewayRef,
+    GatewayRevocation, GatewayRevoked, GatewaySession, GatewaySpool, GatewayStatus, Kind, Label,
+    LabelSource, ProblemCode, REASON_BYTES_MAX, ResolveForkRequest, RevokeRequest,
 };
 
 use viworks_common::command::CommandState;
@@ -19,7 +19,7 @@ use crate::api::ApiState;
 use crate::api::extract::{Caller, JsonBody, NoParams, Params, Segment, page};
 use crate::api::problem::{ApiError, ApiResult, stored_ref};
 use crate::api::request::{Api, RequestId};
-use crate::data::{self, GatewayFilter};
+use crate::data::{self, ForkDecision, ForkResolution, GatewayFilter};
 
 /// Which gateways.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -195,6 +195,77 @@ pub(in crate::api) async fn forks(
     Ok(Json(ForkList::new(items, next)))
 }
 
+/// Decides between two holders of a gateway's identity. With `keep` the one that is named keeps it: a session of the
+/// other ends, wherever it is, and the one that is kept is let in although the other has moved on. With `replace` the
+/// one that was accepted goes on, and the other is to get an identity of its own. Deciding twice is deciding once.
+#[utoipa::path(post, path = "/v1/gateways/{gateway}/forks/resolve", operation_id = "resolveGatewayFork",
+    tag = "gateways",
+    params(("gateway" = String, Path, description = "Its id or its name")),
+    request_body = ResolveForkRequest,
+    responses((status = 200, description = "Who keeps the identity; the gateway as it stands", body = ForkResolved),
+        (status = 409, description = "No second holder was seen, or the gateway was revoked", body = viworks_api::Problem, content_type = "application/problem+json")))]
+pub(in crate::api) async fn resolve_fork(
+    State(state): Api,
+    Caller(principal): Caller,
+    RequestId(request_id): RequestId,
+    Segment(which): Segment<GatewayRef>,
+    _params: Params<NoParams>,
+    body: JsonBody<ResolveForkRequest>,
+) -> ApiResult<Json<ForkResolved>> {
+    let decision = match (body.value.keep, body.value.replace) {
+        (Some(holder), false) => ForkDecision::Keep(holder),
+        (None, true) => ForkDecision::Replace,
+        (Some(_), true) => {
+            let allowed = "keep, or replace, and not both";
+            return Err(ApiError::body_field("replace", "one too many", allowed));
+        }
+        (None, false) => {
+            let allowed = "the process or the installation of a holder, or \"replace\": true";
+            return Err(ApiError::body_field("keep", "missing", allowed));
+        }
+    };
+    let found = find(&state, which).await?;
+    let id = GatewayRef::Id(found.agent_id);
+    let actor = principal.actor(&request_id);
+    let resolution = state
+        .commands
+        .resolve_fork(found.agent_id, decision, &actor)
+        .await?
+        .ok_or_else(|| ApiError::not_found("gateway"))?;
+    let conflict = |detail: &str| Err(ApiError::new(ProblemCode::Conflict, detail));
+    let resolved = match resolution {
+        ForkResolution::Resolved(resolved) => resolved,
+        ForkResolution::Revoked => return conflict("this gateway was revoked: nobody keeps it"),
+        ForkResolution::NoFork => {
+            return conflict(
+                "no second holder of this identity was seen: there is nothing to decide",
+            );
+        }
+        ForkResolution::NoSuchHolder => {
+            let allowed = "a process or an installation that the list of forks shows";
+            return Err(ApiError::body_field("keep", "no holder has it", allowed));
+        }
+        ForkResolution::BothHolders => {
+            let allowed = "the process of one of the two, because both have this installation";
+            return Err(ApiError::body_field(
+                "keep",
+                "both holders have it",
+                allowed,
+            ));
+        }
+    };
+    let gateway = find(&state, id).await?;
+    let known = |party: data::ForkParty| holder(party, None, None);
+    Ok(Json(ForkResolved {
+        kind: Kind::ForkResolved,
+        already: resolved.already,
+        kept: resolved.kept.map(known),
+        out: resolved.out.map(known),
+        session_ended: resolved.session_ended,
+        gateway: whole(&state, gateway).await?,
+    }))
+}
+
 fn side_by_side(fork: data::Fork, last_seen: Option<Timestamp>) -> Fork {
     let refused = holder(fork.refused, fork.first_at, Some(fork.at));
     Fork {
@@ -203,6 +274,12 @@ fn side_by_side(fork: data::Fork, last_seen: Option<Timestamp>) -> Fork {
         accepted: fork
             .accepted
             .map(|party| holder(party, fork.accepted_since, last_seen)),
+        resolved_at: fork.resolved.map(|(at, _end)| at),
+        resolution: fork.resolved.map(|(_at, end)| match end {
+            data::ForkEnd::Kept => ForkEnd::Kept,
+            data::ForkEnd::Out => ForkEnd::Out,
+            data::ForkEnd::Replaced => ForkEnd::Replaced,
+        }),
     }
 }
 
@@ -211,10 +288,13 @@ fn holder(
     since: Option<Timestamp>,
     last_seen: Option<Timestamp>,
 ) -> ForkHolder {
+    let (serial, not_after) = party.certificate.unzip();
     ForkHolder {
         epoch: party.epoch,
         peer_address: party.peer_address,
         certificate_sha256: hex::encode(party.fingerprint),
+        certificate_serial: serial,
+        certificate_not_after: not_after,
         install_id: party.install_id,
         boot_id: party.boot_id,
         agent_run_id: party.agent_run_id,
@@ -263,6 +343,8 @@ async fn view(
         created_at: gateway.created_at,
         agent_version: gateway.agent_version,
         certificate_not_after: gateway.certificate_not_after,
+        certificate_since: gateway.certificate_since,
+        key_generation: gateway.key_generation,
         labels: gateway
             .labels
             .into_iter()
@@ -309,12 +391,14 @@ async fn status(
         return Ok((GatewayStatus::Online, session.confirmed_at));
     }
     if gateway.forks > 0 {
-        // When the last thing heard of it was a second holder of its identity, it waits for a decision.
+        // When the last thing heard of it was a second holder of its identity about which nobody has decided, it waits
+        // for that.
         let forks = state
             .store
             .list_forks(&state.tenant, gateway.agent_id)
             .await?;
-        let latest = forks.first().map(|fork| fork.at);
+        let mut undecided = forks.iter().filter(|fork| fork.resolved.is_none());
+        let latest = undecided.next().map(|fork| fork.at);
         if let Some(at) = latest.filter(|at| gateway.last_seen_at.is_none_or(|seen| *at >= seen)) {
             return Ok((GatewayStatus::Blocked, at));
         }

@@ -6,8 +6,9 @@ use viworks_common::id::{AgentId, CommandName, GatewayName, Tenant};
 use viworks_common::time::Timestamp;
 
 use crate::data::{
-    Actor, Certificate, Gateway, GatewayFilter, GatewayRef, Listing, MergedCommand, NewCertificate,
-    NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult, StoredCatalogue,
+    Actor, Certificate, CertificateEnds, Gateway, GatewayFilter, GatewayRef, Listing,
+    MergedCommand, NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked,
+    StoreResult, StoredCatalogue,
 };
 
 /// Gateways, their certificates, and what they allow.
@@ -81,6 +82,12 @@ pub trait GatewayStore: Send + Sync {
         agent_id: AgentId,
         spki: &[u8; 32],
     ) -> StoreResult<Option<Certificate>>;
+    /// When the certificates of all gateways end, as seen at `wall` by the wall clock.
+    async fn certificate_ends(
+        &self,
+        tenant: &Tenant,
+        wall: Timestamp,
+    ) -> StoreResult<CertificateEnds>;
     /// Stores what a gateway allows.
     async fn save_catalogue(
         &self,

@@ -7,8 +7,8 @@ use viworks_common::id::{AgentId, InstanceId, Tenant};
 use viworks_common::time::Timestamp;
 
 use crate::data::{
-    AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Fork, SessionRecord, SessionTouch,
-    StoreResult,
+    Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Fork, ForkDecision,
+    ForkResolution, SessionRecord, SessionTouch, StoreResult,
 };
 
 /// Sessions of gateways: who may open one, which is the current one, and its end.
@@ -70,6 +70,17 @@ pub trait SessionStore: Send + Sync {
     ) -> StoreResult<Verdict>;
     /// The recorded forks of a gateway, newest first.
     async fn list_forks(&self, tenant: &Tenant, agent_id: AgentId) -> StoreResult<Vec<Fork>>;
+    /// Decides between two holders of an identity: the session of whoever is not kept ends, its epochs are fenced, and
+    /// the one that is kept is let in once although its epoch was left behind. `None` when there is no such gateway;
+    /// the same decision again changes nothing.
+    async fn resolve_fork(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        decision: ForkDecision,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<ForkResolution>>;
     /// The latest sessions of a gateway, newest first.
     async fn list_sessions(
         &self,

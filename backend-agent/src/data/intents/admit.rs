@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 use viworks_common::admission::{Admission, HelloFacts, IdentityRow, admit as decide};
+use viworks_common::fork::Holder;
 use viworks_common::ledger::session;
 use viworks_common::limits::COUNTER_MAX;
 use viworks_common::rules::Complete;
@@ -74,7 +75,7 @@ pub(super) fn admit(
         after,
         rolled_back_to,
     };
-    let accepted = match decide(&known.row, &facts(request)) {
+    let accepted = match decide(&known.row, &facts(request, &known)) {
         Admission::Accept {
             presented,
             issued,
@@ -109,7 +110,12 @@ pub(super) fn admit(
 }
 
 /// What the decision about a HELLO is made from.
-pub(super) fn facts(request: &AdmitRequest) -> HelloFacts {
+pub(super) fn facts(request: &AdmitRequest, known: &Identity) -> HelloFacts {
+    let holder = Holder {
+        install_id: request.install_id,
+        boot_id: request.boot_id,
+        agent_run_id: request.agent_run_id,
+    };
     HelloFacts {
         epoch: request.epoch,
         token_valid: request.token_valid,
@@ -118,6 +124,9 @@ pub(super) fn facts(request: &AdmitRequest) -> HelloFacts {
         highest_order: request.highest_order.min(ORDER_MAX),
         low_water: request.low_water.min(ORDER_MAX),
         confirmed_at_challenge: request.confirmed_at_challenge,
+        kept: known
+            .kept
+            .is_some_and(|kept| kept.lets_in(&holder, known.row.confirmed)),
     }
 }
 

@@ -29,6 +29,8 @@ macro_rules! rows {
           WHERE l.tenant = g.tenant AND l.agent_id = g.agent_id) AS labels, \
          (SELECT max(k.not_after) FROM certificates AS k WHERE k.tenant = g.tenant AND k.agent_id = g.agent_id \
           AND k.retired_at IS NULL AND k.unproved IS NULL) AS certificate_not_after, \
+         (SELECT max(k.registered_at) FROM certificates AS k WHERE k.tenant = g.tenant AND k.agent_id = g.agent_id \
+          AND k.retired_at IS NULL AND k.unproved IS NULL) AS certificate_since, \
          (SELECT count(*) FROM forks AS f WHERE f.tenant = g.tenant AND f.agent_id = g.agent_id) AS forks, \
          (SELECT count(*) FROM orphan_results AS o INDEXED BY orphan_results_by_gateway \
           WHERE o.tenant = g.tenant AND o.agent_id = g.agent_id) AS orphans \
@@ -292,6 +294,7 @@ fn read(row: &Row<'_>) -> StoreResult<Gateway> {
         last_seen_at: row.get("last_seen_at")?,
         agent_version: row.get("agent_version")?,
         certificate_not_after: row.get("certificate_not_after")?,
+        certificate_since: row.get("certificate_since")?,
         catalogue_digest: row.get("catalogue_digest")?,
         pin_set_version: row.get("pin_set_version")?,
         open_commands: row.get("open_commands")?,

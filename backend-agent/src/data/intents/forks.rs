@@ -2,28 +2,39 @@
 
 use serde_json::json;
 use viworks_common::id::AgentId;
+use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
 use super::audit;
 use super::inbox::Post;
 use super::row::Reader;
 use super::tx::{Tx, View};
-use crate::data::{AdmitRequest, AuditOutcome, Fork, ForkParty, Letter, StoreResult};
+use crate::data::{AdmitRequest, AuditOutcome, Fork, ForkEnd, ForkParty, Letter, StoreResult};
 
 /// Second holders of one identity that are kept.
-const KEPT_MAX: i64 = 256;
+pub(super) const KEPT_MAX: i64 = 256;
 
+/// Of a holder that is to stay out nobody is told anew when it starts anew; the one that was kept is a fork again when
+/// it is refused again.
 pub(super) const RECORD: &str = "\
 INSERT INTO forks (tenant, agent_id, refused_agent_run_id, at, refused_epoch, refused_peer_address,
     refused_fingerprint, refused_install_id, refused_boot_id, accepted_epoch, accepted_peer_address,
-    accepted_fingerprint, accepted_install_id, accepted_boot_id, accepted_agent_run_id, first_at, accepted_since)
+    accepted_fingerprint, accepted_install_id, accepted_boot_id, accepted_agent_run_id, first_at, accepted_since,
+    resolved_at, resolution, told_by)
 SELECT :tenant, :agent_id, :agent_run_id, :now, :epoch, :peer_address, :fingerprint, :install_id, :boot_id,
-       s.epoch, s.peer_address, s.fingerprint, s.install_id, s.boot_id, s.agent_run_id, :now, s.confirmed_at
+       s.epoch, s.peer_address, s.fingerprint, s.install_id, s.boot_id, s.agent_run_id, :now, s.confirmed_at,
+       settled.resolved_at, settled.resolution, settled.told_by
 FROM (SELECT 1 AS one) AS here LEFT JOIN (SELECT * FROM sessions WHERE tenant = :tenant AND agent_id = :agent_id
     ORDER BY confirmed_at IS NULL, epoch DESC LIMIT 1) AS s ON true
+LEFT JOIN (SELECT resolved_at, resolution, told_by FROM forks WHERE tenant = :tenant AND agent_id = :agent_id
+    AND resolution IN ('out', 'replaced') AND refused_install_id = :install_id
+    AND (told_by = 'install' OR told_by = 'boot' AND refused_boot_id = :boot_id)
+    ORDER BY resolved_at DESC LIMIT 1) AS settled ON true
 WHERE true
 ON CONFLICT (tenant, agent_id, refused_agent_run_id) DO UPDATE SET at = excluded.at, times = forks.times + 1, refused_epoch = excluded.refused_epoch,
-    refused_peer_address = excluded.refused_peer_address, refused_fingerprint = excluded.refused_fingerprint";
+    refused_peer_address = excluded.refused_peer_address, refused_fingerprint = excluded.refused_fingerprint,
+    resolved_at = CASE WHEN forks.resolution = 'kept' THEN NULL ELSE forks.resolved_at END,
+    resolution = CASE WHEN forks.resolution = 'kept' THEN NULL ELSE forks.resolution END";
 
 /// Keeps the newest: a copy that starts again and again is a new process each time.
 pub(super) const KEEP_NEWEST: &str = "\
@@ -32,10 +43,17 @@ DELETE FROM forks WHERE tenant = :tenant AND agent_id = :agent_id AND refused_ag
     ORDER BY at DESC, refused_agent_run_id LIMIT 1000000 OFFSET :kept)";
 
 pub(super) const LIST: &str = "\
-SELECT agent_id, refused_agent_run_id, at, times, refused_epoch, refused_peer_address, refused_fingerprint,
-       refused_install_id, refused_boot_id, accepted_epoch, accepted_peer_address, accepted_fingerprint,
-       accepted_install_id, accepted_boot_id, accepted_agent_run_id, first_at, accepted_since
-FROM forks WHERE tenant = :tenant AND agent_id = :agent_id ORDER BY at DESC, refused_agent_run_id";
+SELECT f.agent_id, f.refused_agent_run_id, f.at, f.times, f.refused_epoch, f.refused_peer_address,
+       f.refused_fingerprint, f.refused_install_id, f.refused_boot_id, f.accepted_epoch, f.accepted_peer_address, f.accepted_fingerprint,
+       f.accepted_install_id, f.accepted_boot_id, f.accepted_agent_run_id, f.first_at, f.accepted_since,
+       f.resolved_at, f.resolution, r.serial AS refused_serial, r.not_after AS refused_not_after,
+       a.serial AS accepted_serial, a.not_after AS accepted_not_after
+FROM forks AS f
+LEFT JOIN certificates AS r
+    ON r.tenant = f.tenant AND r.agent_id = f.agent_id AND r.fingerprint = f.refused_fingerprint
+LEFT JOIN certificates AS a
+    ON a.tenant = f.tenant AND a.agent_id = f.agent_id AND a.fingerprint = f.accepted_fingerprint
+WHERE f.tenant = :tenant AND f.agent_id = :agent_id ORDER BY f.at DESC, f.refused_agent_run_id";
 
 /// Records a second holder, once for each of its processes, beside the last session that was accepted.
 pub(super) fn record(tx: &Tx<'_>, request: &AdmitRequest) -> StoreResult<()> {
@@ -96,6 +114,7 @@ fn read(row: &Row<'_>) -> StoreResult<Fork> {
             install_id: row.get("accepted_install_id")?,
             boot_id: row.get("accepted_boot_id")?,
             agent_run_id: row.get("accepted_agent_run_id")?,
+            certificate: certificate(&row, "accepted_serial", "accepted_not_after")?,
         }),
         None => None,
     };
@@ -111,7 +130,24 @@ fn read(row: &Row<'_>) -> StoreResult<Fork> {
             install_id: row.get("refused_install_id")?,
             boot_id: row.get("refused_boot_id")?,
             agent_run_id: row.get("refused_agent_run_id")?,
+            certificate: certificate(&row, "refused_serial", "refused_not_after")?,
         },
         accepted,
+        resolved: match row.get("resolved_at")? {
+            Some(at) => Some((at, row.word("resolution", ForkEnd::from_name)?)),
+            None => None,
+        },
     })
+}
+
+/// The serial number and the end of a certificate, as long as it is registered.
+fn certificate(
+    row: &Reader<'_>,
+    serial: &'static str,
+    not_after: &'static str,
+) -> StoreResult<Option<(String, Timestamp)>> {
+    match row.get(serial)? {
+        Some(serial) => Ok(Some((serial, row.get(not_after)?))),
+        None => Ok(None),
+    }
 }

@@ -2,6 +2,7 @@
 
 use viworks_common::admission::IdentityRow;
 use viworks_common::claims::Standing;
+use viworks_common::fork::{Apart, Holder, Kept};
 use viworks_common::id::{AgentId, AgentRunId, InstanceId, SessionId};
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
@@ -16,6 +17,7 @@ macro_rules! columns {
     () => {
         "g.agent_id, g.confirmed, g.issued, g.key_generation, g.last_agent_run_id, g.revoked_at, g.next_order, g.low_water, \
          g.session_epoch, g.session_instance, g.favoured_run, g.favoured_until, g.take_overs, s.session_id, s.agent_run_id, \
+         g.kept_epoch, g.kept_install_id, g.kept_boot_id, g.kept_agent_run_id, g.kept_by, \
          c.digest AS catalogue_digest"
     };
 }
@@ -49,6 +51,8 @@ pub(super) struct Identity {
     /// Which of several backends has it.
     pub(super) live_instance: Option<InstanceId>,
     pub(super) standing: Standing,
+    /// Whom an operator gave it to last.
+    pub(super) kept: Option<Kept>,
     pub(super) catalogue_digest: Option<String>,
     /// The session that was asked about is admitted and waits to be confirmed.
     pub(super) admitted: bool,
@@ -85,9 +89,26 @@ pub(super) fn read(row: &Row<'_>) -> StoreResult<Identity> {
         live_run: row.get("agent_run_id")?,
         live_instance: row.get("session_instance")?,
         standing: standing::read(&row)?,
+        kept: kept(&row)?,
         catalogue_digest: row.get("catalogue_digest")?,
         admitted: row.get("admitted")?,
     })
+}
+
+/// Whom an operator gave the identity to.
+fn kept(row: &Reader<'_>) -> StoreResult<Option<Kept>> {
+    let Some(epoch) = row.get("kept_epoch")? else {
+        return Ok(None);
+    };
+    Ok(Some(Kept {
+        epoch,
+        holder: Holder {
+            install_id: row.get("kept_install_id")?,
+            boot_id: row.get("kept_boot_id")?,
+            agent_run_id: row.get("kept_agent_run_id")?,
+        },
+        apart: row.word("kept_by", Apart::from_name)?,
+    }))
 }
 
 /// Writes the counters, unless they are no longer where they had been seen.

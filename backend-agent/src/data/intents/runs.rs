@@ -117,7 +117,7 @@ SELECT :tenant AS tenant,
        (SELECT count(*) FROM orphan_results AS o CROSS JOIN gateways AS g
         WHERE g.tenant = o.tenant AND g.agent_id = o.agent_id AND o.tenant = :tenant AND o.received_at > :since AND g.revoked_at IS NULL) AS orphans,
        (SELECT count(*) FROM forks AS f CROSS JOIN gateways AS g
-        WHERE g.tenant = f.tenant AND g.agent_id = f.agent_id AND f.tenant = :tenant AND f.at > :since AND g.revoked_at IS NULL) AS forks"
+        WHERE g.tenant = f.tenant AND g.agent_id = f.agent_id AND f.tenant = :tenant AND f.at > :since AND f.resolved_at IS NULL AND g.revoked_at IS NULL) AS forks"
         )
     };
 }

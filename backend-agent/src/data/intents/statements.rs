@@ -7,9 +7,7 @@ use std::path::Path;
 use super::link::Sql;
 use super::{
     admit, agents, audit, budget, catalogues, certificates, confirm, dead_letters, enrolments,
-    forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, recount, reissues,
-    reports, runs, sessions, settle, site, standing, submit, targets, telemetry, tickets, timeline,
-    tx, upkeep,
+    forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, recount, reissues, reports, runs, sessions, settle, site, standing, submit, targets, telemetry, tickets, timeline, tx, upkeep, expiry, resolutions,
 };
 
 fn one(name: &'static str, sql: impl Into<Sql>) -> (&'static str, Sql) {
@@ -76,6 +74,9 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
             enrolments::FORGET_CHALLENGES,
         ),
         one("enrolments::FORGET_OF", enrolments::FORGET_OF),
+        one("expiry::AWAY", expiry::AWAY),
+        one("expiry::GENERATIONS", expiry::GENERATIONS),
+        one("expiry::TALLY", expiry::TALLY),
         one("forks::KEEP_NEWEST", forks::KEEP_NEWEST),
         one("forks::LIST", forks::LIST),
         one("forks::RECORD", forks::RECORD),
@@ -126,6 +127,11 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("reports::KEEP_LATE_OUTCOME", reports::KEEP_LATE_OUTCOME),
         one("reports::KEEP_ORPHAN", reports::KEEP_ORPHAN),
         one("reports::TRIM_ORPHANS", reports::TRIM_ORPHANS),
+        one("resolutions::DECIDE", resolutions::DECIDE),
+        one("resolutions::GIVE", resolutions::GIVE),
+        one("resolutions::HOLDER", resolutions::HOLDER),
+        one("resolutions::LEAVE_OUT", resolutions::LEAVE_OUT),
+        one("resolutions::UNRETIRE", resolutions::UNRETIRE),
         one("runs::CANCEL_COMMANDS", runs::CANCEL_COMMANDS),
         one("runs::CANCEL_RUN", runs::CANCEL_RUN),
         one("runs::COMMAND", runs::COMMAND),

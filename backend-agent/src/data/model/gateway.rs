@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use viworks_common::catalogue::{CatalogueEntry, Risk};
 use viworks_common::code::CloseCode;
+use viworks_common::fork;
 use viworks_common::id::{
     AgentId, AgentRunId, BootId, CommandId, GatewayName, InstallId, InstanceId, SessionId,
 };
@@ -118,6 +119,8 @@ pub struct Gateway {
     pub agent_version: Option<String>,
     /// When its certificate ends: the latest of those that are in use and not retired.
     pub certificate_not_after: Option<Timestamp>,
+    /// When that certificate was registered.
+    pub certificate_since: Option<Timestamp>,
     /// The digest of the stored catalogue.
     pub catalogue_digest: Option<String>,
     /// The version of the pin set it trusts, by its last report.
@@ -247,6 +250,48 @@ pub struct Certificate {
     pub unproved: bool,
     /// The gateway's confirmed epoch: who presents it later and is too late may only have been overtaken.
     pub confirmed: u64,
+}
+
+/// How much of its life a certificate has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimeLeft {
+    /// None.
+    Ended,
+    /// A day at the most.
+    Day,
+    /// Seven days at the most.
+    Week,
+    /// Thirty days at the most.
+    Month,
+    /// More.
+    More,
+}
+
+impl TimeLeft {
+    /// The word in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ended => "ended",
+            Self::Day => "1d",
+            Self::Week => "7d",
+            Self::Month => "30d",
+            Self::More => "more",
+        }
+    }
+}
+
+/// When the certificates of the gateways end that are not revoked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateEnds {
+    /// How many have so much time left.
+    pub left: [(TimeLeft, u64); 5],
+    /// How many gateways have which generation of the agent key, the latest first.
+    pub generations: Vec<(u32, u64)>,
+    /// Gateways that are away and whose certificate ends soon or has ended.
+    pub away: u64,
+    /// The first few of them, and when theirs ends.
+    pub first: Vec<(GatewayName, Timestamp)>,
 }
 
 /// A certificate that a gateway asked for over its session.
@@ -432,6 +477,78 @@ pub struct Fork {
     pub accepted: Option<ForkParty>,
     /// Since when that one held its session.
     pub accepted_since: Option<Timestamp>,
+    /// When an operator decided about it, and how.
+    pub resolved: Option<(Timestamp, ForkEnd)>,
+}
+
+/// What an operator decided about a holder that was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForkEnd {
+    /// It is the one that keeps the identity.
+    Kept,
+    /// It stays out.
+    Out,
+    /// It stays out, and is to get an identity of its own.
+    Replaced,
+}
+
+impl ForkEnd {
+    /// The word in the store and in answers.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kept => "kept",
+            Self::Out => "out",
+            Self::Replaced => "replaced",
+        }
+    }
+
+    /// The one with a name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Kept, Self::Out, Self::Replaced]
+            .into_iter()
+            .find(|end| end.name() == name)
+    }
+}
+
+/// How an operator decides between two holders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForkDecision {
+    /// The one with this process, or with this installation, keeps the identity; the other stays out.
+    Keep(AgentRunId),
+    /// The one that was accepted goes on; the other gets an identity of its own.
+    Replace,
+}
+
+/// What became of the decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ForkResolution {
+    /// It holds.
+    Resolved(Box<ForkResolved>),
+    /// The identity is revoked: nobody keeps it.
+    Revoked,
+    /// No second holder was seen.
+    NoFork,
+    /// No holder has this process or installation.
+    NoSuchHolder,
+    /// Both holders have this installation.
+    BothHolders,
+}
+
+/// A decision between two holders that holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForkResolved {
+    /// Whether it held before, and nothing has changed.
+    pub already: bool,
+    /// Who keeps the identity.
+    pub kept: Option<ForkParty>,
+    /// Who stays out.
+    pub out: Option<ForkParty>,
+    /// Whether a session of the one that stays out was ended.
+    pub session_ended: bool,
+    /// Sessions up to this epoch are not the gateway's any more.
+    pub fenced: Option<u64>,
 }
 
 /// One side of a fork.
@@ -449,6 +566,20 @@ pub struct ForkParty {
     pub boot_id: BootId,
     /// Its process.
     pub agent_run_id: AgentRunId,
+    /// The serial number of its certificate and when that ends, as long as it is registered.
+    pub certificate: Option<(String, Timestamp)>,
+}
+
+impl ForkParty {
+    /// What it says of itself.
+    #[must_use]
+    pub const fn holder(&self) -> fork::Holder {
+        fork::Holder {
+            install_id: self.install_id,
+            boot_id: self.boot_id,
+            agent_run_id: self.agent_run_id,
+        }
+    }
 }
 
 /// A stored catalogue.

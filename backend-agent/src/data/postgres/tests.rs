@@ -198,6 +198,9 @@ fn in_order(plan: &str) -> bool {
 /// Statements about all there is, or most of it.
 const OF_ALL: &[&str] = &[
     "catalogues::MERGE",
+    "expiry::AWAY",
+    "expiry::GENERATIONS",
+    "expiry::TALLY",
     "recount::GATEWAYS",
     "recount::SHORT",
     "runs::COUNTS",

@@ -18,6 +18,9 @@ use crate::data::{HeartbeatFigures, SessionStore as _, SessionTouch, StoreError}
 const OVER_ALL_GATEWAYS: &[&str] = &[
     "catalogues::MERGE",
     "catalogues::MERGE_ONE",
+    "expiry::AWAY",
+    "expiry::GENERATIONS",
+    "expiry::TALLY",
     "recount::GATEWAYS",
     "targets::ALL",
     "runs::COUNTS",

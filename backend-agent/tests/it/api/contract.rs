@@ -237,6 +237,13 @@ async fn successes(backend: &Backend) {
     let body = json!({"reason": "stolen"});
     let revoked = backend.post("/v1/gateways/gw-2/revoke", &body).await;
     assert_eq!(revoked.status, 200, "{}", revoked.text);
+    let none = json!({"replace": true});
+    let none = backend.post("/v1/gateways/gw-2/forks/resolve", &none).await;
+    assert_eq!(none.status, 409, "{}", none.text);
+    let second = backend.second_holder(holder.agent_id).await;
+    let keep = json!({"keep": second});
+    let kept = backend.post("/v1/gateways/gw-1/forks/resolve", &keep).await;
+    assert_eq!(kept.status, 200, "{}", kept.text);
     backend.readiness.latch("agents").set(false, "gone");
     for path in ["/readyz", "/startupz"] {
         assert_eq!(backend.get(path).await.status, 503, "{path}");
@@ -318,6 +325,10 @@ async fn full_disk() -> BTreeSet<Outcome> {
     for n in 0..40 {
         gateways.push(backend.register(&format!("gw-out-{n}")).await);
     }
+    let holders = [
+        holder.agent_run_id,
+        backend.second_holder(holder.agent_id).await,
+    ];
     let backend = backend.on_a_full_disk().await;
     let run = json!({"command": "sys.uptime", "targets": {"gateways": ["gw-1"]}});
     until_full("submitRun", async || backend.post("/v1/runs", &run).await).await;
@@ -363,6 +374,13 @@ async fn full_disk() -> BTreeSet<Outcome> {
         backend
             .delete(&format!("/v1/apikeys/{}", keys.next().unwrap()))
             .await
+    })
+    .await;
+    // Each time the other one.
+    let mut holders = holders.into_iter().rev().cycle();
+    until_full("resolveGatewayFork", async || {
+        let keep = json!({"keep": holders.next().unwrap()});
+        backend.post("/v1/gateways/gw-1/forks/resolve", &keep).await
     })
     .await;
     backend.seen()
@@ -479,6 +497,7 @@ fn readers() -> BTreeMap<&'static str, Reader> {
         ("DeadLetter", reads::<dto::DeadLetter>),
         ("DeadLetterList", reads::<dto::DeadLetterList>),
         ("ForkList", reads::<dto::ForkList>),
+        ("ForkResolved", reads::<dto::ForkResolved>),
         ("OrphanList", reads::<dto::OrphanList>),
         ("Gateway", reads::<dto::Gateway>),
         ("GatewayList", reads::<dto::GatewayList>),
@@ -486,6 +505,7 @@ fn readers() -> BTreeMap<&'static str, Reader> {
         ("Health", reads::<dto::Health>),
         ("NotReady", reads::<dto::NotReady>),
         ("Problem", reads::<dto::Problem>),
+        ("ResolveForkRequest", reads::<dto::ResolveForkRequest>),
         ("RevokeRequest", reads::<dto::RevokeRequest>),
         ("Run", reads::<dto::Run>),
         ("RunCancelled", reads::<dto::RunCancelled>),

@@ -47,6 +47,7 @@ pub(super) struct Nudges {
     pub(super) agents: Mutex<Vec<AgentId>>,
     pub(super) cancelled: Mutex<Vec<CommandId>>,
     pub(super) revoked: Mutex<Vec<AgentId>>,
+    pub(super) given_away: Mutex<Vec<(AgentId, u64)>>,
 }
 
 impl CommandNudge for Nudges {
@@ -60,6 +61,10 @@ impl CommandNudge for Nudges {
 
     fn revoked(&self, agent_id: &AgentId) {
         self.revoked.lock().unwrap().push(*agent_id);
+    }
+
+    fn given_away(&self, agent_id: &AgentId, epoch: u64) {
+        self.given_away.lock().unwrap().push((*agent_id, epoch));
     }
 }
 
@@ -402,28 +407,7 @@ impl Backend {
         let agent_id = self.register(name).await;
         let agent_run_id = AgentRunId::from_uuid(Uuid::now_v7());
         let session_id = SessionId::from_uuid(Uuid::now_v7());
-        let request = AdmitRequest {
-            agent_id,
-            session_id,
-            install_id: InstallId::from_uuid(Uuid::now_v7()),
-            boot_id: BootId::from_uuid(Uuid::now_v7()),
-            agent_run_id,
-            epoch: 0,
-            token_valid: true,
-            key_generation: 1,
-            highest_order: 0,
-            low_water: 0,
-            // Nothing overtook it.
-            confirmed_at_challenge: u64::MAX,
-            unreported: Vec::new(),
-            telemetry: Vec::new(),
-            catalogue_digest: "0".repeat(64),
-            labels: BTreeMap::new(),
-            agent_version: "0.1.0".to_owned(),
-            pin_set_version: 1,
-            peer_address: "127.0.0.1:1".to_owned(),
-            fingerprint: [7; 32],
-        };
+        let request = hello(agent_id, agent_run_id, session_id);
         let admitted = self
             .store
             .admit(&self.tenant, request, now())
@@ -466,6 +450,16 @@ impl Backend {
         }
     }
 
+    /// Another process shows an identity that is connected, with an epoch that was left behind: a second holder.
+    pub(super) async fn second_holder(&self, agent_id: AgentId) -> AgentRunId {
+        let agent_run_id = AgentRunId::from_uuid(Uuid::now_v7());
+        let session_id = SessionId::from_uuid(Uuid::now_v7());
+        let request = hello(agent_id, agent_run_id, session_id);
+        let refused = self.store.admit(&self.tenant, request, now()).await;
+        assert_eq!(refused.unwrap(), AdmitOutcome::Fork);
+        agent_run_id
+    }
+
     /// Has every command die that waits for a gateway, as one that was delivered as often as may be.
     pub(super) async fn kill_queued(&self, holder: &Holder) -> Vec<CommandId> {
         let limits = LeaseLimits {
@@ -490,6 +484,32 @@ impl Backend {
             .await;
         assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text);
         answer.json()["id"].as_str().unwrap().to_owned()
+    }
+}
+
+/// The first HELLO of a process, of an installation and a boot of its own.
+fn hello(agent_id: AgentId, agent_run_id: AgentRunId, session_id: SessionId) -> AdmitRequest {
+    AdmitRequest {
+        agent_id,
+        session_id,
+        install_id: InstallId::from_uuid(Uuid::now_v7()),
+        boot_id: BootId::from_uuid(Uuid::now_v7()),
+        agent_run_id,
+        epoch: 0,
+        token_valid: true,
+        key_generation: 1,
+        highest_order: 0,
+        low_water: 0,
+        // Nothing overtook it.
+        confirmed_at_challenge: u64::MAX,
+        unreported: Vec::new(),
+        telemetry: Vec::new(),
+        catalogue_digest: "0".repeat(64),
+        labels: BTreeMap::new(),
+        agent_version: "0.1.0".to_owned(),
+        pin_set_version: 1,
+        peer_address: "127.0.0.1:1".to_owned(),
+        fingerprint: [7; 32],
     }
 }
 

@@ -409,7 +409,7 @@ async fn taken(bed: &Bed, handled: &[u64]) -> Vec<Mail> {
 }
 
 /// The only thing in the inbox of a backend; it is dealt with.
-async fn only(bed: &Bed) -> (AgentId, Letter) {
+pub(super) async fn only(bed: &Bed) -> (AgentId, Letter) {
     let mail = taken(bed, &[]).await;
     let [one] = mail[..] else {
         panic!("{mail:?}");

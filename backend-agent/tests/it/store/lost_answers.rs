@@ -7,9 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
-    Accepted, Actor, AuditOutcome, CompleteOutcome, ConfirmOutcome, HeartbeatFigures, Holder,
-    NewAuditRecord, NewCertificate, Owner, ProbeAnswer, RedeemOutcome, ReissueOutcome, Rejected,
-    RenewalOutcome, SessionTouch, SiteClaim, StoreError, Submission, TelemetryWrite,
+    Accepted, Actor, AuditOutcome, CompleteOutcome, ConfirmOutcome, HeartbeatFigures, Holder, NewAuditRecord, NewCertificate, Owner, ProbeAnswer, RedeemOutcome, ReissueOutcome, Rejected, RenewalOutcome, SessionTouch, SiteClaim, StoreError, Submission, TelemetryWrite, ForkDecision, ForkResolution,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::code::{CloseCode, RejectCode};
@@ -238,6 +236,13 @@ async fn connect(own: &mut Robbed) -> Session {
             .len(),
         1
     );
+    let actor = Actor::local("test");
+    let live = ForkDecision::Keep(process(1));
+    let kept = twice!(own, resolve_fork(&tenant, agent(1), live, &actor, at(2)), audited 1);
+    let Some(ForkResolution::Resolved(kept)) = kept else {
+        panic!("{kept:?}");
+    };
+    assert!(kept.already && !kept.session_ended, "{kept:?}");
     let holder = Holder {
         agent_id: agent(1),
         epoch,

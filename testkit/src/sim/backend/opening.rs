@@ -91,6 +91,8 @@ impl Instance {
                 highest_order: hello.highest_order,
                 low_water: hello.low_water,
                 confirmed_at_challenge: connection.confirmed_before,
+                // No operator decides anything there.
+                kept: false,
             },
             unreported: hello.unreported,
             telemetry: hello.telemetry,

@@ -8,11 +8,11 @@ use viworks_common::time::Timestamp;
 use super::super::link::Engine;
 use super::super::merged::{Answer, Intent};
 use super::super::store::SqlStore;
-use super::super::{agents, audit, catalogues, certificates};
+use super::super::{agents, audit, catalogues, certificates, expiry};
 use crate::data::{
-    Actor, Certificate, Gateway, GatewayFilter, GatewayRef, GatewayStore, Listing, MergedCommand,
-    NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult,
-    StoredCatalogue,
+    Actor, Certificate, CertificateEnds, Gateway, GatewayFilter, GatewayRef, GatewayStore, Listing,
+    MergedCommand, NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked,
+    StoreResult, StoredCatalogue,
 };
 
 /// For what depends on no time.
@@ -109,6 +109,15 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
         now: Timestamp,
     ) -> StoreResult<RenewalOutcome> {
         self.write(tenant, now, move |tx| certificates::renew(tx, &renewal))
+            .await
+    }
+
+    async fn certificate_ends(
+        &self,
+        tenant: &Tenant,
+        wall: Timestamp,
+    ) -> StoreResult<CertificateEnds> {
+        self.read(tenant, move |view| expiry::ends(view, wall))
             .await
     }
 

@@ -12,10 +12,10 @@ use super::super::link::{Engine, Urgency};
 use super::super::merged::{Answer, Intent, heartbeats};
 use super::super::store::SqlStore;
 use super::super::tx::{Outcome, Tx, View};
-use super::super::{admit, confirm, forks, instances, sessions, standing};
+use super::super::{admit, confirm, forks, instances, resolutions, sessions, standing};
 use crate::data::{
-    AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Fork, InstanceStore, SessionRecord,
-    SessionStore, SessionTouch, StoreResult,
+    Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Fork, ForkDecision,
+    ForkResolution, InstanceStore, SessionRecord, SessionStore, SessionTouch, StoreResult,
 };
 
 #[async_trait]
@@ -135,6 +135,21 @@ impl<E: Engine> SessionStore for SqlStore<E> {
     async fn list_forks(&self, tenant: &Tenant, agent_id: AgentId) -> StoreResult<Vec<Fork>> {
         self.read(tenant, move |view| forks::list(view, agent_id))
             .await
+    }
+
+    async fn resolve_fork(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        decision: ForkDecision,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<ForkResolution>> {
+        let actor = actor.clone();
+        self.write(tenant, now, move |tx| {
+            resolutions::resolve(tx, agent_id, decision, &actor)
+        })
+        .await
     }
 
     async fn list_sessions(

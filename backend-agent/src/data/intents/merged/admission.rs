@@ -101,7 +101,7 @@ impl<'r> Opening<'r> {
             presented,
             issued,
             row,
-        } = decide(&found.known.row, &admit::facts(request))
+        } = decide(&found.known.row, &admit::facts(request, &found.known))
         else {
             return None;
         };

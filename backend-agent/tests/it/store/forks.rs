@@ -1,0 +1,260 @@
+//! What an operator decides about two holders of one identity.
+
+use uuid::Uuid;
+use viworks_backend_agent::data::{
+    Actor, AdmitOutcome, AdmitRequest, Fork, ForkDecision, ForkEnd, ForkResolution, ForkResolved,
+    Letter, NewCertificate, RenewalOutcome,
+};
+use viworks_common::id::{AgentRunId, BootId, InstallId};
+
+use super::bed::{Bed, agent, at, process};
+use super::gateways::new_certificate;
+use super::instances::{instance, only, two_backends};
+use super::postgres_only::finish;
+use super::renewals::renewal;
+
+/// A HELLO of a copy on another machine: the installation is the original's.
+fn copied(bed: &Bed, run: u64, epoch: u64) -> AdmitRequest {
+    on_boot(bed, run, epoch, 99)
+}
+
+fn on_boot(bed: &Bed, run: u64, epoch: u64, boot: u128) -> AdmitRequest {
+    AdmitRequest {
+        boot_id: BootId::from_uuid(Uuid::from_u128(boot)),
+        ..bed.hello(1, run, epoch)
+    }
+}
+
+async fn decide(bed: &Bed, decision: ForkDecision) -> ForkResolution {
+    let actor = Actor::local("test");
+    let decided = bed
+        .store
+        .resolve_fork(&bed.tenant, agent(1), decision, &actor, at(5));
+    decided.await.unwrap().unwrap()
+}
+
+async fn keep(bed: &Bed, run: AgentRunId) -> ForkResolved {
+    let decided = decide(bed, ForkDecision::Keep(run)).await;
+    let ForkResolution::Resolved(resolved) = decided else {
+        panic!("{decided:?}");
+    };
+    *resolved
+}
+
+async fn forks(bed: &Bed) -> Vec<Fork> {
+    bed.store.list_forks(&bed.tenant, agent(1)).await.unwrap()
+}
+
+/// What was decided about a process that was refused.
+async fn end_of(bed: &Bed, run: u64) -> Option<ForkEnd> {
+    let all = forks(bed).await;
+    let fork = all
+        .iter()
+        .find(|fork| fork.refused.agent_run_id == process(run));
+    fork.unwrap().resolved.map(|(_at, end)| end)
+}
+
+/// The copy, process 9, spoke first and has the session of epoch 2; the original, process 1, is at epoch 1.
+async fn overtaken(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    bed.open(copied(bed, 9, 1)).await;
+    assert_eq!(bed.admit(bed.hello(1, 1, 1)).await, AdmitOutcome::Fork);
+}
+
+pub(crate) async fn an_original_that_is_kept_comes_back_and_its_copy_stays_out(bed: &Bed) {
+    overtaken(bed).await;
+    let kept = keep(bed, process(1)).await;
+    assert!(!kept.already && kept.session_ended, "{kept:?}");
+    assert_eq!(kept.fenced, Some(2));
+    assert_eq!(kept.out.unwrap().agent_run_id, process(9));
+    assert!(bed.gateway_now(1).await.session.is_none());
+    // The answer was lost: the same again changes nothing, and still says which sessions are to be cut.
+    let again = keep(bed, process(1)).await;
+    assert!(again.already && !again.session_ended, "{again:?}");
+    assert_eq!(again.fenced, Some(2));
+
+    // Whatever the copy holds is left behind, and nobody is told of it anew, also once it has started anew.
+    assert_eq!(bed.admit(copied(bed, 9, 2)).await, AdmitOutcome::Fork);
+    assert_eq!(bed.admit(copied(bed, 10, 2)).await, AdmitOutcome::Fork);
+    assert_eq!(end_of(bed, 9).await, Some(ForkEnd::Out));
+    assert_eq!(end_of(bed, 10).await, Some(ForkEnd::Out));
+
+    // The original passes with what it held last, also started anew, until a session of it is confirmed.
+    bed.admitted(bed.hello(1, 1, 1)).await;
+    let session = bed.open(bed.hello(1, 2, 1)).await;
+    assert!(session.holder.epoch > 3, "{session:?}");
+    assert!(bed.gateway_now(1).await.session.is_some());
+    assert_eq!(bed.admit(bed.hello(1, 3, 1)).await, AdmitOutcome::Fork);
+    // That is a second holder again, of which somebody is to be told.
+    assert_eq!(end_of(bed, 3).await, None);
+    let audited = bed.audited().await;
+    let resolved = audited.iter().filter(|it| *it == "identity.resolve");
+    assert_eq!(resolved.count(), 1);
+}
+
+pub(crate) async fn a_live_holder_that_is_kept_is_not_disturbed(bed: &Bed) {
+    overtaken(bed).await;
+    let before = bed.gateway_now(1).await;
+    let kept = keep(bed, process(9)).await;
+    assert!(!kept.session_ended && kept.fenced.is_none(), "{kept:?}");
+    let after = bed.gateway_now(1).await;
+    assert_eq!(after.session, before.session);
+    assert_eq!(after.confirmed, before.confirmed);
+    assert_eq!(after.issued, before.issued);
+    assert_eq!(end_of(bed, 1).await, Some(ForkEnd::Out));
+    assert_eq!(bed.admit(bed.hello(1, 1, 1)).await, AdmitOutcome::Fork);
+    assert_eq!(end_of(bed, 1).await, Some(ForkEnd::Out));
+}
+
+pub(crate) async fn a_decision_can_be_taken_back(bed: &Bed) {
+    overtaken(bed).await;
+    keep(bed, process(1)).await;
+    let session = bed.open(bed.hello(1, 1, 1)).await;
+    let other = keep(bed, process(9)).await;
+    assert!(!other.already && other.session_ended, "{other:?}");
+    let epoch = session.holder.epoch;
+    assert_eq!(bed.admit(bed.hello(1, 1, epoch)).await, AdmitOutcome::Fork);
+    bed.open(copied(bed, 9, 2)).await;
+    assert_eq!(end_of(bed, 1).await, Some(ForkEnd::Out));
+    assert_eq!(end_of(bed, 9).await, Some(ForkEnd::Kept));
+}
+
+pub(crate) async fn of_two_processes_of_one_boot_the_one_that_is_named_is_kept(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    bed.open(bed.hello(1, 9, 1)).await;
+    assert_eq!(bed.admit(bed.hello(1, 1, 1)).await, AdmitOutcome::Fork);
+    keep(bed, process(1)).await;
+    assert_eq!(bed.admit(bed.hello(1, 9, 2)).await, AdmitOutcome::Fork);
+    assert_eq!(bed.admit(bed.hello(1, 3, 1)).await, AdmitOutcome::Fork);
+    bed.open(bed.hello(1, 1, 1)).await;
+}
+
+pub(crate) async fn a_live_holder_that_started_anew_since_is_not_disturbed(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    bed.session(1, 1).await;
+    assert_eq!(bed.admit(bed.hello(1, 9, 1)).await, AdmitOutcome::Fork);
+    // The same machine and the same folder, and another process by now.
+    bed.session(1, 2).await;
+    let kept = keep(bed, process(1)).await;
+    assert!(!kept.session_ended, "{kept:?}");
+    assert!(bed.gateway_now(1).await.session.is_some());
+    // The one that was refused is given it all the same.
+    let kept = keep(bed, process(9)).await;
+    assert!(kept.session_ended, "{kept:?}");
+    bed.open(bed.hello(1, 9, 1)).await;
+}
+
+pub(crate) async fn a_second_copied_disk_does_not_pass_for_the_one_that_is_kept(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    // The one that spoke first is a fresh installation; a copied disk of the original knocks as well.
+    let fresh = AdmitRequest {
+        install_id: InstallId::from_uuid(Uuid::from_u128(70)),
+        ..copied(bed, 9, 1)
+    };
+    bed.open(fresh).await;
+    assert_eq!(bed.admit(on_boot(bed, 5, 1, 55)).await, AdmitOutcome::Fork);
+    assert_eq!(bed.admit(bed.hello(1, 1, 1)).await, AdmitOutcome::Fork);
+    keep(bed, process(1)).await;
+    assert_eq!(bed.admit(on_boot(bed, 5, 1, 55)).await, AdmitOutcome::Fork);
+    bed.open(bed.hello(1, 1, 1)).await;
+}
+
+pub(crate) async fn a_holder_that_gets_another_identity_is_no_fork_any_more(bed: &Bed) {
+    overtaken(bed).await;
+    let before = bed.gateway_now(1).await;
+    let ForkResolution::Resolved(replaced) = decide(bed, ForkDecision::Replace).await else {
+        panic!("not resolved");
+    };
+    assert_eq!(replaced.out.unwrap().agent_run_id, process(1));
+    assert_eq!(bed.gateway_now(1).await, before);
+    assert_eq!(end_of(bed, 1).await, Some(ForkEnd::Replaced));
+    let ForkResolution::Resolved(again) = decide(bed, ForkDecision::Replace).await else {
+        panic!("not resolved");
+    };
+    assert!(again.already);
+}
+
+pub(crate) async fn the_certificate_of_the_one_that_is_kept_is_good_again(bed: &Bed) {
+    bed.gateway(1).await;
+    let (tenant, actor) = (&bed.tenant, Actor::local("test"));
+    let first = NewCertificate {
+        fingerprint: bed.hello(1, 1, 0).fingerprint,
+        ..new_certificate(1, 1)
+    };
+    let registered = bed.store.register_certificate(tenant, first, &actor, at(0));
+    registered.await.unwrap();
+    bed.session(1, 1).await;
+    let copy = bed.open(copied(bed, 9, 1)).await;
+    let epoch = copy.holder.epoch;
+    let renewed = bed
+        .store
+        .renew_certificate(tenant, renewal(epoch, 8), at(10));
+    assert_eq!(renewed.await.unwrap(), RenewalOutcome::Issued);
+    let hello = copied(bed, 9, epoch);
+    let admitted = bed.admitted(hello.clone()).await;
+    let mut confirm = bed.confirm_of(&hello, &admitted);
+    confirm.proves = Some([8; 32]);
+    bed.confirm(confirm).await;
+    let is_retired = async || {
+        let known = bed.store.certificate(tenant, agent(1), &[1; 32]).await;
+        known.unwrap().unwrap().retired
+    };
+    assert!(is_retired().await);
+    assert_eq!(bed.admit(bed.hello(1, 1, 1)).await, AdmitOutcome::Fork);
+    let known = forks(bed).await[0].refused.certificate.clone();
+    assert_eq!(known, Some(("0a".to_owned(), at(1_000))));
+    keep(bed, process(1)).await;
+    assert!(!is_retired().await);
+}
+
+pub(crate) async fn a_decision_that_means_nobody_changes_nothing(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let keep = |n| ForkDecision::Keep(process(n));
+    assert_eq!(decide(bed, keep(1)).await, ForkResolution::NoFork);
+    let replaced = decide(bed, ForkDecision::Replace).await;
+    assert_eq!(replaced, ForkResolution::NoFork);
+    bed.open(copied(bed, 9, 1)).await;
+    assert_eq!(bed.admit(bed.hello(1, 1, 1)).await, AdmitOutcome::Fork);
+    let before = (bed.gateway_now(1).await, forks(bed).await);
+    assert_eq!(decide(bed, keep(4)).await, ForkResolution::NoSuchHolder);
+    // A copied disk has the installation of the original.
+    let installation = ForkDecision::Keep(AgentRunId::from_uuid(Uuid::from_u128(7)));
+    assert_eq!(decide(bed, installation).await, ForkResolution::BothHolders);
+    assert_eq!((bed.gateway_now(1).await, forks(bed).await), before);
+    let actor = Actor::local("test");
+    let revoked = bed
+        .store
+        .revoke_gateway(&bed.tenant, agent(1), None, &actor, at(6));
+    revoked.await.unwrap();
+    assert_eq!(decide(bed, keep(1)).await, ForkResolution::Revoked);
+    let unknown = bed
+        .store
+        .resolve_fork(&bed.tenant, agent(2), keep(1), &actor, at(6));
+    assert_eq!(unknown.await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_copy_s_session_is_cut_on_whichever_backend_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other, _)) = two_backends(&folder).await else {
+        return;
+    };
+    one.gateway(1).await;
+    one.session(1, 1).await;
+    let copy = other.open(copied(&one, 9, 1)).await;
+    assert_eq!(copy.confirmed.instance, Some(instance(&other)));
+    let told = Letter::Superseded { epoch: 1 };
+    assert_eq!(only(&one).await, (agent(1), told));
+    assert_eq!(one.admit(one.hello(1, 1, 1)).await, AdmitOutcome::Fork);
+    assert!(keep(&one, process(1)).await.session_ended);
+    let cut = Letter::Superseded { epoch: 2 };
+    assert_eq!(only(&other).await, (agent(1), cut));
+    assert_eq!(other.admit(copied(&one, 9, 2)).await, AdmitOutcome::Fork);
+    other.open(one.hello(1, 1, 1)).await;
+    finish(&folder, one, other).await;
+}

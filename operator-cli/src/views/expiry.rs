@@ -1,0 +1,113 @@
+//! Certificates of gateways that end soon, and why nobody renews them.
+
+use std::time::Duration;
+
+use viworks_api::{Gateway, GatewayList, GatewayStatus};
+use viworks_common::certificate::{Life, life};
+use viworks_common::human;
+use viworks_common::time::Timestamp;
+
+use crate::failure::Failure;
+use crate::output::{self, Format};
+
+/// Whether the certificate of a gateway that is not revoked ends within this time, or has ended.
+pub fn ends_within(gateway: &Gateway, within: Duration, now: Timestamp) -> bool {
+    let until = now.saturating_add(within);
+    gateway.status != GatewayStatus::Revoked
+        && gateway.certificate_not_after.is_some_and(|at| at <= until)
+}
+
+/// Why a certificate that ends within this time is not renewed by itself, where that is so.
+pub fn reason(gateway: &Gateway, within: Duration, now: Timestamp) -> Option<&'static str> {
+    if !ends_within(gateway, within, now) {
+        return None;
+    }
+    match gateway.status {
+        GatewayStatus::Offline => {
+            Some("it is away: it renews when it is back, at the door once it has ended")
+        }
+        GatewayStatus::Blocked => Some("two machines hold its identity: viworks gateway forks"),
+        GatewayStatus::Never => Some("it never connected: enrol it anew when it is needed"),
+        GatewayStatus::Revoked => None,
+        // It is connected, and would have done it by now.
+        GatewayStatus::Online => {
+            let (since, until) = gateway
+                .certificate_since
+                .zip(gateway.certificate_not_after)?;
+            match life(since, until, now) {
+                Life::EndsSoon { .. } | Life::Ended => Some(
+                    "it is connected and has not renewed it: its version may not know how, or it is refused; see its log",
+                ),
+                Life::Good | Life::NotYet => None,
+            }
+        }
+    }
+}
+
+/// Prints a row for each.
+pub fn list(
+    list: &GatewayList,
+    within: Duration,
+    format: Format,
+    now: Timestamp,
+) -> Result<(), Failure> {
+    if format == Format::Json {
+        return output::json(list);
+    }
+    output::table(
+        ["NAME", "CERTIFICATE ENDS", "WHY IT IS NOT RENEWED"],
+        list.items.iter().map(|gateway| {
+            let ends = gateway.certificate_not_after;
+            [
+                gateway.name.to_string(),
+                ends.map_or_else(|| "–".to_owned(), |at| human::relative_and_exact(at, now)),
+                reason(gateway, within, now).unwrap_or_default().to_owned(),
+            ]
+        }),
+    )?;
+    output::note(&format!(
+        "{} within {} and not renewed by itself",
+        human::counted(
+            list.items.len(),
+            "certificate that ends",
+            "certificates that end"
+        ),
+        human::span(within)
+    ));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 3_600);
+
+    fn gateway(status: &str, since: &str, until: &str) -> Gateway {
+        serde_json::from_value(json!({
+            "kind": "Gateway", "id": "00000000-0000-4000-8000-000000000001", "name": "gw-1", "status": status,
+            "created_at": "2026-01-01T00:00:00Z", "since": "2026-01-02T00:00:00Z", "labels": [],
+            "queued_commands": 0, "forks": 0, "certificate_since": since, "certificate_not_after": until,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn who_is_away_is_told_of_in_time_and_who_is_connected_once_it_is_overdue() {
+        let now = Timestamp::parse("2026-03-01T00:00:00Z").unwrap();
+        let told = |status, until| {
+            let gateway = gateway(status, "2026-01-01T00:00:00Z", until);
+            reason(&gateway, DAY * 30, now).is_some()
+        };
+        assert!(told("offline", "2026-03-30T00:00:00Z"));
+        assert!(!told("offline", "2026-04-30T00:00:00Z"));
+        assert!(told("blocked", "2026-03-30T00:00:00Z"));
+        assert!(told("never", "2026-02-01T00:00:00Z"));
+        assert!(!told("revoked", "2026-03-30T00:00:00Z"));
+        // From a third of its life before the end it renews by itself; in the last quarter it should have.
+        assert!(!told("online", "2026-03-30T00:00:00Z"));
+        assert!(told("online", "2026-03-08T00:00:00Z"));
+    }
+}
