@@ -2,6 +2,7 @@
 
 mod challenge;
 mod door;
+mod ends;
 mod office;
 mod quota;
 mod redeem;
@@ -9,5 +10,6 @@ mod refusal;
 mod talk;
 
 pub use door::Door;
+pub use ends::Ends;
 pub use office::{Addresses, IssueTicket, TicketError, TicketOffice};
 pub use redeem::Enrolment;

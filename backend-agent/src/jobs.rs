@@ -35,6 +35,9 @@ mod retention;
 /// Rows that one step of a job handles, so that the writer is never held for long.
 const STEP: usize = 500;
 
+/// Gateways that are removed in one transaction, each with whatever commands it has.
+const ABSENT_STEP: usize = 20;
+
 /// How often heartbeats are stored.
 const HEARTBEATS: Duration = Duration::from_millis(500);
 
@@ -149,6 +152,7 @@ enum Job {
     Expire,
     Overdue,
     Revoked,
+    Absent,
     Dead,
     Strays,
     Heartbeats,
@@ -160,11 +164,12 @@ enum Job {
 }
 
 impl Job {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Offer,
         Self::Expire,
         Self::Overdue,
         Self::Revoked,
+        Self::Absent,
         Self::Dead,
         Self::Strays,
         Self::Heartbeats,
@@ -181,6 +186,7 @@ impl Job {
             Self::Expire => "job: expire",
             Self::Overdue => "job: overdue",
             Self::Revoked => "job: revoked",
+            Self::Absent => "job: absent",
             Self::Dead => "job: dead",
             Self::Strays => "job: strays",
             Self::Heartbeats => "job: heartbeats",
@@ -234,7 +240,9 @@ impl Jobs {
     const fn every(&self, job: Job) -> Duration {
         match job {
             Job::Offer | Job::Strays => self.config.offer,
-            Job::Expire | Job::Overdue | Job::Revoked | Job::Dead => self.config.expire,
+            Job::Expire | Job::Overdue | Job::Revoked | Job::Absent | Job::Dead => {
+                self.config.expire
+            }
             Job::Heartbeats => HEARTBEATS,
             Job::Health => HEALTH,
             Job::Clock => RENEWED_EVERY,
@@ -249,6 +257,7 @@ impl Jobs {
             Job::Expire => self.expire().await,
             Job::Overdue => self.end_overdue().await,
             Job::Revoked => self.cut_revoked().await,
+            Job::Absent => self.remove_absent().await,
             Job::Dead => self.end_dead().await,
             Job::Strays => self.end_strays().await,
             Job::Heartbeats => self.store_heartbeats().await,
@@ -413,6 +422,26 @@ impl Jobs {
             match listing.next {
                 Some(next) => page = Page::after(next, STEP),
                 None => return Ok(()),
+            }
+        }
+    }
+
+    /// Removes ephemeral gateways that stayed away for longer than they may.
+    async fn remove_absent(&self) -> StoreResult<()> {
+        loop {
+            let now = self.clock.line();
+            let removed = self
+                .store
+                .remove_absent_gateways(&self.tenant, ABSENT_STEP, now)
+                .await?;
+            let count = removed.len();
+            for (agent_id, revoked) in removed {
+                info!(%agent_id, "an ephemeral gateway stayed away and was removed");
+                self.manager.revoked(agent_id);
+                self.announce(revoked.ended);
+            }
+            if count < ABSENT_STEP {
+                return Ok(());
             }
         }
     }

@@ -29,6 +29,7 @@ mod outputs;
 mod page;
 mod recent;
 mod recount;
+mod replacements;
 mod reports;
 mod room;
 mod row;

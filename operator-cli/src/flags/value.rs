@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use viworks_api::{GatewayStatus, REASON_BYTES_MAX, TICKET_LIFE_MS_MAX};
+use viworks_api::{
+    EPHEMERAL_MS_MAX, EPHEMERAL_MS_MIN, GatewayStatus, REASON_BYTES_MAX, TICKET_LIFE_MS_MAX,
+};
 use viworks_common::enrolment::{NAME_PREFIX_BYTES_MAX, NameRule};
 use viworks_common::human;
 use viworks_common::id::{InvalidId, LabelKey, check_label_value};
@@ -66,6 +68,21 @@ pub(super) fn ticket_life(text: &str) -> Result<Duration, String> {
         let most = human::span(*possible.end());
         Err(format!(
             "a ticket is valid for at least 1s and at most {most}"
+        ))
+    }
+}
+
+/// Reads after how long an absence a gateway is removed.
+pub(super) fn absence(text: &str) -> Result<Duration, String> {
+    let possible =
+        Duration::from_millis(EPHEMERAL_MS_MIN)..=Duration::from_millis(EPHEMERAL_MS_MAX);
+    let absence = some_time(text)?;
+    if possible.contains(&absence) {
+        Ok(absence)
+    } else {
+        let (least, most) = (human::span(*possible.start()), human::span(*possible.end()));
+        Err(format!(
+            "gateways are removed after at least {least} and at most {most}"
         ))
     }
 }
