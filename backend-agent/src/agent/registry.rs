@@ -85,7 +85,7 @@ impl Unrecognised {
                 "this certificate was replaced by a later one of the same gateway, which has connected with that: a copy of its files was made before"
             }
             Self::Replaced(_) => {
-                "an operator gave this gateway's place to another machine (viworks gateway replace), which has its name and history now: this one is no gateway any more"
+                "another machine has this gateway's place now (viworks gateway replace): this one is no gateway any more"
             }
             Self::Store(_) => "the backend cannot look the certificate up at the moment",
         }

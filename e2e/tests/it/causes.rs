@@ -61,7 +61,7 @@ fn is_waiting(status: &Value) -> bool {
 
 /// Waits until the last failure has this code, and checks what belongs to each: not connected, an exit code that says
 /// so.
-async fn fails_with(binaries: &Binaries, folder: &Path, code: &str) -> Value {
+pub(crate) async fn fails_with(binaries: &Binaries, folder: &Path, code: &str) -> Value {
     let socket = folder.join("state/api.sock");
     let what = format!("the last failure is {code}");
     let (status, exit) = status_where(&what, binaries, &socket, |status| {
@@ -80,7 +80,7 @@ fn delay(status: &Value) -> Duration {
     time(next).saturating_since(time(&failure(status)["at"]))
 }
 
-fn cause(status: &Value) -> &str {
+pub(crate) fn cause(status: &Value) -> &str {
     failure(status)["cause"].as_str().unwrap()
 }
 
