@@ -365,6 +365,7 @@ suite! {
         a_place_whose_answer_was_lost_is_given_again,
         a_revoked_gateway_comes_back_by_a_ticket_for_its_place_alone,
         a_name_that_is_taken_is_taken_over_once_nothing_is_heard_of_it,
+        a_gateway_has_as_many_keys_as_a_hello_can_name,
         an_ephemeral_gateway_that_stays_away_is_removed_and_its_name_is_free,
         gateways_are_listed_by_the_ticket_that_they_came_of,
     }

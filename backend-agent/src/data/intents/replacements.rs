@@ -21,9 +21,9 @@ use crate::data::{
     Settled, StoreError, StoreResult, StoredTicket, TicketRefusal,
 };
 
-/// How long nobody takes a gateway's place by its name alone after something was heard of it: two machines that call
-/// themselves the same would take it from each other in turns, and one that has just enrolled is on its way.
-const HEARD_LATELY: Duration = Duration::from_secs(60);
+/// Seconds for which nobody takes a gateway's place by its name alone after something was heard of it: two machines that
+/// call themselves the same would take it from each other in turns, and one that has just enrolled is on its way.
+const HEARD_LATELY_SECONDS: u64 = 60;
 
 /// The last generation of an agent key: HELLO has one byte for it.
 const GENERATION_MAX: u32 = 255;
@@ -81,11 +81,12 @@ pub(super) fn redeem(
 /// What keeps a machine from taking a gateway's place by its name alone.
 fn judge(tx: &Tx<'_>, gateway: &Gateway, ticket: &StoredTicket) -> Option<TicketRefusal> {
     let heard = gateway.last_seen_at.unwrap_or(gateway.created_at);
+    let lately = Duration::from_secs(HEARD_LATELY_SECONDS);
     if !ticket.allow_replace {
         Some(TicketRefusal::NameTaken)
     } else if gateway.revoked_at.is_some() {
         Some(TicketRefusal::NameOfRevoked)
-    } else if gateway.session.is_some() || heard.saturating_add(HEARD_LATELY) > tx.now {
+    } else if gateway.session.is_some() || heard.saturating_add(lately) > tx.now {
         Some(TicketRefusal::Connected)
     } else {
         None

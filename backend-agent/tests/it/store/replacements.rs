@@ -279,6 +279,24 @@ pub(crate) async fn a_name_that_is_taken_is_taken_over_once_nothing_is_heard_of_
     assert_eq!(redeem(bed, newcomer(2, 54), 161).await, connected);
 }
 
+pub(crate) async fn a_gateway_has_as_many_keys_as_a_hello_can_name(bed: &Bed) {
+    let new = NewGateway {
+        key_generation: 254,
+        ..super::gateways::new_gateway(1, "gw-1")
+    };
+    let actor = Actor::local("test");
+    let made = bed.store.create_gateway(&bed.tenant, new, &actor, at(0));
+    made.await.unwrap();
+    create(bed, ticket_for_the_place(1)).await;
+    create(bed, ticket_for_the_place(2)).await;
+    let last = replaced(redeem(bed, newcomer(1, 50), 30).await);
+    assert_eq!(last.key_generation, 255);
+    let no = refused(TicketRefusal::KeysUsedUp);
+    assert_eq!(redeem(bed, newcomer(2, 51), 31).await, no);
+    assert_eq!(stored(bed, 2).await.uses, 0);
+    bed.open(first_hello(bed, &last)).await;
+}
+
 /// The gateways that the store removes at this time.
 async fn removed(bed: &Bed, seconds: i64) -> Vec<AgentId> {
     let removed = bed
