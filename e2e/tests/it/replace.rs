@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start, text};
-use viworks_testkit::process::{Process, Said, finish};
+use viworks_testkit::dump::change;
+use viworks_testkit::process::{Process, Said, eventually, finish};
 
 use crate::causes::{cause, fails_with};
 use crate::desk::viworks;
@@ -121,4 +123,27 @@ async fn a_machine_that_died_is_replaced_and_stays_the_same_gateway() {
     assert!(said.ended_with(0).stdout.contains("gw-1 is revoked"));
     fails_with(system.binaries(), &newest, "revoked").await;
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ephemeral_gateway_that_stays_away_is_removed_by_its_backend() {
+    let mut system = Deployment::new(Binaries::shipped());
+    system.issue("gw-1");
+    // As one that came of a ticket an hour ago, and was never connected.
+    let hour = "UPDATE gateways SET ephemeral_ms = 60000, created_at = created_at - 3600000000";
+    change(&system.state_folder().join("backend.sqlite"), hour);
+    system.start_backend(Start::default()).await;
+    let removed = eventually("it is removed", PATIENCE, async || {
+        let listed = system.get("/v1/gateways?revoked=true").await;
+        listed["items"][0]["id"].as_str().map(str::to_owned)
+    });
+    let id = removed.await;
+    let shown = system.get(&format!("/v1/gateways/{id}")).await;
+    let reason = shown["revocation"]["reason"].as_str().unwrap();
+    assert!(reason.contains("ephemeral"), "{shown:#}");
+    let (status, _) = system
+        .request("GET", "/v1/gateways/gw-1", None)
+        .await
+        .unwrap();
+    assert_eq!(status, 404, "its name is free");
 }

@@ -321,6 +321,8 @@ pub(crate) async fn an_ephemeral_gateway_that_stays_away_is_removed_and_its_name
     let session = bed.session(2, 1).await;
     let waiting = bed.command(1, false).await;
     assert_eq!(removed(bed, 599).await, []);
+    let counts = bed.store.counts(&bed.tenant, at(599)).await.unwrap();
+    assert_eq!(counts.gateways, 2, "nobody waits for one that is ephemeral");
     assert_eq!(removed(bed, 600).await, [agent(1)]);
     assert_eq!(bed.state(waiting).await, CommandState::Cancelled);
     assert_eq!(removed(bed, 601).await, [], "once");
