@@ -23,7 +23,7 @@ pub struct Ends {
 impl Ends {
     /// Another machine is this gateway from now on.
     pub(super) fn replaced(&self, agent_id: AgentId, replaced: &Replaced, at: Timestamp) {
-        // Also when the answer to the first time was lost: whatever is here of before that epoch is the other machine's.
+        // Also when the answer to the first time was lost: what is here of before that epoch is the other machine's.
         self.manager.superseded(agent_id, replaced.epoch);
         for settled in &replaced.ended {
             self.metrics.commands_final(settled.state, 1);

@@ -17,7 +17,8 @@ struct IdentityFile<'a> {
     token: &'a str,
 }
 
-/// The file's bytes, JSON: who it is, its key of that generation, and its ratchet token of the epoch that it begins with.
+/// The file's bytes, JSON: who it is, its key of that generation, and its ratchet token of the epoch that it begins
+/// with.
 ///
 /// # Panics
 /// Never: text and numbers have a JSON form.

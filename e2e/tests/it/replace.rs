@@ -128,7 +128,7 @@ async fn a_machine_that_died_is_replaced_and_stays_the_same_gateway() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ephemeral_gateway_that_stays_away_is_removed_by_its_backend() {
     let mut system = Deployment::new(Binaries::shipped());
-    system.issue("gw-1");
+    let _folder = system.issue("gw-1");
     // As one that came of a ticket an hour ago, and was never connected.
     let hour = "UPDATE gateways SET ephemeral_ms = 60000, created_at = created_at - 3600000000";
     change(&system.state_folder().join("backend.sqlite"), hour);

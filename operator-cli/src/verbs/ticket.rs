@@ -107,8 +107,8 @@ pub(super) fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Makes a ticket by asking for it; it may go into a new file. The file comes first: a ticket whose string nobody has is
-/// rubbish.
+/// Makes a ticket by asking for it; it may go into a new file. The file comes first: a ticket whose string nobody has
+/// is rubbish.
 pub(super) async fn make(
     asking: impl Future<Output = Result<TicketCreated, Failure>>,
     out: Option<&Path>,

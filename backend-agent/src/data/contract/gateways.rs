@@ -57,8 +57,8 @@ pub trait GatewayStore: Send + Sync {
         limit: usize,
         now: Timestamp,
     ) -> StoreResult<Vec<(AgentId, Revoked)>>;
-    /// Who revoked a gateway, and why; `None` when it is not revoked, or a program of before did so, and so long ago that
-    /// the audit log has gone on by more than is looked through.
+    /// Who revoked a gateway, and why; `None` when it is not revoked, or a program of before did so, and so long ago
+    /// that the audit log has gone on by more than is looked through.
     async fn revocation(
         &self,
         tenant: &Tenant,

@@ -22,7 +22,8 @@ VALUES (:tenant, :spki, :agent_id, :serial, :not_after, :fingerprint, :now) ON C
 
 pub(super) const LOAD: &str = "\
 SELECT c.serial, c.not_after, c.fingerprint, g.revoked_at IS NOT NULL AS revoked, g.confirmed,
-       c.retired_at IS NOT NULL AS retired, c.replaced_at IS NOT NULL AS replaced, c.unproved IS NOT NULL AS unproved, g.name AS gateway
+       c.retired_at IS NOT NULL AS retired, c.replaced_at IS NOT NULL AS replaced,
+       c.unproved IS NOT NULL AS unproved, g.name AS gateway
 FROM certificates AS c
 JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id
 WHERE c.tenant = :tenant AND c.spki = :spki AND c.agent_id = :agent_id";

@@ -21,8 +21,8 @@ use crate::data::{
     Settled, StoreError, StoreResult, StoredTicket, TicketRefusal,
 };
 
-/// Seconds for which nobody takes a gateway's place by its name alone after something was heard of it: two machines that
-/// call themselves the same would take it from each other in turns, and one that has just enrolled is on its way.
+/// Seconds for which nobody takes a gateway's place by its name alone after something was heard of it: two machines
+/// that call themselves the same would take it from each other in turns, and one that has just enrolled is on its way.
 const HEARD_LATELY_SECONDS: u64 = 60;
 
 /// The last generation of an agent key: HELLO has one byte for it.
