@@ -97,7 +97,7 @@ async fn revoke_of(
         for gateway in &list.items {
             output::note(&format!("  {}  {}", gateway.id, gateway.name));
         }
-        let question = format!("{many} that came of the ticket {ticket} are thrown out for good.");
+        let question = format!("What came of the ticket {ticket} is thrown out for good: {many}.");
         prompt::ask(&question, "--yes", "nothing was changed")?;
     }
     let mut revoked = Vec::new();
@@ -106,7 +106,7 @@ async fn revoke_of(
             Ok(one) => revoked.push(one),
             Err(failure) => {
                 let done = format!(
-                    "{} of {many} were thrown out; run it again, which goes on with the others",
+                    "thrown out so far: {} of {many}; run it again, which goes on with the others",
                     revoked.len()
                 );
                 return Err(failure.with(done));

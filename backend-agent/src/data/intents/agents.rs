@@ -105,7 +105,8 @@ pub(super) const RENAME: &str =
 
 pub(super) const REVOKE: &str = "\
 UPDATE gateways SET revoked_at = :now, revoked_by = :by, revoked_reason = :reason, issued = issued + 1,
-       confirmed = issued + 1, session_epoch = NULL, session_instance = NULL, favoured_run = NULL, favoured_until = NULL, take_overs = '[]'
+       confirmed = issued + 1, session_epoch = NULL, session_instance = NULL, favoured_run = NULL,
+       favoured_until = NULL, take_overs = '[]'
 WHERE tenant = :tenant AND agent_id = :agent_id AND revoked_at IS NULL";
 
 /// Of a gateway that a program of before revoked, nothing stands here.

@@ -357,7 +357,7 @@ async fn end(own: &mut Robbed, session: &Session) {
     twice!(own, end_abandoned_sessions(&tenant, None, at(6)), audited 0);
     twice!(own, end_dead_instances(&tenant, at(6)), audited 0);
     let removed = twice!(own, remove_absent_gateways(&tenant, 10, at(7)), audited 0);
-    assert_eq!(removed, [], "none is ephemeral");
+    assert!(removed.is_empty(), "none is ephemeral: {removed:?}");
     let revoked = twice!(own, revoke_gateway(&tenant, agent(1), None, &actor, at(7)), audited 1);
     assert!(revoked.unwrap().already);
     let unknown = own.bed.command_id();
