@@ -466,7 +466,15 @@ async fn a_lost_state_folder_is_named_beside_the_copy_and_the_name_can_be_issued
     // The way out that the page describes.
     let config = system.backend_config();
     let backend = system.binaries().backend();
-    let revoke = ["gateway", "revoke", "gw-1", "--config", text(&config)];
+    let revoke = [
+        "gateway",
+        "revoke",
+        "gw-1",
+        "--reason",
+        "its disk was lost",
+        "--config",
+        text(&config),
+    ];
     run(&backend, &revoke);
     let mut twice = Command::new(&backend);
     twice.args(revoke);
@@ -494,6 +502,7 @@ async fn a_lost_state_folder_is_named_beside_the_copy_and_the_name_can_be_issued
         .get(&format!("/v1/gateways/{}", first["id"].as_str().unwrap()))
         .await;
     assert_eq!(old["status"], "revoked");
+    assert_eq!(old["revocation"]["reason"], "its disk was lost");
     assert!(
         old["name"].as_str().unwrap().starts_with("gw-1-revoked-"),
         "{old:#}"

@@ -139,7 +139,7 @@ pub(super) fn status(text: &str) -> Result<GatewayStatus, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, REASON_BYTES_MAX, reason, span};
+    use super::{Duration, REASON_BYTES_MAX, absence, reason, span};
 
     #[test]
     fn spans_of_time_are_read_or_refused_with_the_expected_form() {
@@ -147,6 +147,15 @@ mod tests {
         assert_eq!(span("2h"), Ok(Duration::from_secs(7_200)));
         for text in ["", "5", "m", "5 m", "-5s", "5w", "99999999999999999999d"] {
             assert!(span(text).unwrap_err().contains("such as 30s"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_absence_is_a_minute_to_a_year() {
+        assert_eq!(absence("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(absence("365d"), Ok(Duration::from_secs(365 * 24 * 3_600)));
+        for text in ["0s", "59s", "366d", "soon"] {
+            assert!(absence(text).is_err(), "{text:?}");
         }
     }
 

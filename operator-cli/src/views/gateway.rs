@@ -207,7 +207,7 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
 /// Who threw it out, and why.
 fn revocation(gateway: &Gateway) -> Vec<(&'static str, String)> {
     let Some(known) = &gateway.revocation else {
-        // The backend looks through the latest records only.
+        // Of what one of an earlier version revoked, the backend looks through the latest records only.
         let place = "in the audit trail, as gateway.revoke (GET /v1/audit)";
         return vec![("revoked by", place.to_owned())];
     };
