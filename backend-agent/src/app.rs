@@ -425,6 +425,7 @@ impl Shared {
             config: config.jobs,
             strays: Default::default(),
             given_up: Default::default(),
+            looks: Default::default(),
         };
         jobs.start(lifecycle);
     }

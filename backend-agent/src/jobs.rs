@@ -1,5 +1,6 @@
 //! Reconcilers: each looks at the store, brings what is behind to where it should be, and can be run at any time.
 
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,13 +31,11 @@ use crate::data::{
 use crate::inbound::heartbeats::Heartbeats;
 use crate::metrics::BackendMetrics;
 
+mod absent;
 mod retention;
 
 /// Rows that one step of a job handles, so that the writer is never held for long.
 const STEP: usize = 500;
-
-/// Gateways that are removed in one transaction, each with whatever commands it has.
-const ABSENT_STEP: usize = 20;
 
 /// How often heartbeats are stored.
 const HEARTBEATS: Duration = Duration::from_millis(500);
@@ -144,6 +143,8 @@ pub struct Jobs {
     pub strays: Mutex<Strays>,
     /// Backends whose sessions this one ended lately.
     pub given_up: Mutex<GivenUp>,
+    /// How often in a row ephemeral gateways were looked for, and the database answered.
+    pub looks: AtomicU32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -422,26 +423,6 @@ impl Jobs {
             match listing.next {
                 Some(next) => page = Page::after(next, STEP),
                 None => return Ok(()),
-            }
-        }
-    }
-
-    /// Removes ephemeral gateways that stayed away for longer than they may.
-    async fn remove_absent(&self) -> StoreResult<()> {
-        loop {
-            let now = self.clock.line();
-            let removed = self
-                .store
-                .remove_absent_gateways(&self.tenant, ABSENT_STEP, now)
-                .await?;
-            let count = removed.len();
-            for (agent_id, revoked) in removed {
-                info!(%agent_id, "an ephemeral gateway stayed away and was removed");
-                self.manager.revoked(agent_id);
-                self.announce(revoked.ended);
-            }
-            if count < ABSENT_STEP {
-                return Ok(());
             }
         }
     }

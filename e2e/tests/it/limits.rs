@@ -103,6 +103,10 @@ const HELD: &[(&str, &str)] = &[
         "a_place_is_given_away_by_whoever_may_throw_out_and_let_in",
     ),
     (
+        "LOOKS backend-agent/src/jobs/absent.rs",
+        "an_ephemeral_gateway_that_stays_away_is_removed_by_its_backend",
+    ),
+    (
         "connections_max [api]",
         "strangers_who_read_nothing_keep_nobody_out_and_are_cut",
     ),
