@@ -196,6 +196,13 @@ pub(crate) async fn a_place_whose_answer_was_lost_is_given_again(bed: &Bed) {
     // The answer of the database.
     let same = replaced(redeem(bed, first.clone(), 31).await);
     assert_eq!((same.epoch, same.key_generation), (done.epoch, 2));
+    // Somebody else with the same challenge gets nothing.
+    let stranger = Redemption {
+        spki: bytes(70),
+        ..newcomer(1, 50)
+    };
+    let none = refused(TicketRefusal::Challenge);
+    assert_eq!(redeem(bed, stranger, 32).await, none);
     // That of the backend: another challenge, and a certificate that nobody ever gets.
     let again = |n: u64| Redemption {
         challenge: challenge(n),
@@ -207,13 +214,6 @@ pub(crate) async fn a_place_whose_answer_was_lost_is_given_again(bed: &Bed) {
     };
     assert_eq!(before.certificate, "certificate 50");
     assert_eq!((before.epoch, before.key_generation), (done.epoch, 2));
-    // Somebody else with the same challenge gets nothing.
-    let stranger = Redemption {
-        spki: bytes(70),
-        ..newcomer(1, 50)
-    };
-    let none = refused(TicketRefusal::Challenge);
-    assert_eq!(redeem(bed, stranger, 32).await, none);
     bed.open(first_hello(bed, &done)).await;
     let in_use = refused(TicketRefusal::KeyInUse);
     assert_eq!(redeem(bed, again(61), 33).await, in_use);
