@@ -46,8 +46,8 @@ pub use telemetry::{
     TelemetryStreamList,
 };
 pub use ticket::{
-    TICKET_LIFE_MS_DEFAULT, TICKET_LIFE_MS_MAX, Ticket, TicketCreated, TicketList, TicketRequest,
-    TicketStatus,
+    EPHEMERAL_MS_MAX, EPHEMERAL_MS_MIN, ReplaceRequest, TICKET_LIFE_MS_DEFAULT, TICKET_LIFE_MS_MAX,
+    Ticket, TicketCreated, TicketList, TicketRequest, TicketStatus,
 };
 
 /// The media type of a problem document.

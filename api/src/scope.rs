@@ -27,7 +27,7 @@ macro_rules! scopes {
 scopes! {
     /// List and show gateways.
     GatewaysRead = "gateways:read";
-    /// Revoke gateways: whoever has it throws machines out for good.
+    /// Revoke gateways: whoever has it throws machines out for good. With `tickets:write`: give their places to others.
     GatewaysWrite = "gateways:write";
     /// List and show runs, their commands, output and events.
     RunsRead = "runs:read";

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use viworks_common::id::{GatewayName, TicketId};
+use viworks_common::id::{AgentId, GatewayName, TicketId};
 use viworks_common::time::Timestamp;
 
 use crate::page::{Kind, list};
@@ -12,6 +12,10 @@ use crate::page::{Kind, list};
 pub const TICKET_LIFE_MS_DEFAULT: u64 = 3_600 * 1_000;
 /// The longest that one may be.
 pub const TICKET_LIFE_MS_MAX: u64 = 90 * 24 * 3_600 * 1_000;
+/// The shortest absence after which an ephemeral gateway is removed: a restart is no absence.
+pub const EPHEMERAL_MS_MIN: u64 = 60 * 1_000;
+/// The longest.
+pub const EPHEMERAL_MS_MAX: u64 = 365 * 24 * 3_600 * 1_000;
 
 /// A request for a ticket.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +45,30 @@ pub struct TicketRequest {
     pub name_prefix: Option<String>,
     /// The addresses and networks that machines must come from, such as `192.0.2.0/24`, at most 16; any when
     /// empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<String>,
+    /// Whether a machine takes the place of the gateway that has its name, where that is neither connected nor revoked:
+    /// the same gateway with another key. Needs `gateways:write` as well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_replace: bool,
+    /// Its gateways are removed after so long an absence, in milliseconds; never when absent.
+    #[cfg_attr(
+        feature = "openapi",
+        schema(minimum = 60000, maximum = 31536000000_u64)
+    )]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ephemeral_ms: Option<u64>,
+}
+
+/// A request for a ticket by which another machine takes a gateway's place.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ReplaceRequest {
+    /// How long it is valid, in milliseconds, at most ninety days.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1000, maximum = 7776000000_u64))]
+    pub expires_in_ms: u64,
+    /// The addresses and networks that the machine must come from, at most 16; any when empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<String>,
 }
@@ -85,6 +113,16 @@ pub struct Ticket {
     pub name_prefix: Option<String>,
     /// Where machines must come from; anywhere when empty.
     pub networks: Vec<String>,
+    /// The gateway whose place a machine takes with it, where it is for that.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    #[serde(default)]
+    pub replaces: Option<AgentId>,
+    /// Whether a machine takes the place of the gateway that has its name.
+    #[serde(default)]
+    pub allow_replace: bool,
+    /// After how long an absence its gateways are removed, in milliseconds, if they are.
+    #[serde(default)]
+    pub ephemeral_ms: Option<u64>,
     /// When it was made.
     pub created_at: Timestamp,
     /// By whom, such as `api_key:01…`.

@@ -40,7 +40,7 @@ use crate::config::{Config, QueueConfig};
 use crate::data::{self, Hurry, Store, line};
 use crate::database;
 use crate::earlier;
-use crate::enrolment::{Addresses, Door, Enrolment, TicketOffice};
+use crate::enrolment::{Addresses, Door, Ends, Enrolment, TicketOffice};
 use crate::inbound::heartbeats::Heartbeats;
 use crate::inbound::judge::Judge;
 use crate::inbound::limits::{AdmissionLimits, Gate};
@@ -393,6 +393,11 @@ impl Shared {
             Arc::clone(&self.clock),
             tickets,
             config.enrolment.requests_per_minute,
+            Ends {
+                manager: Arc::clone(&self.manager),
+                bus: Arc::clone(&self.bus),
+                metrics: self.counters.clone(),
+            },
         );
         let door = Door::new(
             listener,
@@ -420,6 +425,7 @@ impl Shared {
             config: config.jobs,
             strays: Default::default(),
             given_up: Default::default(),
+            looks: Default::default(),
         };
         jobs.start(lifecycle);
     }

@@ -4,6 +4,7 @@
 mod answer;
 mod challenge;
 mod door;
+mod ends;
 mod office;
 mod quota;
 mod redeem;
@@ -12,5 +13,6 @@ mod reissue;
 mod talk;
 
 pub use door::Door;
+pub use ends::Ends;
 pub use office::{Addresses, IssueTicket, TicketError, TicketOffice};
 pub use redeem::Enrolment;

@@ -1,5 +1,6 @@
 //! Reconcilers: each looks at the store, brings what is behind to where it should be, and can be run at any time.
 
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ use crate::inbound::heartbeats::Heartbeats;
 use crate::metrics::BackendMetrics;
 
 mod expiry;
+mod absent;
 mod retention;
 
 /// Rows that one step of a job handles, so that the writer is never held for long.
@@ -142,6 +144,8 @@ pub struct Jobs {
     pub strays: Mutex<Strays>,
     /// Backends whose sessions this one ended lately.
     pub given_up: Mutex<GivenUp>,
+    /// How often in a row ephemeral gateways were looked for, and the database answered.
+    pub looks: AtomicU32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -150,6 +154,7 @@ enum Job {
     Expire,
     Overdue,
     Revoked,
+    Absent,
     Dead,
     Strays,
     Heartbeats,
@@ -167,6 +172,7 @@ impl Job {
         Self::Expire,
         Self::Overdue,
         Self::Revoked,
+        Self::Absent,
         Self::Dead,
         Self::Strays,
         Self::Heartbeats,
@@ -184,6 +190,7 @@ impl Job {
             Self::Expire => "job: expire",
             Self::Overdue => "job: overdue",
             Self::Revoked => "job: revoked",
+            Self::Absent => "job: absent",
             Self::Dead => "job: dead",
             Self::Strays => "job: strays",
             Self::Heartbeats => "job: heartbeats",
@@ -238,7 +245,9 @@ impl Jobs {
     const fn every(&self, job: Job) -> Duration {
         match job {
             Job::Offer | Job::Strays => self.config.offer,
-            Job::Expire | Job::Overdue | Job::Revoked | Job::Dead => self.config.expire,
+            Job::Expire | Job::Overdue | Job::Revoked | Job::Absent | Job::Dead => {
+                self.config.expire
+            }
             Job::Heartbeats => HEARTBEATS,
             Job::Health => HEALTH,
             Job::Clock => RENEWED_EVERY,
@@ -254,6 +263,7 @@ impl Jobs {
             Job::Expire => self.expire().await,
             Job::Overdue => self.end_overdue().await,
             Job::Revoked => self.cut_revoked().await,
+            Job::Absent => self.remove_absent().await,
             Job::Dead => self.end_dead().await,
             Job::Strays => self.end_strays().await,
             Job::Heartbeats => self.store_heartbeats().await,

@@ -315,7 +315,11 @@ impl EnrolError {
                 retry_after: Some(_),
                 ..
             } => ExitCode::Unavailable,
-            Self::Refused { code, .. } if code == "name_taken" => ExitCode::Conflict,
+            Self::Refused { code, .. }
+                if matches!(code.as_str(), "name_taken" | "gateway_connected") =>
+            {
+                ExitCode::Conflict
+            }
             Self::Refused { .. } => ExitCode::Forbidden,
             Self::InDoubt { cause } | Self::Unkept { cause } => cause.exit_code(),
         }

@@ -20,7 +20,7 @@ pub use self::catalogue::Catalogue;
 pub use self::context::Context;
 pub use self::diag::Diag;
 pub use self::dlq::Dlq;
-pub use self::gateway::Gateway;
+pub use self::gateway::{Gateway, ReplaceGateway};
 pub use self::run::Run;
 pub use self::runs::Runs;
 pub use self::telemetry::Telemetry;

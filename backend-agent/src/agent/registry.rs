@@ -61,6 +61,9 @@ pub enum Unrecognised {
     /// A session of the gateway was confirmed with a later certificate.
     #[error("the certificate of the gateway {} was replaced by a later one", .0.name)]
     Retired(Box<Peer>),
+    /// Another machine took the gateway's place since.
+    #[error("another machine took the place of the gateway {}, whose certificate this was", .0.name)]
+    Replaced(Box<Peer>),
     /// The store cannot be asked.
     #[error("failed to look the certificate up")]
     Store(#[from] StoreError),
@@ -81,6 +84,9 @@ impl Unrecognised {
             Self::Retired(_) => {
                 "this certificate was replaced by a later one of the same gateway, which has connected with that: a copy of its files was made before"
             }
+            Self::Replaced(_) => {
+                "another machine has this gateway's place now (viworks gateway replace): this one is no gateway any more"
+            }
             Self::Store(_) => "the backend cannot look the certificate up at the moment",
         }
     }
@@ -93,6 +99,7 @@ impl Unrecognised {
             | Self::NoName(_)
             | Self::ForeignTrustDomain(_)
             | Self::Retired(_)
+            | Self::Replaced(_)
             | Self::NotRegistered => CloseCode::CertUntrusted,
             Self::Revoked => CloseCode::Revoked,
             Self::Store(_) => CloseCode::Internal,
@@ -145,6 +152,9 @@ impl Registry {
             confirmed: known.confirmed,
             unproved: known.unproved.then_some(spki_sha256),
         };
+        if known.replaced {
+            return Err(Unrecognised::Replaced(Box::new(peer)));
+        }
         if known.retired {
             return Err(Unrecognised::Retired(Box::new(peer)));
         }

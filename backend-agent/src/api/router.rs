@@ -99,6 +99,11 @@ pub(super) fn table() -> Vec<Row> {
             Quick,
             routes!(gateways::resolve_fork),
         ),
+        row(
+            scope(Scope::GatewaysWrite),
+            Quick,
+            routes!(tickets::replace),
+        ),
         row(scope(Scope::RunsRead), Large, routes!(orphans::list)),
         row(scope(Scope::RunsWrite), Quick, routes!(runs::submit)),
         row(scope(Scope::RunsWrite), Quick, routes!(runs::plan)),

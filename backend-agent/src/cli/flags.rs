@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use viworks_api::Scope;
+use viworks_api::{REASON_BYTES_MAX, Scope};
 use viworks_common::id::{
     ApiKeyId, GatewayName, InvalidId, LabelKey, TrustDomain, check_label_value,
 };
@@ -284,6 +284,9 @@ pub(super) enum GatewayCommand {
         config: ConfigFlag,
         /// Its name or id
         gateway: GatewayRef,
+        /// Why; shown with the gateway, and kept in the audit trail
+        #[arg(long, value_name = "TEXT", value_parser = reason)]
+        reason: Option<String>,
     },
 }
 
@@ -383,6 +386,16 @@ fn mode(text: &str) -> Result<TlsEnd, String> {
         "passthrough" => Ok(TlsEnd::Backend),
         "terminate" => Ok(TlsEnd::Proxy),
         _ => Err("a mode is passthrough or terminate".to_owned()),
+    }
+}
+
+/// Reads why something is done.
+fn reason(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if (1..=REASON_BYTES_MAX).contains(&text.len()) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("a reason has 1 to {REASON_BYTES_MAX} bytes"))
     }
 }
 

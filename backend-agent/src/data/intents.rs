@@ -31,6 +31,7 @@ mod page;
 mod recent;
 mod recount;
 mod reissues;
+mod replacements;
 mod reports;
 mod resolutions;
 mod room;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use viworks_common::enrolment::{NameRule, TICKET_URL_BYTES_MAX, Ticket};
-use viworks_common::id::{Tenant, TicketId};
+use viworks_common::id::{AgentId, Tenant, TicketId};
 use viworks_common::key::MasterKey;
 use viworks_common::network::IpNetwork;
 use viworks_runtime::blocking::{self, Unanswered};
@@ -50,6 +50,12 @@ pub struct IssueTicket {
     pub naming: NameRule,
     /// Where they must be; anywhere when empty.
     pub networks: Vec<IpNetwork>,
+    /// The gateway whose place a machine takes with it, where it is for that.
+    pub replaces: Option<AgentId>,
+    /// Whether a machine takes the place of the gateway that has its name.
+    pub allow_replace: bool,
+    /// After how long an absence its gateways are removed, if they are.
+    pub ephemeral: Option<Duration>,
 }
 
 /// Why there is no ticket.
@@ -195,6 +201,9 @@ impl TicketOffice {
             labels: wanted.labels,
             naming: wanted.naming,
             networks: wanted.networks,
+            replaces: wanted.replaces,
+            allow_replace: wanted.allow_replace,
+            ephemeral: wanted.ephemeral,
             expires_at,
         };
         let stored = StoredTicket {
@@ -206,6 +215,9 @@ impl TicketOffice {
             labels: new.labels.clone(),
             naming: new.naming.clone(),
             networks: new.networks.clone(),
+            replaces: new.replaces,
+            allow_replace: new.allow_replace,
+            ephemeral: new.ephemeral,
             created_at: now,
             created_by: actor.to_string(),
             expires_at,

@@ -14,7 +14,8 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use viworks_common::enrolment::{
-    AgentSecrets, EnrolmentAnswer, EnrolmentChallenge, EnrolmentRequest, Exchange, RedeemRequest,
+    AgentSecrets, EnrolmentAnswer, EnrolmentChallenge, EnrolmentRequest, Exchange, NameRule,
+    NoName, RedeemRequest,
 };
 use viworks_common::id::{AgentId, GatewayName, Tenant, TicketId};
 use viworks_common::key::Identity;
@@ -25,12 +26,13 @@ use viworks_runtime::random;
 
 use super::answer::{Answered, end_of, json};
 use super::challenge::Challenges;
+use super::ends::Ends;
 use super::office::TicketOffice;
 use super::quota::Buckets;
 use super::refusal::Refusal;
 use super::reissue::Reissues;
 use crate::data::{
-    AnsweredChallenge, Foreseen, NewCertificate, NewGateway, RedeemOutcome, Redemption,
+    AnsweredChallenge, Foreseen, GatewayRef, NewCertificate, NewGateway, RedeemOutcome, Redemption,
     RefusedRedemption, Store, StoreError, StoredTicket, TicketRefusal,
 };
 use crate::pki::PkiError;
@@ -75,6 +77,8 @@ pub struct Enrolment {
     tenant: Tenant,
     clock: Arc<Timeline>,
     office: TicketOffice,
+    /// Where the sessions and commands are of machines whose place is taken.
+    ends: Ends,
     challenges: Challenges,
     /// What is redeemed counts against its ticket: machines behind one address do not take each other's requests.
     tickets: Buckets<TicketId>,
@@ -100,6 +104,7 @@ impl Enrolment {
         clock: Arc<Timeline>,
         office: TicketOffice,
         per_minute: u32,
+        ends: Ends,
     ) -> Self {
         Self {
             challenges: Challenges::new(office.master(), &tenant),
@@ -115,6 +120,7 @@ impl Enrolment {
             tenant,
             clock,
             office,
+            ends,
         }
     }
 
@@ -226,7 +232,7 @@ impl Enrolment {
         let agent_key = master.agent_key(&identity, u32::from(answer.key_generation));
         let secrets = AgentSecrets {
             agent_key: agent_key.secret().clone(),
-            token: master.token(&identity, 0),
+            token: master.token(&identity, answer.epoch),
         };
         answer.sealed = proved.exchange.seal(&proved.body, &secrets);
         let answer = json(&answer);
@@ -246,35 +252,34 @@ impl Enrolment {
             ..
         } = work;
         let request = &proved.request;
-        let wanted = match ticket.naming.name(request.name.as_ref(), &request.host) {
-            Ok(name) => name,
+        let (wanted, place) = match self.wanted(ticket, request).await? {
+            Ok(wanted) => wanted,
             Err(none) => return Err(self.refuse(proved, none.into(), *peer).await),
         };
         let url = self.office.agents_url().map_err(super::TicketError::from)?;
         let office = self.office.open("enrolment").await?;
-        let agent_id = AgentId::from_uuid(random::uuid_v7(self.clock.wall()));
-        // Many machines of one image call themselves the same.
-        let other = match &request.name {
-            None => ticket.naming.beside(&wanted, agent_id),
-            Some(_wish) => None,
+        let redeemed = if let Some(agent_id) = place {
+            let wanted = Wanted {
+                agent_id,
+                name: &wanted,
+                has_other_name: false,
+                replaces: true,
+            };
+            self.redeem_as(&office, work, &wanted).await
+        } else {
+            self.redeem_as_new(&office, work, &wanted).await
         };
-        let has_other = other.is_some();
-        let mut redeemed = self
-            .redeem_as(&office, work, agent_id, &wanted, has_other)
-            .await;
-        if let (Err(StoreError::Conflict { .. }), Some(other)) = (&redeemed, &other) {
-            redeemed = self.redeem_as(&office, work, agent_id, other, false).await;
-        }
         let made = match redeemed? {
             Made::Gateway(made) => made,
             Made::Refused(TicketRefusal::NameTaken) => return Err(Refusal::name_taken(&wanted)),
             Made::Refused(TicketRefusal::NameOfRevoked) => {
                 return Err(Refusal::name_of_revoked(&wanted));
             }
+            Made::Refused(TicketRefusal::Connected) => return Err(Refusal::connected(&wanted)),
             Made::Refused(refusal) => return Err(Refusal::of_ticket(refusal, Some(ticket))),
             Made::Nothing(error) => return Err(super::TicketError::from(error).into()),
         };
-        // What follows needs it in a byte, and a key that was never used is of the first generation.
+        // What follows needs it in a byte, and the store gives out no other generation.
         let key_generation = u8::try_from(made.key_generation)
             .map_err(|error| StoreError::Unavailable(error.into()))?;
         tracing::info!(
@@ -290,6 +295,7 @@ impl Enrolment {
             certificate: made.certificate,
             authority: office.authority.certificate().to_owned(),
             key_generation,
+            epoch: made.epoch,
             sealed: String::new(),
             pins: PinSet {
                 version: self.office.pin_set_version(),
@@ -301,13 +307,74 @@ impl Enrolment {
         })
     }
 
+    /// How the gateway is to be called, and which one it is where the machine takes a place.
+    async fn wanted(
+        &self,
+        ticket: &StoredTicket,
+        request: &RedeemRequest,
+    ) -> Result<Result<(GatewayName, Option<AgentId>), NoName>, StoreError> {
+        let (wish, host) = (request.name.as_ref(), &request.host);
+        let Some(agent_id) = ticket.replaces else {
+            let wanted = match ticket.naming.name(wish, host) {
+                Ok(wanted) => wanted,
+                Err(none) => return Ok(Err(none)),
+            };
+            if !ticket.allow_replace {
+                return Ok(Ok((wanted, None)));
+            }
+            let holder = GatewayRef::Name(wanted.clone());
+            let holder = self.store.gateway(&self.tenant, &holder).await?;
+            // That of a revoked one is free for whoever it always was free for.
+            let holder = holder.filter(|holder| holder.revoked_at.is_none());
+            return Ok(Ok((wanted, holder.map(|holder| holder.agent_id))));
+        };
+        // By its name of this moment: that may be another one than when the ticket was made.
+        let of = GatewayRef::Id(agent_id);
+        let name = match self.store.gateway(&self.tenant, &of).await? {
+            Some(gateway) => NameRule::Fixed(gateway.name),
+            None => ticket.naming.clone(),
+        };
+        let named = name.name(wish, host);
+        Ok(named.map(|name| (name, Some(agent_id))))
+    }
+
+    /// As a gateway that was not there before; where its name is taken, perhaps with another one.
+    async fn redeem_as_new(
+        &self,
+        office: &Office,
+        work: &Work<'_>,
+        name: &GatewayName,
+    ) -> Result<Made, StoreError> {
+        let Work { proved, ticket, .. } = work;
+        let agent_id = AgentId::from_uuid(random::uuid_v7(self.clock.wall()));
+        // Many machines of one image call themselves the same.
+        let other = match &proved.request.name {
+            None => ticket.naming.beside(name, agent_id),
+            Some(_wish) => None,
+        };
+        let wanted = Wanted {
+            agent_id,
+            name,
+            has_other_name: other.is_some(),
+            replaces: false,
+        };
+        let redeemed = self.redeem_as(office, work, &wanted).await;
+        if let (Err(StoreError::Conflict { .. }), Some(other)) = (&redeemed, &other) {
+            let wanted = Wanted {
+                name: other,
+                has_other_name: false,
+                ..wanted
+            };
+            return self.redeem_as(office, work, &wanted).await;
+        }
+        redeemed
+    }
+
     async fn redeem_as(
         &self,
         office: &Office,
         work: &Work<'_>,
-        agent_id: AgentId,
-        name: &GatewayName,
-        has_other_name: bool,
+        wanted: &Wanted<'_>,
     ) -> Result<Made, StoreError> {
         let Work {
             proved,
@@ -315,6 +382,12 @@ impl Enrolment {
             csr,
             peer,
         } = work;
+        let Wanted {
+            agent_id,
+            name,
+            has_other_name,
+            replaces,
+        } = *wanted;
         let identity = Identity {
             tenant: self.tenant.clone(),
             agent_id,
@@ -340,6 +413,7 @@ impl Enrolment {
             spki: csr.spki,
             certificate: certificate.clone(),
             has_other_name,
+            replaces,
             gateway: NewGateway {
                 agent_id,
                 name: name.clone(),
@@ -365,15 +439,29 @@ impl Enrolment {
                 name: name.clone(),
                 labels: ticket.labels.clone(),
                 key_generation: FIRST_GENERATION,
+                epoch: 0,
                 certificate,
                 not_after: facts.not_after,
             }),
+            RedeemOutcome::Replaced(replaced) => {
+                self.ends.replaced(agent_id, &replaced, now);
+                Made::Gateway(NewOne {
+                    agent_id,
+                    name: name.clone(),
+                    labels: replaced.labels,
+                    key_generation: replaced.key_generation,
+                    epoch: replaced.epoch,
+                    certificate,
+                    not_after: facts.not_after,
+                })
+            }
             RedeemOutcome::Before(before) => match end_of(&before.certificate) {
                 Ok(not_after) => Made::Gateway(NewOne {
                     agent_id: before.agent_id,
                     name: before.name,
                     labels: before.labels,
                     key_generation: before.key_generation,
+                    epoch: before.epoch,
                     not_after,
                     certificate: before.certificate,
                 }),
@@ -405,6 +493,17 @@ impl Enrolment {
     }
 }
 
+/// As whom a machine redeems its ticket.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    agent_id: AgentId,
+    name: &'a GatewayName,
+    /// Whether it comes again with another name when this one is taken.
+    has_other_name: bool,
+    /// Whether it takes the place of that gateway.
+    replaces: bool,
+}
+
 /// What a redemption came to.
 enum Made {
     /// A gateway, made now or before.
@@ -421,6 +520,8 @@ struct NewOne {
     name: GatewayName,
     labels: BTreeMap<String, String>,
     key_generation: u32,
+    /// The epoch that it begins with.
+    epoch: u64,
     certificate: String,
     not_after: Timestamp,
 }

@@ -76,6 +76,19 @@ impl Refusal {
         Self::new(StatusCode::CONFLICT, code, detail)
     }
 
+    pub(super) fn connected(name: &GatewayName) -> Self {
+        let detail = format!(
+            "the gateway {name} is connected, or was heard of within the last minute, and nobody takes its place by its \
+             name alone meanwhile: stop the machine before and run enroll again in a minute, or have its place given to \
+             this machine at once (viworks gateway replace {name})"
+        );
+        Self::new(
+            StatusCode::CONFLICT,
+            TicketRefusal::Connected.name(),
+            detail,
+        )
+    }
+
     /// About a ticket, of which `ticket` is known.
     pub(super) fn of_ticket(refusal: TicketRefusal, ticket: Option<&StoredTicket>) -> Self {
         let status = match refusal {
@@ -85,7 +98,9 @@ impl Refusal {
             TicketRefusal::Challenge
             | TicketRefusal::KeyInUse
             | TicketRefusal::NameTaken
-            | TicketRefusal::NameOfRevoked => StatusCode::CONFLICT,
+            | TicketRefusal::NameOfRevoked
+            | TicketRefusal::Connected
+            | TicketRefusal::KeysUsedUp => StatusCode::CONFLICT,
             TicketRefusal::Revoked | TicketRefusal::Expired | TicketRefusal::UsedUp => {
                 StatusCode::GONE
             }
@@ -128,7 +143,14 @@ impl Refusal {
                  enroll again, which makes a new key"
                     .to_owned()
             }
-            TicketRefusal::NameTaken | TicketRefusal::NameOfRevoked => {
+            TicketRefusal::KeysUsedUp => {
+                "the gateway had as many keys as one can have (255): enrol this machine under another name, with a \
+                 ticket of its own (viworks ticket create)"
+                    .to_owned()
+            }
+            TicketRefusal::NameTaken
+            | TicketRefusal::NameOfRevoked
+            | TicketRefusal::Connected => {
                 "the name belongs to another gateway: choose another one with --name".to_owned()
             }
         };

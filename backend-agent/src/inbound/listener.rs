@@ -445,7 +445,7 @@ impl Handshake {
         recognised: &Result<T, Unrecognised>,
         address: SocketAddr,
     ) {
-        if let Err(Unrecognised::Retired(peer)) = recognised {
+        if let Err(Unrecognised::Retired(peer) | Unrecognised::Replaced(peer)) = recognised {
             let action = "gateway.retired_certificate";
             security_event(&self.inbound, peer, address, action).await;
         }

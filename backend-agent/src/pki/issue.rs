@@ -368,7 +368,7 @@ impl Delivery {
             &material.trust_domain,
             material.key_generation,
             &material.agent_key,
-            &material.token,
+            (0, &material.token),
         );
         write_new(&path("identity.json"), &identity, Secrecy::Secret)?;
         // A demo's gateway fills its own.

@@ -23,6 +23,7 @@ mod records;
 mod recount;
 mod reissues;
 mod renewals;
+mod replacements;
 mod retention;
 mod runs;
 mod sessions;
@@ -381,6 +382,17 @@ suite! {
         tickets_that_can_be_used_are_bounded_and_ended_ones_make_room,
         a_ticket_that_is_no_good_is_refused_and_recorded,
     }
+    replacements {
+        a_machine_takes_a_place_and_the_one_before_has_nothing_more,
+        two_machines_never_take_one_place,
+        a_hello_of_the_machine_before_never_outlives_it,
+        a_place_whose_answer_was_lost_is_given_again,
+        a_revoked_gateway_comes_back_by_a_ticket_for_its_place_alone,
+        a_name_that_is_taken_is_taken_over_once_nothing_is_heard_of_it,
+        a_gateway_has_as_many_keys_as_a_hello_can_name,
+        an_ephemeral_gateway_that_stays_away_is_removed_and_its_name_is_free,
+        gateways_are_listed_by_the_ticket_that_they_came_of,
+    }
     records {
         a_database_belongs_to_the_master_key_that_claims_it_first,
         a_page_of_large_rows_ends_early_and_the_next_one_goes_on,
@@ -394,11 +406,35 @@ suite! {
 
 /// What only SQLite has: triggers, and files of earlier versions.
 mod sqlite_only {
-    use viworks_backend_agent::data::{GatewayRef, Page, TelemetryQuery};
+    use viworks_backend_agent::data::{Actor, GatewayRef, Page, TelemetryQuery};
     use viworks_common::command::{CommandState, OutcomeState};
     use viworks_common::time::Timestamp;
 
-    use super::bed::{Bed, agent};
+    use super::bed::{Bed, agent, at};
+
+    #[tokio::test]
+    async fn why_a_gateway_was_revoked_is_known_without_the_audit_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let bed = Bed::new(super::sqlite(&folder).await.unwrap());
+        bed.gateway(1).await;
+        let actor = Actor::local("uid 0");
+        let reason = Some("it was stolen");
+        let revoked = bed
+            .store
+            .revoke_gateway(&bed.tenant, agent(1), reason, &actor, at(5));
+        revoked.await.unwrap();
+        bed.store.close().await;
+        let database = rusqlite::Connection::open(folder.path().join("backend.db")).unwrap();
+        let forget = "DROP TRIGGER audit_log_is_never_deleted; DELETE FROM audit_log";
+        database.execute_batch(forget).unwrap();
+        drop(database);
+        let bed = Bed::new(super::sqlite(&folder).await.unwrap());
+        let known = bed.store.revocation(&bed.tenant, agent(1)).await.unwrap();
+        let known = known.unwrap();
+        assert_eq!(known.by, "local:uid 0");
+        assert_eq!(known.reason.as_deref(), Some("it was stolen"));
+        bed.store.close().await;
+    }
 
     #[tokio::test]
     async fn the_audit_log_cannot_be_changed_or_deleted() {

@@ -108,6 +108,9 @@ pub struct EnrolmentAnswer {
     pub authority: String,
     /// The generation of its key.
     pub key_generation: u8,
+    /// The epoch of its first ratchet token: above zero where it takes the place of a gateway that had sessions.
+    #[serde(default)]
+    pub epoch: u64,
     /// The key that it shares with the backend, and its first ratchet token, sealed: 128 hexadecimal digits.
     pub sealed: String,
     /// The keys that the backend may show.
@@ -125,7 +128,7 @@ pub struct EnrolmentAnswer {
 pub struct AgentSecrets {
     /// The key that it shares with the backend.
     pub agent_key: Secret,
-    /// The ratchet token of epoch 0.
+    /// The ratchet token of its first epoch.
     pub token: Secret,
 }
 

@@ -17,7 +17,8 @@ struct IdentityFile<'a> {
     token: &'a str,
 }
 
-/// The file's bytes, JSON: who it is, its key of that generation, and its ratchet token of epoch 0.
+/// The file's bytes, JSON: who it is, its key of that generation, and its ratchet token of the epoch that it begins
+/// with.
 ///
 /// # Panics
 /// Never: text and numbers have a JSON form.
@@ -28,7 +29,7 @@ pub fn identity_file(
     trust_domain: &TrustDomain,
     key_generation: u32,
     agent_key: &Secret,
-    token: &Secret,
+    (epoch, token): (u64, &Secret),
 ) -> Zeroizing<Vec<u8>> {
     let agent_key = Zeroizing::new(agent_key.expose_hex());
     let token = Zeroizing::new(token.expose_hex());
@@ -38,7 +39,7 @@ pub fn identity_file(
         trust_domain,
         key_generation,
         agent_key: &agent_key,
-        epoch: 0,
+        epoch,
         token: &token,
     };
     let mut json = serde_json::to_vec_pretty(&file).expect("text and numbers have a JSON form");

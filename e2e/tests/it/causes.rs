@@ -61,7 +61,7 @@ fn is_waiting(status: &Value) -> bool {
 
 /// Waits until the last failure has this code, and checks what belongs to each: not connected, an exit code that says
 /// so.
-async fn fails_with(binaries: &Binaries, folder: &Path, code: &str) -> Value {
+pub(crate) async fn fails_with(binaries: &Binaries, folder: &Path, code: &str) -> Value {
     let socket = folder.join("state/api.sock");
     let what = format!("the last failure is {code}");
     let (status, exit) = status_where(&what, binaries, &socket, |status| {
@@ -80,7 +80,7 @@ fn delay(status: &Value) -> Duration {
     time(next).saturating_since(time(&failure(status)["at"]))
 }
 
-fn cause(status: &Value) -> &str {
+pub(crate) fn cause(status: &Value) -> &str {
     failure(status)["cause"].as_str().unwrap()
 }
 
@@ -466,7 +466,15 @@ async fn a_lost_state_folder_is_named_beside_the_copy_and_the_name_can_be_issued
     // The way out that the page describes.
     let config = system.backend_config();
     let backend = system.binaries().backend();
-    let revoke = ["gateway", "revoke", "gw-1", "--config", text(&config)];
+    let revoke = [
+        "gateway",
+        "revoke",
+        "gw-1",
+        "--reason",
+        "its disk was lost",
+        "--config",
+        text(&config),
+    ];
     run(&backend, &revoke);
     let mut twice = Command::new(&backend);
     twice.args(revoke);
@@ -494,6 +502,7 @@ async fn a_lost_state_folder_is_named_beside_the_copy_and_the_name_can_be_issued
         .get(&format!("/v1/gateways/{}", first["id"].as_str().unwrap()))
         .await;
     assert_eq!(old["status"], "revoked");
+    assert_eq!(old["revocation"]["reason"], "its disk was lost");
     assert!(
         old["name"].as_str().unwrap().starts_with("gw-1-revoked-"),
         "{old:#}"

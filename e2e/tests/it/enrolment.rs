@@ -34,7 +34,7 @@ pub(crate) const ENROLMENT_POINTS: [(&str, usize); 5] = [
 ];
 
 /// A backend with a door.
-async fn backend() -> Deployment {
+pub(crate) async fn backend() -> Deployment {
     let mut system = Deployment::new(Binaries::shipped());
     system.start_backend(with_door()).await;
     system
@@ -45,17 +45,17 @@ fn with_door() -> Start {
 }
 
 /// Makes a ticket; its string.
-async fn ticket(system: &Deployment, wanted: &Value) -> String {
+pub(crate) async fn ticket(system: &Deployment, wanted: &Value) -> String {
     let made = system.post("/v1/tickets", wanted).await;
     made["secret"].as_str().unwrap().to_owned()
 }
 
-fn folder(system: &Deployment, name: &str) -> PathBuf {
+pub(crate) fn folder(system: &Deployment, name: &str) -> PathBuf {
     system.path().join("gateways").join(name)
 }
 
 /// `enroll` of the machine whose files go there.
-fn enroll(system: &Deployment, folder: &Path, ticket: &str, more: &[&str]) -> Command {
+pub(crate) fn enroll(system: &Deployment, folder: &Path, ticket: &str, more: &[&str]) -> Command {
     let file = system.path().join(format!(
         "{}.ticket",
         folder.file_name().unwrap().to_str().unwrap()

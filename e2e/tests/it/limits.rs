@@ -99,6 +99,26 @@ const HELD: &[(&str, &str)] = &[
         "an_answer_that_was_lost_is_given_again",
     ),
     (
+        "HEARD_LATELY_SECONDS backend-agent/src/data/intents/replacements.rs",
+        "a_name_that_is_taken_is_taken_over_once_nothing_is_heard_of_it",
+    ),
+    (
+        "GENERATION_MAX backend-agent/src/data/intents/replacements.rs",
+        "a_gateway_has_as_many_keys_as_a_hello_can_name",
+    ),
+    (
+        "EPHEMERAL_MS_MIN api/src/ticket.rs",
+        "a_place_is_given_away_by_whoever_may_throw_out_and_let_in",
+    ),
+    (
+        "EPHEMERAL_MS_MAX api/src/ticket.rs",
+        "a_place_is_given_away_by_whoever_may_throw_out_and_let_in",
+    ),
+    (
+        "LOOKS backend-agent/src/jobs/absent.rs",
+        "an_ephemeral_gateway_that_stays_away_is_removed_by_its_backend",
+    ),
+    (
         "connections_max [api]",
         "strangers_who_read_nothing_keep_nobody_out_and_are_cut",
     ),

@@ -49,6 +49,7 @@ mod refusals;
 mod reload;
 mod renewals;
 mod renewed;
+mod replace;
 mod scaling;
 mod service_manager;
 mod services;

@@ -173,7 +173,7 @@ impl Staging {
             &answer.trust_domain,
             u32::from(answer.key_generation),
             &papers.secrets.agent_key,
-            &papers.secrets.token,
+            (answer.epoch, &papers.secrets.token),
         );
         room.write(IDENTITY, &identity, 0o600)?;
         fault::point("enrol.filling");

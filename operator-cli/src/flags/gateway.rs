@@ -1,12 +1,14 @@
 //! What `viworks gateway` takes.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use viworks_api::GatewayStatus;
-use viworks_common::id::AgentRunId;
+use viworks_common::id::{AgentRunId, TicketId};
+use viworks_common::network::IpNetwork;
 
-use super::value::{reason, some_time, status};
+use super::value::{network, reason, some_time, status, ticket_life};
 
 /// What to do with gateways.
 #[derive(Debug, Subcommand)]
@@ -62,11 +64,15 @@ pub enum Gateway {
     },
     /// Throw a gateway out, at once and for good: its session ends, and its commands with it
     #[command(
-        after_help = "Examples:\n  viworks gateway revoke gw-berlin-07 --reason 'the machine was stolen'\n  viworks gateway revoke gw-berlin-07 --reason 'taken out of service' --yes -o json"
+        after_help = "Examples:\n  viworks gateway revoke gw-berlin-07 --reason 'the machine was stolen'\n  viworks gateway revoke gw-berlin-07 --reason 'taken out of service' --yes -o json\n  viworks gateway revoke --of-ticket 01940f5e-7000-7000-8000-0000000000d1 --reason 'the ticket leaked'"
     )]
     Revoke {
         /// Its name or id
-        gateway: String,
+        #[arg(required_unless_present = "of_ticket")]
+        gateway: Option<String>,
+        /// Every gateway that came of this ticket instead, after a list of them
+        #[arg(long, value_name = "ID", conflicts_with = "gateway")]
+        of_ticket: Option<TicketId>,
         /// Why; kept in the audit trail
         #[arg(long, value_name = "TEXT", value_parser = reason)]
         reason: String,
@@ -74,4 +80,25 @@ pub enum Gateway {
         #[arg(short, long)]
         yes: bool,
     },
+    /// Make a ticket by which another machine takes a gateway's place: its name, labels and history, with a new key
+    #[command(
+        after_help = "Nothing changes before the ticket is redeemed. Then the machine before is cut off for good, and what of its commands may have run ends as indeterminate. A revoked gateway comes back by it.\n\nExamples:\n  viworks gateway replace gw-berlin-07\n  viworks gateway replace gw-berlin-07 --ttl 30m --from 192.0.2.0/24 --out gw-berlin-07.ticket"
+    )]
+    Replace(ReplaceGateway),
+}
+
+/// By what another machine takes a gateway's place.
+#[derive(Debug, Args)]
+pub struct ReplaceGateway {
+    /// Its name or id
+    pub gateway: String,
+    /// How long the ticket is valid, such as 30m, 1h or 7d, at most 90d
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = ticket_life)]
+    pub ttl: Duration,
+    /// An address or network that the machine must come from; as often as there are networks
+    #[arg(long = "from", value_name = "NETWORK", value_parser = network)]
+    pub networks: Vec<IpNetwork>,
+    /// Where the ticket goes, a new file for its owner only; the standard output when left out
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }

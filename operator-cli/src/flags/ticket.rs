@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use viworks_common::id::{GatewayName, TicketId};
 use viworks_common::network::IpNetwork;
 
-use super::value::{label, name_prefix, network, ticket_life};
+use super::value::{absence, label, name_prefix, network, ticket_life};
 
 /// What to do with tickets.
 #[derive(Debug, Subcommand)]
@@ -57,6 +57,12 @@ pub struct CreateTicket {
     /// An address or network that machines must come from; as often as there are networks
     #[arg(long = "from", value_name = "NETWORK", value_parser = network)]
     pub networks: Vec<IpNetwork>,
+    /// Let machines take the place of the gateway that has their name, where that is neither connected nor revoked
+    #[arg(long)]
+    pub allow_replace: bool,
+    /// Remove its gateways after they were away for so long, such as 1h or 7d; 24h when no time is given
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "24h", value_parser = absence)]
+    pub ephemeral: Option<Duration>,
     /// Where the ticket goes, a new file for its owner only; the standard output when left out
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,

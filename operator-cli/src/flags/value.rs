@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use viworks_api::{GatewayStatus, REASON_BYTES_MAX, TICKET_LIFE_MS_MAX};
+use viworks_api::{
+    EPHEMERAL_MS_MAX, EPHEMERAL_MS_MIN, GatewayStatus, REASON_BYTES_MAX, TICKET_LIFE_MS_MAX,
+};
 use viworks_common::enrolment::{NAME_PREFIX_BYTES_MAX, NameRule};
 use viworks_common::human;
 use viworks_common::id::{InvalidId, LabelKey, check_label_value};
@@ -70,6 +72,21 @@ pub(super) fn ticket_life(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads after how long an absence a gateway is removed.
+pub(super) fn absence(text: &str) -> Result<Duration, String> {
+    let possible =
+        Duration::from_millis(EPHEMERAL_MS_MIN)..=Duration::from_millis(EPHEMERAL_MS_MAX);
+    let absence = some_time(text)?;
+    if possible.contains(&absence) {
+        Ok(absence)
+    } else {
+        let (least, most) = (human::span(*possible.start()), human::span(*possible.end()));
+        Err(format!(
+            "gateways are removed after at least {least} and at most {most}"
+        ))
+    }
+}
+
 /// Reads what the names of gateways begin with.
 pub(super) fn name_prefix(text: &str) -> Result<String, String> {
     if NameRule::is_prefix(text) {
@@ -122,7 +139,7 @@ pub(super) fn status(text: &str) -> Result<GatewayStatus, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, REASON_BYTES_MAX, reason, span};
+    use super::{Duration, REASON_BYTES_MAX, absence, reason, span};
 
     #[test]
     fn spans_of_time_are_read_or_refused_with_the_expected_form() {
@@ -130,6 +147,15 @@ mod tests {
         assert_eq!(span("2h"), Ok(Duration::from_secs(7_200)));
         for text in ["", "5", "m", "5 m", "-5s", "5w", "99999999999999999999d"] {
             assert!(span(text).unwrap_err().contains("such as 30s"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_absence_is_a_minute_to_a_year() {
+        assert_eq!(absence("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(absence("365d"), Ok(Duration::from_secs(365 * 24 * 3_600)));
+        for text in ["0s", "59s", "366d", "soon"] {
+            assert!(absence(text).is_err(), "{text:?}");
         }
     }
 

@@ -1,14 +1,16 @@
 //! `viworks gateway`: who the gateways are and whether they answer.
 
-use viworks_api::{GatewayStatus, ResolveForkRequest};
+use viworks_api::{GatewayStatus, ReplaceRequest, ResolveForkRequest};
+use viworks_common::human;
+use viworks_common::id::TicketId;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
 use crate::client::Client;
 use crate::failure::Failure;
-use crate::flags::Gateway;
+use crate::flags::{Gateway, ReplaceGateway};
 use crate::output::{self, Format};
-use crate::verbs::prompt;
+use crate::verbs::{prompt, ticket};
 use crate::views;
 use crate::views::expiry;
 
@@ -56,11 +58,21 @@ pub(super) async fn execute(
             let orphans = client.orphans(&gateway).await?;
             views::orphans::list(&orphans, format, SystemClock.wall())?;
         }
+        Gateway::Replace(wanted) => replace(client, wanted, format).await?,
+        Gateway::Revoke {
+            of_ticket: Some(ticket),
+            reason,
+            yes,
+            ..
+        } => revoke_of(client, ticket, &reason, yes, format).await?,
         Gateway::Revoke {
             gateway,
             reason,
             yes,
+            of_ticket: None,
         } => {
+            // There is one where there is no ticket.
+            let gateway = gateway.unwrap_or_default();
             let gateway = if yes {
                 gateway
             } else {
@@ -71,6 +83,60 @@ pub(super) async fn execute(
         }
     }
     Ok(ExitCode::Ok)
+}
+
+/// Makes a ticket by which another machine takes a gateway's place.
+async fn replace(client: &Client, wanted: ReplaceGateway, format: Format) -> Result<(), Failure> {
+    let ReplaceGateway {
+        gateway,
+        ttl,
+        networks,
+        out,
+    } = wanted;
+    ticket::check_out(out.as_deref())?;
+    let request = ReplaceRequest {
+        expires_in_ms: ticket::millis(ttl),
+        networks: networks.iter().map(ToString::to_string).collect(),
+    };
+    let asking = client.replace_gateway(&gateway, &request);
+    let created = ticket::make(asking, out.as_deref()).await?;
+    views::ticket::created(&created, out.as_deref(), format, SystemClock.wall())
+}
+
+/// Throws out every gateway that came of a ticket, one after the other: each is a revocation of its own.
+async fn revoke_of(
+    client: &Client,
+    ticket: TicketId,
+    reason: &str,
+    yes: bool,
+    format: Format,
+) -> Result<(), Failure> {
+    let mut list = client.gateways_of(ticket).await?;
+    list.items
+        .retain(|gateway| gateway.status != GatewayStatus::Revoked);
+    let now = SystemClock.wall();
+    let many = human::counted(list.items.len(), "gateway", "gateways");
+    if !yes && !list.items.is_empty() {
+        for gateway in &list.items {
+            output::note(&format!("  {}  {}", gateway.id, gateway.name));
+        }
+        let question = format!("What came of the ticket {ticket} is thrown out for good: {many}.");
+        prompt::ask(&question, "--yes", "nothing was changed")?;
+    }
+    let mut revoked = Vec::new();
+    for gateway in &list.items {
+        match client.revoke_gateway(&gateway.id.to_string(), reason).await {
+            Ok(one) => revoked.push(one),
+            Err(failure) => {
+                let done = format!(
+                    "thrown out so far: {} of {many}; run it again, which goes on with the others",
+                    revoked.len()
+                );
+                return Err(failure.with(done));
+            }
+        }
+    }
+    views::gateway::all_revoked(ticket, &revoked, format, now)
 }
 
 /// The id of a gateway that somebody wants to be rid of, once they have said so: its name may mean another one a moment

@@ -2,6 +2,7 @@
 
 use std::io::Read as _;
 use std::path::Path;
+use std::time::Duration;
 
 use viworks_api::{TicketCreated, TicketRequest};
 use viworks_common::enrolment::{TICKET_CHARS_MAX, TICKET_NETWORKS_MAX, Ticket as Written};
@@ -33,17 +34,16 @@ pub(super) async fn execute(
             let out = wanted.out;
             let request = TicketRequest {
                 uses: wanted.uses,
-                expires_in_ms: Some(u64::try_from(wanted.ttl.as_millis()).unwrap_or(u64::MAX)),
+                expires_in_ms: Some(millis(wanted.ttl)),
                 labels: wanted.labels.into_iter().collect(),
                 name: wanted.name,
                 name_prefix: wanted.name_prefix,
                 networks: wanted.networks.iter().map(ToString::to_string).collect(),
+                allow_replace: wanted.allow_replace,
+                ephemeral_ms: wanted.ephemeral.map(millis),
             };
             let client = client()?;
-            let created = match &out {
-                Some(out) => create_into(&client, &request, out).await?,
-                None => client.create_ticket(&request).await?,
-            };
+            let created = make(client.create_ticket(&request), out.as_deref()).await?;
             views::ticket::created(&created, out.as_deref(), format, now)?;
         }
         Ticket::Ls => views::ticket::list(&client()?.tickets().await?, format, now)?,
@@ -74,11 +74,7 @@ fn check(wanted: &CreateTicket) -> Result<(), Failure> {
         out,
         ..
     } = wanted;
-    if out.as_deref() == Some(Path::new("-")) {
-        let what = "--out names a new file, and - stands for the standard output elsewhere";
-        let fix = "leave --out out, and the ticket goes there; a file of that name is ./-";
-        return Err(Failure::usage(what).with(fix));
-    }
+    check_out(out.as_deref())?;
     if name.is_some() && *uses > 1 {
         let what = format!("--name is the name of one gateway, and --uses {uses} is for several");
         return Err(Failure::usage(what).with("leave --uses out, or use --name-prefix"));
@@ -96,17 +92,35 @@ fn check(wanted: &CreateTicket) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes a ticket that goes into a new file. The file comes first: a ticket whose string nobody has is rubbish.
-async fn create_into(
-    client: &Client,
-    request: &TicketRequest,
-    out: &Path,
+/// Refuses a file that stands for the standard output elsewhere.
+pub(super) fn check_out(out: Option<&Path>) -> Result<(), Failure> {
+    if out == Some(Path::new("-")) {
+        let what = "--out names a new file, and - stands for the standard output elsewhere";
+        let fix = "leave --out out, and the ticket goes there; a file of that name is ./-";
+        return Err(Failure::usage(what).with(fix));
+    }
+    Ok(())
+}
+
+/// Whole milliseconds.
+pub(super) fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Makes a ticket by asking for it; it may go into a new file. The file comes first: a ticket whose string nobody has
+/// is rubbish.
+pub(super) async fn make(
+    asking: impl Future<Output = Result<TicketCreated, Failure>>,
+    out: Option<&Path>,
 ) -> Result<TicketCreated, Failure> {
+    let Some(out) = out else {
+        return asking.await;
+    };
     let mut signals = Signals::listen()?;
     files::write_new(out, b"", 0o600).map_err(|error| untaken(out, &error))?;
     let asked = tokio::select! {
         biased;
-        created = client.create_ticket(request) => created,
+        created = asking => created,
         _signal = signals.next() => Err(interrupted()),
     };
     let created = match asked {

@@ -2,6 +2,7 @@
 
 use viworks_api::{Gateway, GatewayList, GatewayRevoked, GatewayStatus};
 use viworks_common::human;
+use viworks_common::id::TicketId;
 use viworks_common::time::Timestamp;
 
 use crate::failure::Failure;
@@ -214,7 +215,7 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
 /// Who threw it out, and why.
 fn revocation(gateway: &Gateway) -> Vec<(&'static str, String)> {
     let Some(known) = &gateway.revocation else {
-        // The backend looks through the latest records only.
+        // Of what one of an earlier version revoked, the backend looks through the latest records only.
         let place = "in the audit trail, as gateway.revoke (GET /v1/audit)";
         return vec![("revoked by", place.to_owned())];
     };
@@ -244,7 +245,7 @@ pub fn farewell(gateway: &Gateway) -> String {
         ),
     };
     format!(
-        "{} is thrown out for good: {session}{commands}; the machine comes back only with a new identity.",
+        "{} is thrown out for good: {session}{commands}; a machine comes back only by a new ticket.",
         gateway.name
     )
 }
@@ -255,10 +256,33 @@ pub fn revoked(revoked: &GatewayRevoked, format: Format, now: Timestamp) -> Resu
         return output::json(revoked);
     }
     output::line(&one_line(&fate(revoked, now)))?;
+    let (program, name) = (program::name(), &revoked.gateway.name);
     output::note(&format!(
-        "to let the machine in again: {} ticket create --name {}",
-        program::name(),
-        revoked.gateway.name
+        "to let a machine in under its name again: {program} gateway replace {name}, with its history, or {program} \
+         ticket create --name {name}, as a new gateway"
+    ));
+    Ok(())
+}
+
+/// Says what became of the gateways of a ticket.
+pub fn all_revoked(
+    ticket: TicketId,
+    revoked: &[GatewayRevoked],
+    format: Format,
+    now: Timestamp,
+) -> Result<(), Failure> {
+    if format == Format::Json {
+        return output::json(&revoked);
+    }
+    if revoked.is_empty() {
+        output::line("no gateway that came of this ticket is left to throw out")?;
+    }
+    for one in revoked {
+        output::line(&one_line(&fate(one, now)))?;
+    }
+    output::note(&format!(
+        "nobody else enrols by the ticket once it is revoked: {} ticket revoke {ticket}",
+        program::name()
     ));
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::json;
 use viworks_api::{Ticket, TicketCreated, TicketList, TicketStatus};
@@ -40,6 +41,8 @@ pub fn created(
         ("Labels", labels(&ticket.labels)),
         ("Names", naming(ticket)),
         ("From", ticket.networks.join(" ")),
+        ("Place", place(ticket)),
+        ("Absence", absence(ticket)),
     ] {
         if !found.is_empty() {
             output::note(&format!("  {what:<8} {}", one_line(&found)));
@@ -132,6 +135,8 @@ pub fn show(ticket: &Ticket, format: Format, now: Timestamp) -> Result<(), Failu
         ("names", naming(ticket)),
         ("labels", labels(&ticket.labels)),
         ("from", ticket.networks.join(" ")),
+        ("place", place(ticket)),
+        ("absence", absence(ticket)),
     ] {
         if !found.is_empty() {
             output::line(&format!("{what:<9} {}", one_line(&found)))?;
@@ -187,6 +192,28 @@ fn naming(ticket: &Ticket) -> String {
         (None, Some(prefix)) => format!("{prefix}…"),
         (None, None) => String::new(),
     }
+}
+
+/// Whose place a machine takes with it.
+fn place(ticket: &Ticket) -> String {
+    let taken = "it takes the place of the gateway";
+    match (ticket.replaces, ticket.allow_replace) {
+        (Some(one), _) => {
+            format!("{taken} {one}, whose machine is cut off once the ticket is redeemed")
+        }
+        (None, true) => {
+            format!("{taken} that has its name, where that is neither connected nor revoked")
+        }
+        (None, false) => String::new(),
+    }
+}
+
+/// What becomes of its gateways when they stay away.
+fn absence(ticket: &Ticket) -> String {
+    ticket.ephemeral_ms.map_or_else(String::new, |absence| {
+        let absence = human::span(Duration::from_millis(absence));
+        format!("its gateways are removed once they were away for {absence}")
+    })
 }
 
 fn labels(labels: &BTreeMap<String, String>) -> String {

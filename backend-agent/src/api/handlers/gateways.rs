@@ -12,7 +12,7 @@ use viworks_api::{
 };
 
 use viworks_common::command::CommandState;
-use viworks_common::id::{AgentRunId, InstanceId};
+use viworks_common::id::{AgentRunId, InstanceId, TicketId};
 use viworks_common::time::Timestamp;
 
 use crate::api::ApiState;
@@ -33,6 +33,9 @@ pub(in crate::api) struct ListParams {
     /// Only those with this label, as `key=value`.
     #[param(pattern = "^[^=]+=.*$")]
     label: Option<String>,
+    /// Only those that came of this ticket.
+    #[param(value_type = Option<String>)]
+    ticket: Option<TicketId>,
     /// Where to go on: `next` of the page before.
     cursor: Option<String>,
     /// Most rows wanted, 1 to 1000; 100 when absent.
@@ -57,6 +60,7 @@ pub(in crate::api) async fn list(
         connected: params.online,
         revoked: params.revoked,
         label,
+        ticket: params.ticket,
     };
     let page = page(params.cursor.as_deref(), params.limit)?;
     let listing = state

@@ -6,8 +6,9 @@ use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
 use viworks_api::{
-    Kind, TICKET_LIFE_MS_DEFAULT, TICKET_LIFE_MS_MAX, Ticket, TicketCreated, TicketList,
-    TicketRequest, TicketStatus,
+    EPHEMERAL_MS_MAX, EPHEMERAL_MS_MIN, GatewayRef, Kind, ReplaceRequest, Scope,
+    TICKET_LIFE_MS_DEFAULT, TICKET_LIFE_MS_MAX, Ticket, TicketCreated, TicketList, TicketRequest,
+    TicketStatus,
 };
 use viworks_common::enrolment::{
     NAME_PREFIX_BYTES_MAX, NameRule, TICKET_NETWORKS_MAX, TICKET_USES_MAX,
@@ -17,10 +18,12 @@ use viworks_common::limits::LABELS_MAX;
 use viworks_common::network::IpNetwork;
 use viworks_common::time::Timestamp;
 
+use super::gateways;
+use crate::api::ApiState;
 use crate::api::extract::{Caller, JsonBody, NoParams, PageParams, Params, Segment};
 use crate::api::problem::{ApiError, ApiResult};
 use crate::api::request::{Api, RequestId};
-use crate::data::StoredTicket;
+use crate::data::{Actor, StoredTicket};
 use crate::enrolment::IssueTicket;
 
 /// The shortest that a ticket may be valid.
@@ -39,9 +42,55 @@ pub(in crate::api) async fn create(
     body: JsonBody<TicketRequest>,
 ) -> ApiResult<(StatusCode, Json<TicketCreated>)> {
     let wanted = check(body.value)?;
+    if wanted.allow_replace && !principal.may(Scope::GatewaysWrite) {
+        return Err(ApiError::forbidden(Scope::GatewaysWrite));
+    }
     let actor = principal.actor(&request_id);
+    issue(&state, wanted, &actor).await
+}
+
+/// Makes a ticket by which one machine takes the place of this gateway: the same gateway, with its name, its labels and
+/// its history, and another key. Nothing changes before it is redeemed; then the machine before is cut off, and what of
+/// its commands may have run ends as indeterminate. A revoked gateway comes back by it. Needs `tickets:write` as well.
+#[utoipa::path(post, path = "/v1/gateways/{gateway}/replace", operation_id = "replaceGateway", tag = "gateways",
+    params(("gateway" = String, Path, description = "Its id or its name")),
+    request_body = ReplaceRequest,
+    responses((status = 201, description = "The ticket with its string", body = TicketCreated),
+        (status = 409, description = "This backend has no door for new gateways, does not know where they reach it, or there are as many tickets as may be", body = viworks_api::Problem, content_type = "application/problem+json")))]
+pub(in crate::api) async fn replace(
+    State(state): Api,
+    Caller(principal): Caller,
+    RequestId(request_id): RequestId,
+    Segment(which): Segment<GatewayRef>,
+    _params: Params<NoParams>,
+    body: JsonBody<ReplaceRequest>,
+) -> ApiResult<(StatusCode, Json<TicketCreated>)> {
+    if !principal.may(Scope::TicketsWrite) {
+        return Err(ApiError::forbidden(Scope::TicketsWrite));
+    }
+    let ReplaceRequest {
+        expires_in_ms,
+        networks,
+    } = body.value;
+    let mut wanted = check(TicketRequest {
+        uses: 1,
+        expires_in_ms: Some(expires_in_ms),
+        networks,
+        ..TicketRequest::default()
+    })?;
+    let found = gateways::find(&state, which).await?;
+    wanted.naming = NameRule::Fixed(found.name);
+    wanted.replaces = Some(found.agent_id);
+    issue(&state, wanted, &principal.actor(&request_id)).await
+}
+
+async fn issue(
+    state: &ApiState,
+    wanted: IssueTicket,
+    actor: &Actor,
+) -> ApiResult<(StatusCode, Json<TicketCreated>)> {
     let (store, tenant, clock) = (&*state.store, &state.tenant, &state.clock);
-    let issued = state.tickets.issue(store, tenant, wanted, &actor, clock);
+    let issued = state.tickets.issue(store, tenant, wanted, actor, clock);
     let (stored, secret) = issued.await?;
     Ok((
         StatusCode::CREATED,
@@ -161,12 +210,22 @@ fn check(request: TicketRequest) -> ApiResult<IssueTicket> {
             }
         }
     }
+    let possible = EPHEMERAL_MS_MIN..=EPHEMERAL_MS_MAX;
+    if let Some(absence) = request.ephemeral_ms
+        && !possible.contains(&absence)
+    {
+        let allowed = format!("{EPHEMERAL_MS_MIN} to {EPHEMERAL_MS_MAX}, a minute to a year");
+        return refused("ephemeral_ms", "out of range", allowed);
+    }
     Ok(IssueTicket {
         uses,
         life: Duration::from_millis(life),
         labels: request.labels,
         naming,
         networks,
+        replaces: None,
+        allow_replace: request.allow_replace,
+        ephemeral: request.ephemeral_ms.map(Duration::from_millis),
     })
 }
 
@@ -196,6 +255,11 @@ fn view(ticket: StoredTicket, now: Timestamp) -> Ticket {
         name,
         name_prefix,
         networks: ticket.networks.iter().map(IpNetwork::to_string).collect(),
+        replaces: ticket.replaces,
+        allow_replace: ticket.allow_replace,
+        ephemeral_ms: ticket
+            .ephemeral
+            .map(|absence| u64::try_from(absence.as_millis()).unwrap_or(u64::MAX)),
         created_at: ticket.created_at,
         created_by: ticket.created_by,
         expires_at: ticket.expires_at,

@@ -9,7 +9,11 @@ use super::open::{actor, line, load, open};
 use crate::data::StoreError;
 
 pub(super) async fn execute(command: GatewayCommand) -> anyhow::Result<ExitCode> {
-    let GatewayCommand::Revoke { config, gateway } = command;
+    let GatewayCommand::Revoke {
+        config,
+        gateway,
+        reason,
+    } = command;
     let tenant = Tenant::default_tenant();
     let store = open(&load(&config)?).await?;
     let revoked = async {
@@ -18,7 +22,8 @@ pub(super) async fn execute(command: GatewayCommand) -> anyhow::Result<ExitCode>
         };
         let now = line(&*store).await?;
         let who = actor();
-        let revoked = store.revoke_gateway(&tenant, found.agent_id, None, &who, now);
+        let reason = reason.as_deref();
+        let revoked = store.revoke_gateway(&tenant, found.agent_id, reason, &who, now);
         let revoked = revoked.await?;
         Ok(revoked.map(|revoked| (revoked.already, found, now)))
     }

@@ -50,8 +50,16 @@ pub trait GatewayStore: Send + Sync {
         actor: &Actor,
         now: Timestamp,
     ) -> StoreResult<Option<Revoked>>;
-    /// Who revoked a gateway, and why; `None` when it was not revoked, or so long ago that the audit log has gone on by
-    /// more than is looked through.
+    /// Revokes ephemeral gateways that stayed away for longer than they may, at most `limit`, and frees their names;
+    /// answers what that did.
+    async fn remove_absent_gateways(
+        &self,
+        tenant: &Tenant,
+        limit: usize,
+        now: Timestamp,
+    ) -> StoreResult<Vec<(AgentId, Revoked)>>;
+    /// Who revoked a gateway, and why; `None` when it is not revoked, or a program of before did so, and so long ago
+    /// that the audit log has gone on by more than is looked through.
     async fn revocation(
         &self,
         tenant: &Tenant,

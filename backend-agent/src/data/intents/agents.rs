@@ -1,5 +1,7 @@
 //! Gateways: made, named, listed and revoked.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use viworks_common::code::CloseCode;
 use viworks_common::id::{AgentId, GatewayName};
@@ -12,10 +14,11 @@ use super::link::{LinkError, Sql, conflict_or};
 use super::page::{following, listing, rows_wanted};
 use super::row::{Reader, to_json};
 use super::tx::{Tx, View};
-use super::{audit, certificates, sessions, settle};
+use super::{audit, certificates, sessions, settle, tickets};
 use crate::data::{
     Actor, AuditOutcome, Gateway, GatewayFilter, GatewayRef, GatewaySession, HeartbeatFigures,
-    Label, LabelSource, Letter, Listing, NewGateway, Page, Revoked, StoreError, StoreResult,
+    Label, LabelSource, Letter, Listing, NewGateway, Page, Revocation, Revoked, StoreError,
+    StoreResult, StoredTicket,
 };
 
 /// The columns that [`read`] reads.
@@ -84,12 +87,16 @@ pub(super) const LIST: Sql = both!(
     "AND g.agent_id > :after \
      AND (:connected IS NULL OR (g.session_epoch IS NOT NULL) = :connected) \
      AND (:revoked IS NULL OR (g.revoked_at IS NOT NULL) = :revoked) \
+     AND (:ticket IS NULL OR g.ticket_id = :ticket OR EXISTS (SELECT 1 FROM enrolments AS e \
+          WHERE e.tenant = g.tenant AND e.ticket_id = :ticket AND e.agent_id = g.agent_id)) \
      AND (:key IS NULL OR EXISTS (SELECT 1 FROM labels AS l WHERE l.tenant = g.tenant AND l.agent_id = g.agent_id \
           AND l.key = :key AND l.value = :value)) \
      ORDER BY g.agent_id LIMIT :limit",
     "AND g.agent_id > :after \
      AND (:connected::boolean IS NULL OR (g.session_epoch IS NOT NULL) = :connected) \
      AND (:revoked::boolean IS NULL OR (g.revoked_at IS NOT NULL) = :revoked) \
+     AND (:ticket::text IS NULL OR g.ticket_id = :ticket OR EXISTS (SELECT 1 FROM enrolments AS e \
+          WHERE e.tenant = g.tenant AND e.ticket_id = :ticket AND e.agent_id = g.agent_id)) \
      AND (:key::text IS NULL OR EXISTS (SELECT 1 FROM labels AS l WHERE l.tenant = g.tenant AND l.agent_id = g.agent_id \
           AND l.key = :key AND l.value = :value)) \
      ORDER BY g.agent_id LIMIT :limit"
@@ -99,16 +106,25 @@ pub(super) const RENAME: &str =
     "UPDATE gateways SET name = :name WHERE tenant = :tenant AND agent_id = :agent_id";
 
 pub(super) const REVOKE: &str = "\
-UPDATE gateways SET revoked_at = :now, issued = issued + 1, confirmed = issued + 1, session_epoch = NULL,
-       session_instance = NULL, favoured_run = NULL, favoured_until = NULL, take_overs = '[]'
+UPDATE gateways SET revoked_at = :now, revoked_by = :by, revoked_reason = :reason, issued = issued + 1,
+       confirmed = issued + 1, session_epoch = NULL, session_instance = NULL, favoured_run = NULL,
+       favoured_until = NULL, take_overs = '[]'
 WHERE tenant = :tenant AND agent_id = :agent_id AND revoked_at IS NULL";
+
+/// Of a gateway that a program of before revoked, nothing stands here.
+pub(super) const REVOCATION: &str = "\
+SELECT agent_id, revoked_by, revoked_reason FROM gateways
+WHERE tenant = :tenant AND agent_id = :agent_id AND revoked_at IS NOT NULL";
+
+pub(super) const CAME_OF: &str = "\
+UPDATE gateways SET ticket_id = :id, ephemeral_ms = :ephemeral_ms WHERE tenant = :tenant AND agent_id = :agent_id";
 
 /// Names that are tried for a revoked gateway whose name goes to another.
 const RETIRED_NAMES_MAX: u32 = 1_000;
 
 /// Frees the name of a revoked gateway, so that it can be issued again as a new identity: the old one keeps its id, its
 /// history and a name that says what became of it.
-fn release_name(tx: &Tx<'_>, name: &GatewayName, actor: &Actor) -> StoreResult<()> {
+pub(super) fn release_name(tx: &Tx<'_>, name: &GatewayName, actor: &Actor) -> StoreResult<()> {
     let holder = load(tx, &GatewayRef::Name(name.clone()))?;
     let Some(holder) = holder.filter(|holder| holder.revoked_at.is_some()) else {
         return Ok(());
@@ -189,10 +205,11 @@ pub(super) fn list(
         connected,
         revoked,
         label,
+        ticket,
     } = filter;
     let (key, value) = label.as_ref().map(|(key, value)| (key, value)).unzip();
     let (after, limit) = (following(page.after), rows_wanted(page.limit));
-    let params = params! { after, connected, revoked, key, value, limit };
+    let params = params! { after, connected, revoked, key, value, ticket, limit };
     let rows = view.page(LIST, params, read)?;
     Ok(listing(rows, page.limit, |gateway| gateway.agent_id))
 }
@@ -233,7 +250,8 @@ pub(super) fn revoke(
             ended: Vec::new(),
         }));
     }
-    tx.execute(REVOKE, params! { agent_id })?;
+    let by = actor.to_string();
+    tx.execute(REVOKE, params! { agent_id, by, reason })?;
     let mut live_session = None;
     if let Some(session) = gateway.session {
         live_session = Some(session.session_id);
@@ -253,7 +271,6 @@ pub(super) fn revoke(
         let command = change.as_ref().map(|change| &change.command);
         ended.extend(command.map(|command| settle::settled(command, written.run_finished)));
     }
-    // `audit::revocation` reads it.
     let detail = reason.map_or_else(|| json!({}), |reason| json!({ "reason": reason }));
     note(tx, actor, "gateway.revoke", agent_id, &detail)?;
     Ok(Some(Revoked {
@@ -261,6 +278,28 @@ pub(super) fn revoke(
         live_session,
         ended,
     }))
+}
+
+/// Who revoked a gateway, and why.
+pub(super) fn revocation(view: &View<'_>, agent_id: AgentId) -> StoreResult<Option<Revocation>> {
+    let kept = view.optional(REVOCATION, params! { agent_id }, |row| {
+        let row = Reader::new("gateways", row);
+        let by = row.get::<Option<String>>("revoked_by")?;
+        let reason = row.get("revoked_reason")?;
+        Ok(by.map(|by| Revocation { by, reason }))
+    })?;
+    match kept {
+        None => Ok(None),
+        Some(Some(kept)) => Ok(Some(kept)),
+        Some(None) => audit::revocation(view, agent_id),
+    }
+}
+
+/// Notes of which ticket a gateway came, and after how long an absence it is removed.
+pub(super) fn came_of(tx: &Tx<'_>, agent_id: AgentId, ticket: &StoredTicket) -> StoreResult<()> {
+    let (id, ephemeral_ms) = (ticket.id, ticket.ephemeral.map(tickets::millis));
+    tx.execute(CAME_OF, params! { agent_id, id, ephemeral_ms })
+        .map(drop)
 }
 
 fn name_conflict(error: LinkError, name: &GatewayName) -> StoreError {
@@ -324,6 +363,14 @@ fn session(row: &Reader<'_>) -> StoreResult<Option<GatewaySession>> {
             commands_running: row.get("commands_running")?,
         },
     }))
+}
+
+/// The labels that the operator gave.
+pub(super) fn labels_of_operator(gateway: &Gateway) -> BTreeMap<String, String> {
+    let own = gateway.labels.iter();
+    let own = own.filter(|label| label.source == LabelSource::Operator);
+    own.map(|label| (label.key.clone(), label.value.clone()))
+        .collect()
 }
 
 fn labels(row: &Reader<'_>) -> StoreResult<Vec<Label>> {

@@ -175,7 +175,7 @@ pub(super) fn list(view: &View<'_>, page: Page<u64>) -> StoreResult<Listing<Audi
     Ok(listing(rows, page.limit, |record| record.seq))
 }
 
-/// Who revoked a gateway, and why.
+/// Who revoked a gateway, and why, where a program of before did, which kept it nowhere else.
 pub(super) fn revocation(view: &View<'_>, agent_id: AgentId) -> StoreResult<Option<Revocation>> {
     let object = Actor::gateway(agent_id).to_string();
     view.optional(

@@ -22,7 +22,8 @@ VALUES (:tenant, :spki, :agent_id, :serial, :not_after, :fingerprint, :now) ON C
 
 pub(super) const LOAD: &str = "\
 SELECT c.serial, c.not_after, c.fingerprint, g.revoked_at IS NOT NULL AS revoked, g.confirmed,
-       c.retired_at IS NOT NULL AS retired, c.unproved IS NOT NULL AS unproved, g.name AS gateway
+       c.retired_at IS NOT NULL AS retired, c.replaced_at IS NOT NULL AS replaced,
+       c.unproved IS NOT NULL AS unproved, g.name AS gateway
 FROM certificates AS c
 JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id
 WHERE c.tenant = :tenant AND c.spki = :spki AND c.agent_id = :agent_id";
@@ -50,6 +51,12 @@ pub(super) const RETIRE: &str = "\
 UPDATE certificates SET retired_at = :now, unproved = NULL
 WHERE tenant = :tenant AND agent_id = :agent_id AND spki <> :spki AND retired_at IS NULL
       AND registered_at <= (SELECT o.registered_at FROM certificates AS o WHERE o.tenant = :tenant AND o.spki = :spki)";
+
+/// Whatever a gateway has, when another machine takes its place with this key: also what retired before belongs to a
+/// machine that is not the gateway any more.
+pub(super) const REPLACE: &str = "\
+UPDATE certificates SET retired_at = coalesce(retired_at, :now), replaced_at = :now, unproved = NULL
+WHERE tenant = :tenant AND agent_id = :agent_id AND spki <> :spki AND replaced_at IS NULL";
 
 /// TLS refuses them by their end, long before they are forgotten; so are those that were in no session.
 pub(super) const FORGET: &str = "\
@@ -189,6 +196,11 @@ pub(super) fn prove(tx: &Tx<'_>, agent_id: AgentId, spki: &[u8; 32]) -> StoreRes
     agents::note(tx, &actor, "certificate.prove", agent_id, &detail)
 }
 
+/// Retires every certificate of a gateway but the one of the machine that takes its place.
+pub(super) fn replace(tx: &Tx<'_>, agent_id: AgentId, spki: &[u8; 32]) -> StoreResult<()> {
+    tx.execute(REPLACE, params! { agent_id, spki }).map(drop)
+}
+
 fn read_known(row: &Row<'_>) -> StoreResult<Known> {
     let row = Reader::new("certificates", row);
     Ok(Known {
@@ -218,6 +230,7 @@ pub(super) fn read(row: &Row<'_>) -> StoreResult<Certificate> {
         fingerprint: row.get("fingerprint")?,
         revoked: row.get("revoked")?,
         retired: row.get("retired")?,
+        replaced: row.get("replaced")?,
         unproved: row.get("unproved")?,
         confirmed: row.get("confirmed")?,
     })

@@ -3,7 +3,6 @@
 //! Challenges are no rows: the backends recognise their own. What is kept is each that somebody with a ticket answered,
 //! until none would take it any more.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -18,11 +17,11 @@ use viworks_runtime::sqlite::{Row, params};
 
 use super::row::Reader;
 use super::tx::{Tx, View};
-use super::{agents, certificates, tickets};
+use super::{agents, certificates, replacements, tickets};
 use crate::data::{
     Actor, AnsweredChallenge, AuditOutcome, EnrolledBefore, Foreseen, Gateway, GatewayRef,
-    LabelSource, RedeemOutcome, Redemption, RefusedRedemption, StoreError, StoreResult,
-    StoredTicket, TicketRefusal,
+    RedeemOutcome, Redemption, RefusedRedemption, StoreError, StoreResult, StoredTicket,
+    TicketRefusal,
 };
 
 /// Seconds until the same thing is recorded again that somebody with a ticket can do without end.
@@ -36,11 +35,11 @@ INSERT INTO enrolment_challenges (tenant, challenge, ticket_id, expires_at)
 VALUES (:tenant, :challenge, :id, :expires_at) ON CONFLICT (tenant, challenge) DO NOTHING";
 
 pub(super) const BY_KEY: &str = "\
-SELECT ticket_id, agent_id, install_id, certificate FROM enrolments WHERE tenant = :tenant AND spki = :spki";
+SELECT ticket_id, agent_id, install_id, certificate, epoch FROM enrolments WHERE tenant = :tenant AND spki = :spki";
 
 pub(super) const ADD: &str = "\
-INSERT INTO enrolments (tenant, spki, ticket_id, agent_id, install_id, certificate, enrolled_at)
-VALUES (:tenant, :spki, :id, :agent_id, :install_id, :certificate, :now)";
+INSERT INTO enrolments (tenant, spki, ticket_id, agent_id, install_id, certificate, enrolled_at, epoch)
+VALUES (:tenant, :spki, :id, :agent_id, :install_id, :certificate, :now, :epoch)";
 
 pub(super) const FORGET: &str = "\
 DELETE FROM enrolments WHERE tenant = :tenant AND ticket_id IN (
@@ -149,10 +148,13 @@ fn try_redeem(tx: &Tx<'_>, redemption: &Redemption) -> StoreResult<RedeemOutcome
     if !consume(tx, *id, challenge)? {
         // Unless this very intent did it, and the answer to that was lost: nobody else has the new gateway's id.
         let enrolled = tx.optional(BY_KEY, params! { spki }, read)?;
-        if enrolled.is_some_and(|enrolled| enrolled.agent_id == gateway.agent_id) {
-            return Ok(RedeemOutcome::Enrolled);
-        }
-        return refused(TicketRefusal::Challenge);
+        return match enrolled {
+            Some(enrolled) if redemption.replaces => {
+                replacements::repeated(tx, redemption, &enrolled)
+            }
+            Some(enrolled) if enrolled.agent_id == gateway.agent_id => Ok(RedeemOutcome::Enrolled),
+            Some(_) | None => refused(TicketRefusal::Challenge),
+        };
     }
     let Some(ticket) = tickets::by_id(tx, *id)? else {
         return refused(TicketRefusal::Unknown);
@@ -169,6 +171,13 @@ fn try_redeem(tx: &Tx<'_>, redemption: &Redemption) -> StoreResult<RedeemOutcome
     if certificates::is_registered(tx, spki)? {
         return refused(TicketRefusal::KeyInUse);
     }
+    let is_for_one = ticket.replaces.is_some_and(|one| one != gateway.agent_id);
+    if is_for_one || (ticket.replaces.is_some() && !redemption.replaces) {
+        return refused(TicketRefusal::Unknown);
+    }
+    if redemption.replaces {
+        return replacements::redeem(tx, redemption, &ticket);
+    }
     if let Some(refusal) = judge_name(tx, &ticket, &gateway.name)? {
         if redemption.has_other_name {
             // Everything is undone, the challenge as well: it comes again with the other name.
@@ -184,7 +193,12 @@ fn try_redeem(tx: &Tx<'_>, redemption: &Redemption) -> StoreResult<RedeemOutcome
     let agent_id = gateway.agent_id;
     let actor = &Actor::gateway(agent_id).at_address(Some(*peer));
     agents::create(tx, gateway, actor)?;
-    tx.execute(ADD, params! { spki, id, agent_id, install_id, certificate })?;
+    agents::came_of(tx, agent_id, &ticket)?;
+    let epoch = 0_u64;
+    tx.execute(
+        ADD,
+        params! { spki, id, agent_id, install_id, certificate, epoch },
+    )?;
     let detail = json!({
         "gateway": gateway.name, "agent_id": agent_id, "install_id": install_id, "use": ticket.uses + 1,
     });
@@ -230,11 +244,13 @@ fn judge_name(
 }
 
 /// What came of a key before.
-struct Enrolled {
+pub(super) struct Enrolled {
     ticket_id: TicketId,
-    agent_id: AgentId,
+    pub(super) agent_id: AgentId,
     install_id: InstallId,
-    certificate: String,
+    pub(super) certificate: String,
+    /// The epoch that the gateway began with.
+    pub(super) epoch: u64,
 }
 
 /// The same gateway for the same installation, which cannot have had the answer: it was never connected.
@@ -247,7 +263,9 @@ fn again(
     let gateway = agents::load(tx, &GatewayRef::Id(enrolled.agent_id))?;
     let same =
         enrolled.ticket_id == redemption.ticket && enrolled.install_id == redemption.install_id;
-    let unused = |gateway: &Gateway| gateway.revoked_at.is_none() && gateway.confirmed == 0 && same;
+    let unused = |gateway: &Gateway| {
+        gateway.revoked_at.is_none() && gateway.confirmed == enrolled.epoch && same
+    };
     let Some(gateway) = gateway.filter(unused) else {
         return Ok(RedeemOutcome::Refused(TicketRefusal::KeyInUse));
     };
@@ -263,14 +281,12 @@ fn again(
         let done = AuditOutcome::Done;
         tickets::note(tx, &actor, "ticket.redeem", id, done, &detail)?;
     }
-    let own = gateway.labels.into_iter();
-    let own = own.filter(|label| label.source == LabelSource::Operator);
-    let labels: BTreeMap<String, String> = own.map(|label| (label.key, label.value)).collect();
     Ok(RedeemOutcome::Before(EnrolledBefore {
         agent_id: gateway.agent_id,
+        labels: agents::labels_of_operator(&gateway),
         name: gateway.name,
-        labels,
         key_generation: gateway.key_generation,
+        epoch: enrolled.epoch,
         certificate: enrolled.certificate,
     }))
 }
@@ -292,5 +308,6 @@ fn read(row: &Row<'_>) -> StoreResult<Enrolled> {
         agent_id: row.get("agent_id")?,
         install_id: row.get("install_id")?,
         certificate: row.get("certificate")?,
+        epoch: row.get("epoch")?,
     })
 }

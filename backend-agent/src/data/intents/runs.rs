@@ -105,7 +105,8 @@ macro_rules! counts {
         concat!(
             "\
 SELECT :tenant AS tenant,
-       (SELECT count(*) FROM gateways WHERE tenant = :tenant AND revoked_at IS NULL) AS gateways,
+       (SELECT count(*) FROM gateways WHERE tenant = :tenant AND revoked_at IS NULL
+        AND (ephemeral_ms IS NULL OR session_epoch IS NOT NULL)) AS gateways,
        (SELECT count(*) FROM gateways WHERE tenant = :tenant AND session_epoch IS NOT NULL) AS connected,
        (SELECT count(DISTINCT run_id) FROM commands INDEXED BY open_commands_by_deadline
         WHERE tenant = :tenant AND finished_at IS NULL) AS open_runs,

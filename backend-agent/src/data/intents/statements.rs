@@ -7,7 +7,7 @@ use std::path::Path;
 use super::link::Sql;
 use super::{
     admit, agents, audit, budget, catalogues, certificates, confirm, dead_letters, enrolments,
-    forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, recount, reissues, reports, runs, sessions, settle, site, standing, submit, targets, telemetry, tickets, timeline, tx, upkeep, expiry, resolutions,
+    forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, recount, reissues, reports, runs, sessions, settle, site, standing, submit, targets, telemetry, tickets, timeline, tx, upkeep, expiry, resolutions, replacements,
 };
 
 fn one(name: &'static str, sql: impl Into<Sql>) -> (&'static str, Sql) {
@@ -22,9 +22,11 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("agents::ADD_LABELS", agents::ADD_LABELS),
         one("agents::BY_ID", agents::BY_ID),
         one("agents::BY_NAME", agents::BY_NAME),
+        one("agents::CAME_OF", agents::CAME_OF),
         one("agents::CREATE", agents::CREATE),
         one("agents::LIST", agents::LIST),
         one("agents::RENAME", agents::RENAME),
+        one("agents::REVOCATION", agents::REVOCATION),
         one("agents::REVOKE", agents::REVOKE),
         one("audit::APPEND", audit::APPEND),
         one("audit::LIST", audit::LIST),
@@ -43,6 +45,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("certificates::REGISTERED", certificates::REGISTERED),
         one("certificates::RENEW", certificates::RENEW),
         one("certificates::RENEWALS", certificates::RENEWALS),
+        one("certificates::REPLACE", certificates::REPLACE),
         one("certificates::RETIRE", certificates::RETIRE),
         one("confirm::ADD_LABELS", confirm::ADD_LABELS),
         one("confirm::CONFIRMED", confirm::CONFIRMED),
@@ -123,6 +126,8 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("outputs::LOAD", outputs::LOAD),
         one("reissues::BY_KEY", reissues::BY_KEY),
         one("reissues::REISSUE", reissues::REISSUE),
+        one("replacements::ABSENT", replacements::ABSENT),
+        one("replacements::REPLACE", replacements::REPLACE),
         one("reports::HAS_ORPHAN", reports::HAS_ORPHAN),
         one("reports::KEEP_LATE_OUTCOME", reports::KEEP_LATE_OUTCOME),
         one("reports::KEEP_ORPHAN", reports::KEEP_ORPHAN),

@@ -27,13 +27,15 @@ const REFUSALS_NOTED_MAX: u64 = 100;
 macro_rules! rows {
     () => {
         "SELECT ticket_id, sha256, uses_max, uses, refusals, labels, naming, networks, created_at, created_by, \
-         expires_at, revoked_at FROM tickets WHERE tenant = :tenant "
+         expires_at, revoked_at, replaces, allow_replace, ephemeral_ms FROM tickets WHERE tenant = :tenant "
     };
 }
 
 pub(super) const CREATE: &str = "\
-INSERT INTO tickets (tenant, ticket_id, sha256, uses_max, labels, naming, networks, created_at, created_by, expires_at)
-VALUES (:tenant, :id, :sha256, :uses_max, :labels, :naming, :networks, :now, :created_by, :expires_at)
+INSERT INTO tickets (tenant, ticket_id, sha256, uses_max, labels, naming, networks, created_at, created_by, expires_at,
+                     replaces, allow_replace, ephemeral_ms)
+VALUES (:tenant, :id, :sha256, :uses_max, :labels, :naming, :networks, :now, :created_by, :expires_at,
+        :replaces, :allow_replace, :ephemeral_ms)
 ON CONFLICT (tenant, ticket_id) DO NOTHING";
 
 pub(super) const BY_ID: &str = concat!(rows!(), "AND ticket_id = :id");
@@ -104,14 +106,19 @@ pub(super) fn create(
         sha256,
         uses_max,
         expires_at,
+        replaces,
+        allow_replace,
         ..
     } = new;
+    let ephemeral_ms = new.ephemeral.map(millis);
     let (labels, naming) = (to_json(&new.labels), to_json(&new.naming));
     let named: Vec<String> = new.networks.iter().map(IpNetwork::to_string).collect();
     let networks = to_json(&named);
     let made = tx.execute(
         CREATE,
-        params! { id, sha256, uses_max, labels, naming, networks, created_by, expires_at },
+        params! {
+            id, sha256, uses_max, labels, naming, networks, created_by, expires_at, replaces, allow_replace, ephemeral_ms,
+        },
     )?;
     if made == 0 {
         // Made before, and the answer to that was lost; or somebody else has the id.
@@ -124,9 +131,15 @@ pub(super) fn create(
     }
     let detail = json!({
         "uses": uses_max, "labels": new.labels, "naming": new.naming, "networks": named, "expires_at": expires_at,
+        "replaces": replaces, "allow_replace": allow_replace, "ephemeral_ms": ephemeral_ms,
     });
     note(tx, actor, "ticket.create", *id, AuditOutcome::Done, &detail)?;
     Ok(TicketOutcome::Made)
+}
+
+/// A span as it is stored.
+pub(super) fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How many tickets there are.
@@ -245,6 +258,11 @@ fn read(row: &Row<'_>) -> StoreResult<StoredTicket> {
         labels: row.json("labels")?,
         naming: row.json("naming")?,
         networks: networks.ok_or_else(|| row.inconsistent("networks"))?,
+        replaces: row.get("replaces")?,
+        allow_replace: row.get("allow_replace")?,
+        ephemeral: row
+            .get::<Option<u64>>("ephemeral_ms")?
+            .map(Duration::from_millis),
         created_at: row.get("created_at")?,
         created_by: row.get("created_by")?,
         expires_at: row.get("expires_at")?,

@@ -451,7 +451,7 @@ pub struct OrphanCursor {
 /// How many of what there is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Gateways that are not revoked.
+    /// Gateways that are not revoked, and of those that are ephemeral the connected ones: nobody waits for the others.
     pub gateways: u64,
     /// Gateways with a confirmed session.
     pub connected: u64,

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use viworks_common::enrolment::NameRule;
 use viworks_common::id::{AgentId, GatewayName, InstallId, TicketId};
 use viworks_common::network::IpNetwork;
 use viworks_common::time::Timestamp;
 
-use super::NewGateway;
+use super::{NewGateway, Settled};
 
 /// A ticket to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,12 @@ pub struct NewTicket {
     pub naming: NameRule,
     /// Where they must be; anywhere when empty.
     pub networks: Vec<IpNetwork>,
+    /// The gateway whose place a machine takes with it, where it is for that.
+    pub replaces: Option<AgentId>,
+    /// Whether a machine takes the place of the gateway that has its name.
+    pub allow_replace: bool,
+    /// After how long an absence its gateways are removed, if they are.
+    pub ephemeral: Option<Duration>,
     /// When it ends.
     pub expires_at: Timestamp,
 }
@@ -48,6 +55,12 @@ pub struct StoredTicket {
     pub naming: NameRule,
     /// Where they must be; anywhere when empty.
     pub networks: Vec<IpNetwork>,
+    /// The gateway whose place a machine takes with it, where it is for that.
+    pub replaces: Option<AgentId>,
+    /// Whether a machine takes the place of the gateway that has its name.
+    pub allow_replace: bool,
+    /// After how long an absence its gateways are removed, if they are.
+    pub ephemeral: Option<Duration>,
     /// When it was made.
     pub created_at: Timestamp,
     /// By whom, as the audit trail names them.
@@ -117,6 +130,8 @@ pub struct Redemption {
     pub certificate: String,
     /// Whether it comes again with another name when this one is taken.
     pub has_other_name: bool,
+    /// Whether it takes the place of that gateway, which is there: the name is checked, labels and generation stay.
+    pub replaces: bool,
 }
 
 /// What became of a redemption.
@@ -124,6 +139,8 @@ pub struct Redemption {
 pub enum RedeemOutcome {
     /// It is a gateway now.
     Enrolled,
+    /// It took a gateway's place.
+    Replaced(Box<Replaced>),
     /// It was one before: the answer to that was lost.
     Before(EnrolledBefore),
     /// It is none.
@@ -141,8 +158,23 @@ pub struct EnrolledBefore {
     pub labels: BTreeMap<String, String>,
     /// The generation of its key.
     pub key_generation: u32,
+    /// The epoch that it begins with.
+    pub epoch: u64,
     /// Its certificate, PEM.
     pub certificate: String,
+}
+
+/// A gateway with a new machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replaced {
+    /// The labels that its operator gave it.
+    pub labels: BTreeMap<String, String>,
+    /// The generation of its new key, behind all before.
+    pub key_generation: u32,
+    /// The epoch that it begins with: above every one that the machine before was given.
+    pub epoch: u64,
+    /// Its commands that ended because the machine before may have run them.
+    pub ended: Vec<Settled>,
 }
 
 /// A redemption of somebody with a ticket that the backend itself refuses, as the audit trail has it.
@@ -183,6 +215,10 @@ pub enum TicketRefusal {
     NameTaken,
     /// A revoked gateway had the name, and the ticket is not for it.
     NameOfRevoked,
+    /// The gateway that has the name was heard of a moment ago, so that nobody takes its place by its name alone.
+    Connected,
+    /// The gateway had as many keys as one can have.
+    KeysUsedUp,
 }
 
 impl TicketRefusal {
@@ -200,6 +236,8 @@ impl TicketRefusal {
             Self::KeyInUse => "key_in_use",
             Self::NameTaken => "name_taken",
             Self::NameOfRevoked => "name_of_revoked",
+            Self::Connected => "gateway_connected",
+            Self::KeysUsedUp => "keys_used_up",
         }
     }
 }

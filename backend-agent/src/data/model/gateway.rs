@@ -8,7 +8,7 @@ use viworks_common::catalogue::{CatalogueEntry, Risk};
 use viworks_common::code::CloseCode;
 use viworks_common::fork;
 use viworks_common::id::{
-    AgentId, AgentRunId, BootId, CommandId, GatewayName, InstallId, InstanceId, SessionId,
+    AgentId, AgentRunId, BootId, CommandId, GatewayName, InstallId, InstanceId, SessionId, TicketId,
 };
 use viworks_common::telemetry::{Position, RecordRefusal};
 use viworks_common::time::Timestamp;
@@ -59,6 +59,8 @@ pub struct GatewayFilter {
     pub revoked: Option<bool>,
     /// Only those with this label and value, from whatever source.
     pub label: Option<(String, String)>,
+    /// Only those that came of this ticket.
+    pub ticket: Option<TicketId>,
 }
 
 /// Where a label comes from.
@@ -246,6 +248,8 @@ pub struct Certificate {
     pub revoked: bool,
     /// Whether a session was confirmed with a later one.
     pub retired: bool,
+    /// Whether another machine took the gateway's place since.
+    pub replaced: bool,
     /// Whether it was issued over a session, and none was confirmed with it so far.
     pub unproved: bool,
     /// The gateway's confirmed epoch: who presents it later and is too late may only have been overtaken.

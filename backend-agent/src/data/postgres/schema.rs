@@ -30,6 +30,7 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         "../../../migrations/postgres",
         "0006_decide_about_forks.sql"
     ),
+    migration!("../../../migrations/postgres", "0005_replace_gateways.sql"),
 ];
 
 /// How often a migration is tried that other transactions stand in the way of.

@@ -196,6 +196,9 @@ async fn successes(backend: &Backend) {
     assert_eq!(made.status, 201, "{}", made.text);
     let ticket = backend.post("/v1/tickets", &json!({"uses": 1})).await;
     assert_eq!(ticket.status, 201, "{}", ticket.text);
+    let replace = json!({"expires_in_ms": 60_000});
+    let place = backend.post("/v1/gateways/gw-1/replace", &replace).await;
+    assert_eq!(place.status, 201, "{}", place.text);
     let ticket = ticket.json()["ticket"]["id"].as_str().unwrap().to_owned();
     let ticket = format!("/v1/tickets/{ticket}");
     for path in [
@@ -340,6 +343,11 @@ async fn full_disk() -> BTreeSet<Outcome> {
         backend.post("/v1/tickets", &ticket).await
     })
     .await;
+    let replace = json!({"expires_in_ms": 60_000});
+    until_full("replaceGateway", async || {
+        backend.post("/v1/gateways/gw-1/replace", &replace).await
+    })
+    .await;
     let mut tickets = tickets.into_iter();
     until_full("revokeTicket", async || {
         let path = format!("/v1/tickets/{}", tickets.next().unwrap());
@@ -422,6 +430,10 @@ async fn every_declared_status_of_every_operation_is_reached() {
     let refused = doorless.post("/v1/tickets", &json!({"uses": 1})).await;
     let told = refused.problem(409, "VW-N-002")["detail"].to_string();
     assert!(told.contains("set listen in [enrolment]"), "{told}");
+    doorless.register("gw-1").await;
+    let replace = json!({"expires_in_ms": 60_000});
+    let refused = doorless.post("/v1/gateways/gw-1/replace", &replace).await;
+    refused.problem(409, "VW-N-002");
     let mut reached = full_disk().await;
     for backend in [well, hasty, away, faulty, doorless] {
         reached.extend(backend.seen());
@@ -506,6 +518,7 @@ fn readers() -> BTreeMap<&'static str, Reader> {
         ("NotReady", reads::<dto::NotReady>),
         ("Problem", reads::<dto::Problem>),
         ("ResolveForkRequest", reads::<dto::ResolveForkRequest>),
+        ("ReplaceRequest", reads::<dto::ReplaceRequest>),
         ("RevokeRequest", reads::<dto::RevokeRequest>),
         ("Run", reads::<dto::Run>),
         ("RunCancelled", reads::<dto::RunCancelled>),

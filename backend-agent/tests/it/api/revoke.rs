@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
+use axum::body::Body;
+use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
+use viworks_api::Scope;
 use viworks_backend_agent::data::{Actor, LeaseLimits};
 
-use super::harness::{Backend, catalogue, now};
+use super::harness::{Answer, Backend, catalogue, now};
 
 /// A hang is a failure that says where.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -159,4 +161,83 @@ async fn a_revocation_says_why_and_of_whom_or_changes_nothing() {
     let longest = json!({"reason": "x".repeat(512)});
     let answer = backend.post(path, &longest).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+}
+
+/// Asks with another key.
+async fn post_with(backend: &Backend, key: &str, path: &str, body: &Value) -> Answer {
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header("authorization", format!("Bearer {key}"))
+        .header("content-type", "application/json");
+    let request = request.body(Body::from(body.to_string())).unwrap();
+    backend.send(request).await
+}
+
+#[tokio::test]
+async fn a_place_is_given_away_by_whoever_may_throw_out_and_let_in() {
+    let backend = Backend::new().await;
+    let agent_id = backend.register("gw-1").await;
+    let path = "/v1/gateways/gw-1/replace";
+    let body = json!({"expires_in_ms": 60_000, "networks": ["192.0.2.0/24"]});
+    let made = backend.post(path, &body).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    let ticket = &made.json()["ticket"];
+    assert_eq!(ticket["replaces"], json!(agent_id.to_string()));
+    assert_eq!(
+        (&ticket["uses_max"], &ticket["name"]),
+        (&json!(1), &json!("gw-1"))
+    );
+    assert_eq!(ticket["networks"], json!(["192.0.2.0/24"]));
+    // The gateway is what it was until somebody redeems the ticket.
+    let shown = backend.get("/v1/gateways/gw-1").await.json();
+    assert_eq!(shown["status"], "never");
+    assert_eq!(backend.nudges.revoked.lock().unwrap().len(), 0);
+    // Either scope alone is not enough, here and for any ticket that takes places.
+    let taking = json!({"uses": 1, "allow_replace": true});
+    for (scope, path, body, lacks) in [
+        (Scope::GatewaysWrite, path, &body, "tickets:write"),
+        (Scope::TicketsWrite, path, &body, "gateways:write"),
+        (
+            Scope::TicketsWrite,
+            "/v1/tickets",
+            &taking,
+            "gateways:write",
+        ),
+    ] {
+        let key = backend.key_with(&[scope]).await;
+        let refused = post_with(&backend, &key, path, body).await;
+        let told = refused.problem(403, "VW-A-002")["detail"].to_string();
+        assert!(told.contains(lacks), "{told}");
+    }
+    let plain = backend.key_with(&[Scope::TicketsWrite]).await;
+    let made = post_with(&backend, &plain, "/v1/tickets", &json!({"uses": 1})).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    for (field, body) in [
+        ("expires_in_ms", json!({"expires_in_ms": 0})),
+        ("expires_in_ms", json!({"networks": []})),
+        (
+            "networks",
+            json!({"expires_in_ms": 60_000, "networks": ["berlin"]}),
+        ),
+    ] {
+        let problem = backend.post(path, &body).await.problem(422, "VW-H-006");
+        assert_eq!(problem["errors"][0]["field"], field, "{problem}");
+    }
+    for absence in [59_999_u64, 31_536_000_001] {
+        let absent = json!({"uses": 1, "ephemeral_ms": absence});
+        let problem = backend.post("/v1/tickets", &absent).await;
+        let problem = problem.problem(422, "VW-H-006");
+        assert_eq!(problem["errors"][0]["field"], "ephemeral_ms", "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn gateways_are_listed_by_their_ticket() {
+    let backend = Backend::new().await;
+    backend.register("gw-1").await;
+    let of_nobody = "/v1/gateways?ticket=01940f5e-7000-7000-8000-0000000000d1";
+    assert_eq!(backend.get(of_nobody).await.json()["items"], json!([]));
+    let wrong = backend.get("/v1/gateways?ticket=gw-1").await;
+    wrong.problem(422, "VW-H-007");
 }

@@ -40,11 +40,14 @@ pub(super) fn new_ticket(n: u64, uses_max: u32) -> NewTicket {
         labels: BTreeMap::from([("site".to_owned(), "berlin".to_owned())]),
         naming: NameRule::Prefix("gw-".to_owned()),
         networks: vec!["192.0.2.0/24".parse().unwrap()],
+        replaces: None,
+        allow_replace: false,
+        ephemeral: None,
         expires_at: at(3_600),
     }
 }
 
-fn bytes(n: u64) -> [u8; 32] {
+pub(super) fn bytes(n: u64) -> [u8; 32] {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&n.to_be_bytes());
     bytes
@@ -55,12 +58,12 @@ async fn try_create(bed: &Bed, new: NewTicket, bounds: TicketBounds, by: &Actor)
     made.await.unwrap()
 }
 
-async fn create(bed: &Bed, new: NewTicket) {
+pub(super) async fn create(bed: &Bed, new: NewTicket) {
     let made = try_create(bed, new, BOUNDS, &Actor::local("root")).await;
     assert_eq!(made, TicketOutcome::Made);
 }
 
-async fn stored(bed: &Bed, n: u64) -> StoredTicket {
+pub(super) async fn stored(bed: &Bed, n: u64) -> StoredTicket {
     let found = bed.store.ticket(&bed.tenant, ticket_id(n)).await;
     found.unwrap().unwrap()
 }
@@ -99,6 +102,7 @@ pub(super) fn redemption(ticket: u64, n: u64) -> Redemption {
         ticket: ticket_id(ticket),
         challenge: challenge(n),
         has_other_name: false,
+        replaces: false,
         install_id: InstallId::from_uuid(Uuid::from_u128(u128::from(n))),
         peer: "192.0.2.7".parse().unwrap(),
         spki: bytes(n),
@@ -119,14 +123,14 @@ pub(super) fn redemption(ticket: u64, n: u64) -> Redemption {
     }
 }
 
-async fn redeem(bed: &Bed, redemption: Redemption, seconds: i64) -> RedeemOutcome {
+pub(super) async fn redeem(bed: &Bed, redemption: Redemption, seconds: i64) -> RedeemOutcome {
     let redeemed = bed
         .store
         .redeem_ticket(&bed.tenant, redemption, at(seconds));
     redeemed.await.unwrap()
 }
 
-async fn enrol(bed: &Bed, ticket: u64, n: u64, seconds: i64) -> RedeemOutcome {
+pub(super) async fn enrol(bed: &Bed, ticket: u64, n: u64, seconds: i64) -> RedeemOutcome {
     redeem(bed, redemption(ticket, n), seconds).await
 }
 
@@ -142,7 +146,7 @@ async fn redemptions(bed: &Bed) -> Vec<(String, String)> {
     .collect()
 }
 
-fn refused(refusal: TicketRefusal) -> RedeemOutcome {
+pub(super) fn refused(refusal: TicketRefusal) -> RedeemOutcome {
     RedeemOutcome::Refused(refusal)
 }
 

@@ -19,7 +19,7 @@ use viworks_common::timeline::{Anchor, Anchored};
 use viworks_testkit::thief::Thief;
 
 use super::bed::{Bed, LEASE, Session, agent, at, outcome, process};
-use super::{database, enrolments, make};
+use super::{database, enrolments, make, replacements};
 
 /// What the store asks of the database in a transaction that commits.
 const CONTRACT: &str = concat!(
@@ -129,6 +129,15 @@ async fn enrol(own: &mut Robbed) {
     let redemption = enrolments::redemption(1, 90);
     let again = twice!(own, redeem_ticket(&tenant, redemption.clone(), at(1)), audited 3);
     assert_eq!(again, RedeemOutcome::Enrolled);
+    let place = replacements::ticket_for(2, 2);
+    let made = own
+        .bed
+        .store
+        .create_ticket(&tenant, place, bounds, &actor, at(0));
+    made.await.unwrap();
+    let newcomer = replacements::newcomer_for(2, 2, 92);
+    let again = twice!(own, redeem_ticket(&tenant, newcomer.clone(), at(1)), audited 3);
+    assert!(matches!(again, RedeemOutcome::Replaced(_)), "{again:?}");
     let refusal = enrolments::refusal(1, 91, "csr_key");
     // Whoever comes with a consumed challenge is refused for that, and that is told and counted: once more.
     let fresh = twice!(own, refuse_redemption(&tenant, refusal.clone(), at(2)), audited 2);
@@ -367,6 +376,8 @@ async fn end(own: &mut Robbed, session: &Session) {
     twice!(own, end_session(&tenant, agent(1), epoch, code, at(6)), audited 0);
     twice!(own, end_abandoned_sessions(&tenant, None, at(6)), audited 0);
     twice!(own, end_dead_instances(&tenant, at(6)), audited 0);
+    let removed = twice!(own, remove_absent_gateways(&tenant, 10, at(7)), audited 0);
+    assert!(removed.is_empty(), "none is ephemeral: {removed:?}");
     let revoked = twice!(own, revoke_gateway(&tenant, agent(1), None, &actor, at(7)), audited 1);
     assert!(revoked.unwrap().already);
     let unknown = own.bed.command_id();

@@ -82,7 +82,10 @@ impl<E: Engine> EnrolmentStore for SqlStore<E> {
     ) -> StoreResult<RedeemOutcome> {
         let redeem = move |tx: &Tx<'_>| enrolments::redeem(tx, &redemption);
         let outcome = self.write(tenant, now, redeem).await?;
-        if matches!(outcome, RedeemOutcome::Enrolled) {
+        if matches!(
+            outcome,
+            RedeemOutcome::Enrolled | RedeemOutcome::Replaced(_)
+        ) {
             fault::point("store.redeem.after_commit");
         }
         Ok(outcome)

@@ -8,7 +8,7 @@ use viworks_common::time::Timestamp;
 use super::super::link::Engine;
 use super::super::merged::{Answer, Intent};
 use super::super::store::SqlStore;
-use super::super::{agents, audit, catalogues, certificates, expiry};
+use super::super::{agents, catalogues, certificates, expiry, replacements};
 use crate::data::{
     Actor, Certificate, CertificateEnds, Gateway, GatewayFilter, GatewayRef, GatewayStore, Listing,
     MergedCommand, NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked,
@@ -79,12 +79,24 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
         .await
     }
 
+    async fn remove_absent_gateways(
+        &self,
+        tenant: &Tenant,
+        limit: usize,
+        now: Timestamp,
+    ) -> StoreResult<Vec<(AgentId, Revoked)>> {
+        self.write(tenant, now, move |tx| {
+            replacements::remove_absent(tx, limit)
+        })
+        .await
+    }
+
     async fn revocation(
         &self,
         tenant: &Tenant,
         agent_id: AgentId,
     ) -> StoreResult<Option<Revocation>> {
-        self.read(tenant, move |view| audit::revocation(view, agent_id))
+        self.read(tenant, move |view| agents::revocation(view, agent_id))
             .await
     }
 

@@ -1,0 +1,224 @@
+//! A machine takes the place of another one: the same gateway, with another key, and ephemeral ones that stayed away.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::json;
+use uuid::Uuid;
+use viworks_common::code::CloseCode;
+use viworks_common::id::{AgentId, AgentRunId};
+use viworks_common::ledger::session::settle_older;
+use viworks_common::rules::Complete;
+use viworks_runtime::sqlite::params;
+
+use super::enrolments::{self, Enrolled};
+use super::inbox::Post;
+use super::row::{Reader, column};
+use super::tx::Tx;
+use super::{agents, certificates, sessions, settle, tickets};
+use crate::data::{
+    Actor, AuditOutcome, Gateway, GatewayRef, Letter, RedeemOutcome, Redemption, Replaced, Revoked,
+    Settled, StoreError, StoreResult, StoredTicket, TicketRefusal,
+};
+
+/// Seconds for which nobody takes a gateway's place by its name alone after something was heard of it: two machines
+/// that call themselves the same would take it from each other in turns, and one that has just enrolled is on its way.
+const HEARD_LATELY_SECONDS: u64 = 60;
+
+/// The last generation of an agent key: HELLO has one byte for it.
+const GENERATION_MAX: u32 = 255;
+
+/// The epoch is above every one that was issued, so that nothing the machine before has is worth anything: a HELLO of
+/// it is below the confirmed epoch, and its key below the generation that is accepted. Counters of orders go on.
+pub(super) const REPLACE: &str = "\
+UPDATE gateways SET revoked_at = NULL, revoked_by = NULL, revoked_reason = NULL, issued = issued + 1,
+       confirmed = issued + 1, key_generation = key_generation + 1, last_agent_run_id = NULL, session_epoch = NULL,
+       session_instance = NULL, favoured_run = NULL, favoured_until = NULL, take_overs = '[]', last_seen_at = :now
+WHERE tenant = :tenant AND agent_id = :agent_id AND key_generation < :generation_max
+RETURNING agent_id, confirmed, key_generation";
+
+/// Ephemeral gateways that were away for longer than they may be.
+pub(super) const ABSENT: &str = "\
+SELECT agent_id FROM gateways INDEXED BY gateways_ephemeral
+WHERE tenant = :tenant AND ephemeral_ms IS NOT NULL AND revoked_at IS NULL AND session_epoch IS NULL
+      AND coalesce(last_seen_at, created_at) + 1000 * ephemeral_ms <= :now
+ORDER BY agent_id LIMIT :limit";
+
+/// Gives a gateway to the machine that redeems a ticket which is for that.
+pub(super) fn redeem(
+    tx: &Tx<'_>,
+    redemption: &Redemption,
+    ticket: &StoredTicket,
+) -> StoreResult<RedeemOutcome> {
+    let refused = |refusal| Ok(RedeemOutcome::Refused(refusal));
+    let agent_id = redemption.gateway.agent_id;
+    tx.lock_telemetry([agent_id])?;
+    tx.lock([agent_id])?;
+    let Some(gateway) = agents::load(tx, &GatewayRef::Id(agent_id))? else {
+        return refused(TicketRefusal::Unknown);
+    };
+    if gateway.name != redemption.gateway.name {
+        // It was renamed since, and its certificate has the old name: it comes again.
+        return Err(StoreError::Conflict {
+            what: format!("the name of the gateway {agent_id}"),
+        });
+    }
+    if ticket.replaces.is_none()
+        && let Some(refusal) = judge(tx, &gateway, ticket)
+    {
+        return refused(refusal);
+    }
+    if gateway.key_generation >= GENERATION_MAX {
+        return refused(TicketRefusal::KeysUsedUp);
+    }
+    if !tickets::take_use(tx, redemption.ticket)? {
+        return refused(TicketRefusal::UsedUp);
+    }
+    let replaced = replace(tx, redemption, &gateway, ticket)?;
+    Ok(RedeemOutcome::Replaced(Box::new(replaced)))
+}
+
+/// What keeps a machine from taking a gateway's place by its name alone.
+fn judge(tx: &Tx<'_>, gateway: &Gateway, ticket: &StoredTicket) -> Option<TicketRefusal> {
+    let heard = gateway.last_seen_at.unwrap_or(gateway.created_at);
+    let lately = Duration::from_secs(HEARD_LATELY_SECONDS);
+    if !ticket.allow_replace {
+        Some(TicketRefusal::NameTaken)
+    } else if gateway.revoked_at.is_some() {
+        Some(TicketRefusal::NameOfRevoked)
+    } else if gateway.session.is_some() || heard.saturating_add(lately) > tx.now {
+        Some(TicketRefusal::Connected)
+    } else {
+        None
+    }
+}
+
+fn replace(
+    tx: &Tx<'_>,
+    redemption: &Redemption,
+    gateway: &Gateway,
+    ticket: &StoredTicket,
+) -> StoreResult<Replaced> {
+    let Redemption {
+        ticket: id,
+        install_id,
+        spki,
+        certificate,
+        peer,
+        ..
+    } = redemption;
+    let agent_id = gateway.agent_id;
+    let actor = &Actor::gateway(agent_id).at_address(Some(*peer));
+    let generation_max = GENERATION_MAX;
+    let (epoch, key_generation) = tx.one(REPLACE, params! { agent_id, generation_max }, |row| {
+        let row = Reader::new("gateways", row);
+        Ok((
+            row.get::<u64>("confirmed")?,
+            row.get::<u32>("key_generation")?,
+        ))
+    })?;
+    if let Some(session) = &gateway.session {
+        if session.instance.is_some() {
+            tx.post(Post {
+                to: session.instance,
+                agent_id,
+                letter: Letter::Superseded {
+                    epoch: session.epoch,
+                },
+            });
+        }
+        sessions::mark_ended(tx, agent_id, session.epoch, CloseCode::Superseded)?;
+    }
+    if let Some(first) = &redemption.gateway.certificate {
+        certificates::register(tx, first, actor)?;
+    }
+    certificates::replace(tx, agent_id, spki)?;
+    // By what it is for: a gateway that an operator gives another machine stays what it was.
+    if ticket.replaces.is_none() {
+        agents::came_of(tx, agent_id, ticket)?;
+    }
+    let ended = end_what_ran(tx, agent_id)?;
+    tx.execute(
+        enrolments::ADD,
+        params! { spki, id, agent_id, install_id, certificate, epoch },
+    )?;
+    let detail = json!({
+        "gateway": gateway.name, "agent_id": agent_id, "install_id": install_id, "use": ticket.uses + 1,
+        "replaced": true,
+    });
+    tickets::note(tx, actor, "ticket.redeem", *id, AuditOutcome::Done, &detail)?;
+    let detail = json!({
+        "ticket": id, "install_id": install_id, "epoch": epoch, "key_generation": key_generation,
+        "was_revoked": gateway.revoked_at.is_some(), "session_ended": gateway.session.is_some(),
+        "ended": ended.len(),
+    });
+    agents::note(tx, actor, "gateway.replace", agent_id, &detail)?;
+    Ok(Replaced {
+        labels: agents::labels_of_operator(gateway),
+        key_generation,
+        epoch,
+        ended,
+    })
+}
+
+/// What was with the machine before is what an earlier process left without a trace: the new one has no journal of it.
+fn end_what_ran(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<Vec<Settled>> {
+    let nobody = AgentRunId::from_uuid(Uuid::nil());
+    let open = settle::load_open(tx, agent_id, u64::MAX)?;
+    let older = settle_older(Complete, open, nobody, &BTreeSet::new(), tx.now);
+    let mut ended = Vec::new();
+    for change in &older.changes {
+        let written = settle::write(tx, [change], &Actor::system())?;
+        if change.ends() {
+            ended.push(settle::settled(&change.command, written.run_finished));
+        }
+    }
+    Ok(ended)
+}
+
+/// The same again, when this very redemption did it and the answer to that was lost: nobody else has its certificate.
+pub(super) fn repeated(
+    tx: &Tx<'_>,
+    redemption: &Redemption,
+    enrolled: &Enrolled,
+) -> StoreResult<RedeemOutcome> {
+    let gateway = agents::load(tx, &GatewayRef::Id(enrolled.agent_id))?;
+    let is_same = enrolled.certificate == redemption.certificate;
+    let unused = |gateway: &Gateway| {
+        is_same && gateway.revoked_at.is_none() && gateway.confirmed == enrolled.epoch
+    };
+    let Some(gateway) = gateway.filter(unused) else {
+        return Ok(RedeemOutcome::Refused(TicketRefusal::Challenge));
+    };
+    Ok(RedeemOutcome::Replaced(Box::new(Replaced {
+        labels: agents::labels_of_operator(&gateway),
+        key_generation: gateway.key_generation,
+        epoch: enrolled.epoch,
+        // Whoever follows them looks again.
+        ended: Vec::new(),
+    })))
+}
+
+/// Removes ephemeral gateways that stayed away, some at a time: they are revoked, and their names are free.
+pub(super) fn remove_absent(tx: &Tx<'_>, limit: usize) -> StoreResult<Vec<(AgentId, Revoked)>> {
+    let mut removed = Vec::new();
+    let read = || column::<AgentId>("gateways", "agent_id");
+    let found = tx.all(ABSENT, params! { limit }, read())?;
+    // In this order everywhere, and all of them before anything is written.
+    tx.lock_telemetry(found.iter().copied())?;
+    tx.lock(found.iter().copied())?;
+    let still = tx.all(ABSENT, params! { limit }, read())?;
+    let still: BTreeSet<AgentId> = still.into_iter().collect();
+    for agent_id in found.into_iter().filter(|found| still.contains(found)) {
+        let Some(gateway) = agents::load(tx, &GatewayRef::Id(agent_id))? else {
+            continue;
+        };
+        let actor = Actor::system();
+        let reason = Some("it is ephemeral and stayed away for longer than it may");
+        if let Some(revoked) = agents::revoke(tx, agent_id, reason, &actor)? {
+            agents::release_name(tx, &gateway.name, &actor)?;
+            removed.push((agent_id, revoked));
+        }
+    }
+    Ok(removed)
+}
