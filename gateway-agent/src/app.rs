@@ -29,6 +29,7 @@ use crate::journal::{self, Journal};
 use crate::outbound;
 use crate::outbound::configured::Configured;
 use crate::outbound::pins::Pins;
+use crate::outbound::security::Security;
 use crate::program;
 use crate::reload::Reload;
 use crate::renewal::Renewal;
@@ -203,6 +204,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     );
     let renewal = Renewal::new(folder.clone(), conditions.clone(), Arc::clone(&clock));
     let (in_force, renewed) = (credentials.clone(), renewal.clone());
+    let audit = Audit::open(&folder.join("audit.log"))?;
     let api_parts = api::Parts {
         facts: AgentFacts {
             agent_id: Some(identity.name.agent_id.to_string()),
@@ -228,7 +230,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         executor: executor.clone(),
         catalogue: catalogue.clone(),
         pins: Arc::clone(&pins),
-        audit: Audit::open(&folder.join("audit.log"))?,
+        audit: audit.clone(),
         conditions: conditions.clone(),
         clock: Arc::clone(&clock),
         lifecycle: lifecycle.clone(),
@@ -241,6 +243,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         spool: spool.clone(),
         executor,
         pins: Arc::clone(&pins),
+        security: Security::new(audit, Arc::clone(&clock)),
         configured: configured.clone(),
         reloads: reloads.clone(),
         status,

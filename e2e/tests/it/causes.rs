@@ -159,6 +159,15 @@ async fn every_signed_refusal_shows_its_code_its_reason_and_what_to_do() {
     command.args(["status", "--socket", text(&socket)]);
     let said = finish(command, PATIENCE).await.ended_with(69);
     assert!(said.stdout.contains("because of draining"), "{said:#?}");
+
+    // A message that comes twice is told of as well, and is on record here.
+    stand_in.answer(Answer::Twice);
+    gateway.signal(Signal::HUP);
+    let status = fails_with(system.binaries(), &folder, "bad_envelope").await;
+    assert!(cause(&status).contains("sequence number"), "{status:#}");
+    let audit = std::fs::read_to_string(folder.join("state/audit.log")).unwrap();
+    assert!(audit.contains("backend.frame_replayed"), "{audit}");
+    assert!(gateway.log().contains("security event: frame_replayed"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

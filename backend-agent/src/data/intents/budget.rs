@@ -37,6 +37,8 @@ pub(super) fn notes(action: &str) -> Budget {
         "database.rolled_back" => ("note:database.rolled_back", WARNINGS),
         "telemetry.rolled_back" => ("note:telemetry.rolled_back", WARNINGS),
         "gateway.hello_replayed" => ("note:gateway.hello_replayed", WARNINGS),
+        "gateway.frame_foreign" => ("note:gateway.frame_foreign", WARNINGS),
+        "gateway.frame_replayed" => ("note:gateway.frame_replayed", WARNINGS),
         "gateway.wrong_agent_key" => ("note:gateway.wrong_agent_key", WARNINGS),
         "gateway.retired_certificate" => ("note:gateway.retired_certificate", WARNINGS),
         "command.orphan" => ("note:command.orphan", NOTES),

@@ -177,6 +177,15 @@ impl Opening {
             inbound.metrics.refused("wrong_agent_key");
             security_event(inbound, peer, *address, "gateway.wrong_agent_key").await;
         }
+        if let Some(action) = self.line.misplaced() {
+            let Line {
+                inbound,
+                peer,
+                address,
+                ..
+            } = &mut self.line;
+            security_event(inbound, peer, *address, action).await;
+        }
     }
 
     /// What a session begins with, once its confirmation is committed.
