@@ -26,6 +26,7 @@ use viworks_runtime::tls::{self, ServerSide};
 use viworks_runtime::websocket::{Progress, Socket};
 
 use super::connection::{self, Opening};
+use super::fix;
 use super::forwarded::{self, Forwarded};
 use super::limits::{Admitted, Arrival, Gate, Turn};
 use super::opening::security_event;
@@ -228,7 +229,8 @@ impl Handshake {
                     if is_no_tls(&error) {
                         info!(%address, %error, left_out, "a TLS handshake failed: what came is no TLS; plain HTTP is not taken here: gateways dial wss://, and the API listens elsewhere ([api] listen); a proxy that sends a header of the PROXY protocol needs agents.proxy_protocol = \"require\"");
                     } else {
-                        info!(%address, %error, left_out, "a TLS handshake failed");
+                        let fix = fix::of_tls(&error);
+                        info!(%address, %error, fix, left_out, "a TLS handshake failed");
                     }
                 });
                 return;
@@ -242,7 +244,7 @@ impl Handshake {
             }
         };
         let recognised = self.recognise(&stream).await;
-        self.record_retired(&recognised, address).await;
+        self.record_certificate(&recognised, address).await;
         let verdict = self.verdict(recognised, address, &admitted);
         // What is wrong with a certificate was said already.
         let is_welcome = matches!(verdict, Verdict::Welcome(_));
@@ -424,7 +426,7 @@ impl Handshake {
             return Verdict::Refuse(CloseCode::CertUntrusted, reason);
         }
         let peer = inbound.registry.recognise(&leaf, now).await;
-        self.record_retired(&peer, client).await;
+        self.record_certificate(&peer, client).await;
         let recognised = peer.map(|peer| {
             let mode = BindingMode::Certificate;
             let value = peer.fingerprint;
@@ -438,17 +440,21 @@ impl Handshake {
         }
     }
 
-    /// Records that somebody shows a certificate that its gateway has left behind: a copy of its files, or whoever put
-    /// old ones back.
-    async fn record_retired<T: Sync>(
+    /// Records that somebody shows a certificate that its gateway has left behind, a copy of its files or whoever put
+    /// old ones back, or one that our authority made and nobody registered.
+    async fn record_certificate<T: Sync>(
         &self,
         recognised: &Result<T, Unrecognised>,
         address: SocketAddr,
     ) {
-        if let Err(Unrecognised::Retired(peer)) = recognised {
-            let action = "gateway.retired_certificate";
-            security_event(&self.inbound, peer, address, action).await;
-        }
+        let (peer, action) = match recognised {
+            Err(Unrecognised::Retired(peer)) => (peer, "gateway.retired_certificate"),
+            Err(Unrecognised::NotRegistered(Some(peer))) => {
+                (peer, "gateway.unregistered_certificate")
+            }
+            Ok(_) | Err(_) => return,
+        };
+        security_event(&self.inbound, peer, address, action).await;
     }
 
     /// Says why a client certificate is refused.
@@ -459,7 +465,8 @@ impl Handshake {
             // Nothing may be wrong with it; what is wrong with the database is said by the store.
             debug!(%address, "whose certificate was shown cannot be looked up while the database is away");
         } else if let Some(left_out) = self.lines.refused.take(self.inbound.clock.now()) {
-            warn!(%address, error = %unrecognised, left_out, "refused a client certificate");
+            let fix = fix::of_certificate(unrecognised);
+            warn!(%address, error = %unrecognised, fix, left_out, "refused a client certificate");
         }
     }
 
