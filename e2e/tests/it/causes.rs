@@ -81,7 +81,7 @@ fn delay(status: &Value) -> Duration {
 }
 
 /// The backend says the same in its own log: on one line what was refused, and what to do about that.
-async fn told_there(system: &Deployment, words: &[&str]) {
+async fn told_there(system: &mut Deployment, words: &[&str]) {
     let what = format!("the backend's log tells of {words:?}");
     eventually(&what, PATIENCE, async || {
         let log = system.backend().log();
@@ -363,7 +363,7 @@ async fn a_gateway_is_thrown_out_by_an_operator_and_knows_at_once() {
     .await;
     assert_eq!(failure(&status)["code"], "revoked", "{status:#}");
     assert!(delay(&status) <= Duration::from_secs(60), "{status:#}");
-    told_there(&system, &["was revoked", "ticket create --name"]).await;
+    told_there(&mut system, &["was revoked", "ticket create --name"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -396,7 +396,7 @@ async fn a_gateway_that_is_not_registered_or_has_another_key_is_told_so() {
         system.backend().log()
     );
     let fix = "not its agent key";
-    told_there(&system, &["refused a session", "gateway=gw-1", fix]).await;
+    told_there(&mut system, &["refused a session", "gateway=gw-1", fix]).await;
     let id = wrong["agent_id"].as_str().unwrap();
     let audit = system.get("/v1/audit?limit=1000").await;
     let event = audit["items"].as_array().unwrap().iter().find(|record| {
@@ -414,7 +414,7 @@ async fn a_gateway_that_is_not_registered_or_has_another_key_is_told_so() {
     let status = fails_with(system.binaries(), &stranger, "cert_untrusted").await;
     assert!(cause(&status).contains("not registered"), "{status:#}");
     assert_eq!(failure(&status)["fix"], CloseCode::CertUntrusted.advice());
-    told_there(&system, &["not registered for", "gw-2", "see that this backend uses"]).await;
+    told_there(&mut system, &["not registered for", "gw-2", "see that this backend uses"]).await;
     let audit = system.get("/v1/audit?limit=1000").await.to_string();
     let action = "gateway.unregistered_certificate";
     assert!(audit.contains(action), "{audit}");
@@ -441,7 +441,7 @@ async fn a_certificate_that_has_ended_is_named_and_so_is_a_full_house() {
     );
     let fix = failure(&status)["fix"].as_str().unwrap();
     assert!(fix.contains("renewed certificate"), "{status:#}");
-    told_there(&system, &["TLS handshake failed", "expired", "gateway ls"]).await;
+    told_there(&mut system, &["TLS handshake failed", "expired", "gateway ls"]).await;
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
 
     let agents = system.agents_address().to_owned();
@@ -470,7 +470,7 @@ async fn a_lost_state_folder_is_named_beside_the_copy_and_the_name_can_be_issued
     assert!(cause.contains("state was lost or restored"), "{status:#}");
     assert!(cause.contains("holds no session yet"), "{status:#}");
     assert_eq!(failure(&status)["fix"], CloseCode::IdentityFork.advice());
-    told_there(&system, &["refused a session", "gw-1", "gateway forks shows both"]).await;
+    told_there(&mut system, &["refused a session", "gw-1", "gateway forks shows both"]).await;
 
     // Both holders are seen, by the API and by the command line.
     let forks = system.get("/v1/gateways/gw-1/forks").await;
