@@ -9,6 +9,7 @@ mod configuration;
 mod exchange;
 mod identity_file;
 mod naming;
+mod offline;
 mod ticket;
 
 pub use configuration::{Home, configuration};
@@ -19,6 +20,7 @@ pub use exchange::{
 };
 pub use identity_file::identity_file;
 pub use naming::{NAME_PREFIX_BYTES_MAX, NameRule, NoName};
+pub use offline::{ANSWER_FILE_BYTES_MAX, BadAnswerFile, answer_file, read_answer_file};
 pub use ticket::{
     InvalidTicket, TICKET_CHARS_MAX, TICKET_PREFIX, TICKET_SHOWN, TICKET_URL_BYTES_MAX, Ticket,
     without_tickets,

@@ -512,7 +512,7 @@ async fn what_is_no_message_of_ours_closes_the_connection_and_nothing_else() {
 
 #[tokio::test]
 async fn what_was_said_before_or_in_another_session_ends_the_session_and_is_on_record_once_a_minute()
-{
+ {
     let backend = Backend::start().await;
     let material = backend.join("gw-1").await;
     let (mut epoch, mut token) = (0, material.token.clone());

@@ -414,7 +414,11 @@ async fn a_gateway_that_is_not_registered_or_has_another_key_is_told_so() {
     let status = fails_with(system.binaries(), &stranger, "cert_untrusted").await;
     assert!(cause(&status).contains("not registered"), "{status:#}");
     assert_eq!(failure(&status)["fix"], CloseCode::CertUntrusted.advice());
-    told_there(&mut system, &["not registered for", "gw-2", "see that this backend uses"]).await;
+    told_there(
+        &mut system,
+        &["not registered for", "gw-2", "see that this backend uses"],
+    )
+    .await;
     let audit = system.get("/v1/audit?limit=1000").await.to_string();
     let action = "gateway.unregistered_certificate";
     assert!(audit.contains(action), "{audit}");
@@ -441,7 +445,11 @@ async fn a_certificate_that_has_ended_is_named_and_so_is_a_full_house() {
     );
     let fix = failure(&status)["fix"].as_str().unwrap();
     assert!(fix.contains("renewed certificate"), "{status:#}");
-    told_there(&mut system, &["TLS handshake failed", "expired", "gateway ls"]).await;
+    told_there(
+        &mut system,
+        &["TLS handshake failed", "expired", "gateway ls"],
+    )
+    .await;
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
 
     let agents = system.agents_address().to_owned();
@@ -470,7 +478,11 @@ async fn a_lost_state_folder_is_named_beside_the_copy_and_the_name_can_be_issued
     assert!(cause.contains("state was lost or restored"), "{status:#}");
     assert!(cause.contains("holds no session yet"), "{status:#}");
     assert_eq!(failure(&status)["fix"], CloseCode::IdentityFork.advice());
-    told_there(&mut system, &["refused a session", "gw-1", "gateway forks shows both"]).await;
+    told_there(
+        &mut system,
+        &["refused a session", "gw-1", "gateway forks shows both"],
+    )
+    .await;
 
     // Both holders are seen, by the API and by the command line.
     let forks = system.get("/v1/gateways/gw-1/forks").await;

@@ -154,7 +154,7 @@ async fn redeem_once(
     let secrets = exchange.open(&request, &answer.sealed);
     let secrets = secrets.map_err(|bad| unread(bad.to_string()))?;
     let papers = Papers { answer, secrets };
-    let examined = papers.examine();
+    let examined = papers.examine(&machine.csr);
     examined.map_err(|reason| EnrolError::UnusableAnswer {
         place: place.clone(),
         reason,

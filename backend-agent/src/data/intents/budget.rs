@@ -41,9 +41,7 @@ pub(super) fn notes(action: &str) -> Budget {
         "gateway.frame_replayed" => ("note:gateway.frame_replayed", WARNINGS),
         "gateway.wrong_agent_key" => ("note:gateway.wrong_agent_key", WARNINGS),
         "gateway.retired_certificate" => ("note:gateway.retired_certificate", WARNINGS),
-        "gateway.unregistered_certificate" => {
-            ("note:gateway.unregistered_certificate", WARNINGS)
-        }
+        "gateway.unregistered_certificate" => ("note:gateway.unregistered_certificate", WARNINGS),
         "command.orphan" => ("note:command.orphan", NOTES),
         // What it reports by itself, in words that it chooses.
         _ => ("note", NOTES),
