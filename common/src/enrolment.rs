@@ -20,7 +20,7 @@ pub use exchange::{
 };
 pub use identity_file::identity_file;
 pub use naming::{NAME_PREFIX_BYTES_MAX, NameRule, NoName};
-pub use offline::{ANSWER_FILE_BYTES_MAX, BadAnswerFile, answer_file, read_answer_file};
+pub use offline::{BadAnswerFile, answer_file, read_answer_file};
 pub use ticket::{
     InvalidTicket, TICKET_CHARS_MAX, TICKET_PREFIX, TICKET_SHOWN, TICKET_URL_BYTES_MAX, Ticket,
     without_tickets,

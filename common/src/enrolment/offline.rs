@@ -12,9 +12,6 @@ use crate::key::Secret;
 /// The form that this version writes and reads.
 const FORM: u32 = 1;
 
-/// Bytes of the largest file of an answer.
-pub const ANSWER_FILE_BYTES_MAX: u64 = 256 * 1024;
-
 #[derive(Serialize, Deserialize, ZeroizeOnDrop)]
 #[serde(deny_unknown_fields)]
 struct AnswerFile {
