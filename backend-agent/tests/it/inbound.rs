@@ -39,6 +39,8 @@ use viworks_runtime::{random, tls};
 
 use crate::pki;
 
+mod replayed;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Backend {
@@ -507,32 +509,6 @@ async fn what_is_no_message_of_ours_closes_the_connection_and_nothing_else() {
             .any(|entry| entry.record.action == "gateway.hello_replayed")
     );
     drop((gateway, replaying));
-    drop(backend.stop().await);
-}
-
-#[tokio::test]
-async fn what_was_said_before_or_in_another_session_ends_the_session_and_is_on_record_once_a_minute()
- {
-    let backend = Backend::start().await;
-    let material = backend.join("gw-1").await;
-    let (mut epoch, mut token) = (0, material.token.clone());
-    let mut recorded: Option<Vec<u8>> = None;
-    for n in 1..=4 {
-        let mut gateway = backend.dial(&material).await;
-        (epoch, token) = gateway.open(1, epoch, &token).await.unwrap();
-        // CONFIRM: of this session in the first, and of the first one in all others.
-        let frame = recorded.get_or_insert_with(|| gateway.sent[1].clone());
-        let again = Message::binary(frame.clone());
-        gateway.socket.send(again).await.unwrap();
-        assert_eq!(gateway.close_number().await, Some(4400), "{n}");
-    }
-    let page = viworks_backend_agent::data::Page::first(50);
-    let audit = backend.store.list_audit(&Tenant::default_tenant(), page);
-    let audit = audit.await.unwrap().items;
-    for action in ["gateway.frame_replayed", "gateway.frame_foreign"] {
-        let of = |entry: &&viworks_backend_agent::data::AuditRecord| entry.record.action == action;
-        assert_eq!(audit.iter().filter(of).count(), 1, "{action}");
-    }
     drop(backend.stop().await);
 }
 
