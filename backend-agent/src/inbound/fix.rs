@@ -34,6 +34,17 @@ pub(super) fn of_tls(error: &io::Error) -> Option<&'static str> {
     }
 }
 
+/// Whether a handshake failed because the other end's certificate is over.
+pub(super) fn is_of_an_end(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(
+        error,
+        Some(TlsError::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. }
+        ))
+    )
+}
+
 /// Of a certificate that leads to our authority.
 pub(super) const fn of_certificate(unrecognised: &Unrecognised) -> &'static str {
     match unrecognised {
@@ -92,7 +103,10 @@ mod tests {
         let own = BTreeSet::from(fixes);
         assert_eq!(own.len(), fixes.len(), "{fixes:#?}");
         assert!(fixes.iter().all(|fix| fix.len() > 20), "{fixes:#?}");
+        let over = TlsError::InvalidCertificate(CertificateError::Expired);
+        assert!(is_of_an_end(&io::Error::other(over)));
         let other = io::Error::other("reset");
+        assert!(!is_of_an_end(&other));
         assert_eq!(of_tls(&other), None);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use rustls::InvalidMessage;
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_util::either::Either;
 use tracing::{debug, info, warn};
 use viworks_common::code::CloseCode;
+use viworks_common::id::GatewayName;
 use viworks_common::key::{Binding, BindingMode};
 use viworks_common::limits::SEND_PROGRESS_TIMEOUT;
 use viworks_runtime::random;
@@ -221,16 +222,20 @@ impl Handshake {
                 .await
                 .map(|stream| (stream, turn))
         });
-        let (stream, turn) = match secured.await {
+        // Boxed: it would be there twice.
+        let (secured, refused) = tls::noting_refused(Box::pin(secured)).await;
+        let (stream, turn) = match secured {
             Ok(Ok(secured)) => secured,
             Ok(Err(error)) => {
                 metrics.handshake("tls_failed");
+                let named = self.whose_ended(&error, refused).await;
                 self.strangers(|left_out| {
                     if is_no_tls(&error) {
                         info!(%address, %error, left_out, "a TLS handshake failed: what came is no TLS; plain HTTP is not taken here: gateways dial wss://, and the API listens elsewhere ([api] listen); a proxy that sends a header of the PROXY protocol needs agents.proxy_protocol = \"require\"");
                     } else {
                         let fix = fix::of_tls(&error);
-                        info!(%address, %error, fix, left_out, "a TLS handshake failed");
+                        let gateway = named.as_ref().map(GatewayName::as_str);
+                        info!(%address, %error, gateway, fix, left_out, "a TLS handshake failed");
                     }
                 });
                 return;
@@ -455,6 +460,24 @@ impl Handshake {
             Ok(_) | Err(_) => return,
         };
         security_event(&self.inbound, peer, address, action).await;
+    }
+
+    /// The gateway of a certificate that is over. Whoever shows it has not proved to have its key.
+    async fn whose_ended(
+        &self,
+        error: &io::Error,
+        refused: Option<CertificateDer<'static>>,
+    ) -> Option<GatewayName> {
+        let leaf = refused.filter(|_leaf| fix::is_of_an_end(error))?;
+        let (from, to) = tls::validity(&leaf).ok()?;
+        // While it was good, it was of our authority.
+        let then = from.saturating_add(to.saturating_since(from) / 2);
+        let since_epoch = u64::try_from(then.unix_micros()).unwrap_or(0);
+        let moment = UnixTime::since_unix_epoch(Duration::from_micros(since_epoch));
+        let clients = &self.side.clients;
+        clients.verify_client_cert(&leaf, &[], moment).ok()?;
+        let peer = self.inbound.registry.recognise(&leaf, then).await.ok()?;
+        Some(peer.name)
     }
 
     /// Says why a client certificate is refused.

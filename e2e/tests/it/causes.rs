@@ -447,7 +447,7 @@ async fn a_certificate_that_has_ended_is_named_and_so_is_a_full_house() {
     assert!(fix.contains("renewed certificate"), "{status:#}");
     told_there(
         &mut system,
-        &["TLS handshake failed", "expired", "gateway ls"],
+        &["TLS handshake failed", "expired", "gw-1", "gateway ls"],
     )
     .await;
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
