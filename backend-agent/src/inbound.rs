@@ -24,6 +24,7 @@ use crate::pki::renew::Renewals;
 use crate::telemetry::processor::TelemetryProcessor;
 
 pub mod connection;
+mod fix;
 pub mod forwarded;
 pub mod heartbeats;
 pub mod judge;

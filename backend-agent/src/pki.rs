@@ -8,6 +8,7 @@ use viworks_runtime::tls::TlsError;
 
 use crate::data::StoreError;
 
+pub mod answer;
 pub mod authority;
 pub mod init;
 pub mod issue;
@@ -93,6 +94,20 @@ pub enum PkiError {
         #[source]
         source: Box<Self>,
     },
+    /// No certificate is made for a request.
+    #[error("{}: {why}", path.display())]
+    Request {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: request::BadRequest,
+    },
+    /// The key of a request is a gateway's.
+    #[error(
+        "the key of this request is a gateway's already: the request was signed before; take the answer of then, or \
+         make another request (remove .enrolling on the machine, and run enroll --request-out there)"
+    )]
+    KeyInUse,
     /// The authority's private key is not on this machine.
     #[error("this backend has no authority of its own; set ca_key_file in [keys]")]
     NoAuthority,
@@ -125,6 +140,8 @@ impl PkiError {
             | Self::Name { .. }
             | Self::Url { .. }
             | Self::Unfinished { .. }
+            | Self::Request { .. }
+            | Self::KeyInUse
             | Self::NoAuthority
             | Self::Store(_) => Problem::of_file(otherwise, self.to_string(), ""),
         }

@@ -10,6 +10,7 @@ mod exchange;
 mod identity_file;
 mod lapsed;
 mod naming;
+mod offline;
 mod ticket;
 
 pub use configuration::{Home, configuration};
@@ -21,6 +22,7 @@ pub use exchange::{
 pub use identity_file::identity_file;
 pub use lapsed::{LapsedAnswer, LapsedExchange, LapsedRenewal, LapsedRequest, RENEW_PATH};
 pub use naming::{NAME_PREFIX_BYTES_MAX, NameRule, NoName};
+pub use offline::{BadAnswerFile, answer_file, read_answer_file};
 pub use ticket::{
     InvalidTicket, TICKET_CHARS_MAX, TICKET_PREFIX, TICKET_SHOWN, TICKET_URL_BYTES_MAX, Ticket,
     without_tickets,

@@ -15,6 +15,7 @@ pub mod state;
 mod timer;
 
 use crate::code::CloseCode;
+use crate::wire::envelope::EnvelopeError;
 
 pub use self::agent::{AgentEvent, AgentSession, AgentSessionConfig};
 pub use self::backend::{BackendEvent, BackendSession, BackendSessionConfig, HELLO_UNPROVED};
@@ -52,6 +53,44 @@ impl Closed {
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.code.map_or("bye", CloseCode::name)
+    }
+}
+
+/// A message that nobody honest sends behind TLS: it was not made for this place of this session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Misplaced {
+    /// Its tag is of no key of this session and direction: it is of another session, came back to who sent it, or was
+    /// changed.
+    Foreign,
+    /// Its number is not the next one: it was said before, or one in front of it is missing.
+    OutOfTurn,
+}
+
+impl Misplaced {
+    /// What an error of an envelope says about its sender, where it says that.
+    const fn of(error: EnvelopeError) -> Option<Self> {
+        match error {
+            EnvelopeError::BadTag => Some(Self::Foreign),
+            EnvelopeError::Sequence { .. } => Some(Self::OutOfTurn),
+            EnvelopeError::TooShort { .. }
+            | EnvelopeError::TooLarge { .. }
+            | EnvelopeError::Version(_)
+            | EnvelopeError::Flags(_)
+            | EnvelopeError::KeyGeneration(_)
+            | EnvelopeError::NotChallenge(_)
+            | EnvelopeError::CompressedTooEarly
+            | EnvelopeError::Compression
+            | EnvelopeError::BodyTooLarge { .. } => None,
+        }
+    }
+
+    /// The word for metrics and for the end of an action's name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Foreign => "frame_foreign",
+            Self::OutOfTurn => "frame_replayed",
+        }
     }
 }
 

@@ -30,6 +30,7 @@ use crate::outbound;
 use crate::outbound::configured::Configured;
 use crate::outbound::lapsed::Lapsed;
 use crate::outbound::pins::Pins;
+use crate::outbound::security::Security;
 use crate::program;
 use crate::reload::Reload;
 use crate::renewal::Renewal;
@@ -205,6 +206,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     let renewal = Renewal::new(folder.clone(), conditions.clone(), Arc::clone(&clock));
     let lapsed = Lapsed::new(folder.clone(), conditions.clone(), Arc::clone(&clock));
     let (in_force, renewed) = (credentials.clone(), renewal.clone());
+    let audit = Audit::open(&folder.join("audit.log"))?;
     let api_parts = api::Parts {
         facts: AgentFacts {
             agent_id: Some(identity.name.agent_id.to_string()),
@@ -230,7 +232,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         executor: executor.clone(),
         catalogue: catalogue.clone(),
         pins: Arc::clone(&pins),
-        audit: Audit::open(&folder.join("audit.log"))?,
+        audit: audit.clone(),
         conditions: conditions.clone(),
         clock: Arc::clone(&clock),
         lifecycle: lifecycle.clone(),
@@ -243,6 +245,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         spool: spool.clone(),
         executor,
         pins: Arc::clone(&pins),
+        security: Security::new(audit, Arc::clone(&clock)),
         configured: configured.clone(),
         reloads: reloads.clone(),
         status,

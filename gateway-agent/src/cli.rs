@@ -78,6 +78,14 @@ enum Action {
         /// The file that holds the ticket, readable by its owner only; `-` for the standard input.
         #[arg(long, value_name = "FILE")]
         ticket_file: Option<PathBuf>,
+        /// Without a way to the door: make the key and write a request for its certificate, a new file, and no more.
+        ///
+        /// The key stays here. `viworks-backend-agent pki sign-request` answers the request on a backend's machine.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "ticket_file", "answer"])]
+        request_out: Option<PathBuf>,
+        /// The file that answers the request which was made here, readable by its owner only.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "ticket_file"])]
+        answer: Option<PathBuf>,
         /// How long it is tried again while the backend is busy or not reached, in seconds.
         #[arg(long, value_name = "SECONDS", default_value_t = 300)]
         #[arg(value_parser = clap::value_parser!(u64).range(0..=86_400))]
@@ -327,14 +335,21 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
             out,
             name,
             ticket_file,
+            request_out,
+            answer,
             wait,
             demo,
         } => {
+            let by = match (request_out, answer) {
+                (Some(out), _) => enroll::By::Request(out),
+                (None, Some(file)) => enroll::By::Answer(file),
+                (None, None) => enroll::By::Ticket(ticket_file),
+            };
             let (folder, home) = enroll::home(&out, Path::new(INSTALLED), demo);
             let asked = enroll::Asked {
                 folder,
                 name,
-                ticket_file,
+                by,
                 home,
                 patience: Duration::from_secs(wait),
             };

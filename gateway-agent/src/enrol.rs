@@ -10,6 +10,7 @@ use viworks_common::enrolment::{
 use viworks_common::id::{LabelKey, check_label_value};
 use viworks_common::limits::LABELS_MAX;
 use viworks_common::pin::SpkiPin;
+use viworks_common::time::Timestamp;
 use viworks_common::{human, text};
 use viworks_runtime::config::Problems;
 use viworks_runtime::exit::ExitCode;
@@ -20,6 +21,7 @@ use crate::outbound::door::DoorFailure;
 use crate::outbound::failure::DialFailure;
 
 mod exchange;
+mod fit;
 mod places;
 mod staging;
 
@@ -244,6 +246,28 @@ pub enum EnrolError {
         /// What is wrong with it.
         reason: String,
     },
+    /// An answer came by hand, and no request was made here.
+    #[error(
+        "no request was made here whose answer {} could be: run enroll --request-out FILE on this machine, have that \
+         file signed (viworks-backend-agent pki sign-request), and come back with the answer to it",
+        path.display()
+    )]
+    NoRequest {
+        /// The answer.
+        path: PathBuf,
+    },
+    /// An answer that came by hand does not fit.
+    #[error(
+        "the answer in {} cannot be used ({reason}): nothing of it was written; have the request of this machine \
+         signed, and bring the answer to that",
+        path.display()
+    )]
+    AnswerFile {
+        /// The answer.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The answer is not the backend's that made the ticket.
     #[error(
         "the answer of {place} is not authentic: something on the way has changed it; run enroll again elsewhere, or ask whoever runs the backend"
@@ -292,7 +316,11 @@ impl EnrolError {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Ticket(_) | Self::NoTicket(_) | Self::Url { .. } => ExitCode::Usage,
+            Self::Ticket(_)
+            | Self::NoTicket(_)
+            | Self::Url { .. }
+            | Self::NoRequest { .. }
+            | Self::AnswerFile { .. } => ExitCode::Usage,
             Self::Exists { .. }
             | Self::Formerly { .. }
             | Self::Mounted { .. }
@@ -380,7 +408,7 @@ impl EnrolError {
     }
 }
 
-/// The files of a new gateway by what it was answered.
+/// What a new gateway was answered, by which its files are made.
 #[derive(Debug)]
 pub struct Papers {
     /// What it was answered.
@@ -401,7 +429,13 @@ impl Papers {
 
     /// Holds what the answer says against what an agent reads and people are shown, before anything of it is written:
     /// an authentic answer is still only what some server says.
-    fn examine(&self) -> Result<(), String> {
+    ///
+    /// `request` is what the certificate was asked for with. The first and the last moment of the certificate's life.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be used, on one line.
+    pub fn examine(&self, request: &str) -> Result<(Timestamp, Timestamp), String> {
         let labels = &self.answer.labels;
         if labels.len() > LABELS_MAX {
             let labels = human::counted(labels.len(), "label", "labels");
@@ -415,6 +449,7 @@ impl Papers {
         // The places of the package's service are no words of the backend.
         let written = self.configuration(Home::Folder);
         let read = Config::examine_draft(Path::new(CONFIGURATION), &written);
-        read.map_err(|problems| text::line(&problems.in_one_line()).into_owned())
+        read.map_err(|problems| text::line(&problems.in_one_line()).into_owned())?;
+        fit::examine(&self.answer, fit::key_of(request))
     }
 }

@@ -39,6 +39,7 @@ pub mod pinning;
 pub mod pins;
 mod refusals;
 mod renewing;
+pub mod security;
 
 use configured::Configured;
 use dial::Dialler;
@@ -46,6 +47,7 @@ use ending::Ended;
 use failure::DialFailure;
 use lapsed::{Asking, Lapsed, has_ended};
 use pins::Pins;
+use security::Security;
 
 /// Within which time another certificate is tried when one was refused.
 const ANOTHER_CERTIFICATE: Duration = Duration::from_secs(5);
@@ -76,6 +78,8 @@ pub struct Parts {
     pub executor: Executor,
     /// The pin set.
     pub pins: Arc<Pins>,
+    /// Where goes on record what no backend says.
+    pub security: Security,
     /// The configuration, as far as it is taken over while the agent runs.
     pub configured: Configured,
     /// Counts how often the files were read again: then what spoke against a connection may be mended.

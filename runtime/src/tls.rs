@@ -16,11 +16,15 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 mod error;
 mod material;
 mod pem;
+mod refused;
 
 pub use error::TlsError;
 pub use material::{
     Identity, Purpose, load_certificates, load_key, load_roots, one_certificate, roots, validity,
 };
+pub use refused::noting_refused;
+
+use refused::Noting;
 
 /// What both ends offer and accept as the application protocol.
 const ALPN: &[u8] = b"http/1.1";
@@ -77,7 +81,8 @@ pub fn server_config(
     identity: Identity,
     client_roots: RootCertStore,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    shown_to(client_verifier(client_roots)?, identity)
+    let clients = client_verifier(client_roots)?;
+    shown_to(Arc::new(Noting(clients)), identity)
 }
 
 /// The side of a listener that takes callers without a certificate: shows `identity` and asks for nothing.

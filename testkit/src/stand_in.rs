@@ -47,6 +47,8 @@ pub enum Answer {
     Refuse(CloseCode, String),
     /// A session, and DRAIN with this delay as its first message.
     Drain(Duration),
+    /// WELCOME, and the same once more.
+    Twice,
 }
 
 /// A running stand-in; ended when it is dropped.
@@ -185,6 +187,16 @@ async fn serve(
             };
             drive(&mut socket, &mut session, said, confirmed).await?;
         }
+        Answer::Twice => {
+            let own = identity.clone();
+            let mut session = session(identity, Arc::clone(&master), binding);
+            let said = |hello: Box<Hello>, session: &mut BackendSession| {
+                let epoch = hello.epoch + 1;
+                let token = master.token(&own, epoch).expose_hex();
+                session.welcome(welcome(epoch, token), SystemClock.now());
+            };
+            twice(&mut socket, &mut session, said).await?;
+        }
     }
     // Until the gateway has closed, too.
     while let Some(Ok(_)) = socket.next().await {}
@@ -249,6 +261,28 @@ async fn drive(
         };
         session.handle_frame(&bytes, SystemClock.now());
     }
+}
+
+/// Answers HELLO, and says again what it was answered with.
+async fn twice(
+    socket: &mut WebSocketStream<TlsStream<TcpStream>>,
+    session: &mut BackendSession,
+    hello: impl FnOnce(Box<Hello>, &mut BackendSession),
+) -> anyhow::Result<()> {
+    while let Some(bytes) = session.poll_transmit(SystemClock.now()) {
+        socket.send(Message::binary(bytes)).await?;
+    }
+    let Message::Binary(bytes) = socket.next().await.context("hung up")?? else {
+        return Ok(());
+    };
+    session.handle_frame(&bytes, SystemClock.now());
+    if let Some(BackendEvent::Hello { hello: said, .. }) = session.poll_event() {
+        hello(said, session);
+    }
+    let answer = session.poll_transmit(SystemClock.now());
+    let answer = answer.context("no HELLO came")?;
+    socket.send(Message::binary(answer.clone())).await?;
+    Ok(socket.send(Message::binary(answer)).await?)
 }
 
 async fn close(

@@ -10,7 +10,7 @@ use viworks_common::id::{GatewayName, TrustDomain};
 use viworks_common::key::Identity;
 use viworks_common::time::Timestamp;
 
-use crate::data::{Store, StoreError};
+use crate::data::{GatewayRef, Store, StoreError};
 
 /// Looks gateways up by what they show.
 #[derive(Clone)]
@@ -52,9 +52,9 @@ pub enum Unrecognised {
     /// It names a gateway of another trust domain.
     #[error("the certificate belongs to the trust domain {0}")]
     ForeignTrustDomain(TrustDomain),
-    /// The key is not registered for the gateway it names.
-    #[error("the certificate's key is not registered for the gateway it names")]
-    NotRegistered,
+    /// The key is not registered for the gateway it names, which is this one where there is such a one.
+    #[error("the certificate's key is not registered for the gateway it names{}", named(.0.as_deref()))]
+    NotRegistered(Option<Box<Peer>>),
     /// The certificate or the gateway was revoked.
     #[error("the gateway or its certificate was revoked")]
     Revoked,
@@ -69,6 +69,14 @@ pub enum Unrecognised {
     Store(#[from] StoreError),
 }
 
+/// The gateway that a certificate names, for behind the sentence about it.
+fn named(peer: Option<&Peer>) -> String {
+    peer.map_or_else(
+        || ", which is not in this database".to_owned(),
+        |peer| format!(", {}", peer.name),
+    )
+}
+
 impl Unrecognised {
     /// What its holder is told.
     #[must_use]
@@ -77,7 +85,7 @@ impl Unrecognised {
             Self::NoName(_) => "the certificate names no gateway",
             Self::NotShown => "no certificate was shown",
             Self::ForeignTrustDomain(_) => "the certificate belongs to another trust domain",
-            Self::NotRegistered => {
+            Self::NotRegistered(_) => {
                 "the certificate's key is not registered for the gateway it names"
             }
             Self::Revoked => "this gateway was revoked",
@@ -100,7 +108,7 @@ impl Unrecognised {
             | Self::ForeignTrustDomain(_)
             | Self::Retired(_)
             | Self::Replaced(_)
-            | Self::NotRegistered => CloseCode::CertUntrusted,
+            | Self::NotRegistered(_) => CloseCode::CertUntrusted,
             Self::Revoked => CloseCode::Revoked,
             Self::Store(_) => CloseCode::Internal,
         }
@@ -134,23 +142,34 @@ impl Registry {
         if trust_domain != self.trust_domain {
             return Err(Unrecognised::ForeignTrustDomain(trust_domain));
         }
-        let known = self
-            .store
-            .certificate(&identity.tenant, identity.agent_id, &spki_sha256)
-            .await?
-            .ok_or(Unrecognised::NotRegistered)?;
-        if known.revoked {
-            return Err(Unrecognised::Revoked);
-        }
-        let peer = Peer {
+        let peer = |identity, name| Peer {
             identity,
-            name: known.gateway,
+            name,
             fingerprint: Sha256::digest(leaf).into(),
             not_before,
             not_after,
             remaining: not_after.saturating_since(now),
+            confirmed: 0,
+            unproved: None,
+        };
+        let known = self
+            .store
+            .certificate(&identity.tenant, identity.agent_id, &spki_sha256)
+            .await?;
+        let Some(known) = known else {
+            // Our authority's word that it is this gateway's: whoever looks has to know of which one.
+            let which = GatewayRef::Id(identity.agent_id);
+            let named = self.store.gateway(&identity.tenant, &which).await?;
+            let named = named.map(|gateway| Box::new(peer(identity, gateway.name)));
+            return Err(Unrecognised::NotRegistered(named));
+        };
+        if known.revoked {
+            return Err(Unrecognised::Revoked);
+        }
+        let peer = Peer {
             confirmed: known.confirmed,
             unproved: known.unproved.then_some(spki_sha256),
+            ..peer(identity, known.gateway)
         };
         if known.replaced {
             return Err(Unrecognised::Replaced(Box::new(peer)));

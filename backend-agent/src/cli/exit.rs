@@ -125,8 +125,10 @@ pub(super) fn code_of(error: &anyhow::Error) -> ExitCode {
         Some(CreateError::Write { .. } | CreateError::File(_) | CreateError::Store(_)) | None => {}
     }
     let exists = match error.downcast_ref::<PkiError>() {
-        Some(PkiError::Url { .. } | PkiError::Name { .. }) => return ExitCode::Usage,
-        Some(PkiError::Exists { .. }) => true,
+        Some(PkiError::Url { .. } | PkiError::Name { .. } | PkiError::Request { .. }) => {
+            return ExitCode::Usage;
+        }
+        Some(PkiError::Exists { .. } | PkiError::KeyInUse) => true,
         Some(_) | None => false,
     };
     if exists || matches!(store, Some(StoreError::Conflict { .. })) {

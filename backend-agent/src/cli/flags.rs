@@ -248,6 +248,30 @@ pub(super) enum PkiCommand {
         #[command(flatten)]
         config: ConfigFlag,
     },
+    /// Let a gateway join that does not reach the door: sign the request that `viworks-gateway-agent enroll
+    /// --request-out` wrote there, and write the answer for it, which holds its secrets
+    SignRequest {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// The request
+        request: PathBuf,
+        /// The gateway's name
+        #[arg(long)]
+        name: GatewayName,
+        /// The answer, a new file for its owner alone
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// A label as key=value; may be repeated
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+        labels: Vec<(String, String)>,
+        /// Where the gateway reaches the backend: wss://HOST:PORT; `public_url` of [agents], or where it listens,
+        /// when left out
+        #[arg(long)]
+        url: Option<String>,
+        /// How many days its certificate lives; 90 when left out
+        #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(1..=3_650))]
+        days: Option<u64>,
+    },
     /// Let a gateway join and write everything it needs: keys, identity, configuration and the shipped catalogue
     IssueGateway {
         #[command(flatten)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use rustls::InvalidMessage;
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_util::either::Either;
 use tracing::{debug, info, warn};
 use viworks_common::code::CloseCode;
+use viworks_common::id::GatewayName;
 use viworks_common::key::{Binding, BindingMode};
 use viworks_common::limits::SEND_PROGRESS_TIMEOUT;
 use viworks_runtime::random;
@@ -26,6 +27,7 @@ use viworks_runtime::tls::{self, ServerSide};
 use viworks_runtime::websocket::{Progress, Socket};
 
 use super::connection::{self, Opening};
+use super::fix;
 use super::forwarded::{self, Forwarded};
 use super::limits::{Admitted, Arrival, Gate, Turn};
 use super::opening::security_event;
@@ -220,15 +222,20 @@ impl Handshake {
                 .await
                 .map(|stream| (stream, turn))
         });
-        let (stream, turn) = match secured.await {
+        // Boxed: it would be there twice.
+        let (secured, refused) = tls::noting_refused(Box::pin(secured)).await;
+        let (stream, turn) = match secured {
             Ok(Ok(secured)) => secured,
             Ok(Err(error)) => {
                 metrics.handshake("tls_failed");
+                let named = self.whose_ended(&error, refused).await;
                 self.strangers(|left_out| {
                     if is_no_tls(&error) {
                         info!(%address, %error, left_out, "a TLS handshake failed: what came is no TLS; plain HTTP is not taken here: gateways dial wss://, and the API listens elsewhere ([api] listen); a proxy that sends a header of the PROXY protocol needs agents.proxy_protocol = \"require\"");
                     } else {
-                        info!(%address, %error, left_out, "a TLS handshake failed");
+                        let fix = fix::of_tls(&error);
+                        let gateway = named.as_ref().map(GatewayName::as_str);
+                        info!(%address, %error, gateway, fix, left_out, "a TLS handshake failed");
                     }
                 });
                 return;
@@ -242,7 +249,7 @@ impl Handshake {
             }
         };
         let recognised = self.recognise(&stream).await;
-        self.record_retired(&recognised, address).await;
+        self.record_certificate(&recognised, address).await;
         let verdict = self.verdict(recognised, address, &admitted);
         // What is wrong with a certificate was said already.
         let is_welcome = matches!(verdict, Verdict::Welcome(_));
@@ -424,7 +431,7 @@ impl Handshake {
             return Verdict::Refuse(CloseCode::CertUntrusted, reason);
         }
         let peer = inbound.registry.recognise(&leaf, now).await;
-        self.record_retired(&peer, client).await;
+        self.record_certificate(&peer, client).await;
         let recognised = peer.map(|peer| {
             let mode = BindingMode::Certificate;
             let value = peer.fingerprint;
@@ -438,17 +445,41 @@ impl Handshake {
         }
     }
 
-    /// Records that somebody shows a certificate that its gateway has left behind: a copy of its files, or whoever put
-    /// old ones back.
-    async fn record_retired<T: Sync>(
+    /// Records that somebody shows a certificate that its gateway has left behind, a copy of its files or whoever put
+    /// old ones back, or one that our authority made and nobody registered.
+    async fn record_certificate<T: Sync>(
         &self,
         recognised: &Result<T, Unrecognised>,
         address: SocketAddr,
     ) {
-        if let Err(Unrecognised::Retired(peer) | Unrecognised::Replaced(peer)) = recognised {
-            let action = "gateway.retired_certificate";
-            security_event(&self.inbound, peer, address, action).await;
-        }
+        let (peer, action) = match recognised {
+            Err(Unrecognised::Retired(peer) | Unrecognised::Replaced(peer)) => {
+                (peer, "gateway.retired_certificate")
+            }
+            Err(Unrecognised::NotRegistered(Some(peer))) => {
+                (peer, "gateway.unregistered_certificate")
+            }
+            Ok(_) | Err(_) => return,
+        };
+        security_event(&self.inbound, peer, address, action).await;
+    }
+
+    /// The gateway of a certificate that is over. Whoever shows it has not proved to have its key.
+    async fn whose_ended(
+        &self,
+        error: &io::Error,
+        refused: Option<CertificateDer<'static>>,
+    ) -> Option<GatewayName> {
+        let leaf = refused.filter(|_leaf| fix::is_of_an_end(error))?;
+        let (from, to) = tls::validity(&leaf).ok()?;
+        // While it was good, it was of our authority.
+        let then = from.saturating_add(to.saturating_since(from) / 2);
+        let since_epoch = u64::try_from(then.unix_micros()).unwrap_or(0);
+        let moment = UnixTime::since_unix_epoch(Duration::from_micros(since_epoch));
+        let clients = &self.side.clients;
+        clients.verify_client_cert(&leaf, &[], moment).ok()?;
+        let peer = self.inbound.registry.recognise(&leaf, then).await.ok()?;
+        Some(peer.name)
     }
 
     /// Says why a client certificate is refused.
@@ -459,7 +490,8 @@ impl Handshake {
             // Nothing may be wrong with it; what is wrong with the database is said by the store.
             debug!(%address, "whose certificate was shown cannot be looked up while the database is away");
         } else if let Some(left_out) = self.lines.refused.take(self.inbound.clock.now()) {
-            warn!(%address, error = %unrecognised, left_out, "refused a client certificate");
+            let fix = fix::of_certificate(unrecognised);
+            warn!(%address, error = %unrecognised, fix, left_out, "refused a client certificate");
         }
     }
 

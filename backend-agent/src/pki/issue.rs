@@ -430,7 +430,8 @@ impl Delivery {
     }
 }
 
-fn remove(path: &Path) -> Result<(), PkiError> {
+/// Removes a file, where it is there.
+pub(super) fn remove(path: &Path) -> Result<(), PkiError> {
     match std::fs::remove_file(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),

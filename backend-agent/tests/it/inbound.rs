@@ -39,6 +39,8 @@ use viworks_runtime::{random, tls};
 
 use crate::pki;
 
+mod replayed;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Backend {

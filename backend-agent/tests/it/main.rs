@@ -1,6 +1,7 @@
 //! Tests of the backend through its public parts.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod answer;
 mod api;
 mod clock;
 mod config;

@@ -2,13 +2,12 @@
 //! keeps the rule of its ticket.
 
 use crate::enrolment::{
-    EnrolmentRequest, Exchange, LapsedRequest, NAME_PREFIX_BYTES_MAX, NameRule, RedeemRequest,
-    Ticket,
+    EnrolmentRequest, Exchange, LapsedRequest, NAME_PREFIX_BYTES_MAX, NameRule, RedeemRequest, Ticket, answer_file, read_answer_file,
 };
 use crate::id::{AgentId, GatewayName};
 use crate::key::Secret;
 
-/// Takes the bytes as the body of a request, as a ticket, and as what a machine calls itself.
+/// Takes the bytes as the body of a request, as an answer in a file, as a ticket, and as what a machine calls itself.
 pub fn enrolment(data: &[u8]) {
     if let Ok(request) = serde_json::from_slice::<EnrolmentRequest>(data) {
         let written = serde_json::to_vec(&request).expect("a request has string keys");
@@ -22,6 +21,10 @@ pub fn enrolment(data: &[u8]) {
         let written = serde_json::to_vec(&request).expect("a request has string keys");
         let again = serde_json::from_slice::<LapsedRequest>(&written);
         assert_eq!(again.ok().as_ref(), Some(&request), "two forms");
+    }
+    if let Ok((answer, secrets)) = read_answer_file(data) {
+        let written = answer_file(answer.clone(), &secrets);
+        assert_eq!(read_answer_file(&written), Ok((answer, secrets)));
     }
     if let Ok(text) = str::from_utf8(data) {
         ticket(text);

@@ -15,7 +15,7 @@ use super::inbox::Inbox;
 use super::link::Link;
 use super::state::AgentState;
 use super::timer::{Timer, Timers};
-use super::{Closed, End, SendRefusal, cut};
+use super::{Closed, End, Misplaced, SendRefusal, cut};
 use crate::code::CloseCode;
 use crate::key::Schedule;
 use crate::limits;
@@ -70,6 +70,8 @@ pub struct AgentSession {
     events: Inbox<AgentEvent>,
     /// Messages of the opening and the last one: sealed at once, sent before anything else.
     ready: VecDeque<Vec<u8>>,
+    /// What ended it was not made for it.
+    misplaced: Option<Misplaced>,
     closed: Option<Closed>,
 }
 
@@ -85,8 +87,16 @@ impl AgentSession {
             timers,
             events: Inbox::new(),
             ready: VecDeque::new(),
+            misplaced: None,
             closed: None,
         }
+    }
+
+    /// What was wrong with the message that ended the session, when no backend sends such a one: a security event.
+    /// Before HELLO there are no keys, and nothing is known of that.
+    #[must_use]
+    pub const fn misplaced(&self) -> Option<Misplaced> {
+        self.misplaced
     }
 
     /// Where the session is.
@@ -359,6 +369,10 @@ impl AgentSession {
     }
 
     fn dispatch(&mut self, opened: Result<Decoded, EnvelopeError>, bytes: usize, now: Monotonic) {
+        self.misplaced = opened
+            .as_ref()
+            .err()
+            .and_then(|error| Misplaced::of(*error));
         let message = match opened {
             Ok(Ok(message)) => message,
             Ok(Err(reason)) => return self.fail(CloseCode::BadEnvelope, &reason),

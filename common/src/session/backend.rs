@@ -13,7 +13,7 @@ use super::link::Link;
 use super::outbox;
 use super::state::BackendState;
 use super::timer::{Timer, Timers};
-use super::{Closed, End, SendRefusal, cut};
+use super::{Closed, End, Misplaced, SendRefusal, cut};
 use crate::code::CloseCode;
 use crate::id::CommandId;
 use crate::key::{Schedule, SessionKeys};
@@ -80,6 +80,8 @@ pub struct BackendSession {
     withheld: bool,
     /// HELLO was not made with the key that its certificate stands for.
     unproved: bool,
+    /// What ended it was not made for it.
+    misplaced: Option<Misplaced>,
     closed: Option<Closed>,
 }
 
@@ -111,6 +113,7 @@ impl BackendSession {
             uncommitted: false,
             withheld: false,
             unproved: false,
+            misplaced: None,
             closed: None,
         }
     }
@@ -120,6 +123,12 @@ impl BackendSession {
     #[must_use]
     pub const fn hello_was_unproved(&self) -> bool {
         self.unproved
+    }
+
+    /// What was wrong with the message that ended the session, when no gateway sends such a one: a security event.
+    #[must_use]
+    pub const fn misplaced(&self) -> Option<Misplaced> {
+        self.misplaced
     }
 
     /// The nonce a HELLO claims, before anything is verified: for looking it up, never for remembering it.
@@ -157,6 +166,7 @@ impl BackendSession {
             State::Closed => {}
             State::AwaitHello => self.handle_hello(bytes, now),
             State::Deciding(_) => {
+                self.misplaced = Some(Misplaced::OutOfTurn);
                 self.fail(CloseCode::BadEnvelope, "a message before WELCOME was sent");
             }
             State::AwaitConfirm(Opening { link, .. }) | State::Confirming(Opening { link, .. }) => {
@@ -456,6 +466,10 @@ impl BackendSession {
         frame_bytes: usize,
         now: Monotonic,
     ) {
+        self.misplaced = decoded
+            .as_ref()
+            .err()
+            .and_then(|error| Misplaced::of(*error));
         let (message, bytes) = match decoded {
             Ok(Decoded::Message(message, body_bytes)) => (message, frame_bytes.max(body_bytes)),
             Ok(Decoded::Batch(batch)) => return self.batch(batch, frame_bytes, now),

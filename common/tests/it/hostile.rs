@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use viworks_common::key::Secret;
 use viworks_common::limits;
+use viworks_common::session::Misplaced;
 use viworks_common::session::state::{AgentState, BackendState};
 use viworks_common::wire::envelope::{FLAG_ZSTD, Phase, Sealed};
 use viworks_common::wire::message::*;
@@ -123,9 +124,11 @@ fn no_frame_is_accepted_twice() {
         if to_agent {
             pair.agent.handle_frame(&frame, pair.now);
             assert_eq!(pair.agent_code(), Some(4400));
+            assert!(pair.agent.misplaced().is_some(), "frame {number}");
         } else {
             pair.backend.handle_frame(&frame, pair.now);
             assert_eq!(pair.backend_code(), Some(4400));
+            assert!(pair.backend.misplaced().is_some(), "frame {number}");
         }
     }
 }
@@ -138,6 +141,7 @@ fn a_gap_in_the_sequence_closes() {
     let frame = forge(0x10, 0, 4, &body, &key);
     pair.backend.handle_frame(&frame, pair.now);
     assert_eq!(pair.backend_code(), Some(4400));
+    assert_eq!(pair.backend.misplaced(), Some(Misplaced::OutOfTurn));
     assert!(pair.backend.closed().unwrap().reason.contains("3 was due"));
 }
 
@@ -148,11 +152,13 @@ fn no_reflected_frame_is_accepted() {
         let mut pair = Pair::established();
         pair.agent.handle_frame(frame, pair.now);
         assert_eq!(pair.agent_code(), Some(4400));
+        assert_eq!(pair.agent.misplaced(), Some(Misplaced::Foreign));
     }
     for frame in &frames.to_agent {
         let mut pair = Pair::established();
         pair.backend.handle_frame(frame, pair.now);
         assert_eq!(pair.backend_code(), Some(4400));
+        assert_eq!(pair.backend.misplaced(), Some(Misplaced::Foreign));
     }
     // During the opening as well, where a reflected HELLO would be the prize.
     for frame in &frames.to_backend {
@@ -182,6 +188,7 @@ fn no_frame_of_one_session_is_accepted_in_another() {
             pair.pump();
             pair.agent.handle_frame(frame, pair.now);
             assert_eq!(pair.agent_code(), Some(4400), "{until:?}");
+            assert_eq!(pair.agent.misplaced(), Some(Misplaced::Foreign));
         }
         for frame in &recorded.to_backend {
             let mut pair = other();
@@ -190,6 +197,7 @@ fn no_frame_of_one_session_is_accepted_in_another() {
             pair.pump();
             pair.backend.handle_frame(frame, pair.now);
             assert_eq!(pair.backend_code(), Some(4400), "{until:?}");
+            assert!(pair.backend.misplaced().is_some(), "{until:?}");
         }
     }
 }

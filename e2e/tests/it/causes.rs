@@ -80,6 +80,17 @@ fn delay(status: &Value) -> Duration {
     time(next).saturating_since(time(&failure(status)["at"]))
 }
 
+/// The backend says the same in its own log: on one line what was refused, and what to do about that.
+async fn told_there(system: &mut Deployment, words: &[&str]) {
+    let what = format!("the backend's log tells of {words:?}");
+    eventually(&what, PATIENCE, async || {
+        let log = system.backend().log();
+        let tells = |line: &str| words.iter().all(|word| line.contains(word));
+        log.lines().any(tells).then_some(())
+    })
+    .await;
+}
+
 pub(crate) fn cause(status: &Value) -> &str {
     failure(status)["cause"].as_str().unwrap()
 }
@@ -159,6 +170,15 @@ async fn every_signed_refusal_shows_its_code_its_reason_and_what_to_do() {
     command.args(["status", "--socket", text(&socket)]);
     let said = finish(command, PATIENCE).await.ended_with(69);
     assert!(said.stdout.contains("because of draining"), "{said:#?}");
+
+    // A message that comes twice is told of as well, and is on record here.
+    stand_in.answer(Answer::Twice);
+    gateway.signal(Signal::HUP);
+    let status = fails_with(system.binaries(), &folder, "bad_envelope").await;
+    assert!(cause(&status).contains("sequence number"), "{status:#}");
+    let audit = std::fs::read_to_string(folder.join("state/audit.log")).unwrap();
+    assert!(audit.contains("backend.frame_replayed"), "{audit}");
+    assert!(gateway.log().contains("security event: frame_replayed"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -343,6 +363,7 @@ async fn a_gateway_is_thrown_out_by_an_operator_and_knows_at_once() {
     .await;
     assert_eq!(failure(&status)["code"], "revoked", "{status:#}");
     assert!(delay(&status) <= Duration::from_secs(60), "{status:#}");
+    told_there(&mut system, &["was revoked", "ticket create --name"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -374,6 +395,8 @@ async fn a_gateway_that_is_not_registered_or_has_another_key_is_told_so() {
         "{}",
         system.backend().log()
     );
+    let fix = "not its agent key";
+    told_there(&mut system, &["refused a session", "gateway=gw-1", fix]).await;
     let id = wrong["agent_id"].as_str().unwrap();
     let audit = system.get("/v1/audit?limit=1000").await;
     let event = audit["items"].as_array().unwrap().iter().find(|record| {
@@ -391,6 +414,14 @@ async fn a_gateway_that_is_not_registered_or_has_another_key_is_told_so() {
     let status = fails_with(system.binaries(), &stranger, "cert_untrusted").await;
     assert!(cause(&status).contains("not registered"), "{status:#}");
     assert_eq!(failure(&status)["fix"], CloseCode::CertUntrusted.advice());
+    told_there(
+        &mut system,
+        &["not registered for", "gw-2", "see that this backend uses"],
+    )
+    .await;
+    let audit = system.get("/v1/audit?limit=1000").await.to_string();
+    let action = "gateway.unregistered_certificate";
+    assert!(audit.contains(action), "{audit}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -414,6 +445,11 @@ async fn a_certificate_that_has_ended_is_named_and_so_is_a_full_house() {
     );
     let fix = failure(&status)["fix"].as_str().unwrap();
     assert!(fix.contains("renewed certificate"), "{status:#}");
+    told_there(
+        &mut system,
+        &["TLS handshake failed", "expired", "gw-1", "gateway ls"],
+    )
+    .await;
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
 
     let agents = system.agents_address().to_owned();
@@ -442,6 +478,11 @@ async fn a_lost_state_folder_is_named_beside_the_copy_and_the_name_can_be_issued
     assert!(cause.contains("state was lost or restored"), "{status:#}");
     assert!(cause.contains("holds no session yet"), "{status:#}");
     assert_eq!(failure(&status)["fix"], CloseCode::IdentityFork.advice());
+    told_there(
+        &mut system,
+        &["refused a session", "gw-1", "gateway forks shows both"],
+    )
+    .await;
 
     // Both holders are seen, by the API and by the command line.
     let forks = system.get("/v1/gateways/gw-1/forks").await;

@@ -9,6 +9,7 @@ use viworks_api::Scope;
 mod installed;
 mod pasted;
 mod promises;
+mod threats;
 
 /// Pages whose shell blocks run, in this order, against one demo.
 const PAGES: &[&str] = &[

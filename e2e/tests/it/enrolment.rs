@@ -16,6 +16,7 @@ use viworks_testkit::process::{Said, eventually, finish};
 pub(crate) mod again;
 mod behind_proxy;
 mod machine;
+mod offline;
 mod prompt;
 mod refused;
 mod speed;

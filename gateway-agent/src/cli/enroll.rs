@@ -16,13 +16,14 @@ use viworks_runtime::lifecycle::Signals;
 use viworks_runtime::{fault, files, logging, stdout, tls};
 
 use crate::config::Config;
-use crate::enrol::{EnrolError, Enrolled, Found, Machine, Places, Staging, redeem};
+use crate::enrol::{EnrolError, Enrolled, Found, Machine, Papers, Places, Staging, redeem};
 use crate::identity::{INSTALL_ID_FILE, known_install_id};
 use crate::material::Material;
 use crate::outbound::dial::{self, Dialler};
 use crate::outbound::look;
 use crate::setup;
 
+mod offline;
 mod ticket;
 
 /// How long the backend has for its challenge.
@@ -34,12 +35,22 @@ pub(super) struct Asked {
     pub(super) folder: PathBuf,
     /// How the gateway is to be called.
     pub(super) name: Option<GatewayName>,
-    /// Where the ticket is.
-    pub(super) ticket_file: Option<PathBuf>,
+    /// By what it becomes one.
+    pub(super) by: By,
     /// Where the gateway is to run.
     pub(super) home: Home,
     /// How long it is tried again.
     pub(super) patience: Duration,
+}
+
+/// By what a machine becomes a gateway.
+pub(super) enum By {
+    /// A ticket, in this file where one is named.
+    Ticket(Option<PathBuf>),
+    /// A request that somebody takes to the backend, which goes into this file.
+    Request(PathBuf),
+    /// The answer to that.
+    Answer(PathBuf),
 }
 
 /// The folder that is meant, and where its gateway is to run. `installed` is that of the package, however it is
@@ -92,10 +103,15 @@ async fn make(asked: Asked) -> anyhow::Result<ExitCode> {
                 "an earlier enroll had all of them; they are in place now",
             )?;
         }
-        Found::Begun(staging) => {
-            let ticket = ticket::read(asked.ticket_file.as_deref()).await?;
-            become_gateway(staging, &ticket, &asked, &places).await?;
-        }
+        Found::Begun(staging) => match &asked.by {
+            By::Ticket(file) => {
+                let ticket = ticket::read(file.as_deref()).await?;
+                become_gateway(staging, &ticket, &asked, &places).await?;
+                used_up(file.as_deref())?;
+            }
+            By::Request(out) => return offline::request(staging, out, &places),
+            By::Answer(file) => offline::answered(staging, file, &places)?,
+        },
     }
     try_connection(&places).await
 }
@@ -140,12 +156,12 @@ async fn become_gateway(
     if places.home != Home::Installed {
         keep_install_id(places.state(), install_id);
     }
-    tell(&enrolled)?;
-    if let Some(file) = asked
-        .ticket_file
-        .as_deref()
-        .filter(|file| *file != Path::new("-"))
-    {
+    tell(&enrolled)
+}
+
+/// Says what becomes of the file of a ticket that was used.
+fn used_up(file: Option<&Path>) -> anyhow::Result<()> {
+    if let Some(file) = file.filter(|file| *file != Path::new("-")) {
         let file = quoted(file);
         say(
             "ticket",
@@ -180,7 +196,6 @@ fn keep_install_id(state: &Path, install_id: InstallId) {
 }
 
 fn tell(enrolled: &Enrolled) -> anyhow::Result<()> {
-    let answer = &enrolled.papers.answer;
     say(
         "backend",
         &format!(
@@ -188,6 +203,11 @@ fn tell(enrolled: &Enrolled) -> anyhow::Result<()> {
             enrolled.place, enrolled.pin
         ),
     )?;
+    tell_of(&enrolled.papers)
+}
+
+fn tell_of(papers: &Papers) -> anyhow::Result<()> {
+    let answer = &papers.answer;
     say("key", "ECDSA P-256, made here, never leaves this machine")?;
     let now = SystemClock.wall();
     say(

@@ -131,7 +131,7 @@ async fn redeem_once(
         secrets,
         door: ticket.url.clone(),
     };
-    let examined = papers.examine();
+    let examined = papers.examine(&machine.csr);
     examined.map_err(|reason| EnrolError::UnusableAnswer {
         place: place.clone(),
         reason,

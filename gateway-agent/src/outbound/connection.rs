@@ -180,6 +180,11 @@ impl Connection<'_> {
             self.forward(clock.now());
             self.stop_if_drained(clock.now());
             if let Some(closed) = self.session.closed().cloned() {
+                if let Some(what) = self.session.misplaced() {
+                    let url = self.config.outbound.address();
+                    let (security, reason) = (&self.parts.security, &closed.reason);
+                    security.misplaced(what, &url, reason).await;
+                }
                 let code = closed.number().into();
                 let reason = format!("{}: {}", closed.name(), closed.reason);
                 self.socket

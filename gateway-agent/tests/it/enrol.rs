@@ -204,6 +204,7 @@ async fn an_authentic_answer_with_which_no_agent_could_start_is_refused_and_keep
         ("labels", json!({"site": "\u{1b}[31mred"}), "label value"),
         ("labels", json!({"a=b": "c"}), "label key"),
         ("labels", json!({"site": "a\nb"}), "label value"),
+        ("certificate", json!("-----"), "has no certificate in it"),
     ] {
         let mut said = answer();
         // Any digits open to some secrets.

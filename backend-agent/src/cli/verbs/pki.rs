@@ -11,9 +11,11 @@ use super::open::{actor, load, open};
 use crate::config::Config;
 use crate::data::line::take_up;
 use crate::listening;
+use crate::pki::answer::{Reply, read_request, sign};
 use crate::pki::init::{InitRequest, init};
 use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue, load_master};
 use crate::pki::place::{authority, strange_url};
+use crate::pki::request::CertificateRequest;
 use crate::pki::{Home, PkiError, site};
 use crate::start_error::StartError;
 
@@ -70,6 +72,42 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
                 life: life.map_or(GATEWAY_LIFE, days),
             };
             issue_gateway(&config, &delivery, request).await?;
+            if let Some(remark) = remark {
+                say(&remark);
+            }
+        }
+        PkiCommand::SignRequest {
+            config,
+            request,
+            name,
+            out,
+            labels,
+            url,
+            days: life,
+        } => {
+            let config = load(&config)?;
+            let (url, remark) = match url {
+                Some(url) => {
+                    let remark = remark_on(&config, &url, "--url");
+                    (url, remark)
+                }
+                None => url_for_gateways(&config, false)?,
+            };
+            let reply = Reply {
+                out,
+                url,
+                pin_set_version: config.agents.pin_set_version,
+            };
+            let wanted = IssueRequest {
+                name,
+                labels: labels.into_iter().collect(),
+                life: life.map_or(GATEWAY_LIFE, days),
+            };
+            let request = read_request(&request)?;
+            sign_request(&config, &request, &wanted, &reply).await?;
+            say(
+                "the answer holds secrets of the gateway: bring it there over a way that you trust, and remove it here",
+            );
             if let Some(remark) = remark {
                 say(&remark);
             }
@@ -145,5 +183,37 @@ async fn issue_gateway(
         "{name}  {}  {}",
         issued?,
         delivery.folder.display()
+    ))
+}
+
+async fn sign_request(
+    config: &Config,
+    request: &CertificateRequest,
+    wanted: &IssueRequest,
+    reply: &Reply,
+) -> anyhow::Result<()> {
+    let office = Office::open(config)?;
+    let store = open(config).await?;
+    site::claim(&*store, &office.master, &config.keys.master_key_file)
+        .await
+        .map_err(StartError::from)?;
+    let tenant = Tenant::default_tenant();
+    let clock = take_up(&*store, Arc::new(SystemClock)).await?;
+    let signed = sign(
+        &*store,
+        &tenant,
+        &office,
+        (request, wanted),
+        reply,
+        &actor(),
+        &clock,
+    )
+    .await;
+    store.close().await;
+    print(&format!(
+        "{}  {}  {}",
+        wanted.name,
+        signed?,
+        reply.out.display()
     ))
 }

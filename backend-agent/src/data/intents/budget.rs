@@ -37,10 +37,13 @@ pub(super) fn notes(action: &str) -> Budget {
         "database.rolled_back" => ("note:database.rolled_back", WARNINGS),
         "telemetry.rolled_back" => ("note:telemetry.rolled_back", WARNINGS),
         "gateway.hello_replayed" => ("note:gateway.hello_replayed", WARNINGS),
+        "gateway.frame_foreign" => ("note:gateway.frame_foreign", WARNINGS),
+        "gateway.frame_replayed" => ("note:gateway.frame_replayed", WARNINGS),
         "gateway.wrong_agent_key" => ("note:gateway.wrong_agent_key", WARNINGS),
         "gateway.unproved_renewal" => ("note:gateway.unproved_renewal", WARNINGS),
         "certificate.renew_at_door" => ("note:certificate.renew_at_door", WARNINGS),
         "gateway.retired_certificate" => ("note:gateway.retired_certificate", WARNINGS),
+        "gateway.unregistered_certificate" => ("note:gateway.unregistered_certificate", WARNINGS),
         "command.orphan" => ("note:command.orphan", NOTES),
         // What it reports by itself, in words that it chooses.
         _ => ("note", NOTES),

@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 use viworks_common::code::CloseCode;
 use viworks_common::id::SessionId;
 use viworks_common::key::Identity;
-use viworks_common::session::{BackendSession, Closed};
+use viworks_common::session::{BackendSession, Closed, Misplaced};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{BackendMessage, Permit, Refuse};
 use viworks_runtime::clock;
@@ -99,6 +99,16 @@ impl Line {
             }
             Received::Frame(_) | Received::Closed(_) | Received::Lost(_) => {}
         }
+    }
+
+    /// Counts a message that no gateway sends, and says by which name it goes on record.
+    pub(super) fn misplaced(&self) -> Option<&'static str> {
+        let misplaced = self.session.misplaced()?;
+        self.inbound.metrics.refused(misplaced.name());
+        Some(match misplaced {
+            Misplaced::Foreign => "gateway.frame_foreign",
+            Misplaced::OutOfTurn => "gateway.frame_replayed",
+        })
     }
 
     /// Time went by: for the session, and for what could not be sent.

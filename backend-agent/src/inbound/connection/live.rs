@@ -13,7 +13,7 @@ use viworks_common::wire::message::{BackendMessage, CertIssued, CommandStarted, 
 use viworks_runtime::websocket::Received;
 
 use super::super::judge::Judged;
-use super::super::opening::millis;
+use super::super::opening::{millis, security_event};
 use super::super::skew::Skew;
 use super::ending::Ending;
 use super::line::{Line, Sign};
@@ -156,6 +156,15 @@ impl Live {
                 let now = self.line.now();
                 self.line.session.handle_frame(&bytes, now);
                 self.heard_at = now;
+                if let Some(action) = self.line.misplaced() {
+                    let Line {
+                        inbound,
+                        peer,
+                        address,
+                        ..
+                    } = &mut self.line;
+                    security_event(inbound, peer, *address, action).await;
+                }
                 self.offer_held();
             }
             Step::Sign(Sign::Received(foreign)) => self.line.on_foreign(&foreign),

@@ -19,6 +19,7 @@ use viworks_runtime::fault;
 use viworks_runtime::random;
 use viworks_runtime::websocket::Received;
 
+use super::super::fix;
 use super::super::limits::{Admitted, Turn};
 use super::super::opening::{Arrival, Decision, security_event};
 use super::super::{AgentSocket, Inbound};
@@ -176,6 +177,15 @@ impl Opening {
             // Somebody has the gateway's certificate and not its key: files that were mixed up, or a thief.
             inbound.metrics.refused("wrong_agent_key");
             security_event(inbound, peer, *address, "gateway.wrong_agent_key").await;
+        }
+        if let Some(action) = self.line.misplaced() {
+            let Line {
+                inbound,
+                peer,
+                address,
+                ..
+            } = &mut self.line;
+            security_event(inbound, peer, *address, action).await;
         }
     }
 
@@ -369,7 +379,8 @@ impl Refused {
             // Nothing was heard any more, or somebody only wanted to see how far it gets.
             info!(gateway = %line.peer.name, %agent_id, %address, "a gateway left before its session was confirmed");
         } else if let Some(left_out) = line.inbound.manager.may_log(agent_id, line.now()) {
-            warn!(gateway = %line.peer.name, %agent_id, %address, code, reason, left_out, "refused a session");
+            let fix = fix::of_opening(closed.code, reason);
+            warn!(gateway = %line.peer.name, %agent_id, %address, code, reason, fix, left_out, "refused a session");
         }
         line.close(&closed).await;
         if let Some(ending) = ending {

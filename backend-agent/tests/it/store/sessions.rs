@@ -566,6 +566,7 @@ pub(crate) async fn what_a_gateway_reports_leaves_room_in_the_audit_log_for_what
     };
     while note("gateway.event").await {}
     assert!(note("gateway.hello_replayed").await && note("gateway.wrong_agent_key").await);
+    assert!(note("gateway.frame_foreign").await && note("gateway.frame_replayed").await);
     let mut guessed = bed.hello(1, 1, 1);
     guessed.token_valid = false;
     // Nor does one thing that it does wrong hide another.

@@ -90,6 +90,7 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
         "Replayed messages",
         &[
             "no_frame_is_accepted_twice",
+            "what_was_said_before_or_elsewhere_ends_the_session_and_is_on_record_once_a_minute",
             "whoever_does_not_belong_is_refused_logged_once_and_counted",
             "a_counter_above_the_row_proves_a_roll_back",
         ],

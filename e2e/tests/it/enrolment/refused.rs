@@ -27,6 +27,19 @@ pub(super) async fn redeem(
     csr: &str,
     name: Option<&str>,
 ) -> (u16, Value) {
+    let (body, proof) = proved(system, ticket, csr, name).await;
+    let (address, authority) = (system.door_address(), system.authority());
+    let answer = door::ask(address, &authority, b"", &body, Some(&proof)).await;
+    answer.unwrap()
+}
+
+/// A redemption as it is sent, with its proof.
+async fn proved(
+    system: &Deployment,
+    ticket: &Ticket,
+    csr: &str,
+    name: Option<&str>,
+) -> (Vec<u8>, String) {
     let (address, authority) = (system.door_address(), system.authority());
     let asked = EnrolmentRequest::Challenge { ticket: ticket.id };
     let asked = serde_json::to_vec(&asked).unwrap();
@@ -45,8 +58,7 @@ pub(super) async fn redeem(
     });
     let body = serde_json::to_vec(&request).unwrap();
     let proof = Exchange::new(&ticket.secret, ticket.id, &challenge).prove(&body);
-    let answer = door::ask(address, &authority, b"", &body, Some(&proof)).await;
-    answer.unwrap()
+    (body, proof)
 }
 
 pub(super) fn plain() -> CertificateParams {
@@ -150,6 +162,19 @@ async fn a_request_or_a_name_that_is_no_good_is_told_of_audited_and_costs_nothin
     let noted = latest_attempt(&system).await;
     assert_eq!(noted["detail"]["why"], "name_taken", "{noted}");
     assert_eq!(gateways(&system).await.len(), 1);
+    // What was taken once is not taken again, to the byte and with its proof.
+    let (body, proof) = proved(&system, &next, &good, Some("gw-second")).await;
+    let (address, authority) = (system.door_address(), system.authority());
+    for status in [200, 409, 409] {
+        let answer = door::ask(address, &authority, b"", &body, Some(&proof)).await;
+        let (answered, said) = answer.unwrap();
+        assert_eq!(answered, status, "{said}");
+        let is_refused = said["code"] == "challenge";
+        assert_eq!(is_refused, status == 409, "{said}");
+    }
+    let noted = latest_attempt(&system).await;
+    assert_eq!(noted["detail"]["why"], "challenge", "{noted}");
+    assert_eq!(gateways(&system).await.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,112 @@
+//! What whoever runs the backend does about a gateway that is refused: each refusal has its own.
+
+use std::io;
+
+use rustls::{CertificateError, Error as TlsError};
+use viworks_common::code::CloseCode;
+use viworks_common::session::HELLO_UNPROVED;
+
+use crate::agent::registry::Unrecognised;
+
+/// Of a handshake that failed, where its error says what is wrong with the other end's certificate.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the TLS library adds errors; what is not named here is told by its words alone"
+)]
+pub(super) fn of_tls(error: &io::Error) -> Option<&'static str> {
+    let error: &TlsError = error.get_ref()?.downcast_ref()?;
+    match error {
+        TlsError::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => Some(
+            "the gateway's certificate has ended: see which one in `viworks gateway ls`, and give it a renewed one, or compare both clocks",
+        ),
+        TlsError::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        ) => Some("the gateway's certificate is not valid yet: compare both clocks"),
+        TlsError::InvalidCertificate(_) => Some(
+            "the certificate is of another authority than client_ca_file in [agents]: give the gateway one of this authority, or look who dials",
+        ),
+        TlsError::NoCertificatesPresented => Some(
+            "no certificate was shown: no gateway dials so; a proxy in front has to pass TLS through (docs/operations/reverse_proxy.md)",
+        ),
+        _ => None,
+    }
+}
+
+/// Whether a handshake failed because the other end's certificate is over.
+pub(super) fn is_of_an_end(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(
+        error,
+        Some(TlsError::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. }
+        ))
+    )
+}
+
+/// Of a certificate that leads to our authority.
+pub(super) const fn of_certificate(unrecognised: &Unrecognised) -> &'static str {
+    match unrecognised {
+        Unrecognised::NoName(_) | Unrecognised::NotShown => {
+            "give the gateway a certificate that this backend's authority made for it"
+        }
+        Unrecognised::ForeignTrustDomain(_) => {
+            "see that trust_domain in [agents] is the one of the gateways' certificates, and that the gateway dials its own backend"
+        }
+        Unrecognised::NotRegistered(_) => {
+            "see that this backend uses the database in which the gateway is; if it does, somebody made a certificate without registering it, or the database is older than the gateway: let the machine in anew"
+        }
+        Unrecognised::Revoked => {
+            "no action if it was thrown out on purpose; to let the machine in again: viworks ticket create --name NAME"
+        }
+        Unrecognised::Retired(_) => {
+            "look for the machine behind the address: it has a copy of the gateway's files, or its own were put back; where it is the right one, let it in anew"
+        }
+        Unrecognised::Store(_) => "see that the database answers",
+    }
+}
+
+/// Of an opening that came to nothing.
+pub(super) fn of_opening(code: Option<CloseCode>, reason: &str) -> &'static str {
+    match code {
+        Some(CloseCode::BadEnvelope) if reason == HELLO_UNPROVED => {
+            "whoever dials has the gateway's certificate and not its agent key: see that its identity file is the one that came with the certificate and that this backend has its master key; otherwise somebody took the certificate: revoke the gateway"
+        }
+        Some(code) => code.advice(),
+        None => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn tls(error: CertificateError) -> &'static str {
+        let error = TlsError::InvalidCertificate(error);
+        of_tls(&io::Error::new(io::ErrorKind::InvalidData, error)).unwrap()
+    }
+
+    #[test]
+    fn every_refusal_has_a_fix_of_its_own() {
+        let fixes = [
+            of_certificate(&Unrecognised::Revoked),
+            of_certificate(&Unrecognised::NotRegistered(None)),
+            of_opening(Some(CloseCode::BadEnvelope), HELLO_UNPROVED),
+            of_opening(Some(CloseCode::IdentityFork), "whatever it says"),
+            tls(CertificateError::Expired),
+            tls(CertificateError::UnknownIssuer),
+            tls(CertificateError::NotValidYet),
+        ];
+        let own = BTreeSet::from(fixes);
+        assert_eq!(own.len(), fixes.len(), "{fixes:#?}");
+        assert!(fixes.iter().all(|fix| fix.len() > 20), "{fixes:#?}");
+        let over = TlsError::InvalidCertificate(CertificateError::Expired);
+        assert!(is_of_an_end(&io::Error::other(over)));
+        let other = io::Error::other("reset");
+        assert!(!is_of_an_end(&other));
+        assert_eq!(of_tls(&other), None);
+    }
+}

@@ -1,0 +1,220 @@
+//! A request for a certificate that came by hand, and the file that answers it.
+
+use std::path::{Path, PathBuf};
+
+use viworks_common::enrolment::{
+    AgentSecrets, EnrolmentAnswer, REQUEST_BYTES_MAX, answer_file, read_answer_file,
+};
+use viworks_common::id::{AgentId, Tenant};
+use viworks_common::key::Identity;
+use viworks_common::pin::PinSet;
+use viworks_common::time::Timestamp;
+use viworks_runtime::clock::Timeline;
+use viworks_runtime::config::check_url;
+use viworks_runtime::files;
+use viworks_runtime::{random, tls};
+
+use super::issue::{FIRST_GENERATION, IssueRequest, Office, remove};
+use super::request::CertificateRequest;
+use super::{PkiError, Secrecy, write_new};
+use crate::data::{Actor, GatewayRef, NewCertificate, NewGateway, Store, StoreError};
+
+/// Where the answer goes, and what it says of this backend.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// The new file, for its owner alone.
+    pub out: PathBuf,
+    /// Where the backend listens for agents, as the gateway sees it.
+    pub url: String,
+    /// The version of the pins in it.
+    pub pin_set_version: u64,
+}
+
+impl Reply {
+    /// The answer before its gateway is registered: worth nothing yet.
+    fn draft(&self) -> PathBuf {
+        files::with_suffix(&self.out, ".unfinished")
+    }
+
+    /// Refuses what is in the way, and what the gateway would refuse.
+    fn check(&self) -> Result<(), PkiError> {
+        check_url(&self.url, &["wss"])
+            .map_err(|(message, help)| PkiError::Url { message, help })?;
+        if files::is_absent(&self.out) {
+            return Ok(());
+        }
+        let path = self.out.clone();
+        Err(PkiError::Exists { path })
+    }
+
+    /// The gateway of an answer that an interrupted call has left, where the request is the one that it answers.
+    fn left(&self, csr: &CertificateRequest) -> Result<Option<AgentId>, PkiError> {
+        let draft = self.draft();
+        let bytes = match files::read_private(&draft) {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_missing() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // One that was written in part was made in vain: nothing was registered yet.
+        let Ok((answer, _secrets)) = read_answer_file(&bytes) else {
+            return Ok(None);
+        };
+        let key = tls::one_certificate(answer.certificate.as_bytes())
+            .and_then(|certificate| tls::spki_sha256(&certificate));
+        if key.is_ok_and(|key| key == csr.spki) {
+            return Ok(Some(answer.agent_id));
+        }
+        // Its gateway may be registered, and this is all that there is of its certificate.
+        Err(PkiError::Exists { path: draft })
+    }
+
+    fn finish(&self) -> Result<(), PkiError> {
+        files::move_new(&self.draft(), &self.out)?;
+        let folder = self
+            .out
+            .parent()
+            .filter(|above| !above.as_os_str().is_empty());
+        Ok(files::sync_folder(folder.unwrap_or(Path::new(".")))?)
+    }
+}
+
+/// Reads a request.
+///
+/// # Errors
+///
+/// When the file cannot be read, or no certificate is made for what it holds.
+pub fn read_request(path: &Path) -> Result<CertificateRequest, PkiError> {
+    let limit = u64::try_from(REQUEST_BYTES_MAX).unwrap_or(u64::MAX);
+    let bytes = files::read_at_most(path, limit)?;
+    let request = CertificateRequest::read(&String::from_utf8_lossy(&bytes));
+    request.map_err(|why| PkiError::Request {
+        path: path.to_owned(),
+        why,
+    })
+}
+
+/// Lets a gateway join that made its key itself and cannot reach the door: the answer first, under another name, then
+/// its row and its key in one transaction, and then the answer has its name. A call that was interrupted is gone on
+/// with by the same call.
+///
+/// # Errors
+///
+/// When another gateway has its name or its key, the answer is in the way or cannot be written, or the store is away.
+pub async fn sign(
+    store: &dyn Store,
+    tenant: &Tenant,
+    office: &Office,
+    (csr, wanted): (&CertificateRequest, &IssueRequest),
+    reply: &Reply,
+    actor: &Actor,
+    clock: &Timeline,
+) -> Result<AgentId, PkiError> {
+    reply.check()?;
+    if let Some(agent_id) = reply.left(csr)? {
+        let known = store.gateway(tenant, &GatewayRef::Id(agent_id)).await?;
+        match known {
+            Some(known) if known.name == wanted.name => {
+                reply.finish()?;
+                return Ok(agent_id);
+            }
+            Some(_other) => return Err(PkiError::KeyInUse),
+            None => {}
+        }
+    }
+    remove(&reply.draft())?;
+    let (answer, secrets, gateway) = make(tenant, office, (csr, wanted), reply, clock.wall())?;
+    let agent_id = answer.agent_id;
+    let bytes = answer_file(answer, &secrets);
+    write_new(&reply.draft(), &bytes, Secrecy::Secret)?;
+    let made = store
+        .create_gateway(tenant, gateway, actor, clock.line())
+        .await;
+    if let Err(error) = made {
+        // Nobody else knows of it. Where the answer of the store was lost, the same call finds it out.
+        if matches!(error, StoreError::Conflict { .. }) {
+            remove(&reply.draft())?;
+            return Err(taken(store, tenant, wanted, error).await);
+        }
+        return Err(error.into());
+    }
+    reply.finish()?;
+    Ok(agent_id)
+}
+
+/// Of a name and a key, which one is taken.
+async fn taken(
+    store: &dyn Store,
+    tenant: &Tenant,
+    wanted: &IssueRequest,
+    error: StoreError,
+) -> PkiError {
+    let which = GatewayRef::Name(wanted.name.clone());
+    match store.gateway(tenant, &which).await {
+        Ok(Some(known)) if known.revoked_at.is_none() => error.into(),
+        Ok(_) => PkiError::KeyInUse,
+        Err(error) => error.into(),
+    }
+}
+
+fn make(
+    tenant: &Tenant,
+    office: &Office,
+    (csr, wanted): (&CertificateRequest, &IssueRequest),
+    reply: &Reply,
+    now: Timestamp,
+) -> Result<(EnrolmentAnswer, AgentSecrets, NewGateway), PkiError> {
+    let agent_id = AgentId::from_uuid(random::uuid_v7(now));
+    let identity = Identity {
+        tenant: tenant.clone(),
+        agent_id,
+    };
+    let IssueRequest { name, labels, life } = wanted;
+    let domain = &office.trust_domain;
+    let signed = office
+        .authority
+        .gateway_of(&csr.key, domain, &identity, name, now, *life);
+    let (certificate, facts) = signed?;
+    let gateway = NewGateway {
+        agent_id,
+        name: name.clone(),
+        labels: labels.clone(),
+        key_generation: FIRST_GENERATION,
+        certificate: Some(NewCertificate {
+            agent_id,
+            spki: csr.spki,
+            serial: facts.serial,
+            not_after: facts.not_after,
+            fingerprint: facts.fingerprint,
+        }),
+    };
+    let key_generation =
+        u8::try_from(FIRST_GENERATION).map_err(|error| StoreError::Unavailable(error.into()))?;
+    let secrets = AgentSecrets {
+        agent_key: office
+            .master
+            .agent_key(&identity, FIRST_GENERATION)
+            .secret()
+            .clone(),
+        token: office.master.token(&identity, 0),
+    };
+    let answer = EnrolmentAnswer {
+        tenant: tenant.clone(),
+        agent_id,
+        name: name.clone(),
+        trust_domain: domain.clone(),
+        certificate,
+        not_after: facts.not_after,
+        authority: office.authority.certificate().to_owned(),
+        key_generation,
+        // Nobody has a secret by which it could be; the file is for its owner alone.
+        sealed: String::new(),
+        pins: PinSet {
+            version: reply.pin_set_version,
+            pins: office.pins.iter().copied().collect(),
+        },
+        binding: office.binding,
+        labels: labels.clone(),
+        url: reply.url.clone(),
+    };
+    Ok((answer, secrets, gateway))
+}

@@ -1,0 +1,169 @@
+//! Requests for certificates that come by hand: what is answered fits, is answered once, and whatever is not right is
+//! said in one sentence and changes nothing.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P384_SHA384};
+use viworks_backend_agent::data::{Actor, Store, StoreError};
+use viworks_backend_agent::pki::PkiError;
+use viworks_backend_agent::pki::answer::{Reply, read_request, sign};
+use viworks_backend_agent::pki::issue::{GATEWAY_LIFE, IssueRequest, Office};
+use viworks_backend_agent::pki::request::CertificateRequest;
+use viworks_common::enrolment::read_answer_file;
+use viworks_common::id::{AgentId, Tenant};
+use viworks_common::key::Identity;
+use viworks_runtime::clock::{SystemClock, Timeline};
+use viworks_runtime::tls;
+use viworks_testkit::foreign::ForeignSigner;
+
+use crate::pki::{config, initialised, store};
+
+fn plain() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params
+}
+
+fn made() -> CertificateRequest {
+    let key = KeyPair::generate().unwrap();
+    let request = plain().serialize_request(&key).unwrap();
+    CertificateRequest::read(&request.pem().unwrap()).unwrap()
+}
+
+async fn signed(
+    store: &dyn Store,
+    office: &Office,
+    csr: &CertificateRequest,
+    name: &str,
+    out: &Path,
+) -> Result<AgentId, PkiError> {
+    let wanted = IssueRequest {
+        name: name.parse().unwrap(),
+        labels: [("site".to_owned(), "berlin".to_owned())].into(),
+        life: GATEWAY_LIFE,
+    };
+    let reply = Reply {
+        out: out.to_owned(),
+        url: "wss://localhost:1".to_owned(),
+        pin_set_version: 3,
+    };
+    let (tenant, clock) = (
+        Tenant::default_tenant(),
+        Timeline::unstored(Arc::new(SystemClock)),
+    );
+    let request = (csr, &wanted);
+    sign(
+        store,
+        &tenant,
+        office,
+        request,
+        &reply,
+        &Actor::system(),
+        &clock,
+    )
+    .await
+}
+
+fn draft(out: &Path) -> PathBuf {
+    viworks_runtime::files::with_suffix(out, ".unfinished")
+}
+
+#[tokio::test]
+async fn a_request_is_answered_once_with_everything_that_its_gateway_needs() {
+    let folder = initialised();
+    let config = config(&folder);
+    let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
+    let (csr, out) = (made(), folder.path().join("gw-1.answer"));
+    let id = signed(&*store, &office, &csr, "gw-1", &out).await.unwrap();
+    let mode = out.metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let (answer, secrets) = read_answer_file(&std::fs::read(&out).unwrap()).unwrap();
+    assert_eq!((answer.agent_id, answer.name.as_str()), (id, "gw-1"));
+    assert_eq!((answer.pins.version, answer.pins.pins.len()), (3, 2));
+    assert_eq!(answer.labels["site"], "berlin");
+    let certificate = tls::one_certificate(answer.certificate.as_bytes()).unwrap();
+    assert_eq!(tls::spki_sha256(&certificate).unwrap(), csr.spki);
+    let tenant = Tenant::default_tenant();
+    let identity = Identity {
+        tenant: tenant.clone(),
+        agent_id: id,
+    };
+    assert_eq!(
+        secrets.agent_key,
+        *office.master.agent_key(&identity, 1).secret()
+    );
+    assert_eq!(secrets.token, office.master.token(&identity, 0));
+    let known = store.certificate(&tenant, id, &csr.spki).await.unwrap();
+    assert_eq!(known.unwrap().gateway, answer.name);
+
+    let again = signed(&*store, &office, &csr, "gw-1", &out).await;
+    assert!(matches!(again, Err(PkiError::Exists { .. })), "{again:?}");
+    let other = folder.path().join("other.answer");
+    let twice = signed(&*store, &office, &csr, "gw-2", &other).await;
+    let twice = twice.unwrap_err();
+    assert!(matches!(twice, PkiError::KeyInUse), "{twice}");
+    assert!(twice.to_string().contains("--request-out"), "{twice}");
+    let taken = signed(&*store, &office, &made(), "gw-1", &other).await;
+    let is_taken = matches!(taken, Err(PkiError::Store(StoreError::Conflict { .. })));
+    assert!(is_taken, "{taken:?}");
+    assert!(!other.exists() && !draft(&other).exists());
+    store.close().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_was_interrupted_is_gone_on_with_and_no_other_takes_its_place() {
+    let folder = initialised();
+    let config = config(&folder);
+    let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
+    let (csr, out) = (made(), folder.path().join("gw-1.answer"));
+    // Before it was written whole.
+    std::fs::write(draft(&out), "{\"viworks_enrol").unwrap();
+    let private = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(draft(&out), private).unwrap();
+    let id = signed(&*store, &office, &csr, "gw-1", &out).await.unwrap();
+    assert!(!draft(&out).exists());
+    // After its gateway was registered.
+    let whole = std::fs::read(&out).unwrap();
+    std::fs::rename(&out, draft(&out)).unwrap();
+    let renamed = signed(&*store, &office, &csr, "gw-2", &out).await;
+    assert!(matches!(renamed, Err(PkiError::KeyInUse)), "{renamed:?}");
+    let other = signed(&*store, &office, &made(), "gw-3", &out).await;
+    assert!(matches!(other, Err(PkiError::Exists { .. })), "{other:?}");
+    let finished = signed(&*store, &office, &csr, "gw-1", &out).await;
+    assert_eq!(finished.unwrap(), id);
+    assert_eq!(std::fs::read(&out).unwrap(), whole);
+    store.close().await;
+}
+
+#[test]
+fn a_request_by_hand_that_is_no_good_is_refused_in_one_sentence() {
+    tls::install_provider();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gw-1.csr");
+    let key = || KeyPair::generate().unwrap();
+    let pem = |params: &CertificateParams, key: &KeyPair| {
+        params.serialize_request(key).unwrap().pem().unwrap()
+    };
+    let weak = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
+    let mut named = plain();
+    named.distinguished_name.push(DnType::CommonName, "admin");
+    let foreign = ForeignSigner {
+        shown: key(),
+        own: key(),
+    };
+    let foreign = plain().serialize_request(&foreign).unwrap().pem().unwrap();
+    for (text, told) in [
+        (pem(&plain(), &weak), "another kind of key than ECDSA P-256"),
+        (pem(&named, &key()), "asks for names or uses"),
+        (foreign, "not signed by the key that it is for"),
+        ("no request".to_owned(), "send one PKCS #10 request"),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let refused = read_request(&path).unwrap_err().to_string();
+        assert!(refused.contains(told), "{refused}");
+        assert!(refused.contains("gw-1.csr"), "{refused}");
+        assert_eq!(refused.lines().count(), 1, "{refused}");
+    }
+}
