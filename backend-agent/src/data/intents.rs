@@ -27,6 +27,7 @@ mod orphans;
 pub(super) mod outage;
 mod outputs;
 mod page;
+mod pins;
 mod recent;
 mod recount;
 mod reports;

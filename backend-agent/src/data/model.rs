@@ -5,6 +5,7 @@ mod dead_letter;
 mod enrolment;
 mod gateway;
 mod instance;
+mod pins;
 mod record;
 
 use std::fmt;
@@ -17,6 +18,7 @@ pub use dead_letter::*;
 pub use enrolment::*;
 pub use gateway::*;
 pub use instance::*;
+pub use pins::*;
 pub use record::*;
 
 /// How a database becomes that of a master key.

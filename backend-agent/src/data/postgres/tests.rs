@@ -198,6 +198,8 @@ fn in_order(plan: &str) -> bool {
 /// Statements about all there is, or most of it.
 const OF_ALL: &[&str] = &[
     "catalogues::MERGE",
+    "pins::TRUST",
+    "pins::UNTRUSTING_COUNT",
     "recount::GATEWAYS",
     "recount::SHORT",
     "runs::COUNTS",

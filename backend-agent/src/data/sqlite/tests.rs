@@ -18,6 +18,8 @@ use crate::data::{HeartbeatFigures, SessionStore as _, SessionTouch, StoreError}
 const OVER_ALL_GATEWAYS: &[&str] = &[
     "catalogues::MERGE",
     "catalogues::MERGE_ONE",
+    "pins::TRUST",
+    "pins::UNTRUSTING_COUNT",
     "recount::GATEWAYS",
     "targets::ALL",
     "runs::COUNTS",
