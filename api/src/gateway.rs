@@ -195,6 +195,9 @@ pub struct Gateway {
     /// When its certificate ends, unless it is renewed before.
     #[serde(default)]
     pub certificate_not_after: Option<Timestamp>,
+    /// The version of the pin set that it trusts, by its last report; 0 is the set of its own configuration.
+    #[serde(default)]
+    pub pin_set_version: u64,
     /// Its labels.
     pub labels: Vec<Label>,
     /// When it was last heard.

@@ -36,6 +36,8 @@ pub enum Kind {
     GatewayRevoked,
     Health,
     OrphanList,
+    PinChanged,
+    PinStatus,
     Run,
     RunCancelled,
     RunList,

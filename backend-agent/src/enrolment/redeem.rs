@@ -18,7 +18,6 @@ use viworks_common::enrolment::{
 };
 use viworks_common::id::{AgentId, GatewayName, Tenant, TicketId};
 use viworks_common::key::Identity;
-use viworks_common::pin::PinSet;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::{random, tls};
@@ -281,10 +280,7 @@ impl Enrolment {
             authority: office.authority.certificate().to_owned(),
             key_generation,
             sealed: String::new(),
-            pins: PinSet {
-                version: self.office.pin_set_version(),
-                pins: office.pins.iter().copied().collect(),
-            },
+            pins: self.office.pins(&office),
             binding: office.binding,
             labels: made.labels,
             url,

@@ -263,6 +263,7 @@ async fn view(
         created_at: gateway.created_at,
         agent_version: gateway.agent_version,
         certificate_not_after: gateway.certificate_not_after,
+        pin_set_version: gateway.pin_set_version,
         labels: gateway
             .labels
             .into_iter()
