@@ -18,6 +18,7 @@ pub fn list(list: &GatewayList, format: Format, now: Timestamp) -> Result<(), Fa
                     "NAME",
                     "STATUS",
                     "VERSION",
+                    "PINS",
                     "RTT",
                     "QUEUE",
                     "LAST SEEN",
@@ -31,6 +32,7 @@ pub fn list(list: &GatewayList, format: Format, now: Timestamp) -> Result<(), Fa
                             .agent_version
                             .clone()
                             .unwrap_or_else(|| "–".to_owned()),
+                        gateway.pin_set_version.to_string(),
                         gateway
                             .round_trip_us
                             .map_or_else(|| "–".to_owned(), milliseconds),
@@ -131,6 +133,7 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
                 .certificate_not_after
                 .map_or_else(unknown, |at| format!("ends {}", times(at))),
         ),
+        ("pins", pins(gateway)),
         ("labels", labels(gateway)),
         (
             "last seen",
@@ -201,6 +204,14 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
     }
     rows.into_iter()
         .try_for_each(|(name, value)| output::line(&format!("{name:<11} {}", one_line(&value))))
+}
+
+/// Which pin set it trusts.
+fn pins(gateway: &Gateway) -> String {
+    match gateway.pin_set_version {
+        0 => "as configured there".to_owned(),
+        version => format!("version {version}"),
+    }
 }
 
 /// Who threw it out, and why.
