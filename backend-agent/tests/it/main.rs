@@ -9,6 +9,7 @@ mod echo;
 mod inbound;
 mod migrations;
 mod nginx;
+mod pins;
 mod pki;
 mod proxies;
 mod queue;
