@@ -35,6 +35,9 @@ const PINS_FIX: &str = "put the certificate of a key back that viworks pin ls li
                         stage the key that is shown, and see docs/certificate_management.md for gateways that do not \
                         connect any more";
 
+const PROMOTE_FIX: &str = "viworks pin status says who they are; put the certificate of a promoted key back and send \
+                           SIGHUP, or promote this one";
+
 /// With what it works.
 pub struct PinParts {
     /// Where the keys are.
@@ -183,8 +186,16 @@ impl ServerPins {
 
     fn judge(&self, known: &PinsKnown) {
         let (live, set) = (self.lock().live, known.rotation.set());
-        if !known.stored || set.contains(&live) {
+        if !known.stored || known.rotation.may_show(&live) {
             return self.conditions.clear(PINS);
+        }
+        if set.contains(&live) {
+            let cause = format!(
+                "the server shows the key {live}, which was not promoted: gateways that do not trust it yet are cut off"
+            );
+            return self
+                .conditions
+                .raise(PINS, Severity::Warn, &cause, PROMOTE_FIX);
         }
         let cause = format!(
             "the server shows the key {live}, which is not in version {} of the pin set: gateways that follow the set do \
