@@ -315,7 +315,11 @@ impl BackendMetrics {
             };
             *sum = sum.saturating_add(*gateways);
         }
-        for (set, gateways) in [("current", same), ("earlier", earlier), ("unknown", unknown)] {
+        for (set, gateways) in [
+            ("current", same),
+            ("earlier", earlier),
+            ("unknown", unknown),
+        ] {
             self.pin_sets
                 .get_or_create(&[("set", set)])
                 .set(i64::try_from(gateways).unwrap_or(i64::MAX));

@@ -12,7 +12,7 @@ use viworks_common::id::Tenant;
 use viworks_common::pin::rotation::Rotation;
 use viworks_common::pin::{PINS_MAX, PinSet, SpkiPin};
 use viworks_common::time::Monotonic;
-use viworks_runtime::clock::{Clock as _, Timeline};
+use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::lifecycle::Lifecycle;
 
@@ -152,8 +152,8 @@ impl ServerPins {
         set
     }
 
-    /// Whether the server may show another key than before: one that was promoted, or before there was any rotation, the
-    /// one that the configuration names as the next.
+    /// Whether the server may show another key than before: one that was promoted; before there was any rotation, the one
+    /// that the configuration names as the next.
     #[must_use]
     pub fn may_show(&self, pin: &SpkiPin) -> bool {
         let (own, known) = (self.own(), self.known());

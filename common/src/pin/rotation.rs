@@ -76,10 +76,14 @@ pub enum RotationRefusal {
     #[error("this key was retired: stage it again first")]
     Retired,
     /// A set would have more pins than one may.
-    #[error("the pin set has {PINS_MAX} pins, as many as one may: retire one that no backend shows")]
+    #[error(
+        "the pin set has as many pins as one may ({PINS_MAX}): retire one that no backend shows"
+    )]
     TooMany,
     /// A set would have fewer pins than it takes.
-    #[error("a pin set has at least two pins, and this one would have one left: stage the next key first")]
+    #[error(
+        "a pin set has at least two pins, and this one would have one left: stage the next key first"
+    )]
     TooFew,
     /// No gateway would take the set over.
     #[error(
@@ -90,7 +94,9 @@ pub enum RotationRefusal {
     #[error("gateways that do not trust this key yet would be cut off")]
     CutOff,
     /// A backend shows it.
-    #[error("a backend still shows this key: put the next one in its place first, and reload each backend")]
+    #[error(
+        "a backend still shows this key: put the next one in its place first, and reload each backend"
+    )]
     Shown,
     /// There is no higher version.
     #[error("the version of the pin set is the highest that there is")]

@@ -35,7 +35,8 @@ impl Client {
     ) -> Result<PinChanged, Failure> {
         let builder = self.request(Method::POST, path).json(body);
         let changed = self.answer(builder).await;
-        let unknown = "whether it was done is not known: ask for the same again, which changes nothing more";
+        let unknown =
+            "whether it was done is not known: ask for the same again, which changes nothing more";
         changed.map_err(|failure: Failure| failure.if_unanswered(unknown))
     }
 }

@@ -224,7 +224,10 @@ mod tests {
         assert_eq!(lines, ["viworks pin promote sha256/b   cuts nobody off"]);
         let before = json!({"shown": false});
         let lines = advice(&status(&before), now);
-        assert!(lines[0].starts_with("viworks pin retire sha256/b"), "{lines:?}");
+        assert!(
+            lines[0].starts_with("viworks pin retire sha256/b"),
+            "{lines:?}"
+        );
         assert!(advice(&status(&json!({})), now).is_empty());
     }
 

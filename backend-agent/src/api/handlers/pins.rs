@@ -29,8 +29,8 @@ pub(in crate::api) async fn show(
     Ok(Json(standing(&state).await?))
 }
 
-/// Stages a key: from now on every gateway that connects or is connected is told to trust it as well. The server may not
-/// show it before it is promoted. Staging twice is staging once.
+/// Stages a key: from now on every gateway that connects or is connected is told to trust it as well. The server may
+/// not show it before it is promoted. Staging twice is staging once.
 #[utoipa::path(post, path = "/v1/pins/stage", operation_id = "stagePin", tag = "pins",
     request_body = PinRequest,
     responses((status = 200, description = "Where the rotation stands", body = PinChanged),
@@ -174,7 +174,9 @@ async fn refused(
 }
 
 fn total(trust: &PinTrust) -> u64 {
-    trust.values().fold(0, |sum, count| sum.saturating_add(*count))
+    trust
+        .values()
+        .fold(0, |sum, count| sum.saturating_add(*count))
 }
 
 /// How many gateways trust a version from `from` to `to`.

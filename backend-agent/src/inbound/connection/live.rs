@@ -96,7 +96,10 @@ impl Live {
             pace: inbound.manager.pace(holder.agent_id, heartbeats, now),
             judging: None,
             issuing: None,
-            offers: Offers::new(&inbound.pins, announced.rotates.then_some(announced.offered)),
+            offers: Offers::new(
+                &inbound.pins,
+                announced.rotates.then_some(announced.offered),
+            ),
             trusts: announced.trusts,
             skew: Skew::new(inbound.clock.is_apart()),
             stream: Stream::new(&holder, &line.peer.name),
