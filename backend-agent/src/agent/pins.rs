@@ -152,8 +152,8 @@ impl ServerPins {
         set
     }
 
-    /// Whether the server may show another key than before: one that was promoted; before there was any rotation, the one
-    /// that the configuration names as the next.
+    /// Whether the server may show another key than before: one that was promoted; before there was any rotation, the
+    /// one that the configuration names as the next.
     #[must_use]
     pub fn may_show(&self, pin: &SpkiPin) -> bool {
         let (own, known) = (self.own(), self.known());

@@ -8,6 +8,7 @@ mod follow;
 mod guards;
 mod harness;
 mod keys;
+mod pins;
 mod reads;
 mod revoke;
 mod schema;
