@@ -201,3 +201,65 @@ async fn a_key_that_is_staged_at_one_backend_reaches_the_gateways_of_another() {
     assert_eq!(session(&other, "gw-1").await, before);
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
 }
+
+/// What is wrong with the pins; nothing where all is well.
+async fn health(system: &Deployment) -> String {
+    let asked = system.request("GET", "/v1/health", None).await;
+    let (_status, health) = asked.unwrap();
+    let mut checks = health["checks"].as_array().unwrap().iter();
+    let of_pins = checks.find(|check| check["name"] == "pins" && check["status"] != "pass");
+    of_pins.map_or_else(String::new, |check| check["detail"].to_string())
+}
+
+/// The drill: every key that gateways pin is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pins_that_are_put_in_by_hand_bring_a_gateway_back_when_every_pinned_key_is_lost() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    let backend = system.path().join("backend");
+    let socket = folder.join("state/api.sock");
+    system.start_backend(Start::default()).await;
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    let old = live(&system).await;
+    // What the backend sent is newer than what is configured.
+    let staged = pin_of(&KeyPair::generate().unwrap());
+    pin(&system, &["stage", &staged]).await.ended_with(0);
+    confirmed_by(&system, &staged, 1).await;
+    assert!(system.backend().stop(PATIENCE).await.success());
+
+    let key = KeyPair::generate().unwrap();
+    let new = pin_of(&key);
+    renew_server(&backend, &key, time::Duration::days(60));
+    std::fs::write(backend.join("server.key"), key.serialize_pem()).unwrap();
+    system.start_backend(Start::default()).await;
+    let refused = |status: &Value| {
+        let cause = status["connection"]["last_failure"]["cause"].as_str();
+        cause.is_some_and(|cause| cause.contains("pin"))
+    };
+    status_where("no pin fits", system.binaries(), &socket, refused).await;
+    let told = health(&system).await;
+    assert!(told.contains("which is not in version 2"), "{told}");
+
+    let configuration = folder.join("gateway.toml");
+    let written = std::fs::read_to_string(&configuration).unwrap();
+    let first = written.split('"').find(|text| text.starts_with("sha256/"));
+    let by_hand = written.replace(first.unwrap(), &new);
+    std::fs::write(&configuration, by_hand).unwrap();
+    system.online("gw-1").await;
+    pin(&system, &["stage", &new]).await.ended_with(0);
+    confirmed_by(&system, &new, 1).await;
+    pin(&system, &["promote", &new]).await.ended_with(0);
+    pin(&system, &["retire", &old]).await.ended_with(0);
+    let (status, _exit) = status_where("it follows", system.binaries(), &socket, |status| {
+        status["pins"]["version"] == 4
+    })
+    .await;
+    let pins = status["pins"]["pins"].to_string();
+    assert!(pins.contains(&new) && !pins.contains(&old), "{status:#}");
+    eventually("health is well again", PATIENCE, async || {
+        health(&system).await.is_empty().then_some(())
+    })
+    .await;
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
