@@ -201,6 +201,9 @@ pub struct Gateway {
     /// The lowest generation of its agent key that is still accepted.
     #[serde(default)]
     pub key_generation: u32,
+    /// The version of the pin set that it trusts, by its last report; 0 is the set of its own configuration.
+    #[serde(default)]
+    pub pin_set_version: u64,
     /// Its labels.
     pub labels: Vec<Label>,
     /// When it was last heard.

@@ -14,6 +14,7 @@ mod gateway;
 mod health;
 mod orphan;
 mod page;
+mod pin;
 mod problem;
 mod run;
 mod scope;
@@ -33,6 +34,7 @@ pub use gateway::{
 pub use health::{Health, HealthCheck, HealthPast, HealthStatus, NotReady, NotReadyStatus};
 pub use orphan::{OrphanList, OrphanResult};
 pub use page::{ApiVersion, Kind, Paged};
+pub use pin::{Pin, PinChanged, PinGateway, PinPromotion, PinRequest, PinState, PinStatus};
 pub use problem::{FieldProblem, InvalidProblemCode, Problem, ProblemCode};
 pub use run::{
     CommandList, CommandOutcome, CommandView, OutputBytes, OutputView, PlannedGateway,

@@ -37,6 +37,8 @@ pub enum Kind {
     GatewayRevoked,
     Health,
     OrphanList,
+    PinChanged,
+    PinStatus,
     Run,
     RunCancelled,
     RunList,

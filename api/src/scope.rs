@@ -53,6 +53,10 @@ scopes! {
     TicketsRead = "tickets:read";
     /// Create and revoke enrolment tickets: whoever has one makes gateways.
     TicketsWrite = "tickets:write";
+    /// Show the pins of the server's keys, and which gateways trust them.
+    PinsRead = "pins:read";
+    /// Stage, promote and retire keys of the server: whoever has it can cut gateways off.
+    PinsWrite = "pins:write";
 }
 
 /// Text that is no scope.

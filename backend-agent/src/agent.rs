@@ -6,6 +6,7 @@ pub mod given_up;
 pub mod instance;
 pub mod manager;
 pub mod openings;
+pub mod pins;
 pub mod postman;
 pub mod prober;
 pub mod rates;

@@ -37,6 +37,7 @@ use viworks_runtime::probe::Readiness;
 use viworks_runtime::shares::Shares;
 use viworks_runtime::throttle::Throttle;
 
+use crate::agent::pins::ServerPins;
 use crate::auth::principals::Principals;
 use crate::auth::quota::Quotas;
 use crate::command::Commands;
@@ -85,6 +86,8 @@ pub struct ApiParts {
     pub redis: Option<RedisMetrics>,
     /// Writes tickets for new gateways.
     pub tickets: TicketOffice,
+    /// The pins of the server's keys.
+    pub pins: Arc<ServerPins>,
     /// The backend's own folder, whose disk is looked at.
     pub state_folder: PathBuf,
     /// The bounds.
@@ -107,6 +110,7 @@ pub struct ApiState {
     counters: BackendMetrics,
     redis: Option<RedisMetrics>,
     tickets: TicketOffice,
+    pins: Arc<ServerPins>,
     state_folder: PathBuf,
     limits: ApiLimits,
     trusted_proxies: Vec<IpNetwork>,
@@ -185,6 +189,7 @@ impl ApiState {
             counters: parts.counters,
             redis: parts.redis,
             tickets: parts.tickets,
+            pins: parts.pins,
             state_folder: parts.state_folder,
             limits: parts.limits,
             trusted_proxies: parts.trusted_proxies,

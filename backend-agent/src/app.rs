@@ -24,6 +24,7 @@ use viworks_runtime::{descriptors, logging, random};
 use crate::agent::doors::Doors;
 use crate::agent::instance;
 use crate::agent::manager::Manager;
+use crate::agent::pins::{PinParts, ServerPins};
 use crate::agent::postman::Postman;
 use crate::agent::prober::Prober;
 use crate::agent::registry::Registry;
@@ -37,7 +38,7 @@ use crate::command::queue::redis::{self, RedisMetrics, RedisQueue};
 use crate::command::queue::{CommandQueue, HintLimits};
 use crate::command::{Commands, Parts as CommandParts};
 use crate::config::{Config, QueueConfig};
-use crate::data::{self, Hurry, Store, line};
+use crate::data::{self, Hurry, OwnPins, Store, line};
 use crate::database;
 use crate::earlier;
 use crate::enrolment::{Addresses, Door, Ends, Enrolment, TicketOffice};
@@ -93,6 +94,7 @@ struct Shared {
     redis: Option<RedisMetrics>,
     manager: Arc<Manager>,
     prober: Arc<Prober>,
+    pins: Arc<ServerPins>,
     bus: Arc<RunBus>,
     heartbeats: Heartbeats,
     readiness: Readiness,
@@ -140,7 +142,8 @@ impl App {
         }
         let needed = config.sockets_max();
         let config = &config.clone().within(descriptors::room());
-        let shared = Shared::new(config, Arc::clone(&store), clock);
+        let shared = Shared::new(config, Arc::clone(&store), clock, &material);
+        shared.pins.refresh().await?;
         let keys = match config.enrolment.listen {
             Some(_door) => "connections_max of [agents], of [api] and of [enrolment]",
             None => "connections_max of [agents] and of [api]",
@@ -169,7 +172,8 @@ impl App {
             agents: address(&agents, config.agents.listen),
         };
         let master = Arc::new(material.master.clone());
-        let tickets = TicketOffice::new(Arc::new(config.clone()), addresses, master);
+        let pins = Arc::clone(&shared.pins);
+        let tickets = TicketOffice::new(Arc::new(config.clone()), addresses, master, pins);
 
         let stored_at_the_end = Arc::clone(&shared.clock);
         let dispatcher = shared.start_dispatcher(config, lifecycle).await?;
@@ -218,7 +222,12 @@ impl App {
 }
 
 impl Shared {
-    fn new(config: &Config, store: Arc<dyn Store>, clock: Arc<Timeline>) -> Self {
+    fn new(
+        config: &Config,
+        store: Arc<dyn Store>,
+        clock: Arc<Timeline>,
+        material: &ServerMaterial,
+    ) -> Self {
         let metrics = Metrics::new(
             "viworks-backend-agent",
             env!("CARGO_PKG_VERSION"),
@@ -234,10 +243,25 @@ impl Shared {
         let manager = Arc::new(Manager::new(doors, counters.clone()));
         manager.go_on_as(*store.instance().borrow());
         let prober = Prober::new(Arc::clone(&store), Arc::clone(&manager), Arc::clone(&clock));
+        let pins = ServerPins::new(PinParts {
+            store: Arc::clone(&store),
+            tenant: Tenant::default_tenant(),
+            clock: Arc::clone(&clock),
+            metrics: counters.clone(),
+            conditions: conditions.clone(),
+            own: OwnPins {
+                configured: PinSet {
+                    version: config.agents.pin_set_version,
+                    pins: material.pins.clone(),
+                },
+                live: material.pin,
+            },
+        });
         Self {
             store,
             tenant: Tenant::default_tenant(),
             prober: Arc::new(prober),
+            pins: Arc::new(pins),
             manager,
             bus: Arc::new(RunBus::new(BusLimits::default(), generation)),
             heartbeats: Heartbeats::default(),
@@ -354,10 +378,7 @@ impl Shared {
             metrics: self.counters.clone(),
             terms: Terms::from(agents),
             lifecycle: lifecycle.clone(),
-            pins: PinSet {
-                version: agents.pin_set_version,
-                pins: material.pins.clone(),
-            },
+            pins: Arc::clone(&self.pins),
         };
         let gate = Gate::new(AdmissionLimits {
             connections: agents.connections_max,
@@ -367,6 +388,7 @@ impl Shared {
         let tools = Tools {
             store: Arc::clone(&self.store),
             manager: Arc::clone(&self.manager),
+            pins: Arc::clone(&self.pins),
             metrics: self.counters.clone(),
             conditions: self.conditions.clone(),
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
@@ -428,6 +450,8 @@ impl Shared {
             looks: Default::default(),
         };
         jobs.start(lifecycle);
+        let pins = Arc::clone(&self.pins).run(lifecycle.clone());
+        drop(lifecycle.spawn_critical("pins", pins));
     }
 
     fn start_api(
@@ -488,6 +512,7 @@ impl Shared {
             counters: self.counters.clone(),
             redis: self.redis.clone(),
             tickets,
+            pins: Arc::clone(&self.pins),
             state_folder: config.data.state_folder.clone(),
             limits,
             trusted_proxies: config.api.trusted_proxies.clone(),

@@ -235,8 +235,8 @@ settings! {
         key_file: PathBuf = secret_file() like "server.key",
         /// The private key that will follow it, PEM: gateways pin both.
         next_key_file: Option<PathBuf> = optional_secret_file() like "next.key",
-        /// The version of the pin set that both keys make; raise it with every change. Gateways with an older set are
-        /// sent this one.
+        /// The version of the pin set that both keys make, until viworks pin stage stores another one. Above the stored
+        /// one, it takes its place.
         pin_set_version: u64 = integer(1, 1..=u64::MAX >> 11),
         /// The authority of the gateways' certificates, PEM.
         client_ca_file: PathBuf = file() like "ca.crt",

@@ -26,8 +26,8 @@ use viworks_common::human;
 use viworks_common::id::GatewayName;
 
 pub use contract::{
-    DispatchStore, EnrolmentStore, GatewayStore, InstanceStore, RunStore, SessionStore, Store,
-    TelemetryStore, UpkeepStore,
+    DispatchStore, EnrolmentStore, GatewayStore, InstanceStore, PinStore, RunStore, SessionStore,
+    Store, TelemetryStore, UpkeepStore,
 };
 pub use intents::SqlStore;
 pub use intents::link::{Doubt, Engine, Urgency};

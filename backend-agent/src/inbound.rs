@@ -7,12 +7,12 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use viworks_common::key::{BindingMode, MasterKey};
-use viworks_common::pin::PinSet;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::websocket::Socket;
 
 use crate::agent::manager::Manager;
+use crate::agent::pins::ServerPins;
 use crate::agent::prober::Prober;
 use crate::agent::registry::Registry;
 use crate::command::bus::RunBus;
@@ -76,8 +76,8 @@ pub struct Inbound {
     pub terms: Terms,
     /// The tasks.
     pub lifecycle: Lifecycle,
-    /// The pins of the key in use and of the one that will follow it.
-    pub pins: PinSet,
+    /// The pins of the server's keys.
+    pub pins: Arc<ServerPins>,
 }
 
 /// The configured terms of sessions.

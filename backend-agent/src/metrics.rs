@@ -1,5 +1,8 @@
 //! What the backend counts about agents, commands and telemetry.
 
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -60,6 +63,7 @@ pub struct BackendMetrics {
     certificates: Family<Label, Gauge>,
     gateway_certificates: Family<Label, Gauge>,
     key_generations: Family<Label, Gauge>,
+    pin_sets: Family<Label, Gauge>,
     telemetry_records_refused: Family<Label, Counter>,
     handshakes: Family<Label, Counter>,
     refusals: Family<Label, Counter>,
@@ -126,6 +130,7 @@ impl BackendMetrics {
             certificates: Family::default(),
             gateway_certificates: Family::default(),
             key_generations: Family::default(),
+            pin_sets: Family::default(),
             handshakes: Family::default(),
             refusals: Family::default(),
             enrolments: Family::default(),
@@ -256,6 +261,11 @@ impl BackendMetrics {
                 own.key_generations.clone(),
             );
             registry.register(
+                "gateway_pin_sets",
+                "Gateways by the pin set that they trust, as of the last look",
+                own.pin_sets.clone(),
+            );
+            registry.register(
                 "telemetry_purged_rows",
                 "Telemetry rows deleted because they are older than they are kept",
                 own.telemetry_purged.clone(),
@@ -337,6 +347,28 @@ impl BackendMetrics {
         }
     }
 
+    /// So many gateways trust each version of the pin set, of which `current` is the latest.
+    pub fn pin_trust(&self, trust: &BTreeMap<u64, u64>, current: u64) {
+        let (mut same, mut earlier, mut unknown) = (0_u64, 0_u64, 0_u64);
+        for (version, gateways) in trust {
+            let sum = match version.cmp(&current) {
+                Ordering::Less => &mut earlier,
+                Ordering::Equal => &mut same,
+                Ordering::Greater => &mut unknown,
+            };
+            *sum = sum.saturating_add(*gateways);
+        }
+        for (set, gateways) in [
+            ("current", same),
+            ("earlier", earlier),
+            ("unknown", unknown),
+        ] {
+            self.pin_sets
+                .get_or_create(&[("set", set)])
+                .set(i64::try_from(gateways).unwrap_or(i64::MAX));
+        }
+    }
+
     /// When each certificate of the backend's own ends, in seconds since 1970, as far as it was looked at.
     #[must_use]
     pub fn certificate_ends_at(&self) -> Vec<(&'static str, i64)> {
@@ -391,11 +423,15 @@ mod tests {
         own.refused("foreign_certificate");
         own.closed(CloseCode::Superseded);
         own.commands_final(CommandState::Expired, 3);
+        own.pin_trust(&[(0, 1), (1, 2), (2, 4), (9, 8)].into(), 2);
         let text = metrics.encode().unwrap();
         for line in [
             "viworks_agent_refusals_total{reason=\"foreign_certificate\"} 2",
             "viworks_agent_closes_total{code=\"superseded\"} 1",
             "viworks_commands_final_total{state=\"expired\"} 3",
+            "viworks_gateway_pin_sets{set=\"current\"} 4",
+            "viworks_gateway_pin_sets{set=\"earlier\"} 3",
+            "viworks_gateway_pin_sets{set=\"unknown\"} 8",
         ] {
             assert!(text.contains(line), "{text}");
         }

@@ -18,6 +18,7 @@ use viworks_runtime::logging;
 use viworks_runtime::tls::{self, ServerSide};
 
 use crate::agent::manager::Manager;
+use crate::agent::pins::ServerPins;
 use crate::auth::quota::Quotas;
 use crate::config::{Config, LIVE};
 use crate::data::Store;
@@ -45,6 +46,7 @@ pub struct Reload {
     current: ServerMaterial,
     server: watch::Sender<Arc<ServerSide>>,
     manager: Arc<Manager>,
+    pins: Arc<ServerPins>,
     metrics: BackendMetrics,
     conditions: Conditions,
     clock: Arc<dyn Clock>,
@@ -56,6 +58,8 @@ pub struct Tools {
     pub store: Arc<dyn Store>,
     /// Knows the certificates of connected gateways.
     pub manager: Arc<Manager>,
+    /// The pins of the server's keys.
+    pub pins: Arc<ServerPins>,
     /// What is counted.
     pub metrics: BackendMetrics,
     /// Where it is told.
@@ -76,6 +80,7 @@ impl Reload {
         let Tools {
             store,
             manager,
+            pins,
             metrics,
             conditions,
             clock,
@@ -87,6 +92,7 @@ impl Reload {
             current: material,
             server,
             manager,
+            pins,
             metrics,
             conditions,
             clock,
@@ -150,10 +156,17 @@ impl Reload {
         let load = move || ServerMaterial::load(&config);
         let loaded = blocking::call("material", READ_TIME, load).await;
         let problems = match loaded {
-            Ok(Ok(material)) => match self.take_over(material) {
-                Ok(()) => return self.conditions.clear(RELOAD),
-                Err(reason) => reason.to_owned(),
-            },
+            Ok(Ok(material)) => {
+                // A promotion on another backend counts as well; without the store, what was known does.
+                drop(self.pins.refresh().await);
+                match self.take_over(material) {
+                    Ok(()) => {
+                        self.pins.shows(self.current.pin).await;
+                        return self.conditions.clear(RELOAD);
+                    }
+                    Err(reason) => reason.to_owned(),
+                }
+            }
             Ok(Err(problems)) => problems.in_one_line(),
             Err(error) => error.to_string(),
         };
@@ -165,17 +178,20 @@ impl Reload {
     }
 
     fn take_over(&mut self, material: ServerMaterial) -> Result<(), &'static str> {
-        if !self.current.pins.contains(&material.pin) {
-            return Err(
-                "the server's certificate has a key that is neither the one in use nor the one in next_key_file: gateways that pin those two would be cut off",
-            );
+        let stored = self.pins.known().stored;
+        if !self.pins.may_show(&material.pin) {
+            return Err(if stored {
+                "the server's certificate has a key that was not promoted: gateways that do not trust it would be cut off; viworks pin status says who they are, and viworks pin promote lets it in"
+            } else {
+                "the server's certificate has a key that is neither the one in use nor the one in next_key_file: gateways that pin those two would be cut off; viworks pin stage makes them trust another one"
+            });
         }
         let mut waiting = Vec::new();
         if material.master != self.current.master {
             // Every agent key follows from it.
             waiting.push("the master key");
         }
-        if material.pins != self.current.pins {
+        if !stored && material.pins != self.current.pins {
             waiting.push("the pins of both keys");
         }
         let pins = std::mem::take(&mut self.current.pins);

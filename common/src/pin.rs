@@ -8,6 +8,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub mod rotation;
+
 /// Most pins one set may hold.
 pub const PINS_MAX: usize = 8;
 

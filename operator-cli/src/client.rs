@@ -3,6 +3,7 @@
 mod events;
 mod look;
 mod patience;
+mod pins;
 mod refusal;
 mod route;
 mod silence;

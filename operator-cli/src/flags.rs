@@ -5,6 +5,7 @@ mod context;
 mod diag;
 mod dlq;
 mod gateway;
+mod pin;
 mod run;
 mod runs;
 mod telemetry;
@@ -21,6 +22,7 @@ pub use self::context::Context;
 pub use self::diag::Diag;
 pub use self::dlq::Dlq;
 pub use self::gateway::{Gateway, ReplaceGateway};
+pub use self::pin::{Pin, PinStep};
 pub use self::run::Run;
 pub use self::runs::Runs;
 pub use self::telemetry::Telemetry;
@@ -135,6 +137,9 @@ pub enum Verb {
     /// Enrolment tickets: what machines become gateways by
     #[command(subcommand, alias = "tickets")]
     Ticket(Ticket),
+    /// Pins: which keys of the server gateways trust, and how one follows another
+    #[command(subcommand, alias = "pins")]
+    Pin(Pin),
     /// The catalogue: what may be run, and where
     #[command(subcommand, visible_alias = "cmd")]
     Command(Catalogue),

@@ -13,6 +13,7 @@ pub mod forks;
 pub mod gateway;
 pub mod live;
 pub mod orphans;
+pub mod pin;
 pub mod plan;
 pub mod result;
 pub mod runs;

@@ -6,6 +6,7 @@ pub(super) mod catalogue;
 pub(super) mod dead_letters;
 pub(super) mod gateways;
 pub(super) mod orphans;
+pub(super) mod pins;
 pub(super) mod probes;
 pub(super) mod runs;
 pub(super) mod telemetry;

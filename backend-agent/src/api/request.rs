@@ -278,7 +278,9 @@ const fn purpose(scope: Scope) -> Purpose {
         | Scope::AuditRead
         | Scope::ApikeysAdmin
         | Scope::TicketsRead
-        | Scope::TicketsWrite => Purpose::Work,
+        | Scope::TicketsWrite
+        | Scope::PinsRead
+        | Scope::PinsWrite => Purpose::Work,
     }
 }
 

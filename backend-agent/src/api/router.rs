@@ -13,7 +13,8 @@ use utoipa_axum::routes;
 use viworks_api::Scope;
 
 use super::handlers::{
-    apikeys, audit, catalogue, dead_letters, gateways, orphans, probes, runs, telemetry, tickets,
+    apikeys, audit, catalogue, dead_letters, gateways, orphans, pins, probes, runs, telemetry,
+    tickets,
 };
 use super::request::{
     authorise, finish, in_time, method_not_allowed, no_such_path, panicked, well_formed,
@@ -149,6 +150,10 @@ pub(super) fn table() -> Vec<Row> {
         row(scope(Scope::TicketsRead), Large, routes!(tickets::list)),
         row(scope(Scope::TicketsRead), Large, routes!(tickets::show)),
         row(scope(Scope::TicketsWrite), Quick, routes!(tickets::revoke)),
+        row(scope(Scope::PinsRead), Large, routes!(pins::show)),
+        row(scope(Scope::PinsWrite), Quick, routes!(pins::stage)),
+        row(scope(Scope::PinsWrite), Quick, routes!(pins::promote)),
+        row(scope(Scope::PinsWrite), Quick, routes!(pins::retire)),
     ]
 }
 

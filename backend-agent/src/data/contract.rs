@@ -4,6 +4,7 @@ mod dispatch;
 mod enrolment;
 mod gateways;
 mod instances;
+mod pins;
 mod runs;
 mod sessions;
 mod telemetry;
@@ -13,6 +14,7 @@ pub use dispatch::DispatchStore;
 pub use enrolment::EnrolmentStore;
 pub use gateways::GatewayStore;
 pub use instances::InstanceStore;
+pub use pins::PinStore;
 pub use runs::RunStore;
 pub use sessions::SessionStore;
 pub use telemetry::TelemetryStore;
@@ -24,6 +26,7 @@ pub trait Store:
     + EnrolmentStore
     + GatewayStore
     + InstanceStore
+    + PinStore
     + RunStore
     + SessionStore
     + TelemetryStore
@@ -36,6 +39,7 @@ impl<
         + EnrolmentStore
         + GatewayStore
         + InstanceStore
+        + PinStore
         + RunStore
         + SessionStore
         + TelemetryStore

@@ -28,6 +28,7 @@ mod orphans;
 pub(super) mod outage;
 mod outputs;
 mod page;
+mod pins;
 mod recent;
 mod recount;
 mod reissues;

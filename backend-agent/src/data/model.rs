@@ -5,6 +5,7 @@ mod dead_letter;
 mod enrolment;
 mod gateway;
 mod instance;
+mod pins;
 mod record;
 mod reissue;
 
@@ -18,6 +19,7 @@ pub use dead_letter::*;
 pub use enrolment::*;
 pub use gateway::*;
 pub use instance::*;
+pub use pins::*;
 pub use record::*;
 pub use reissue::*;
 

@@ -48,6 +48,7 @@ const TABLES: &[&str] = &[
     "api_keys",
     "tickets",
     "enrolments",
+    "server_pins",
     "audit_log",
     "site",
     "time_line",

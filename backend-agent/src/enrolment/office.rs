@@ -10,11 +10,13 @@ use viworks_common::enrolment::{NameRule, TICKET_URL_BYTES_MAX, Ticket};
 use viworks_common::id::{AgentId, Tenant, TicketId};
 use viworks_common::key::MasterKey;
 use viworks_common::network::IpNetwork;
+use viworks_common::pin::PinSet;
 use viworks_runtime::blocking::{self, Unanswered};
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::random;
 use zeroize::Zeroizing;
 
+use crate::agent::pins::ServerPins;
 use crate::config::Config;
 use crate::data::{Actor, NewTicket, Store, StoreError, StoredTicket, TicketBounds, TicketOutcome};
 use crate::pki::PkiError;
@@ -95,6 +97,8 @@ pub struct TicketOffice {
     addresses: Addresses,
     /// That of this process, whatever its file has meanwhile.
     master: Arc<MasterKey>,
+    /// What gateways are to trust.
+    pins: Arc<ServerPins>,
 }
 
 /// Where this backend listens.
@@ -109,11 +113,17 @@ pub struct Addresses {
 impl TicketOffice {
     /// Of a backend with this configuration and master key that listens there.
     #[must_use]
-    pub const fn new(config: Arc<Config>, addresses: Addresses, master: Arc<MasterKey>) -> Self {
+    pub const fn new(
+        config: Arc<Config>,
+        addresses: Addresses,
+        master: Arc<MasterKey>,
+        pins: Arc<ServerPins>,
+    ) -> Self {
         Self {
             config,
             addresses,
             master,
+            pins,
         }
     }
 
@@ -134,9 +144,9 @@ impl TicketOffice {
         self.config.enrolment.certificate_life()
     }
 
-    /// The version of the pins that a gateway gets.
-    pub(super) fn pin_set_version(&self) -> u64 {
-        self.config.agents.pin_set_version
+    /// The pins that a gateway gets, where the files have those of `office`.
+    pub(super) fn pins(&self, office: &Office) -> PinSet {
+        self.pins.for_newcomers(&office.pins)
     }
 
     /// Where gateways connect.
@@ -233,7 +243,7 @@ impl TicketOffice {
             id,
             secret,
             expires_at,
-            pins: office.pins.iter().copied().collect(),
+            pins: self.pins(&office).pins,
             url,
         };
         Ok((stored, ticket.expose()))

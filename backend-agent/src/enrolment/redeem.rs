@@ -19,7 +19,6 @@ use viworks_common::enrolment::{
 };
 use viworks_common::id::{AgentId, GatewayName, Tenant, TicketId};
 use viworks_common::key::Identity;
-use viworks_common::pin::PinSet;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::random;
@@ -297,10 +296,7 @@ impl Enrolment {
             key_generation,
             epoch: made.epoch,
             sealed: String::new(),
-            pins: PinSet {
-                version: self.office.pin_set_version(),
-                pins: office.pins.iter().copied().collect(),
-            },
+            pins: self.office.pins(&office),
             binding: office.binding,
             labels: made.labels,
             url,

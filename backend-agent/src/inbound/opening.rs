@@ -235,10 +235,7 @@ impl Arrival<'_> {
             low_water: admitted.low_water,
             committed: admitted.committed.clone(),
             catalogue_known: admitted.catalogue_known,
-            // Fewer than two pins leave no way out when a key is lost; such a set is never sent.
-            pins: (inbound.pins.pins.len() >= 2
-                && self.hello.pin_set_version < inbound.pins.version)
-                .then(|| inbound.pins.clone()),
+            pins: inbound.pins.newer_than(self.hello.pin_set_version),
             server_time: inbound.clock.wall(),
             reconnect_slot_ms: millis(inbound.manager.reconnect_slot()),
             renews_certificates: self

@@ -9,6 +9,7 @@ mod forks;
 mod guards;
 mod harness;
 mod keys;
+mod pins;
 mod reads;
 mod revoke;
 mod schema;

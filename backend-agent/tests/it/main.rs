@@ -11,6 +11,7 @@ mod inbound;
 mod lapsed;
 mod migrations;
 mod nginx;
+mod pins;
 mod pki;
 mod proxies;
 mod queue;

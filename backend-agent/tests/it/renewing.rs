@@ -25,7 +25,7 @@ async fn backend() -> Backend {
 }
 
 /// A confirmed session of a gateway that announces this.
-async fn connected(
+pub(crate) async fn connected(
     backend: &Backend,
     material: &Material,
     capabilities: &[&str],

@@ -18,6 +18,7 @@ mod lost_answers;
 mod moving;
 mod one_key;
 mod over_time;
+mod pins;
 mod postgres_only;
 mod records;
 mod recount;
@@ -207,6 +208,12 @@ suite! {
         whoever_is_not_the_gateway_of_today_gets_none,
         the_door_and_the_session_have_one_bound,
         what_the_door_refuses_is_recorded_within_bounds_and_of_gateways_alone,
+    }
+    pins {
+        a_key_of_the_server_is_staged_promoted_and_the_one_before_is_retired,
+        a_key_is_promoted_against_whoever_does_not_trust_it_only_by_force,
+        a_gateway_that_is_revoked_or_trusts_what_nobody_made_confirms_nothing,
+        a_pin_set_that_is_configured_under_a_higher_version_takes_the_place_of_the_stored_one,
     }
     gateways {
         a_gateway_is_found_by_id_and_by_name,

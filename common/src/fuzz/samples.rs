@@ -82,6 +82,10 @@ pub(super) const BACKEND: &[(u8, &str)] = &[
         0x38,
         r#"{"certificate":"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n","refused":null}"#,
     ),
+    (
+        0x39,
+        r#"{"version":3,"pins":["sha256/AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=","sha256/AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="]}"#,
+    ),
     (0x3a, r#"{"reconnect_after_ms":500}"#),
 ];
 

@@ -401,6 +401,7 @@ impl AgentDriver {
             | AgentEvent::Cancel(_)
             | AgentEvent::ResultAcknowledged { .. }
             | AgentEvent::CertificateAnswered(_)
+            | AgentEvent::PinsOffered(_)
             | AgentEvent::Draining { .. } => {
                 assert!(self.confirmed, "{event:?} before CONFIRM");
             }

@@ -434,6 +434,10 @@ impl AgentSession {
                 self.events
                     .push(AgentEvent::CertificateAnswered(Box::new(issued)), bytes);
             }
+            BackendMessage::PinUpdate(offered) => {
+                self.events
+                    .push(AgentEvent::PinsOffered(Box::new(offered)), bytes);
+            }
             BackendMessage::Drain(drain) => {
                 if let State::Established(live) = &mut self.state {
                     live.draining = true;

@@ -66,6 +66,7 @@ impl AgentState {
             | BackendMessage::CommandCancel(_)
             | BackendMessage::ResultAck(_)
             | BackendMessage::CertIssued(_)
+            | BackendMessage::PinUpdate(_)
             | BackendMessage::Drain(_) => matches!(self, Self::Established | Self::Draining),
         }
     }

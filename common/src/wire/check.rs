@@ -71,6 +71,8 @@ impl BackendMessage {
             Self::Go(go) => permit("permit", &go.permit),
             Self::ResultAck(ack) => counter("low_water", ack.low_water),
             Self::CertIssued(issued) => check_issued(issued),
+            // Whether it may follow the one in force is for the agent to judge: it takes it over or does without.
+            Self::PinUpdate(offered) => counter("version", offered.version),
             Self::Refuse(_)
             | Self::HeartbeatAck(_)
             | Self::Probe(_)

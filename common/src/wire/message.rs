@@ -28,6 +28,10 @@ pub const RESULT_REFUSALS: &str = "result_refusals";
 /// the backend can, too: neither end sends the kinds for that to another one, which closes on a kind it does not know.
 pub const CERTIFICATE_RENEWAL: &str = "certificate_renewal";
 
+/// The capability of an agent that takes a pin set over an open session. Another one closes on a kind it does not know,
+/// and is offered the set in its next WELCOME.
+pub const PIN_ROTATION: &str = "pin_rotation";
+
 macro_rules! body {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty,)* }) => {
         $(#[$doc])*
@@ -569,6 +573,8 @@ messages! {
         ResultAck(ResultAck) = 0x37, Control;
         /// The certificate that was asked for, or none.
         CertIssued(CertIssued) = 0x38, Control;
+        /// A newer pin set; only to an agent with [`PIN_ROTATION`].
+        PinUpdate(PinSet) = 0x39, Control;
         /// Reconnect elsewhere or later.
         Drain(Drain) = 0x3a, Control;
     }

@@ -13,6 +13,7 @@ use viworks_common::key::{
     Binding, BindingMode, Identity, MasterKey, Schedule, Secret, SessionKeys,
 };
 use viworks_common::limits;
+use viworks_common::pin::{PinSet, SpkiPin};
 use viworks_common::session::{
     AgentEvent, AgentSession, AgentSessionConfig, BackendEvent, BackendSession,
     BackendSessionConfig,
@@ -291,6 +292,10 @@ pub(crate) fn backend_messages() -> Vec<BackendMessage> {
                 detail: "this backend has no key of an authority".to_owned(),
                 retry_after_ms: 86_400_000,
             }),
+        }),
+        BackendMessage::PinUpdate(PinSet {
+            version: 3,
+            pins: [1, 2].map(|n| SpkiPin::from_digest([n; 32])).into(),
         }),
         BackendMessage::Drain(Drain {
             reconnect_after_ms: 500,

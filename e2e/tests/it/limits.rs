@@ -71,6 +71,14 @@ const HELD: &[(&str, &str)] = &[
         "a_gateway_gets_one_certificate_a_minute_and_six_an_hour",
     ),
     (
+        "PINS_MAX common/src/pin.rs",
+        "a_set_that_would_cut_the_gateway_off_is_refused",
+    ),
+    (
+        "RETIRED_MAX common/src/pin/rotation.rs",
+        "so_many_retired_keys_are_remembered",
+    ),
+    (
         "UNPROVED_MAX backend-agent/src/data/intents/certificates.rs",
         "a_gateway_that_uses_none_of_many_certificates_gets_one_an_hour",
     ),

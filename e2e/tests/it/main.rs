@@ -39,6 +39,7 @@ mod local_flood;
 mod newcomer;
 mod nginx_faults;
 mod old_database;
+mod pins;
 mod points;
 mod postgres;
 mod postgres_faults;

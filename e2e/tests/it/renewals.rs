@@ -107,7 +107,7 @@ async fn a_gateway_takes_a_renewed_certificate_over_and_tells_its_end_before_it_
 }
 
 /// Another certificate for a key of the server, signed by its authority.
-fn renew_server(backend: &Path, key: &KeyPair, lives: time::Duration) -> String {
+pub(crate) fn renew_server(backend: &Path, key: &KeyPair, lives: time::Duration) -> String {
     let read = |name: &str| std::fs::read_to_string(backend.join(name)).unwrap();
     let authority = KeyPair::from_pem(&read("ca.key")).unwrap();
     let issuer = Issuer::from_ca_cert_pem(&read("ca.crt"), authority).unwrap();
@@ -123,7 +123,7 @@ fn renew_server(backend: &Path, key: &KeyPair, lives: time::Duration) -> String 
     pem
 }
 
-async fn shown(system: &Deployment, material: &Material) -> Vec<u8> {
+pub(crate) async fn shown(system: &Deployment, material: &Material) -> Vec<u8> {
     let connected = upgrade(
         system.agents_address(),
         &material.authority,

@@ -20,7 +20,7 @@ use viworks_common::telemetry::{Batch, Position};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
     AgentMessage, CERTIFICATE_RENEWAL, Catalogue, CertRequest, Heartbeat, Hello, KEEPS_TIMEOUT,
-    Output, Permit, PinReport, RESULT_REFUSALS, TELEMETRY_REFUSALS, Welcome,
+    Output, PIN_ROTATION, Permit, PinReport, RESULT_REFUSALS, TELEMETRY_REFUSALS, Welcome,
 };
 use viworks_runtime::clock::sleep_until;
 use viworks_runtime::random;
@@ -313,6 +313,7 @@ impl Connection<'_> {
             AgentEvent::CertificateAnswered(answer) => {
                 self.renewing.answered(*answer, self.parts.clock.now());
             }
+            AgentEvent::PinsOffered(offered) => self.take_pins(Some(*offered)).await,
             AgentEvent::Draining { reconnect_after } => {
                 info!(?reconnect_after, "the backend asks to reconnect");
                 self.told = Some(FailureClass::Told {
@@ -375,6 +376,7 @@ impl Connection<'_> {
                 TELEMETRY_REFUSALS,
                 RESULT_REFUSALS,
                 CERTIFICATE_RENEWAL,
+                PIN_ROTATION,
             ]
             .map(str::to_owned)
             .to_vec(),
@@ -453,6 +455,12 @@ impl Connection<'_> {
             Ok(false) => {}
             Err(error) => warn!(%error, "the pin set that was replaced is kept"),
         }
+        self.take_pins(offered).await;
+    }
+
+    /// Takes over a set that may follow the one in force, and reports which one is: durable by then.
+    async fn take_pins(&mut self, offered: Option<PinSet>) {
+        let pins = &self.parts.pins;
         if let Some(offered) = offered {
             let version = offered.version;
             match pins.adopt(offered, &self.pin).await {

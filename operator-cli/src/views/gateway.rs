@@ -19,6 +19,7 @@ pub fn list(list: &GatewayList, format: Format, now: Timestamp) -> Result<(), Fa
                     "NAME",
                     "STATUS",
                     "VERSION",
+                    "PINS",
                     "RTT",
                     "QUEUE",
                     "CERT ENDS",
@@ -33,6 +34,7 @@ pub fn list(list: &GatewayList, format: Format, now: Timestamp) -> Result<(), Fa
                             .agent_version
                             .clone()
                             .unwrap_or_else(|| "–".to_owned()),
+                        gateway.pin_set_version.to_string(),
                         gateway
                             .round_trip_us
                             .map_or_else(|| "–".to_owned(), milliseconds),
@@ -140,6 +142,7 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
             "agent key",
             format!("generation {}", gateway.key_generation),
         ),
+        ("pins", pins(gateway)),
         ("labels", labels(gateway)),
         (
             "last seen",
@@ -210,6 +213,14 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
     }
     rows.into_iter()
         .try_for_each(|(name, value)| output::line(&format!("{name:<11} {}", one_line(&value))))
+}
+
+/// Which pin set it trusts.
+fn pins(gateway: &Gateway) -> String {
+    match gateway.pin_set_version {
+        0 => "as configured there".to_owned(),
+        version => format!("version {version}"),
+    }
 }
 
 /// Who threw it out, and why.

@@ -349,6 +349,7 @@ async fn view(
         certificate_not_after: gateway.certificate_not_after,
         certificate_since: gateway.certificate_since,
         key_generation: gateway.key_generation,
+        pin_set_version: gateway.pin_set_version,
         labels: gateway
             .labels
             .into_iter()

@@ -5,6 +5,7 @@ mod dispatch;
 mod enrolment;
 mod gateways;
 mod instances;
+mod pins;
 mod runs;
 mod sessions;
 mod telemetry;

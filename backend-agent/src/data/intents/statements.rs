@@ -7,7 +7,7 @@ use std::path::Path;
 use super::link::Sql;
 use super::{
     admit, agents, audit, budget, catalogues, certificates, confirm, dead_letters, enrolments,
-    forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, recount, reissues, reports, runs, sessions, settle, site, standing, submit, targets, telemetry, tickets, timeline, tx, upkeep, expiry, resolutions, replacements,
+    forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, recount, reissues, reports, runs, sessions, settle, site, standing, submit, targets, telemetry, tickets, timeline, tx, upkeep, expiry, resolutions, replacements, pins,
 };
 
 fn one(name: &'static str, sql: impl Into<Sql>) -> (&'static str, Sql) {
@@ -128,6 +128,15 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("reissues::REISSUE", reissues::REISSUE),
         one("replacements::ABSENT", replacements::ABSENT),
         one("replacements::REPLACE", replacements::REPLACE),
+        one("pins::FORGET", pins::FORGET),
+        one("pins::FORGET_SHOWN", pins::FORGET_SHOWN),
+        one("pins::LOAD", pins::LOAD),
+        one("pins::SAVE", pins::SAVE),
+        one("pins::SHOW", pins::SHOW),
+        one("pins::SHOWN", pins::SHOWN),
+        one("pins::TRUST", pins::TRUST),
+        one("pins::UNTRUSTING", pins::UNTRUSTING),
+        one("pins::UNTRUSTING_COUNT", pins::UNTRUSTING_COUNT),
         one("reports::HAS_ORPHAN", reports::HAS_ORPHAN),
         one("reports::KEEP_LATE_OUTCOME", reports::KEEP_LATE_OUTCOME),
         one("reports::KEEP_ORPHAN", reports::KEEP_ORPHAN),

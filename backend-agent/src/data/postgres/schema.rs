@@ -31,6 +31,10 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         "0006_decide_about_forks.sql"
     ),
     migration!("../../../migrations/postgres", "0005_replace_gateways.sql"),
+    migration!(
+        "../../../migrations/postgres",
+        "0004_rotate_server_keys.sql"
+    ),
 ];
 
 /// How often a migration is tried that other transactions stand in the way of.

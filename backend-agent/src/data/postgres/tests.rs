@@ -201,6 +201,8 @@ const OF_ALL: &[&str] = &[
     "expiry::AWAY",
     "expiry::GENERATIONS",
     "expiry::TALLY",
+    "pins::TRUST",
+    "pins::UNTRUSTING_COUNT",
     "recount::GATEWAYS",
     "recount::SHORT",
     "runs::COUNTS",

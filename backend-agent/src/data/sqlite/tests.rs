@@ -21,6 +21,8 @@ const OVER_ALL_GATEWAYS: &[&str] = &[
     "expiry::AWAY",
     "expiry::GENERATIONS",
     "expiry::TALLY",
+    "pins::TRUST",
+    "pins::UNTRUSTING_COUNT",
     "recount::GATEWAYS",
     "targets::ALL",
     "runs::COUNTS",

@@ -23,6 +23,7 @@ use super::renewing::Issuing;
 use super::reports::Judging;
 use super::stream::{Progress, Stream};
 use super::up::Runs;
+use crate::agent::pins::Offers;
 use crate::agent::rates::Pace;
 use crate::agent::shelf::{Order, Shelf};
 use crate::data::{Holder, LeasedCommand, StoreResult};
@@ -47,6 +48,10 @@ pub(super) struct Live {
     pub(super) judging: Option<Judging>,
     /// A certificate that is being issued.
     pub(super) issuing: Option<Issuing>,
+    /// Pin sets that it is offered.
+    pub(super) offers: Offers,
+    /// The version of the pin set that it trusts, as it is stored.
+    pub(super) trusts: u64,
     pub(super) skew: Skew,
     pub(super) stream: Stream,
     pub(super) output_received: u64,
@@ -65,6 +70,7 @@ enum Step {
     Shelf,
     Judged(Option<Judged>),
     Issued(Option<StoreResult<CertIssued>>),
+    Pins,
     Telemetry(Progress),
 }
 
@@ -90,6 +96,11 @@ impl Live {
             pace: inbound.manager.pace(holder.agent_id, heartbeats, now),
             judging: None,
             issuing: None,
+            offers: Offers::new(
+                &inbound.pins,
+                announced.rotates.then_some(announced.offered),
+            ),
+            trusts: announced.trusts,
             skew: Skew::new(inbound.clock.is_apart()),
             stream: Stream::new(&holder, &line.peer.name),
             output_received: 0,
@@ -133,12 +144,14 @@ impl Live {
             again_at,
             judging,
             issuing,
+            offers,
             stream,
             ..
         } = self;
         let inbound = Arc::clone(&line.inbound);
         let started_at = started.front().map(|(due, _)| *due);
-        let wanted = [*again_at, started_at].into_iter().flatten().min();
+        let wanted = [*again_at, started_at, offers.due()];
+        let wanted = wanted.into_iter().flatten().min();
         let reads = !stream.is_full();
         tokio::select! {
             biased;
@@ -146,6 +159,7 @@ impl Live {
             sign = line.next(reads, wanted) => Step::Sign(sign),
             judged = Judging::next(judging) => Step::Judged(judged),
             issued = Issuing::next(issuing) => Step::Issued(issued),
+            () = offers.changed() => Step::Pins,
             progress = stream.progress(&inbound.telemetry) => Step::Telemetry(progress),
         }
     }
@@ -172,6 +186,7 @@ impl Live {
             Step::Shelf => self.on_shelf().await,
             Step::Judged(judged) => self.on_judged(judged).await,
             Step::Issued(issued) => self.on_issued(issued),
+            Step::Pins => self.on_pins(),
             Step::Telemetry(progress) => self.on_telemetry(progress),
         }
     }
@@ -183,6 +198,7 @@ impl Live {
             self.line.session.heard(now);
         }
         self.line.on_due();
+        self.offer_pins(now);
         self.offer_again(now).await;
         self.store_started(now).await;
     }

@@ -13,7 +13,7 @@ use viworks_common::ledger::lease::Place;
 use viworks_common::session::state::BackendState;
 use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig, Closed};
 use viworks_common::wire::message::{
-    CERTIFICATE_RENEWAL, Hello, KEEPS_TIMEOUT, RESULT_REFUSALS, TELEMETRY_REFUSALS,
+    CERTIFICATE_RENEWAL, Hello, KEEPS_TIMEOUT, PIN_ROTATION, RESULT_REFUSALS, TELEMETRY_REFUSALS,
 };
 use viworks_runtime::fault;
 use viworks_runtime::random;
@@ -53,6 +53,12 @@ pub(super) struct Announced {
     pub(super) tells_not_kept: bool,
     /// It can have its certificate renewed.
     pub(super) renews: bool,
+    /// It takes pin sets over an open session.
+    pub(super) rotates: bool,
+    /// The version of the pin set that it trusts.
+    pub(super) trusts: u64,
+    /// The latest version that it knows of: that one, or the one that WELCOME offers.
+    pub(super) offered: u64,
 }
 
 struct Welcomed {
@@ -244,6 +250,12 @@ impl Opening {
                     tells_refusals: announces(TELEMETRY_REFUSALS),
                     tells_not_kept: announces(RESULT_REFUSALS),
                     renews: announces(CERTIFICATE_RENEWAL),
+                    rotates: announces(PIN_ROTATION),
+                    trusts: hello.pin_set_version,
+                    offered: welcome
+                        .pins
+                        .as_ref()
+                        .map_or(hello.pin_set_version, |offered| offered.version),
                 };
                 let request = ConfirmRequest {
                     agent_id: self.line.peer.identity.agent_id,

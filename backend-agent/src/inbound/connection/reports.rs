@@ -1,9 +1,13 @@
 //! What a gateway reports about itself: heartbeats, its catalogue, its pins, and what it noticed.
 
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 use tracing::warn;
 use viworks_common::code::CloseCode;
+use viworks_common::time::Monotonic;
 use viworks_common::wire::message::{BackendMessage, Catalogue, Event, Heartbeat, HeartbeatAck};
+use viworks_runtime::random;
 
 use super::super::judge::Judged;
 use super::live::Live;
@@ -11,6 +15,10 @@ use crate::data::{Actor, AuditOutcome, HeartbeatFigures, NewAuditRecord, Session
 
 /// Reports of one session that are audited; more are counted only.
 const EVENTS_MAX: u32 = 100;
+
+/// How long the offers of a pin set take for each gateway that is connected, and at most for all.
+const OFFER_SPREAD: Duration = Duration::from_millis(1);
+const OFFER_SPREAD_MAX: Duration = Duration::from_secs(30);
 
 /// A catalogue that is being judged.
 pub(super) struct Judging {
@@ -104,13 +112,38 @@ impl Live {
         }
     }
 
+    /// Another pin set is known, or may be. Of many gateways each is offered it at a moment of its own, because each
+    /// of them answers.
+    pub(super) fn on_pins(&mut self) {
+        let (inbound, now) = (&self.line.inbound, self.line.now());
+        let gateways = u64::try_from(inbound.manager.len()).unwrap_or(u64::MAX);
+        let random = u64::from_ne_bytes(random::bytes());
+        let after = OFFER_SPREAD.as_millis();
+        let spread = gateways.saturating_mul(u64::try_from(after).unwrap_or(u64::MAX));
+        let wait = Duration::from_millis(random % spread.max(1)).min(OFFER_SPREAD_MAX);
+        self.offers.plan(now.saturating_add(wait));
+        self.offer_pins(now);
+    }
+
+    /// Offers a pin set that is due.
+    pub(super) fn offer_pins(&mut self, now: Monotonic) {
+        if let Some(set) = self.offers.take(now) {
+            self.line.send(BackendMessage::PinUpdate(set));
+        }
+    }
+
     pub(super) async fn on_pin_report(&mut self, version: u64) {
+        if version == self.trusts {
+            // As CONFIRM has stored it, or the report before this one.
+            return;
+        }
         let (store, tenant) = (&self.line.inbound.store, &self.line.peer.identity.tenant);
         let reported = store
             .report_pins(tenant, self.holder.agent_id, self.holder.epoch, version)
             .await;
-        if let Err(error) = reported {
-            self.line.fail(&error);
+        match reported {
+            Ok(()) => self.trusts = version,
+            Err(error) => self.line.fail(&error),
         }
     }
 

@@ -10,6 +10,7 @@ use viworks_api as dto;
 use viworks_api::Scope;
 use viworks_backend_agent::api::{Access, endpoints};
 use viworks_backend_agent::data::Holder;
+use viworks_common::pin::SpkiPin;
 use viworks_common::rate::Quota;
 
 use super::declared::{self, DOCUMENT, Outcome};
@@ -201,7 +202,9 @@ async fn successes(backend: &Backend) {
     assert_eq!(place.status, 201, "{}", place.text);
     let ticket = ticket.json()["ticket"]["id"].as_str().unwrap().to_owned();
     let ticket = format!("/v1/tickets/{ticket}");
+    pins(backend).await;
     for path in [
+        "/v1/pins".to_owned(),
         "/v1/tickets".to_owned(),
         ticket.clone(),
         "/v1/health".to_owned(),
@@ -251,6 +254,33 @@ async fn successes(backend: &Backend) {
     for path in ["/readyz", "/startupz"] {
         assert_eq!(backend.get(path).await.status, 503, "{path}");
     }
+}
+
+/// A key that the connected gateway does not trust, promoted by force, and as many as a set may have.
+async fn pins(backend: &Backend) {
+    let pin = |n: u8| json!({"pin": SpkiPin::from_digest([n; 32]), "reason": "a drill"});
+    let take = async |step: &str, body: &Value| {
+        let answer = backend.post(&format!("/v1/pins/{step}"), body).await;
+        (answer.status.as_u16(), answer.text)
+    };
+    for (step, status) in [("promote", 409), ("retire", 409), ("stage", 200)] {
+        let (found, text) = take(step, &pin(1)).await;
+        assert_eq!(found, status, "{step}: {text}");
+    }
+    let (refused, text) = take("promote", &pin(1)).await;
+    assert_eq!(refused, 409, "{text}");
+    assert!(text.contains("gateways: gw-1"), "{text}");
+    let mut forced = pin(1);
+    forced["force"] = json!(true);
+    let (promoted, text) = take("promote", &forced).await;
+    assert_eq!(promoted, 200, "{text}");
+    let (retired, text) = take("retire", &pin(1)).await;
+    assert_eq!(retired, 200, "{text}");
+    let mut last = 200;
+    for n in 2..10 {
+        last = take("stage", &pin(n)).await.0;
+    }
+    assert_eq!(last, 409);
 }
 
 /// One that is retried twice and then is not to be discarded, one the other way round, and one that no gateway takes.
@@ -516,6 +546,10 @@ fn readers() -> BTreeMap<&'static str, Reader> {
         ("GatewayRevoked", reads::<dto::GatewayRevoked>),
         ("Health", reads::<dto::Health>),
         ("NotReady", reads::<dto::NotReady>),
+        ("PinChanged", reads::<dto::PinChanged>),
+        ("PinPromotion", reads::<dto::PinPromotion>),
+        ("PinRequest", reads::<dto::PinRequest>),
+        ("PinStatus", reads::<dto::PinStatus>),
         ("Problem", reads::<dto::Problem>),
         ("ResolveForkRequest", reads::<dto::ResolveForkRequest>),
         ("ReplaceRequest", reads::<dto::ReplaceRequest>),

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use uuid::Uuid;
 use viworks_api::Scope;
+use viworks_backend_agent::agent::pins::{PinParts, ServerPins};
 use viworks_backend_agent::api::{ApiLimits, ApiParts, ApiServer, ApiState};
 use viworks_backend_agent::auth::apikey::{self, CreateKey};
 use viworks_backend_agent::command::bus::{BusLimits, RunBus};
@@ -21,14 +22,16 @@ use viworks_backend_agent::config::Config;
 use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Holder, LeaseLimits,
-    NewGateway, QueueLimits, Store,
+    NewGateway, OwnPins, QueueLimits, Store,
 };
 use viworks_backend_agent::enrolment::{Addresses, TicketOffice};
+use viworks_backend_agent::material::ServerMaterial;
 use viworks_backend_agent::metrics::BackendMetrics;
 use viworks_backend_agent::pki::init::{InitRequest, init};
 use viworks_backend_agent::pki::issue::load_master;
 use viworks_common::catalogue::{Argument, ArgumentType, CatalogueEntry, Risk};
 use viworks_common::id::{AgentId, AgentRunId, BootId, CommandId, InstallId, SessionId, Tenant};
+use viworks_common::pin::PinSet;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock, Timeline};
 use viworks_runtime::conditions::Conditions;
@@ -143,16 +146,33 @@ fn make_keys(folder: &TempDir) {
 }
 
 /// Writes tickets for a door that nobody listens at; none where there is a file that says so.
-fn tickets(folder: &TempDir) -> TicketOffice {
-    let config = folder.path().join("keys/backend.toml");
-    let config = Config::load(&config, &Environment::default()).unwrap();
+fn tickets(folder: &TempDir, pins: Arc<ServerPins>) -> TicketOffice {
+    let config = config(folder);
     let has_door = !folder.path().join(NO_DOOR).exists();
     let addresses = Addresses {
         door: has_door.then(|| "127.0.0.1:8082".parse().unwrap()),
         agents: "127.0.0.1:8081".parse().unwrap(),
     };
     let master = Arc::new(load_master(&config.keys.master_key_file).unwrap());
-    TicketOffice::new(Arc::new(config), addresses, master)
+    TicketOffice::new(Arc::new(config), addresses, master, pins)
+}
+
+fn config(folder: &TempDir) -> Config {
+    let config = folder.path().join("keys/backend.toml");
+    Config::load(&config, &Environment::default()).unwrap()
+}
+
+/// The keys that a backend would show, and show next.
+fn own_pins(folder: &TempDir) -> OwnPins {
+    let config = config(folder);
+    let material = ServerMaterial::load(&config).unwrap();
+    OwnPins {
+        configured: PinSet {
+            version: config.agents.pin_set_version,
+            pins: material.pins,
+        },
+        live: material.pin,
+    }
 }
 
 impl Backend {
@@ -221,6 +241,14 @@ impl Backend {
         readiness.latch("store").set(true, "open");
         let conditions = Conditions::new(Arc::<Timeline>::clone(&clock));
         let stopping = CancellationToken::new();
+        let pins = Arc::new(ServerPins::new(PinParts {
+            store: Arc::clone(&store),
+            tenant: tenant.clone(),
+            clock: Arc::clone(&clock),
+            metrics: counters.clone(),
+            conditions: conditions.clone(),
+            own: own_pins(&folder),
+        }));
         let state = ApiState::new(ApiParts {
             store: Arc::clone(&store),
             tenant: tenant.clone(),
@@ -231,7 +259,8 @@ impl Backend {
             metrics: metrics.clone(),
             counters,
             redis: None,
-            tickets: tickets(&folder),
+            tickets: tickets(&folder, Arc::clone(&pins)),
+            pins,
             state_folder: folder.path().to_owned(),
             limits,
             trusted_proxies: vec![PROXY.parse().unwrap()],

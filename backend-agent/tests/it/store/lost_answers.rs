@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
-    Accepted, Actor, AuditOutcome, CompleteOutcome, ConfirmOutcome, HeartbeatFigures, Holder, NewAuditRecord, NewCertificate, Owner, ProbeAnswer, RedeemOutcome, ReissueOutcome, Rejected, RenewalOutcome, SessionTouch, SiteClaim, StoreError, Submission, TelemetryWrite, ForkDecision, ForkResolution,
+    Accepted, Actor, AuditOutcome, CompleteOutcome, ConfirmOutcome, HeartbeatFigures, Holder, NewAuditRecord, NewCertificate, Owner, ProbeAnswer, RedeemOutcome, ReissueOutcome, Rejected, RenewalOutcome, SessionTouch, SiteClaim, StoreError, Submission, TelemetryWrite, ForkDecision, ForkResolution, PinOutcome,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::code::{CloseCode, RejectCode};
@@ -27,6 +27,7 @@ const CONTRACT: &str = concat!(
     include_str!("../../../src/data/intents/contract/enrolment.rs"),
     include_str!("../../../src/data/intents/contract/gateways.rs"),
     include_str!("../../../src/data/intents/contract/instances.rs"),
+    include_str!("../../../src/data/intents/contract/pins.rs"),
     include_str!("../../../src/data/intents/contract/runs.rs"),
     include_str!("../../../src/data/intents/contract/sessions.rs"),
     include_str!("../../../src/data/intents/contract/telemetry.rs"),
@@ -170,6 +171,10 @@ async fn create(own: &mut Robbed) {
     twice!(own, create_api_key(&tenant, key.clone(), &actor, at(0)), audited 1);
     twice!(own, touch_api_key(&tenant, key.id, at(1)), audited 0);
     twice!(own, revoke_api_key(&tenant, key.id, &actor, at(2)), audited 2).unwrap();
+    let (stage, pin) = (super::pins::stage(3), super::pins::pin(3));
+    let staged = twice!(own, change_pins(&tenant, stage.clone(), &actor, at(2)), audited 1);
+    assert_eq!(staged, PinOutcome::Before);
+    twice!(own, show_pin(&tenant, pin, at(2)), audited 0);
 }
 
 /// A session that is confirmed, and everything that it says about itself.

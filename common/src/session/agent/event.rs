@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::code::CloseCode;
 use crate::id::CommandId;
 use crate::key::{AgentKey, Binding, Identity};
+use crate::pin::PinSet;
 use crate::session::Closed;
 use crate::telemetry::Position;
 use crate::time::Timestamp;
@@ -72,6 +73,8 @@ pub enum AgentEvent {
     },
     /// What the backend answers to a `CERT_REQUEST`.
     CertificateAnswered(Box<CertIssued>),
+    /// A pin set. Answer with `PIN_REPORT`, whatever became of it.
+    PinsOffered(Box<PinSet>),
     /// Finish what is under way, [`AgentSession::close`](super::AgentSession::close), and reconnect after the delay.
     Draining {
         /// The delay.

@@ -142,6 +142,7 @@ impl Established {
             | BackendMessage::CommandCancel(_)
             | BackendMessage::ResultAck(_)
             | BackendMessage::CertIssued(_)
+            | BackendMessage::PinUpdate(_)
             | BackendMessage::Drain(_) => Ok(()),
         }
     }
@@ -174,7 +175,8 @@ impl Established {
             | BackendMessage::Refuse(_)
             | BackendMessage::Go(_)
             | BackendMessage::CommandCancel(_)
-            | BackendMessage::CertIssued(_) => {}
+            | BackendMessage::CertIssued(_)
+            | BackendMessage::PinUpdate(_) => {}
         }
     }
 }

@@ -1,0 +1,198 @@
+//! The keys of the server: staged, promoted, retired, and which gateways trust them.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+use serde_json::json;
+use viworks_common::id::AgentId;
+use viworks_common::pin::SpkiPin;
+use viworks_common::pin::rotation::{KeyState, Rotation, ServerKey};
+use viworks_common::time::Timestamp;
+use viworks_runtime::sqlite::{Row, params};
+
+use super::audit;
+use super::page::following;
+use super::row::Reader;
+use super::tx::{Tx, View};
+use crate::data::{
+    Actor, AuditOutcome, OwnPins, PinChange, PinOutcome, PinStep, PinTrust, PinsKnown, SHOWN_FOR,
+    StoreResult, Untrusting,
+};
+
+pub(super) const LOAD: &str = "\
+SELECT pin, state, staged_in, retired_in, since FROM server_pins WHERE tenant = :tenant ORDER BY pin";
+
+pub(super) const SAVE: &str = "\
+INSERT INTO server_pins (tenant, pin, state, staged_in, retired_in, since)
+VALUES (:tenant, :pin, :state, :staged_in, :retired_in, :since)
+ON CONFLICT (tenant, pin) DO UPDATE
+    SET state = excluded.state, staged_in = excluded.staged_in, retired_in = excluded.retired_in, since = excluded.since";
+
+pub(super) const FORGET: &str = "DELETE FROM server_pins WHERE tenant = :tenant AND pin = :pin";
+
+pub(super) const SHOWN: &str =
+    "SELECT shown_by, pin FROM shown_pins WHERE tenant = :tenant AND shown_at > :since";
+
+pub(super) const SHOW: &str = "\
+INSERT INTO shown_pins (tenant, shown_by, pin, shown_at) VALUES (:tenant, :shown_by, :pin, :now)
+ON CONFLICT (tenant, shown_by) DO UPDATE SET pin = excluded.pin, shown_at = excluded.shown_at";
+
+pub(super) const FORGET_SHOWN: &str =
+    "DELETE FROM shown_pins WHERE tenant = :tenant AND shown_at <= :since";
+
+pub(super) const TRUST: &str = "\
+SELECT pin_set_version, count(*) AS gateways FROM gateways
+WHERE tenant = :tenant AND revoked_at IS NULL GROUP BY pin_set_version";
+
+pub(super) const UNTRUSTING_COUNT: &str = "\
+SELECT count(*) AS gateways FROM gateways
+WHERE tenant = :tenant AND revoked_at IS NULL AND (pin_set_version < :from OR pin_set_version > :to)";
+
+pub(super) const UNTRUSTING: &str = "\
+SELECT agent_id, name, pin_set_version, session_epoch IS NOT NULL AS connected, last_seen_at FROM gateways
+WHERE tenant = :tenant AND agent_id > :after AND revoked_at IS NULL
+      AND (pin_set_version < :from OR pin_set_version > :to)
+ORDER BY agent_id LIMIT :limit";
+
+/// What is known of the pins.
+pub(super) fn known(view: &View<'_>, own: &OwnPins, now: Timestamp) -> StoreResult<PinsKnown> {
+    let keys = view.all(LOAD, &[], read)?;
+    let stored = !keys.is_empty();
+    Ok(PinsKnown {
+        rotation: Rotation::of(&own.configured, own.live, keys),
+        shown: shown(view, own, now)?,
+        stored,
+    })
+}
+
+/// The keys that backends show: this one, and those that said so lately.
+fn shown(view: &View<'_>, own: &OwnPins, now: Timestamp) -> StoreResult<BTreeSet<SpkiPin>> {
+    let since = now.saturating_sub(SHOWN_FOR);
+    let itself = shown_by(view);
+    let others = view.all(SHOWN, params! { since }, |row| {
+        let row = Reader::new("shown_pins", row);
+        let pin = SpkiPin::from_digest(row.get("pin")?);
+        Ok((row.get::<String>("shown_by")?, pin))
+    })?;
+    let others = others.into_iter().filter(|(by, _pin)| *by != itself);
+    Ok(others.map(|(_by, pin)| pin).chain([own.live]).collect())
+}
+
+/// What this backend is called where it says which key it shows.
+fn shown_by(view: &View<'_>) -> String {
+    let instance = view.party().instance();
+    instance.map_or_else(|| "alone".to_owned(), |instance| instance.to_string())
+}
+
+/// Which versions gateways trust.
+pub(super) fn trust(view: &View<'_>) -> StoreResult<PinTrust> {
+    let mut trust = PinTrust::new();
+    view.each(TRUST, &[], |row| {
+        let row = Reader::new("gateways", row);
+        trust.insert(row.get("pin_set_version")?, row.get("gateways")?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(trust)
+}
+
+/// The first so many gateways behind one that trust no version from `from` to `to`.
+pub(super) fn untrusting(
+    view: &View<'_>,
+    from: u64,
+    to: u64,
+    after: Option<AgentId>,
+    limit: usize,
+) -> StoreResult<Vec<Untrusting>> {
+    let after = following(after);
+    view.all(UNTRUSTING, params! { after, from, to, limit }, |row| {
+        let row = Reader::new("gateways", row);
+        Ok(Untrusting {
+            agent_id: row.get("agent_id")?,
+            name: row.get("name")?,
+            version: row.get("pin_set_version")?,
+            connected: row.get("connected")?,
+            last_seen_at: row.get("last_seen_at")?,
+        })
+    })
+}
+
+/// Takes a step, unless a rule speaks against it.
+pub(super) fn change(tx: &Tx<'_>, change: &PinChange, actor: &Actor) -> StoreResult<PinOutcome> {
+    tx.lock_name("pins")?;
+    let PinChange {
+        step,
+        pin,
+        reason,
+        own,
+    } = change;
+    let PinsKnown {
+        mut rotation,
+        shown,
+        ..
+    } = known(tx, own, tx.now)?;
+    let mut missing = 0;
+    let (action, taken) = match step {
+        PinStep::Stage => ("pin.stage", rotation.stage(*pin, own.live, tx.now)),
+        PinStep::Promote { forced } => {
+            if let Some(from) = rotation.trusted_from(pin) {
+                let to = rotation.set().version;
+                missing = tx.one(UNTRUSTING_COUNT, params! { from, to }, |row| {
+                    Reader::new("gateways", row).get("gateways")
+                })?;
+            }
+            let promoted = rotation.promote(pin, missing, *forced, tx.now);
+            ("pin.promote", promoted)
+        }
+        PinStep::Retire => ("pin.retire", rotation.retire(pin, &shown, tx.now)),
+    };
+    match taken {
+        Err(refusal) => return Ok(PinOutcome::Refused(refusal)),
+        Ok(false) => return Ok(PinOutcome::Before),
+        Ok(true) => {}
+    }
+    for pin in rotation.forget() {
+        let pin = pin.digest();
+        tx.execute(FORGET, params! { pin })?;
+    }
+    for key in rotation.keys() {
+        save(tx, key)?;
+    }
+    let set = rotation.set();
+    let detail = json!({
+        "version": set.version, "pins": set.pins, "cut_off": missing, "reason": reason,
+    });
+    let object = format!("pin:{pin}");
+    audit::append(tx, actor, action, &object, AuditOutcome::Done, &detail)?;
+    Ok(PinOutcome::Done)
+}
+
+fn save(tx: &Tx<'_>, key: &ServerKey) -> StoreResult<()> {
+    let ServerKey {
+        staged_in,
+        retired_in,
+        since,
+        ..
+    } = key;
+    let (pin, state) = (key.pin.digest(), key.state.name());
+    let params = params! { pin, state, staged_in, retired_in, since };
+    tx.execute(SAVE, params).map(drop)
+}
+
+/// Notes which key this backend shows, and forgets what was said too long ago.
+pub(super) fn show(tx: &Tx<'_>, pin: &SpkiPin) -> StoreResult<()> {
+    let since = tx.now.saturating_sub(SHOWN_FOR);
+    tx.execute(FORGET_SHOWN, params! { since })?;
+    let (pin, shown_by) = (pin.digest(), shown_by(tx));
+    tx.execute(SHOW, params! { pin, shown_by }).map(drop)
+}
+
+fn read(row: &Row<'_>) -> StoreResult<ServerKey> {
+    let row = Reader::new("server_pins", row);
+    Ok(ServerKey {
+        pin: SpkiPin::from_digest(row.get("pin")?),
+        state: row.word("state", KeyState::from_name)?,
+        staged_in: row.get("staged_in")?,
+        retired_in: row.get("retired_in")?,
+        since: row.get("since")?,
+    })
+}

@@ -1,0 +1,191 @@
+//! The keys of the server, and which gateways trust them.
+
+use serde_json::Value;
+use viworks_backend_agent::data::{
+    Actor, OwnPins, Page, PinChange, PinOutcome, PinStep, PinsKnown, Untrusting,
+};
+use viworks_common::pin::rotation::RotationRefusal;
+use viworks_common::pin::{PinSet, SpkiPin};
+
+use super::bed::{Bed, Session, agent, at};
+
+pub(crate) fn pin(n: u8) -> SpkiPin {
+    SpkiPin::from_digest([n; 32])
+}
+
+fn set(version: u64, pins: &[u8]) -> PinSet {
+    PinSet {
+        version,
+        pins: pins.iter().copied().map(pin).collect(),
+    }
+}
+
+/// A backend whose configuration names the keys 1 and 2, and which shows this one.
+fn showing(live: u8) -> OwnPins {
+    OwnPins {
+        configured: set(1, &[1, 2]),
+        live: pin(live),
+    }
+}
+
+fn step(step: PinStep, n: u8, own: OwnPins) -> PinChange {
+    PinChange {
+        step,
+        pin: pin(n),
+        reason: None,
+        own,
+    }
+}
+
+pub(crate) fn stage(n: u8) -> PinChange {
+    step(PinStep::Stage, n, showing(1))
+}
+
+fn promote(n: u8) -> PinChange {
+    step(PinStep::Promote { forced: false }, n, showing(1))
+}
+
+async fn change(bed: &Bed, change: PinChange) -> PinOutcome {
+    let actor = Actor::local("test");
+    let changed = bed.store.change_pins(&bed.tenant, change, &actor, at(5));
+    changed.await.unwrap()
+}
+
+async fn known(bed: &Bed, own: OwnPins) -> PinsKnown {
+    bed.store.pins(&bed.tenant, own, at(6)).await.unwrap()
+}
+
+async fn untrusting(bed: &Bed, from: u64, to: u64) -> Vec<Untrusting> {
+    let asked = bed.store.untrusting(&bed.tenant, from, to, None, 10);
+    asked.await.unwrap()
+}
+
+async fn trusts(bed: &Bed, session: &Session, version: u64) {
+    let (agent_id, epoch) = (session.holder.agent_id, session.holder.epoch);
+    let reported = bed.store.report_pins(&bed.tenant, agent_id, epoch, version);
+    reported.await.unwrap();
+}
+
+/// Gateways 1 and 2 with sessions; both trust version 1.
+async fn two(bed: &Bed) -> [Session; 2] {
+    bed.gateway(1).await;
+    bed.gateway(2).await;
+    [bed.session(1, 1).await, bed.session(2, 2).await]
+}
+
+async fn recorded(bed: &Bed) -> Vec<(String, Value)> {
+    let audited = bed.store.list_audit(&bed.tenant, Page::first(100)).await;
+    let audited = audited.unwrap().items.into_iter().map(|row| row.record);
+    let of_pins = audited.filter(|record| record.action.starts_with("pin."));
+    of_pins
+        .map(|record| (record.action, record.detail))
+        .collect()
+}
+
+pub(crate) async fn a_key_of_the_server_is_staged_promoted_and_the_one_before_is_retired(
+    bed: &Bed,
+) {
+    let sessions = two(bed).await;
+    let before = known(bed, showing(1)).await;
+    assert!(!before.stored);
+    assert_eq!(before.rotation.set(), set(1, &[1, 2]));
+    assert_eq!(change(bed, stage(3)).await, PinOutcome::Done);
+    assert_eq!(change(bed, stage(3)).await, PinOutcome::Before);
+    let staged = known(bed, showing(1)).await;
+    assert!(staged.stored && !staged.rotation.may_show(&pin(3)));
+    assert_eq!(staged.rotation.set(), set(2, &[1, 2, 3]));
+    for session in &sessions {
+        trusts(bed, session, 2).await;
+    }
+    let trust = bed.store.pin_trust(&bed.tenant).await.unwrap();
+    assert_eq!(trust, [(2, 2)].into());
+    assert_eq!(change(bed, promote(3)).await, PinOutcome::Done);
+    assert_eq!(change(bed, promote(3)).await, PinOutcome::Before);
+    assert!(known(bed, showing(1)).await.rotation.may_show(&pin(3)));
+    // What this backend said of itself before does not count against what it shows now.
+    let said = bed.store.show_pin(&bed.tenant, pin(1), at(6));
+    said.await.unwrap();
+    let early = change(bed, step(PinStep::Retire, 1, showing(1))).await;
+    assert_eq!(early, PinOutcome::Refused(RotationRefusal::Shown));
+    let retire = step(PinStep::Retire, 1, showing(3));
+    assert_eq!(change(bed, retire.clone()).await, PinOutcome::Done);
+    assert_eq!(change(bed, retire).await, PinOutcome::Before);
+    let last = known(bed, showing(3)).await;
+    assert_eq!(last.rotation.set(), set(3, &[2, 3]));
+    assert_eq!(last.shown, [pin(3)].into());
+    let actions = recorded(bed).await;
+    let actions: Vec<&str> = actions.iter().map(|(action, _)| action.as_str()).collect();
+    assert_eq!(actions.len(), 3, "{actions:?}");
+    for action in ["pin.stage", "pin.promote", "pin.retire"] {
+        assert!(actions.contains(&action), "{actions:?}");
+    }
+}
+
+pub(crate) async fn a_key_is_promoted_against_whoever_does_not_trust_it_only_by_force(bed: &Bed) {
+    let [first, _second] = two(bed).await;
+    change(bed, stage(3)).await;
+    trusts(bed, &first, 2).await;
+    let refused = PinOutcome::Refused(RotationRefusal::CutOff);
+    assert_eq!(change(bed, promote(3)).await, refused);
+    let named = untrusting(bed, 2, 2).await;
+    assert_eq!(named.len(), 1, "{named:?}");
+    assert_eq!((named[0].agent_id, named[0].version), (agent(2), 1));
+    assert!(named[0].connected && named[0].name.as_str() == "gw-2");
+    let forced = PinChange {
+        reason: Some("it was sold".to_owned()),
+        ..step(PinStep::Promote { forced: true }, 3, showing(1))
+    };
+    assert_eq!(change(bed, forced).await, PinOutcome::Done);
+    let recorded = recorded(bed).await;
+    let promoted = recorded.iter().find(|(action, _)| action == "pin.promote");
+    let (_action, detail) = promoted.unwrap();
+    assert_eq!(detail["cut_off"], 1, "{detail}");
+    assert_eq!(detail["reason"], "it was sold", "{detail}");
+}
+
+pub(crate) async fn a_gateway_that_is_revoked_or_trusts_what_nobody_made_confirms_nothing(
+    bed: &Bed,
+) {
+    let [first, _second] = two(bed).await;
+    change(bed, stage(3)).await;
+    trusts(bed, &first, 9).await;
+    assert_eq!(untrusting(bed, 2, 2).await.len(), 2);
+    let behind = bed
+        .store
+        .untrusting(&bed.tenant, 2, 2, Some(agent(1)), 10)
+        .await
+        .unwrap();
+    assert_eq!(behind.len(), 1, "{behind:?}");
+    for n in 1..=2 {
+        let actor = Actor::local("test");
+        let revoked = bed
+            .store
+            .revoke_gateway(&bed.tenant, agent(n), None, &actor, at(5));
+        revoked.await.unwrap();
+    }
+    assert!(untrusting(bed, 2, 2).await.is_empty());
+    assert_eq!(change(bed, promote(3)).await, PinOutcome::Done);
+}
+
+pub(crate) async fn a_pin_set_that_is_configured_under_a_higher_version_takes_the_place_of_the_stored_one(
+    bed: &Bed,
+) {
+    change(bed, stage(3)).await;
+    let newer = OwnPins {
+        configured: set(7, &[2, 8]),
+        live: pin(2),
+    };
+    assert_eq!(
+        known(bed, newer.clone()).await.rotation.set(),
+        set(7, &[2, 8])
+    );
+    assert_eq!(
+        change(bed, step(PinStep::Stage, 9, newer)).await,
+        PinOutcome::Done
+    );
+    // From here on it is stored, for the backends whose configuration is older as well.
+    assert_eq!(
+        known(bed, showing(2)).await.rotation.set(),
+        set(8, &[2, 8, 9])
+    );
+}

@@ -1,0 +1,265 @@
+//! The server's key is rotated and nobody is cut off: staged, confirmed, promoted, put in place, and the one before is
+//! retired.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use rcgen::{CertificateParams, KeyPair};
+use rustix::process::Signal;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use serde_json::Value;
+use viworks_common::pin::SpkiPin;
+use viworks_runtime::tls;
+use viworks_testkit::binaries::Binaries;
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::postgres::Own;
+use viworks_testkit::process::{Process, Said, eventually, finish};
+use viworks_testkit::rogue::Material;
+
+use crate::causes::status_where;
+use crate::renewals::{renew_server, shown};
+
+/// `viworks pin …`.
+async fn pin(system: &Deployment, arguments: &[&str]) -> Said {
+    let mut command = Command::new(system.binaries().cli());
+    command
+        .arg("pin")
+        .args(arguments)
+        .env("HOME", system.path())
+        .env("VIWORKS_CONFIG_DIR", system.path().join("config"))
+        .env("VIWORKS_SERVER", system.api_url())
+        .env("VIWORKS_TOKEN_FILE", system.path().join("operator.key"))
+        .env_remove("VIWORKS_CONTEXT")
+        .env_remove("VIWORKS_OUTPUT");
+    finish(command, PATIENCE).await
+}
+
+fn pin_of(key: &KeyPair) -> String {
+    let names = vec!["localhost".to_owned()];
+    let certificate = CertificateParams::new(names).unwrap().self_signed(key);
+    let spki = tls::spki_sha256(certificate.unwrap().der());
+    SpkiPin::from_digest(spki.unwrap()).to_string()
+}
+
+/// What is known of a key.
+async fn standing(system: &Deployment, pin: &str) -> Option<Value> {
+    let status = system.get("/v1/pins").await;
+    let mut pins = status["pins"].as_array()?.iter();
+    pins.find(|known| known["pin"] == pin).cloned()
+}
+
+async fn confirmed_by(system: &Deployment, pin: &str, gateways: u64) {
+    let what = format!("{gateways} have confirmed it");
+    eventually(&what, PATIENCE, async || {
+        let found = standing(system, pin).await?;
+        (found["confirmed_by"] == gateways).then_some(())
+    })
+    .await;
+}
+
+/// The pin of the key that the server shows.
+async fn live(system: &Deployment) -> String {
+    let status = system.get("/v1/pins").await;
+    let pins = status["pins"].as_array().unwrap();
+    let shown = pins.iter().find(|pin| pin["shown"] == true).unwrap();
+    shown["pin"].as_str().unwrap().to_owned()
+}
+
+async fn session(system: &Deployment, name: &str) -> Value {
+    system.online(name).await["session"]["id"].clone()
+}
+
+async fn again(system: &Deployment, folder: &Path, mut gateway: Process, name: &str) -> Process {
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+    let before = system.get(&format!("/v1/gateways/{name}")).await;
+    let gateway = system.start_gateway(folder, Start::default());
+    eventually("it has another session", PATIENCE, async || {
+        let now = system.online(name).await;
+        (now["session"]["id"] != before["session"]["id"]).then_some(())
+    })
+    .await;
+    gateway
+}
+
+/// Waits until a gateway trusts the last set, which has the new key and not the old one.
+async fn has_given_up(system: &Deployment, folder: &Path, new: &str, old: &str) {
+    let socket = folder.join("state/api.sock");
+    let what = "it trusts the last set";
+    let (status, _exit) = status_where(what, system.binaries(), &socket, |status| {
+        status["pins"]["version"] == 3
+    })
+    .await;
+    let pins = status["pins"]["pins"].to_string();
+    assert!(pins.contains(new) && !pins.contains(old), "{status:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_servers_key_is_rotated_and_nobody_is_cut_off() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folders = ["gw-1", "gw-2", "gw-3"].map(|name| system.issue(name));
+    let material = Material::read(&folders[0]).unwrap();
+    let backend = system.path().join("backend");
+    system.start_backend(Start::default()).await;
+    let first = system.start_gateway(&folders[0], Start::default());
+    let second = system.start_gateway(&folders[1], Start::default());
+    let sessions = [
+        session(&system, "gw-1").await,
+        session(&system, "gw-2").await,
+    ];
+    let old = live(&system).await;
+    let key = KeyPair::generate().unwrap();
+    let new = pin_of(&key);
+
+    // Gateways that are connected trust it within seconds, over the session that they have.
+    let early = pin(&system, &["promote", &new]).await.ended_with(6);
+    assert!(early.stderr.contains("stage it first"), "{early:#?}");
+    let staged = pin(&system, &["stage", &new, "-o", "json"]).await;
+    let staged = staged.ended_with(0).json();
+    assert_eq!(staged["status"]["version"], 2, "{staged:#}");
+    confirmed_by(&system, &new, 2).await;
+    let now = [
+        session(&system, "gw-1").await,
+        session(&system, "gw-2").await,
+    ];
+    assert_eq!(now, sessions, "nobody had to connect anew");
+
+    // One that is off does not, and is named. Its key does not get in by itself either.
+    let refused = pin(&system, &["promote", &new]).await.ended_with(6);
+    for words in ["1 gateway does not trust", "gw-3", "--force --reason"] {
+        assert!(refused.stderr.contains(words), "{words}: {refused:#?}");
+    }
+    let status = pin(&system, &["status"]).await.ended_with(0);
+    assert!(
+        status.stdout.contains("would cut off gw-3 (never seen)"),
+        "{status:#?}"
+    );
+    let pem = renew_server(&backend, &key, time::Duration::days(60));
+    std::fs::write(backend.join("server.key"), key.serialize_pem()).unwrap();
+    system.backend().signal(Signal::HUP);
+    eventually("it is refused", PATIENCE, async || {
+        let log = system.backend().log();
+        log.contains("a key that was not promoted").then_some(())
+    })
+    .await;
+    let third = system.start_gateway(&folders[2], Start::default());
+    confirmed_by(&system, &new, 3).await;
+    let promoted = pin(&system, &["promote", &new]).await.ended_with(0);
+    assert!(promoted.stderr.contains("SIGHUP"), "{promoted:#?}");
+
+    // Now it does, and everybody comes back to it.
+    let early = pin(&system, &["retire", &old]).await.ended_with(6);
+    assert!(early.stderr.contains("still shows this key"), "{early:#?}");
+    system.backend().signal(Signal::HUP);
+    let renewed = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    eventually("the new one is shown", PATIENCE, async || {
+        (shown(&system, &material).await == renewed.as_ref()).then_some(())
+    })
+    .await;
+    assert_eq!(live(&system).await, new);
+    let first = again(&system, &folders[0], first, "gw-1").await;
+    let mut third = again(&system, &folders[2], third, "gw-3").await;
+    pin(&system, &["retire", &old]).await.ended_with(0);
+    let next = standing(&system, &new).await.unwrap();
+    assert_eq!(next["state"], "promoted", "{next:#}");
+    for folder in [&folders[0], &folders[2]] {
+        has_given_up(&system, folder, &new, &old).await;
+    }
+    // Whose session was opened with the old key takes no set over without it, and does with its next session.
+    assert_eq!(session(&system, "gw-2").await, sessions[1]);
+    let mut second = again(&system, &folders[1], second, "gw-2").await;
+    has_given_up(&system, &folders[1], &new, &old).await;
+    let mut first = again(&system, &folders[0], first, "gw-1").await;
+    let audit = system.get("/v1/audit?limit=200").await.to_string();
+    for action in ["pin.stage", "pin.promote", "pin.retire"] {
+        assert_eq!(audit.matches(action).count(), 1, "{action}");
+    }
+    // A restart of the backend goes by what is stored.
+    assert!(system.backend().stop(PATIENCE).await.success());
+    system.start_backend(Start::default()).await;
+    assert_eq!(system.get("/v1/pins").await["version"], 3);
+    for gateway in [&mut first, &mut second, &mut third] {
+        assert!(gateway.stop(Duration::from_secs(30)).await.success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_staged_at_one_backend_reaches_the_gateways_of_another() {
+    let Some(own) = Own::start() else { return };
+    own.server().make_empty("viworks");
+    let mut one = Deployment::on(Binaries::shipped(), own.server().database("viworks"));
+    let mut other = one.another("backend-2");
+    let folder = one.issue("gw-1");
+    one.start_backend(Start::default()).await;
+    other.start_backend(Start::default()).await;
+    let mut gateway = other.start_gateway(&folder, Start::default());
+    let before = session(&other, "gw-1").await;
+    let new = pin_of(&KeyPair::generate().unwrap());
+    pin(&one, &["stage", &new]).await.ended_with(0);
+    confirmed_by(&one, &new, 1).await;
+    assert_eq!(session(&other, "gw-1").await, before);
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
+
+/// What is wrong with the pins; nothing where all is well.
+async fn health(system: &Deployment) -> String {
+    let asked = system.request("GET", "/v1/health", None).await;
+    let (_status, health) = asked.unwrap();
+    let mut checks = health["checks"].as_array().unwrap().iter();
+    let of_pins = checks.find(|check| check["name"] == "pins" && check["status"] != "pass");
+    of_pins.map_or_else(String::new, |check| check["detail"].to_string())
+}
+
+/// The drill: every key that gateways pin is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pins_that_are_put_in_by_hand_bring_a_gateway_back_when_every_pinned_key_is_lost() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    let backend = system.path().join("backend");
+    let socket = folder.join("state/api.sock");
+    system.start_backend(Start::default()).await;
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    let old = live(&system).await;
+    // What the backend sent is newer than what is configured.
+    let staged = pin_of(&KeyPair::generate().unwrap());
+    pin(&system, &["stage", &staged]).await.ended_with(0);
+    confirmed_by(&system, &staged, 1).await;
+    assert!(system.backend().stop(PATIENCE).await.success());
+
+    let key = KeyPair::generate().unwrap();
+    let new = pin_of(&key);
+    renew_server(&backend, &key, time::Duration::days(60));
+    std::fs::write(backend.join("server.key"), key.serialize_pem()).unwrap();
+    system.start_backend(Start::default()).await;
+    let refused = |status: &Value| {
+        let cause = status["connection"]["last_failure"]["cause"].as_str();
+        cause.is_some_and(|cause| cause.contains("pin"))
+    };
+    status_where("no pin fits", system.binaries(), &socket, refused).await;
+    let told = health(&system).await;
+    assert!(told.contains("which is not in version 2"), "{told}");
+
+    let configuration = folder.join("gateway.toml");
+    let written = std::fs::read_to_string(&configuration).unwrap();
+    let first = written.split('"').find(|text| text.starts_with("sha256/"));
+    let by_hand = written.replace(first.unwrap(), &new);
+    std::fs::write(&configuration, by_hand).unwrap();
+    system.online("gw-1").await;
+    pin(&system, &["stage", &new]).await.ended_with(0);
+    confirmed_by(&system, &new, 1).await;
+    pin(&system, &["promote", &new]).await.ended_with(0);
+    pin(&system, &["retire", &old]).await.ended_with(0);
+    let (status, _exit) = status_where("it follows", system.binaries(), &socket, |status| {
+        status["pins"]["version"] == 4
+    })
+    .await;
+    let pins = status["pins"]["pins"].to_string();
+    assert!(pins.contains(&new) && !pins.contains(&old), "{status:#}");
+    eventually("health is well again", PATIENCE, async || {
+        health(&system).await.is_empty().then_some(())
+    })
+    .await;
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
