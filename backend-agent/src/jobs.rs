@@ -31,8 +31,8 @@ use crate::data::{
 use crate::inbound::heartbeats::Heartbeats;
 use crate::metrics::BackendMetrics;
 
-mod expiry;
 mod absent;
+mod expiry;
 mod retention;
 
 /// Rows that one step of a job handles, so that the writer is never held for long.

@@ -2,7 +2,8 @@
 //! keeps the rule of its ticket.
 
 use crate::enrolment::{
-    EnrolmentRequest, Exchange, LapsedRequest, NAME_PREFIX_BYTES_MAX, NameRule, RedeemRequest, Ticket, answer_file, read_answer_file,
+    EnrolmentRequest, Exchange, LapsedRequest, NAME_PREFIX_BYTES_MAX, NameRule, RedeemRequest,
+    Ticket, answer_file, read_answer_file,
 };
 use crate::id::{AgentId, GatewayName};
 use crate::key::Secret;

@@ -7,7 +7,9 @@ use std::path::Path;
 use super::link::Sql;
 use super::{
     admit, agents, audit, budget, catalogues, certificates, confirm, dead_letters, enrolments,
-    forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, recount, reissues, reports, runs, sessions, settle, site, standing, submit, targets, telemetry, tickets, timeline, tx, upkeep, expiry, resolutions, replacements, pins,
+    expiry, forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, pins, recount,
+    reissues, replacements, reports, resolutions, runs, sessions, settle, site, standing, submit,
+    targets, telemetry, tickets, timeline, tx, upkeep,
 };
 
 fn one(name: &'static str, sql: impl Into<Sql>) -> (&'static str, Sql) {
