@@ -15,7 +15,10 @@ use viworks_runtime::clock::Timeline;
 use viworks_runtime::lifecycle::Lifecycle;
 
 use crate::agent::shelf::Kept;
-use crate::data::{Actor, Cancelled, QueueLimits, Revoked, Settled, Store, StoreResult};
+use crate::data::{
+    Actor, Cancelled, CertificateRef, CertificateRevocation, QueueLimits, Revoked, Settled, Store,
+    StoreResult,
+};
 use bus::{CommandChange, RunBus};
 use submit::Known;
 
@@ -38,6 +41,9 @@ pub trait CommandNudge: Send + Sync {
     fn cancel(&self, agent_id: &AgentId, command_id: CommandId);
     /// This gateway was revoked: its session here, if it has one, ends at once.
     fn revoked(&self, agent_id: &AgentId);
+    /// The certificate was revoked that this gateway's session of this epoch was opened with: if that is here, it ends
+    /// at once.
+    fn certificate_revoked(&self, agent_id: &AgentId, epoch: u64);
 }
 
 /// The feature behind the operators' API. Clones share everything.
@@ -166,6 +172,32 @@ impl Commands {
             self.announce(settled, now);
         }
         Ok(Some(revoked))
+    }
+
+    /// Revokes one certificate of a gateway: a session that was opened with it ends, here at once and elsewhere by what
+    /// the transaction leaves there. The gateway goes on with its others.
+    ///
+    /// # Errors
+    /// As the store's.
+    pub async fn revoke_certificate(
+        &self,
+        agent_id: AgentId,
+        which: &CertificateRef,
+        reason: &str,
+        actor: &Actor,
+    ) -> StoreResult<CertificateRevocation> {
+        let now = self.clock.line();
+        let revoked = self
+            .store
+            .revoke_certificate(&self.tenant, agent_id, which, reason, actor, now)
+            .await?;
+        if let CertificateRevocation::Revoked(revoked) = &revoked
+            && let Some(epoch) = revoked.epoch
+        {
+            // Also when it was revoked before: if the answer to that was lost, nobody has told the session here.
+            self.nudge.certificate_revoked(&agent_id, epoch);
+        }
+        Ok(revoked)
     }
 
     /// Tells whoever follows its run that a command has ended.

@@ -273,4 +273,8 @@ impl CommandNudge for Dispatcher {
     fn revoked(&self, agent_id: &AgentId) {
         self.manager.revoked(*agent_id);
     }
+
+    fn certificate_revoked(&self, agent_id: &AgentId, epoch: u64) {
+        self.manager.certificate_revoked(*agent_id, epoch);
+    }
 }

@@ -438,17 +438,27 @@ impl Handshake {
         }
     }
 
-    /// Records that somebody shows a certificate that its gateway has left behind: a copy of its files, or whoever put
-    /// old ones back.
+    /// Records that somebody shows a certificate that its gateway has left behind, or that was revoked: a copy of its
+    /// files, or whoever put old ones back.
     async fn record_retired<T: Sync>(
         &self,
         recognised: &Result<T, Unrecognised>,
         address: SocketAddr,
     ) {
-        if let Err(Unrecognised::Retired(peer)) = recognised {
-            let action = "gateway.retired_certificate";
-            security_event(&self.inbound, peer, address, action).await;
-        }
+        let (peer, action) = match recognised {
+            Err(Unrecognised::Retired(peer)) => (peer, "gateway.retired_certificate"),
+            Err(Unrecognised::CertificateRevoked(peer)) => (peer, "gateway.revoked_certificate"),
+            Err(
+                Unrecognised::NoName(_)
+                | Unrecognised::NotShown
+                | Unrecognised::ForeignTrustDomain(_)
+                | Unrecognised::NotRegistered
+                | Unrecognised::Revoked
+                | Unrecognised::Store(_),
+            )
+            | Ok(_) => return,
+        };
+        security_event(&self.inbound, peer, address, action).await;
     }
 
     /// Says why a client certificate is refused.

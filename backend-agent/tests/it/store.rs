@@ -20,6 +20,7 @@ mod postgres_only;
 mod records;
 mod recount;
 mod renewals;
+mod revocations;
 mod retention;
 mod runs;
 mod sessions;
@@ -196,6 +197,12 @@ suite! {
         certificates_that_nobody_used_are_forgotten_long_after_their_end,
         only_the_session_of_a_gateway_that_is_not_revoked_renews,
         certificates_that_ended_long_ago_are_forgotten_once_they_are_retired,
+    }
+    revocations {
+        a_revoked_certificate_ends_its_session_and_no_other,
+        a_session_that_waits_to_be_confirmed_is_not_with_a_revoked_certificate,
+        a_certificate_is_found_as_other_programs_print_its_serial_number,
+        a_revoked_certificate_is_neither_handed_out_again_nor_in_use,
     }
     gateways {
         a_gateway_is_found_by_id_and_by_name,

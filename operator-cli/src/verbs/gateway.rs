@@ -33,8 +33,28 @@ pub(super) async fn execute(
             let orphans = client.orphans(&gateway).await?;
             views::orphans::list(&orphans, format, SystemClock.wall())?;
         }
+        Gateway::Certificates { gateway } => {
+            let certificates = client.certificates(&gateway).await?;
+            views::certificates::list(&certificates, format, SystemClock.wall())?;
+        }
         Gateway::Revoke {
             gateway,
+            certificate: Some(certificate),
+            reason,
+            yes,
+        } => {
+            if !yes {
+                let question = views::certificates::farewell(&gateway, &certificate.to_string());
+                prompt::ask(&question, "--yes", "nothing was changed")?;
+            }
+            let revoked = client
+                .revoke_certificate(&gateway, &certificate, &reason)
+                .await?;
+            views::certificates::revoked(&revoked, format, SystemClock.wall())?;
+        }
+        Gateway::Revoke {
+            gateway,
+            certificate: None,
             reason,
             yes,
         } => {

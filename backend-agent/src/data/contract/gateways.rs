@@ -6,8 +6,9 @@ use viworks_common::id::{AgentId, CommandName, GatewayName, Tenant};
 use viworks_common::time::Timestamp;
 
 use crate::data::{
-    Actor, Certificate, Gateway, GatewayFilter, GatewayRef, Listing, MergedCommand, NewCertificate,
-    NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult, StoredCatalogue,
+    Actor, Certificate, CertificateRef, CertificateRevocation, Gateway, GatewayFilter, GatewayRef,
+    Listing, MergedCommand, NewCertificate, NewGateway, Page, RegisteredCertificate, Renewal,
+    RenewalOutcome, Revocation, Revoked, StoreResult, StoredCatalogue,
 };
 
 /// Gateways, their certificates, and what they allow.
@@ -56,6 +57,23 @@ pub trait GatewayStore: Send + Sync {
         tenant: &Tenant,
         agent_id: AgentId,
     ) -> StoreResult<Option<Revocation>>;
+    /// Revokes one certificate of a gateway, at once: whoever has its key gets no session any more, and the session that
+    /// was opened with it ends. Its other certificates go on. Revoking twice is revoking once.
+    async fn revoke_certificate(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        which: &CertificateRef,
+        reason: &str,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<CertificateRevocation>;
+    /// The latest certificates of a gateway, the last one first.
+    async fn list_certificates(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Vec<RegisteredCertificate>>;
     /// Registers a certificate's key for exactly this gateway; [`Conflict`](crate::data::StoreError::Conflict) when the
     /// key was ever registered.
     async fn register_certificate(

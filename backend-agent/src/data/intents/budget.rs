@@ -39,6 +39,7 @@ pub(super) fn notes(action: &str) -> Budget {
         "gateway.hello_replayed" => ("note:gateway.hello_replayed", WARNINGS),
         "gateway.wrong_agent_key" => ("note:gateway.wrong_agent_key", WARNINGS),
         "gateway.retired_certificate" => ("note:gateway.retired_certificate", WARNINGS),
+        "gateway.revoked_certificate" => ("note:gateway.revoked_certificate", WARNINGS),
         "command.orphan" => ("note:command.orphan", NOTES),
         // What it reports by itself, in words that it chooses.
         _ => ("note", NOTES),

@@ -26,6 +26,10 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         "../../../migrations/postgres",
         "0003_renew_certificates.sql"
     ),
+    migration!(
+        "../../../migrations/postgres",
+        "0009_revoke_certificates.sql"
+    ),
 ];
 
 /// How often a migration is tried that other transactions stand in the way of.

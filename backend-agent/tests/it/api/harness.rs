@@ -21,7 +21,7 @@ use viworks_backend_agent::config::Config;
 use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Holder, LeaseLimits,
-    NewGateway, QueueLimits, Store,
+    NewCertificate, NewGateway, QueueLimits, Store,
 };
 use viworks_backend_agent::enrolment::{Addresses, TicketOffice};
 use viworks_backend_agent::metrics::BackendMetrics;
@@ -47,6 +47,7 @@ pub(super) struct Nudges {
     pub(super) agents: Mutex<Vec<AgentId>>,
     pub(super) cancelled: Mutex<Vec<CommandId>>,
     pub(super) revoked: Mutex<Vec<AgentId>>,
+    pub(super) cut: Mutex<Vec<(AgentId, u64)>>,
 }
 
 impl CommandNudge for Nudges {
@@ -60,6 +61,10 @@ impl CommandNudge for Nudges {
 
     fn revoked(&self, agent_id: &AgentId) {
         self.revoked.lock().unwrap().push(*agent_id);
+    }
+
+    fn certificate_revoked(&self, agent_id: &AgentId, epoch: u64) {
+        self.cut.lock().unwrap().push((*agent_id, epoch));
     }
 }
 
@@ -393,6 +398,22 @@ impl Backend {
             .await
             .unwrap();
         agent_id
+    }
+
+    /// Registers a certificate for a gateway; its fingerprint, which repeats this byte. Sessions here show that of 7.
+    pub(super) async fn certify(&self, agent_id: AgentId, byte: u8) -> String {
+        let new = NewCertificate {
+            agent_id,
+            spki: [byte; 32],
+            serial: format!("0a{byte:02x}"),
+            not_after: now().saturating_add(Duration::from_secs(3_600)),
+            fingerprint: [byte; 32],
+        };
+        self.store
+            .register_certificate(&self.tenant, new, &Actor::local("test"), now())
+            .await
+            .unwrap();
+        hex::encode([byte; 32])
     }
 
     /// Registers a gateway, confirms a session of it and reports its catalogue.

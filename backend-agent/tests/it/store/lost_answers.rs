@@ -7,8 +7,8 @@ use std::sync::Arc;
 use serde_json::json;
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
-    Accepted, Actor, AuditOutcome, CompleteOutcome, ConfirmOutcome, HeartbeatFigures, Holder,
-    NewAuditRecord, Owner, ProbeAnswer, RedeemOutcome, Rejected, RenewalOutcome, SessionTouch,
+    Accepted, Actor, AuditOutcome, CertificateRef, CertificateRevocation, CompleteOutcome,
+    ConfirmOutcome, HeartbeatFigures, Holder, NewAuditRecord, Owner, ProbeAnswer, RedeemOutcome, Rejected, RenewalOutcome, SessionTouch,
     SiteClaim, StoreError, Submission, TelemetryWrite,
 };
 use viworks_common::claims::{Probed, Verdict};
@@ -347,6 +347,16 @@ async fn end(own: &mut Robbed, session: &Session) {
     twice!(own, end_session(&tenant, agent(1), epoch, code, at(6)), audited 0);
     twice!(own, end_abandoned_sessions(&tenant, None, at(6)), audited 0);
     twice!(own, end_dead_instances(&tenant, at(6)), audited 0);
+    let which = CertificateRef::Fingerprint([8; 32]);
+    let revoked = twice!(
+        own,
+        revoke_certificate(&tenant, agent(1), &which, "stolen", &actor, at(7)),
+        audited 1
+    );
+    let CertificateRevocation::Revoked(revoked) = revoked else {
+        panic!("{revoked:?}");
+    };
+    assert!(revoked.already);
     let revoked = twice!(own, revoke_gateway(&tenant, agent(1), None, &actor, at(7)), audited 1);
     assert!(revoked.unwrap().already);
     let unknown = own.bed.command_id();

@@ -10,9 +10,9 @@ use super::super::merged::{Answer, Intent};
 use super::super::store::SqlStore;
 use super::super::{agents, audit, catalogues, certificates};
 use crate::data::{
-    Actor, Certificate, Gateway, GatewayFilter, GatewayRef, GatewayStore, Listing, MergedCommand,
-    NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult,
-    StoredCatalogue,
+    Actor, Certificate, CertificateRef, CertificateRevocation, Gateway, GatewayFilter, GatewayRef,
+    GatewayStore, Listing, MergedCommand, NewCertificate, NewGateway, Page, RegisteredCertificate,
+    Renewal, RenewalOutcome, Revocation, Revoked, StoreResult, StoredCatalogue,
 };
 
 /// For what depends on no time.
@@ -85,6 +85,31 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
         agent_id: AgentId,
     ) -> StoreResult<Option<Revocation>> {
         self.read(tenant, move |view| audit::revocation(view, agent_id))
+            .await
+    }
+
+    async fn revoke_certificate(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        which: &CertificateRef,
+        reason: &str,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<CertificateRevocation> {
+        let (which, reason, actor) = (which.clone(), reason.to_owned(), actor.clone());
+        self.write(tenant, now, move |tx| {
+            certificates::revoke(tx, agent_id, &which, &reason, &actor)
+        })
+        .await
+    }
+
+    async fn list_certificates(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Vec<RegisteredCertificate>> {
+        self.read(tenant, move |view| certificates::list(view, agent_id))
             .await
     }
 
