@@ -1,9 +1,11 @@
 //! What gateways are answered that ask for another certificate, over real connections.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use viworks_backend_agent::config::Config;
 use viworks_backend_agent::data::{Actor, CertificateRef, GatewayRef, Page};
 use viworks_backend_agent::pki::authority::Issued;
 use viworks_backend_agent::pki::issue::Material;
@@ -184,7 +186,10 @@ async fn an_earlier_agent_is_told_nothing_of_renewals_and_may_ask_for_none() {
 
 #[tokio::test]
 async fn a_revoked_certificate_is_cut_off_and_its_gateway_is_not_revoked() {
-    let backend = backend().await;
+    let often = Duration::from_millis(100);
+    let clock = Arc::new(SystemClock);
+    let change = |config: &mut Config| config.jobs.offer = often;
+    let backend = Backend::start_changed(pki::initialised(), clock, change).await;
     let material = backend.join("gw-1").await;
     let session = (0, &material.token);
     let (mut gateway, _welcome) = connected(&backend, &material, &[], session).await;
