@@ -52,7 +52,7 @@ use crate::jobs::Jobs;
 use crate::material::ServerMaterial;
 use crate::metrics::BackendMetrics;
 use crate::pki::renew::Renewals;
-use crate::pki::site;
+use crate::pki::{crl, site};
 use crate::reload::{Reload, Tools};
 use crate::start_error::StartError;
 use crate::telemetry::processor::TelemetryProcessor;
@@ -422,6 +422,17 @@ impl Shared {
             given_up: Default::default(),
         };
         jobs.start(lifecycle);
+        if config.keys.crl_file.is_some() {
+            let keeper = crl::Keeper {
+                config: Arc::new(config.clone()),
+                store: Arc::clone(&self.store),
+                tenant: self.tenant.clone(),
+                clock: Arc::clone(&self.clock),
+                conditions: self.conditions.clone(),
+            };
+            let task = keeper.run(lifecycle.clone());
+            drop(lifecycle.spawn("revocation list", task));
+        }
     }
 
     fn start_api(

@@ -493,6 +493,22 @@ settings! {
         master_key_file: PathBuf = secret_file() like "master.key",
         /// The authority's private key, PEM, where gateways' certificates are issued on this machine.
         ca_key_file: Option<PathBuf> = optional_secret_file() like "ca.key",
+        /// Where the list of certificates that are revoked or replaced is kept (a CRL, PEM), for `ssl_crl` of an nginx
+        /// that ends the gateways' TLS: written anew within a minute of a change, and every day. Needs `ca_key_file`.
+        crl_file: Option<PathBuf> = optional_path() like "gateways.crl",
+    }
+    check KeysConfig::check
+}
+
+impl KeysConfig {
+    fn check(&self, section: &mut Section<'_>) {
+        if self.crl_file.is_some() && self.ca_key_file.is_none() {
+            section.problem(
+                "crl_file",
+                "a list of revoked certificates is to be kept, and nothing can sign it",
+                "set ca_key_file, or leave crl_file out",
+            );
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use viworks_runtime::tls::TlsError;
 use crate::data::StoreError;
 
 pub mod authority;
+pub mod crl;
 pub mod init;
 pub mod issue;
 pub mod place;

@@ -248,6 +248,16 @@ pub(super) enum PkiCommand {
         #[command(flatten)]
         config: ConfigFlag,
     },
+    /// Write the list of certificates that are revoked or replaced and have not ended: a CRL, signed by the authority
+    ///
+    /// A backend with crl_file in [keys] keeps it written by itself.
+    Crl {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// Where it goes; an earlier one is replaced
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
     /// Let a gateway join and write everything it needs: keys, identity, configuration and the shipped catalogue
     IssueGateway {
         #[command(flatten)]

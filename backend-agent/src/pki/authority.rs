@@ -4,10 +4,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, RevocationReason, RevokedCertParams,
+    SanType, SerialNumber,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use viworks_common::certificate;
@@ -16,9 +19,11 @@ use viworks_common::key::Identity;
 use viworks_common::pin::SpkiPin;
 use viworks_common::time::Timestamp;
 use viworks_runtime::{random, tls};
+use x509_parser::extensions::ParsedExtension;
 use zeroize::Zeroizing;
 
 use super::PkiError;
+use crate::data::WithdrawnCertificate;
 
 /// Certificates begin a little in the past, because the clock of a new gateway may be behind: so much, and no more than
 /// this part of their life, of which gateways renew them by a share.
@@ -170,6 +175,62 @@ impl Authority {
     ) -> Result<(String, Facts), PkiError> {
         let params = gateway_params(trust_domain, identity, name, now, life)?;
         self.certify(&params, key)
+    }
+
+    /// A list of certificates that are not accepted any more, PEM.
+    ///
+    /// # Errors
+    ///
+    /// When this authority may sign none.
+    pub fn revocations(
+        &self,
+        withdrawn: &[WithdrawnCertificate],
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<String, PkiError> {
+        let mut revoked_certs = Vec::with_capacity(withdrawn.len());
+        for certificate in withdrawn {
+            // What is no number is in no certificate.
+            let Ok(serial) = hex::decode(&certificate.serial) else {
+                continue;
+            };
+            let replaced = Some(RevocationReason::Superseded).filter(|_| !certificate.revoked);
+            revoked_certs.push(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(&serial),
+                revocation_time: date(certificate.since)?,
+                reason_code: replaced,
+                invalidity_date: None,
+            });
+        }
+        let params = CertificateRevocationListParams {
+            // As certificates do: who reads it may have a clock that is behind.
+            this_update: date(now.saturating_sub(BACKDATE))?,
+            next_update: date(now.saturating_add(life))?,
+            crl_number: SerialNumber::from(u64::try_from(now.unix_micros()).unwrap_or_default()),
+            issuing_distribution_point: None,
+            revoked_certs,
+            key_identifier_method: self.key_identifier()?,
+        };
+        Ok(params.signed_by(&self.issuer)?.pem()?)
+    }
+
+    /// How its own certificate names its key: OpenSSL takes no list that names it otherwise.
+    fn key_identifier(&self) -> Result<KeyIdMethod, PkiError> {
+        let unread = rcgen::Error::CouldNotParseCertificate;
+        let Ok(der) = CertificateDer::from_pem_slice(self.certificate.as_bytes()) else {
+            return Err(unread.into());
+        };
+        let Ok((_rest, parsed)) = x509_parser::parse_x509_certificate(&der) else {
+            return Err(unread.into());
+        };
+        let named = parsed.iter_extensions().find_map(|extension| {
+            if let ParsedExtension::SubjectKeyIdentifier(id) = extension.parsed_extension() {
+                Some(KeyIdMethod::PreSpecified(id.0.to_vec()))
+            } else {
+                None
+            }
+        });
+        Ok(named.unwrap_or(KeyIdMethod::Sha256))
     }
 
     fn sign(&self, params: &CertificateParams) -> Result<Issued, PkiError> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use viworks_common::human;
 use viworks_common::id::Tenant;
 use viworks_runtime::clock::{Clock, SystemClock};
 
@@ -14,7 +15,7 @@ use crate::listening;
 use crate::pki::init::{InitRequest, init};
 use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue, load_master};
 use crate::pki::place::{authority, strange_url};
-use crate::pki::{Home, PkiError, site};
+use crate::pki::{Home, PkiError, crl, site};
 use crate::start_error::StartError;
 
 pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
@@ -73,6 +74,23 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
             if let Some(remark) = remark {
                 say(&remark);
             }
+        }
+        PkiCommand::Crl { config, out } => {
+            let config = load(&config)?;
+            let store = open(&config).await?;
+            let now = SystemClock.wall();
+            let listed = store
+                .withdrawn_certificates(&Tenant::default_tenant(), now)
+                .await;
+            store.close().await;
+            let listed = listed?;
+            crl::write(&config, &listed, &out, now)?;
+            print(&format!(
+                "{}  {}, until {}",
+                out.display(),
+                human::counted(listed.len(), "certificate", "certificates"),
+                now.saturating_add(crl::LIFE)
+            ))?;
         }
         PkiCommand::ReplaceMasterKey { config } => {
             let config = load(&config)?;

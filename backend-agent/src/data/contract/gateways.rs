@@ -8,7 +8,7 @@ use viworks_common::time::Timestamp;
 use crate::data::{
     Actor, Certificate, CertificateRef, CertificateRevocation, Gateway, GatewayFilter, GatewayRef,
     Listing, MergedCommand, NewCertificate, NewGateway, Page, RegisteredCertificate, Renewal,
-    RenewalOutcome, Revocation, Revoked, StoreResult, StoredCatalogue,
+    RenewalOutcome, Revocation, Revoked, StoreResult, StoredCatalogue, WithdrawnCertificate,
 };
 
 /// Gateways, their certificates, and what they allow.
@@ -74,6 +74,13 @@ pub trait GatewayStore: Send + Sync {
         tenant: &Tenant,
         agent_id: AgentId,
     ) -> StoreResult<Vec<RegisteredCertificate>>;
+    /// The certificates of all gateways that are not accepted any more and end later than this; at most 100,000, those
+    /// that were revoked before those that a later one has replaced.
+    async fn withdrawn_certificates(
+        &self,
+        tenant: &Tenant,
+        now: Timestamp,
+    ) -> StoreResult<Vec<WithdrawnCertificate>>;
     /// Registers a certificate's key for exactly this gateway; [`Conflict`](crate::data::StoreError::Conflict) when the
     /// key was ever registered.
     async fn register_certificate(

@@ -16,6 +16,7 @@ use super::{agents, sessions};
 use crate::data::{
     Actor, Certificate, CertificateRef, CertificateRevocation, GatewayRef, Letter, NewCertificate,
     RegisteredCertificate, Renewal, RenewalOutcome, RevokedCertificate, StoreError, StoreResult,
+    WithdrawnCertificate,
 };
 
 pub(super) const REGISTER: &str = "\
@@ -78,6 +79,15 @@ pub(super) const MEANT: &str = registered!(
     "AND (fingerprint = :fingerprint OR ltrim(serial, '0') = ltrim(CAST(:serial AS text), '0')) ORDER BY registered_at DESC LIMIT 2"
 );
 
+pub(super) const WITHDRAWN: &str = "\
+SELECT c.serial, coalesce(c.revoked_at, g.revoked_at, c.retired_at) AS since,
+       c.revoked_at IS NOT NULL OR g.revoked_at IS NOT NULL AS revoked
+FROM certificates AS c
+JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id
+WHERE c.tenant = :tenant AND c.not_after > :after
+      AND (c.revoked_at IS NOT NULL OR g.revoked_at IS NOT NULL OR c.retired_at IS NOT NULL)
+ORDER BY 3 DESC, c.not_after DESC, c.serial LIMIT :limit";
+
 /// Its text goes: whoever lost the answer does not get it again.
 pub(super) const REVOKE: &str = "\
 UPDATE certificates SET revoked_at = :now, unproved = NULL
@@ -104,6 +114,9 @@ const UNPROVED_MAX: u64 = 32;
 
 /// How long a certificate that ended, and is retired or was in no session, is remembered.
 const RETIRED_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
+
+/// Certificates that are not accepted any more, of all gateways, which are told of at once.
+const WITHDRAWN_MAX: usize = 100_000;
 
 /// Certificates of one gateway that are listed, the latest.
 const LISTED: usize = 1_000;
@@ -233,6 +246,22 @@ pub(super) fn prove(tx: &Tx<'_>, agent_id: AgentId, spki: &[u8; 32]) -> StoreRes
 pub(super) fn list(view: &View<'_>, agent_id: AgentId) -> StoreResult<Vec<RegisteredCertificate>> {
     let params = params! { agent_id, limit: LISTED };
     view.all(LIST, params, |row| Ok(read_registered(row)?.1))
+}
+
+/// The certificates that are not accepted any more and end later than this.
+pub(super) fn withdrawn(
+    view: &View<'_>,
+    after: Timestamp,
+) -> StoreResult<Vec<WithdrawnCertificate>> {
+    let params = params! { after, limit: WITHDRAWN_MAX };
+    view.all(WITHDRAWN, params, |row| {
+        let row = Reader::new("certificates", row);
+        Ok(WithdrawnCertificate {
+            serial: row.get("serial")?,
+            since: row.get("since")?,
+            revoked: row.get("revoked")?,
+        })
+    })
 }
 
 /// Revokes one certificate, and ends the session that was opened with it; the others of its gateway go on.

@@ -51,6 +51,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("certificates::RETIRE", certificates::RETIRE),
         one("certificates::REVOKE", certificates::REVOKE),
         one("certificates::SHOWN", certificates::SHOWN),
+        one("certificates::WITHDRAWN", certificates::WITHDRAWN),
         one("confirm::ADD_LABELS", confirm::ADD_LABELS),
         one("confirm::CONFIRMED", confirm::CONFIRMED),
         one("confirm::REMOVE_LABELS", confirm::REMOVE_LABELS),

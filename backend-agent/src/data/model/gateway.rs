@@ -270,6 +270,17 @@ pub struct RegisteredCertificate {
     pub unproved: bool,
 }
 
+/// A certificate that is not accepted any more, although it has not ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WithdrawnCertificate {
+    /// The serial number, in hexadecimal.
+    pub serial: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// Whether it, or its gateway, was revoked; otherwise a later one has taken its place.
+    pub revoked: bool,
+}
+
 /// One certificate of a gateway, by what a person has of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CertificateRef {

@@ -198,6 +198,7 @@ fn in_order(plan: &str) -> bool {
 /// Statements about all there is, or most of it.
 const OF_ALL: &[&str] = &[
     "catalogues::MERGE",
+    "certificates::WITHDRAWN",
     "recount::GATEWAYS",
     "recount::SHORT",
     "runs::COUNTS",

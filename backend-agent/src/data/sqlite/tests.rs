@@ -18,6 +18,7 @@ use crate::data::{HeartbeatFigures, SessionStore as _, SessionTouch, StoreError}
 const OVER_ALL_GATEWAYS: &[&str] = &[
     "catalogues::MERGE",
     "catalogues::MERGE_ONE",
+    "certificates::WITHDRAWN",
     "recount::GATEWAYS",
     "targets::ALL",
     "runs::COUNTS",

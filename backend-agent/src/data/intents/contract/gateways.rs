@@ -13,6 +13,7 @@ use crate::data::{
     Actor, Certificate, CertificateRef, CertificateRevocation, Gateway, GatewayFilter, GatewayRef,
     GatewayStore, Listing, MergedCommand, NewCertificate, NewGateway, Page, RegisteredCertificate,
     Renewal, RenewalOutcome, Revocation, Revoked, StoreResult, StoredCatalogue,
+    WithdrawnCertificate,
 };
 
 /// For what depends on no time.
@@ -110,6 +111,15 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
         agent_id: AgentId,
     ) -> StoreResult<Vec<RegisteredCertificate>> {
         self.read(tenant, move |view| certificates::list(view, agent_id))
+            .await
+    }
+
+    async fn withdrawn_certificates(
+        &self,
+        tenant: &Tenant,
+        now: Timestamp,
+    ) -> StoreResult<Vec<WithdrawnCertificate>> {
+        self.read(tenant, move |view| certificates::withdrawn(view, now))
             .await
     }
 
