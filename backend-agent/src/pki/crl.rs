@@ -122,7 +122,11 @@ impl Keeper {
         match done.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                return Err(format!("failed to write {}: {}", out.display(), in_full(&error)));
+                return Err(format!(
+                    "failed to write {}: {}",
+                    out.display(),
+                    in_full(&error)
+                ));
             }
             Err(error) => return Err(format!("failed to write {}: {error}", out.display())),
         }
@@ -135,14 +139,8 @@ impl Keeper {
 
 /// Whether it lists the same, and was written not too long ago. One that is of a later time was written by a clock that
 /// was set since.
-fn is_as_it_should_be(
-    written: &Written,
-    listed: &[WithdrawnCertificate],
-    now: Timestamp,
-) -> bool {
-    written.at <= now
-        && now.saturating_since(written.at) < WRITE_EVERY
-        && written.listed == listed
+fn is_as_it_should_be(written: &Written, listed: &[WithdrawnCertificate], now: Timestamp) -> bool {
+    written.at <= now && now.saturating_since(written.at) < WRITE_EVERY && written.listed == listed
 }
 
 #[cfg(test)]
@@ -161,11 +159,23 @@ mod tests {
             listed: vec![one.clone()],
             at: at(100),
         };
-        assert!(is_as_it_should_be(&written, std::slice::from_ref(&one), at(101)));
+        assert!(is_as_it_should_be(
+            &written,
+            std::slice::from_ref(&one),
+            at(101)
+        ));
         assert!(!is_as_it_should_be(&written, &[], at(101)));
-        assert!(!is_as_it_should_be(&written, &[one.clone(), one.clone()], at(101)));
+        assert!(!is_as_it_should_be(
+            &written,
+            &[one.clone(), one.clone()],
+            at(101)
+        ));
         let day = 24 * 3_600;
-        assert!(!is_as_it_should_be(&written, std::slice::from_ref(&one), at(100 + day)));
+        assert!(!is_as_it_should_be(
+            &written,
+            std::slice::from_ref(&one),
+            at(100 + day)
+        ));
         assert!(!is_as_it_should_be(&written, &[one], at(99)));
     }
 }

@@ -431,8 +431,7 @@ async fn openssl_refuses_by_the_list_what_was_revoked_and_nothing_else() {
     let facts = &files[0].1.certificate.facts;
     let which = CertificateRef::Serial(facts.serial.clone());
     let agent_id = files[0].1.identity.agent_id;
-    let revoked =
-        store.revoke_certificate(&tenant, agent_id, &which, "copied", &actor, now);
+    let revoked = store.revoke_certificate(&tenant, agent_id, &which, "copied", &actor, now);
     revoked.await.unwrap();
     let agent_id = files[1].1.identity.agent_id;
     let revoked = store.revoke_gateway(&tenant, agent_id, None, &actor, now);
@@ -447,7 +446,10 @@ async fn openssl_refuses_by_the_list_what_was_revoked_and_nothing_else() {
     let paths = [("-in", &*list), ("-CAfile", &*ca)];
     let signed = openssl(&verify, &paths).unwrap();
     let said = String::from_utf8_lossy(&signed.stderr).into_owned();
-    assert!(signed.status.success() && said.contains("verify OK"), "{said}");
+    assert!(
+        signed.status.success() && said.contains("verify OK"),
+        "{said}"
+    );
     // Whoever runs nginx reads it.
     let mode = std::fs::metadata(&list).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o644);

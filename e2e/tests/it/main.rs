@@ -47,6 +47,7 @@ mod refusals;
 mod reload;
 mod renewals;
 mod renewed;
+mod rotation;
 mod scaling;
 mod service_manager;
 mod services;

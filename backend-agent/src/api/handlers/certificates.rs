@@ -9,9 +9,7 @@ use viworks_api::{
 use viworks_common::time::Timestamp;
 
 use super::gateways::{find, given_reason};
-use crate::api::extract::{
-    Caller, JsonBody, NoParams, PageParams, Params, Segment, Segments,
-};
+use crate::api::extract::{Caller, JsonBody, NoParams, PageParams, Params, Segment, Segments};
 use crate::api::problem::{ApiError, ApiResult};
 use crate::api::request::{Api, RequestId};
 use crate::data::{self, CertificateRevocation, RegisteredCertificate};

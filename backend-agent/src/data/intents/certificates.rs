@@ -71,8 +71,7 @@ macro_rules! registered {
     };
 }
 
-pub(super) const LIST: &str =
-    registered!("ORDER BY registered_at DESC, fingerprint LIMIT :limit");
+pub(super) const LIST: &str = registered!("ORDER BY registered_at DESC, fingerprint LIMIT :limit");
 
 /// By what a person copies from elsewhere: other programs leave out the zeros in front of a serial number.
 pub(super) const MEANT: &str = registered!(

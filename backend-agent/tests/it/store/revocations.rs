@@ -132,19 +132,16 @@ pub(crate) async fn a_certificate_is_found_as_other_programs_print_its_serial_nu
         serial: "0001".to_owned(),
         ..new_certificate(1, 4)
     };
-    let registered = bed
-        .store
-        .register_certificate(&bed.tenant, twin, &Actor::local("test"), at(0));
+    let registered =
+        bed.store
+            .register_certificate(&bed.tenant, twin, &Actor::local("test"), at(0));
     registered.await.unwrap();
     let both = asked(bed, serial("1")).await;
     assert_eq!(both, CertificateRevocation::Ambiguous);
     assert!(!certificate(bed, 1).await.revoked);
     // Another gateway's is none of this one's.
     bed.gateway(2).await;
-    let (actor, which) = (
-        Actor::local("test"),
-        CertificateRef::Fingerprint([1; 32]),
-    );
+    let (actor, which) = (Actor::local("test"), CertificateRef::Fingerprint([1; 32]));
     let foreign =
         bed.store
             .revoke_certificate(&bed.tenant, agent(2), &which, "copied", &actor, at(5));
@@ -158,9 +155,7 @@ pub(crate) async fn a_revoked_certificate_is_neither_handed_out_again_nor_in_use
     let mut new = renewal(epoch, 2);
     new.certificate.serial = "0002".to_owned();
     new.certificate.not_after = at(2_000);
-    let renewed = bed
-        .store
-        .renew_certificate(&bed.tenant, new.clone(), at(3));
+    let renewed = bed.store.renew_certificate(&bed.tenant, new.clone(), at(3));
     assert_eq!(renewed.await.unwrap(), RenewalOutcome::Issued);
     let listed = bed.store.list_certificates(&bed.tenant, agent(1));
     let listed = listed.await.unwrap();
