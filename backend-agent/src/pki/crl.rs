@@ -16,7 +16,7 @@ use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::{blocking, files};
 
 use super::PkiError;
-use super::issue::load_authority;
+use super::issue::open_authority;
 use crate::config::Config;
 use crate::data::{Store, WithdrawnCertificate, in_full};
 
@@ -50,9 +50,7 @@ pub fn write(
     out: &Path,
     now: Timestamp,
 ) -> Result<(), PkiError> {
-    let key_file = config.keys.ca_key_file.as_ref();
-    let key_file = key_file.ok_or(PkiError::NoAuthority)?;
-    let authority = load_authority(&config.agents.client_ca_file, key_file)?;
+    let authority = open_authority(config)?;
     let list = authority.revocations(withdrawn, now, LIFE)?;
     // There is no secret in it, and nginx may run as anybody.
     Ok(files::write_atomic_as(out, list.as_bytes(), 0o644)?)

@@ -13,5 +13,6 @@ mod pki;
 mod proxies;
 mod queue;
 mod renewing;
+mod signer;
 mod slow_clients;
 mod store;

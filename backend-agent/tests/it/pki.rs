@@ -32,6 +32,7 @@ fn request(folder: &Path) -> InitRequest {
             .map(str::to_owned)
             .to_vec(),
         installed: false,
+        authority: None,
     }
 }
 

@@ -12,7 +12,7 @@ use super::open::{actor, load, open};
 use crate::config::Config;
 use crate::data::line::take_up;
 use crate::listening;
-use crate::pki::init::{InitRequest, init};
+use crate::pki::init::{InitRequest, OwnAuthority, OwnKey, init};
 use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue, load_master};
 use crate::pki::place::{authority, strange_url};
 use crate::pki::{Home, PkiError, crl, site};
@@ -25,12 +25,20 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
             trust_domain,
             server_names,
             installed,
+            ca_certificate,
+            ca_key,
+            ca_sign_command,
         } => {
+            let authority = ca_certificate.map(|certificate| OwnAuthority {
+                certificate,
+                key: ca_key.map_or(OwnKey::Command(ca_sign_command), OwnKey::File),
+            });
             let request = InitRequest {
                 folder: dir,
                 trust_domain,
                 server_names,
                 installed,
+                authority,
             };
             let made = init(&request, SystemClock.wall())?;
             print(&format!("config  {}", made.config.display()))?;

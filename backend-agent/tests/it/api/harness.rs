@@ -138,6 +138,7 @@ fn make_keys(folder: &TempDir) {
         trust_domain: "viworks.test".parse().unwrap(),
         server_names: vec!["127.0.0.1".to_owned()],
         installed: false,
+        authority: None,
     };
     init(&request, SystemClock.wall()).unwrap();
 }
