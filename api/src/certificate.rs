@@ -140,8 +140,8 @@ mod tests {
         let serial = CertificateRef::Serial("0a1f".to_owned());
         assert_eq!("0A1F".parse(), Ok(serial.clone()));
         assert_eq!(serial.to_string(), "0a1f");
-        let long = "a".repeat(41);
-        for odd in ["", "::", "0x0a", "gw-1", &*long, &"a".repeat(1_000)] {
+        let (long, longer) = ("a".repeat(41), "a".repeat(1_000));
+        for odd in ["", "::", "0x0a", "gw-1", &*long, &*longer] {
             assert_eq!(
                 odd.parse::<CertificateRef>(),
                 Err(InvalidCertificateRef),

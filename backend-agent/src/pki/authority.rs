@@ -115,8 +115,8 @@ impl Authority {
         Self::signing(certificate, Signer::Held(Box::new(key)))
     }
 
-    /// The authority of this certificate, PEM, whose key a program has: it is given what is to be signed, and answers the
-    /// signature.
+    /// The authority of this certificate, PEM, whose key a program has: it is given what is to be signed, and answers
+    /// the signature.
     ///
     /// # Errors
     ///

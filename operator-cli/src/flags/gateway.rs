@@ -41,7 +41,7 @@ pub enum Gateway {
     Revoke {
         /// Its name or id
         gateway: String,
-        /// Only this certificate of it, by its SHA-256 fingerprint or its serial number: the gateway goes on with others
+        /// Only this certificate, by its SHA-256 fingerprint or its serial number: the gateway goes on with others
         #[arg(long, value_name = "FINGERPRINT|SERIAL")]
         certificate: Option<CertificateRef>,
         /// Why; kept in the audit trail

@@ -57,8 +57,8 @@ pub trait GatewayStore: Send + Sync {
         tenant: &Tenant,
         agent_id: AgentId,
     ) -> StoreResult<Option<Revocation>>;
-    /// Revokes one certificate of a gateway, at once: whoever has its key gets no session any more, and the session that
-    /// was opened with it ends. Its other certificates go on. Revoking twice is revoking once.
+    /// Revokes one certificate of a gateway, at once: whoever has its key gets no session any more, and the session
+    /// that was opened with it ends. Its other certificates go on. Revoking twice is revoking once.
     async fn revoke_certificate(
         &self,
         tenant: &Tenant,
