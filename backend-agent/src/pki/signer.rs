@@ -30,7 +30,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 pub const WAIT: Duration = ANSWER_TIME.saturating_add(Duration::from_secs(5));
 
 /// The most that is read of an answer: signatures have a hundred bytes or less.
-const ANSWER_BYTES_MAX: u64 = 16 * 1024;
+const ANSWER_BYTES_MAX: u64 = 16_384;
 
 /// The most that is kept of what the program says of a failure.
 const SAID_BYTES_MAX: u64 = 512;
@@ -353,6 +353,19 @@ mod tests {
         let environment = String::from_utf8(environment).unwrap();
         assert!(environment.starts_with("PATH="), "{environment}");
         assert_eq!(environment.lines().count(), 1, "{environment}");
+    }
+
+    #[test]
+    fn as_many_programs_sign_at_a_time_as_may_and_the_next_waits_its_turn() {
+        let soon = || SystemClock.now().saturating_add(Duration::from_millis(50));
+        let late = || SystemClock.now().saturating_add(Duration::from_secs(60));
+        let mut taken: Vec<Turn> = (0..AT_ONCE).map(|_| Turn::wait(late()).unwrap()).collect();
+        assert!(Turn::wait(soon()).is_none());
+        let waiting = thread::spawn(move || Turn::wait(late()).is_some());
+        drop(taken.pop());
+        assert!(waiting.join().unwrap());
+        drop(taken);
+        assert!(Turn::wait(soon()).is_some());
     }
 
     #[test]

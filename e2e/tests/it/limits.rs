@@ -79,6 +79,14 @@ const HELD: &[(&str, &str)] = &[
         "many_gateways_that_ask_at_once_are_all_answered",
     ),
     (
+        "AT_ONCE backend-agent/src/pki/signer.rs",
+        "as_many_programs_sign_at_a_time_as_may_and_the_next_waits_its_turn",
+    ),
+    (
+        "ANSWER_BYTES_MAX backend-agent/src/pki/signer.rs",
+        "a_program_that_fails_hangs_or_says_too_much_is_told_of_and_ended",
+    ),
+    (
         "REFUSALS_NOTED_MAX backend-agent/src/data/intents/tickets.rs",
         "a_ticket_that_is_no_good_is_refused_and_recorded",
     ),
