@@ -17,6 +17,7 @@ use viworks_common::pin::SpkiPin;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::config::check_url;
+use viworks_runtime::files::Owners;
 use viworks_runtime::{files, random, tls};
 use zeroize::Zeroizing;
 
@@ -153,12 +154,13 @@ pub fn open_authority(config: &Config) -> Result<Authority, PkiError> {
     if let Some(key_file) = &config.keys.ca_key_file {
         return load_authority(certificate_file, key_file);
     }
-    if config.keys.ca_sign_command.is_empty() {
-        return Err(PkiError::NoAuthority);
-    }
+    let command = &config.keys.ca_sign_command;
+    let program = command.first().ok_or(PkiError::NoAuthority)?;
+    // Found out at the start, and not when the first gateway asks.
+    files::examine_program(Path::new(program), Owners::RootAndOwn)?;
     // First for what it says of a file that holds no certificate.
     tls::load_certificates(certificate_file)?;
-    Authority::asking(&read(certificate_file)?, &config.keys.ca_sign_command)
+    Authority::asking(&read(certificate_file)?, command)
 }
 
 /// Reads the authority: its certificate, the first in its file, and its private key.
