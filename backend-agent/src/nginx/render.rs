@@ -14,7 +14,7 @@ const TERMINATE: &str = include_str!("../../../nginx/nginx-terminate.conf");
 const SILENCE_MIN: Duration = Duration::from_secs(90);
 
 /// The list of revoked certificates, where a backend keeps none: nginx does not start without the file.
-const SHIPPED_LIST: &str = "# ssl_crl /etc/viworks/backend/gateways.crl;";
+const SHIPPED_LIST: &str = "# ssl_crl /var/lib/viworks-backend/gateways.crl;";
 
 /// What is particular about a site.
 #[derive(Debug, Clone, PartialEq, Eq)]
