@@ -155,8 +155,8 @@ async fn another_server_certificate_is_put_in_place_or_the_one_before_is_back() 
     let unfit = ["--key", successors_key.to_str().unwrap()];
     for (candidate, more, why) in [
         (&foreign, &with_key[..], "no gateway trusts the key sha256/"),
-        (&foreign, &[], "neither in "),
-        (&fewer, &[], "the new certificate is not for IP"),
+        (&foreign, &[][..], "neither in "),
+        (&fewer, &[][..], "the new certificate is not for IP"),
         (&renewed, &unfit[..], "does not fit"),
     ] {
         let refused = rotate(&process, candidate, more).await.ended_with(6);
