@@ -14,7 +14,8 @@ usage: scripts/rotate_certificates.sh --config FILE --certificate FILE [--key FI
   --ca FILE             what gateways verify it by (ca_file on them); client_ca_file when left out
   --connect HOST:PORT   where it is looked at afterwards; `listen` of [agents] when left out
   --name NAME           the name that is asked for there; none when left out
-  --unit UNIT           the unit that is reloaded; viworks-backend-agent when left out
+  --unit UNIT           the unit that is reloaded; viworks-backend-agent when left out. It may be repeated: where nginx
+                        ends the gateways' TLS, --unit nginx as well
   --pid PID             the process that gets SIGHUP instead
   --names-change        the new certificate may be for fewer names than the one in place
   --dry-run             checks everything, says what would be done, and does nothing
@@ -43,7 +44,8 @@ say() { printf '%s\n' "$1"; }
 readonly PATIENCE=15
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-config='' new='' new_key='' ca='' place='' name='' unit=viworks-backend-agent pid='' names_change='' dry_run=''
+config='' new='' new_key='' ca='' place='' name='' pid='' names_change='' dry_run=''
+units=()
 while [ $# -gt 0 ]; do
   case "$1" in
     -h | --help) usage; exit 0 ;;
@@ -60,12 +62,13 @@ while [ $# -gt 0 ]; do
     --ca) ca=$2 ;;
     --connect) place=$2 ;;
     --name) name=$2 ;;
-    --unit) unit=$2 ;;
+    --unit) units+=("$2") ;;
     --pid) pid=$2 ;;
   esac
   shift 2
 done
 if [ -z "$config" ] || [ -z "$new" ]; then usage >&2; complain 2 'name --config and --certificate'; fi
+[ "${#units[@]}" -gt 0 ] || units=(viworks-backend-agent)
 [[ $pid =~ ^[0-9]*$ ]] || complain 2 "$pid is no process"
 for tool in openssl viworks-backend-agent timeout; do
   command -v "$tool" >/dev/null 2>&1 || complain 69 "$tool was not found"
@@ -172,7 +175,7 @@ say "certificate  $certificate"
 say "  now        $(pin "$certificate")  $(openssl x509 -in "$certificate" -noout -enddate | sed 's/notAfter=/ends /')"
 say "  new        $new_pin  $(openssl x509 -in "$new" -noout -enddate | sed 's/notAfter=/ends /')"
 if [ "$new_pin" = "$(pin "$key")" ]; then change_key=''; say "key          $key stays"; else change_key=yes; say "key          $key is replaced by that of $new_key"; fi
-if [ -n "$pid" ]; then say "reload       SIGHUP to $pid"; else say "reload       systemctl reload $unit"; fi
+if [ -n "$pid" ]; then say "reload       SIGHUP to $pid"; else say "reload       systemctl reload ${units[*]}"; fi
 say "look at      $place"
 if [ "$(fingerprint "$certificate")" = "$(fingerprint "$new")" ] && [ -z "$change_key" ]; then
   say 'the new certificate is in place already; nothing to do'
@@ -205,7 +208,7 @@ keep() {
   printf '%s' "$kept"
 }
 reload() {
-  if [ -n "$pid" ]; then kill -HUP "$pid"; else systemctl reload "$unit"; fi
+  if [ -n "$pid" ]; then kill -HUP "$pid"; else systemctl reload "${units[@]}"; fi
 }
 # Whether the certificate in a file is the one that is shown, soon.
 is_shown() {
