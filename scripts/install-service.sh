@@ -189,6 +189,9 @@ install_part() {
     for file in "$from"/nginx/*.conf; do
       put_if_there 644 "$file" "/usr/share/viworks/nginx/$(basename -- "$file")"
     done
+    for file in generate_spki_pin.sh rotate_certificates.sh; do
+      put_if_there 755 "$from/scripts/$file" "/usr/share/viworks/$file"
+    done
   fi
   if [ "$1" = gateway ]; then
     for file in "$from"/catalogue/*.toml; do
@@ -232,6 +235,9 @@ uninstall_part() {
     drop_if_empty /usr/share/viworks
   fi
   [ -n "$user" ] || return 0
+  if [ "$1" = backend ]; then
+    for file in generate_spki_pin.sh rotate_certificates.sh; do drop "/usr/share/viworks/$file"; done
+  fi
   for unit in "$program.service" "$helper.socket"; do drop "$(mark_of "$unit")"; done
   drop "/usr/lib/systemd/system/$program.service"
   drop "/usr/lib/sysusers.d/$user.conf"

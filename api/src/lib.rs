@@ -8,6 +8,7 @@
 mod apikey;
 mod audit;
 mod catalogue;
+mod certificate;
 mod dead_letter;
 mod event;
 mod gateway;
@@ -24,6 +25,10 @@ mod ticket;
 pub use apikey::{ApiKey, ApiKeyCreated, ApiKeyList, ApiKeyRequest, ApiKeyStatus};
 pub use audit::{AuditList, AuditRecord};
 pub use catalogue::{CatalogueCommand, CatalogueGateway, CatalogueList};
+pub use certificate::{
+    CertificateList, CertificateRef, CertificateRevoked, CertificateState, GatewayCertificate,
+    InvalidCertificateRef,
+};
 pub use dead_letter::{DeadLetter, DeadLetterList, DeadLetterState};
 pub use event::{MissedOutput, RunEvent};
 pub use gateway::{

@@ -26,6 +26,8 @@ pub enum Kind {
     AuditList,
     CatalogueCommand,
     CatalogueList,
+    CertificateList,
+    CertificateRevoked,
     Command,
     CommandList,
     DeadLetter,

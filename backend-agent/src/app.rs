@@ -53,7 +53,7 @@ use crate::jobs::Jobs;
 use crate::material::ServerMaterial;
 use crate::metrics::BackendMetrics;
 use crate::pki::renew::Renewals;
-use crate::pki::site;
+use crate::pki::{crl, site};
 use crate::reload::{Reload, Tools};
 use crate::start_error::StartError;
 use crate::telemetry::processor::TelemetryProcessor;
@@ -452,6 +452,17 @@ impl Shared {
         jobs.start(lifecycle);
         let pins = Arc::clone(&self.pins).run(lifecycle.clone());
         drop(lifecycle.spawn_critical("pins", pins));
+        if config.keys.crl_file.is_some() {
+            let keeper = crl::Keeper {
+                config: Arc::new(config.clone()),
+                store: Arc::clone(&self.store),
+                tenant: self.tenant.clone(),
+                clock: Arc::clone(&self.clock),
+                conditions: self.conditions.clone(),
+            };
+            let task = keeper.run(lifecycle.clone());
+            drop(lifecycle.spawn("revocation list", task));
+        }
     }
 
     fn start_api(

@@ -16,8 +16,8 @@ use viworks_runtime::lifecycle::Lifecycle;
 
 use crate::agent::shelf::Kept;
 use crate::data::{
-    Actor, Cancelled, ForkDecision, ForkResolution, QueueLimits, Revoked, Settled, Store,
-    StoreResult,
+    Actor, Cancelled, CertificateRef, CertificateRevocation, ForkDecision, ForkResolution,
+    QueueLimits, Revoked, Settled, Store, StoreResult,
 };
 use crate::metrics::BackendMetrics;
 use bus::RunBus;
@@ -47,6 +47,9 @@ pub trait CommandNudge: Send + Sync {
     fn given_away(&self, agent_id: &AgentId, epoch: u64) {
         let _nobody = (agent_id, epoch);
     }
+    /// The certificate was revoked that this gateway's session of this epoch was opened with: if that is here, it ends
+    /// at once.
+    fn certificate_revoked(&self, agent_id: &AgentId, epoch: u64);
 }
 
 /// The feature behind the operators' API. Clones share everything.
@@ -199,5 +202,31 @@ impl Commands {
             }
         }
         Ok(resolution)
+    }
+
+    /// Revokes one certificate of a gateway: a session that was opened with it ends, here at once and elsewhere by what
+    /// the transaction leaves there. The gateway goes on with its others.
+    ///
+    /// # Errors
+    /// As the store's.
+    pub async fn revoke_certificate(
+        &self,
+        agent_id: AgentId,
+        which: &CertificateRef,
+        reason: &str,
+        actor: &Actor,
+    ) -> StoreResult<CertificateRevocation> {
+        let now = self.clock.line();
+        let revoked = self
+            .store
+            .revoke_certificate(&self.tenant, agent_id, which, reason, actor, now)
+            .await?;
+        if let CertificateRevocation::Revoked(revoked) = &revoked
+            && let Some(epoch) = revoked.epoch
+        {
+            // Also when it was revoked before: if the answer to that was lost, nobody has told the session here.
+            self.nudge.certificate_revoked(&agent_id, epoch);
+        }
+        Ok(revoked)
     }
 }

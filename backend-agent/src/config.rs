@@ -482,6 +482,52 @@ settings! {
         master_key_file: PathBuf = secret_file() like "master.key",
         /// The authority's private key, PEM, where gateways' certificates are issued on this machine.
         ca_key_file: Option<PathBuf> = optional_secret_file() like "ca.key",
+        /// A program that has the authority's key, such as in a hardware module, and its arguments: it is given what is
+        /// to be signed on its standard input, and answers the signature (ECDSA in DER, with the hash of its key's size)
+        /// on its standard output, within ten seconds. Instead of `ca_key_file`. No shell reads it.
+        ca_sign_command: Vec<String> = strings(&[]),
+        /// Where the list of certificates that are revoked or replaced is kept (a CRL, PEM), for `ssl_crl` of an nginx
+        /// that ends the gateways' TLS: written anew within a minute of a change, and every day. Needs `ca_key_file` or
+        /// `ca_sign_command`.
+        crl_file: Option<PathBuf> = optional_path() like "gateways.crl",
+    }
+    check KeysConfig::check
+}
+
+impl KeysConfig {
+    /// Whether certificates can be signed here.
+    #[must_use]
+    pub const fn signs(&self) -> bool {
+        self.ca_key_file.is_some() || !self.ca_sign_command.is_empty()
+    }
+
+    fn check(&self, section: &mut Section<'_>) {
+        if self.crl_file.is_some() && !self.signs() {
+            section.problem(
+                "crl_file",
+                "a list of revoked certificates is to be kept, and nothing can sign it",
+                "set ca_key_file, or leave crl_file out",
+            );
+        }
+        let Some(program) = self.ca_sign_command.first() else {
+            return;
+        };
+        if !Path::new(program).is_absolute() {
+            section.problem(
+                "ca_sign_command",
+                format!(
+                    "{program:?} is no absolute path, and nobody looks for a program that signs"
+                ),
+                "name the program by its whole path, and its arguments behind it, each for itself",
+            );
+        }
+        if self.ca_key_file.is_some() {
+            section.problem(
+                "ca_sign_command",
+                "ca_key_file and ca_sign_command both sign for the authority",
+                "leave one of them out",
+            );
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Reconcilers: each looks at the store, brings what is behind to where it should be, and can be run at any time.
 
 use std::sync::atomic::AtomicU32;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tracing::{debug, info, warn};
 use viworks_common::code::CloseCode;
 use viworks_common::command::CommandState;
 use viworks_common::human;
-use viworks_common::id::Tenant;
+use viworks_common::id::{AgentId, Tenant};
 use viworks_common::timeline::{APART_MAX, RENEWED_EVERY};
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::{Conditions, Severity};
@@ -37,6 +38,9 @@ mod retention;
 
 /// Rows that one step of a job handles, so that the writer is never held for long.
 const STEP: usize = 500;
+
+/// The latest sessions of a gateway among which one is looked for that it has here and not in the database.
+const SESSIONS_LOOKED: usize = 10;
 
 /// How often heartbeats are stored.
 const HEARTBEATS: Duration = Duration::from_millis(500);
@@ -470,8 +474,10 @@ impl Jobs {
     /// Ends sessions that the database says this backend has, and that it has not. Their gateways would look connected
     /// for as long as it lives.
     async fn end_strays(&self) -> StoreResult<()> {
-        // In this order: what is entered after the database was asked is not missing.
+        // In this order: what is entered after the database was asked is not missing, neither here nor there.
+        let held = self.manager.held();
         let stored = self.store.open_sessions(&self.tenant).await?;
+        self.cut_ended(&held, &stored).await?;
         let missing = self.manager.missing(stored);
         let stays = {
             // Nothing panics while it is held.
@@ -491,6 +497,27 @@ impl Jobs {
         }
         // Last: whatever fails of it, strays are ended.
         self.tell_retention().await
+    }
+
+    /// Cuts sessions that ended with their certificates and that nobody has told, such as those that were being
+    /// confirmed at that moment. What ended otherwise is told where it was ended.
+    async fn cut_ended(
+        &self,
+        held: &[(AgentId, u64)],
+        stored: &[(AgentId, u64)],
+    ) -> StoreResult<()> {
+        let stored: BTreeSet<_> = stored.iter().collect();
+        for (agent_id, epoch) in held.iter().filter(|session| !stored.contains(session)) {
+            let latest = self
+                .store
+                .list_sessions(&self.tenant, *agent_id, SESSIONS_LOOKED)
+                .await?;
+            let own = latest.iter().find(|session| session.epoch == *epoch);
+            if own.is_some_and(|session| session.code == Some(CloseCode::Revoked)) {
+                self.manager.certificate_revoked(*agent_id, *epoch);
+            }
+        }
+        Ok(())
     }
 
     async fn store_heartbeats(&self) -> StoreResult<()> {

@@ -12,7 +12,7 @@ use viworks_runtime::config::{Problem, Problems};
 use viworks_runtime::tls::{self, Purpose, ServerSide};
 
 use crate::config::{AgentsConfig, Config};
-use crate::pki::issue::{load_authority, load_master, server_pins};
+use crate::pki::issue::{load_master, open_authority, server_pins};
 use crate::pki::place::strange_urls;
 
 /// What the listener for agents works with.
@@ -51,9 +51,11 @@ impl ServerMaterial {
         let pins = server_pins(&config.agents)
             .map_err(|error| problems.push(error.problem(certificate)))
             .ok();
-        if let Some(key) = &config.keys.ca_key_file {
-            let authority = load_authority(&config.agents.client_ca_file, key);
-            problems.extend(authority.err().map(|error| error.problem(key)));
+        if config.keys.signs() {
+            let otherwise = config.keys.ca_key_file.as_ref();
+            let otherwise = otherwise.unwrap_or(&config.agents.client_ca_file);
+            let authority = open_authority(config);
+            problems.extend(authority.err().map(|error| error.problem(otherwise)));
         }
         let pin = pins.as_ref().and_then(|pins| pins.first().copied());
         match (server, master, pins, pin) {

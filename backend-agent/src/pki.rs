@@ -10,11 +10,13 @@ use crate::data::StoreError;
 
 pub mod answer;
 pub mod authority;
+pub mod crl;
 pub mod init;
 pub mod issue;
 pub mod place;
 pub mod renew;
 pub mod request;
+pub mod signer;
 pub mod site;
 mod template;
 
@@ -109,8 +111,24 @@ pub enum PkiError {
     )]
     KeyInUse,
     /// The authority's private key is not on this machine.
-    #[error("this backend has no authority of its own; set ca_key_file in [keys]")]
+    #[error(
+        "this backend has no authority of its own; set ca_key_file or ca_sign_command in [keys]"
+    )]
     NoAuthority,
+    /// The program that has the authority's key did not sign.
+    #[error("the program of ca_sign_command in [keys] did not sign: {reason}")]
+    Signer {
+        /// Why not.
+        reason: String,
+    },
+    /// A certificate is none that can sign others.
+    #[error("{} cannot be an authority of gateways: {reason}", path.display())]
+    NotAnAuthority {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// The database refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -134,7 +152,13 @@ impl PkiError {
                 self.to_string(),
                 "both must come from the same pki init; the authority's own certificate comes first in its file",
             ),
+            Self::NotAnAuthority { path, .. } => Problem::of_file(
+                path,
+                self.to_string(),
+                "name the certificate of an authority, first in its file, and those above it behind it",
+            ),
             Self::Exists { .. }
+            | Self::Signer { .. }
             | Self::Write { .. }
             | Self::Certificate(_)
             | Self::Name { .. }

@@ -56,6 +56,7 @@ impl System {
             trust_domain: "bench.viworks.test".parse()?,
             server_names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
             installed: false,
+            authority: None,
         };
         init(&request, SystemClock.wall())?;
         let mut system = Self {

@@ -1,6 +1,7 @@
 //! How outcomes look: tables and sentences for people, documents for programs.
 
 pub mod catalogue;
+pub mod certificates;
 pub mod codes;
 pub mod contexts;
 pub mod demo;

@@ -15,7 +15,7 @@ const CRATES: [&str; 3] = [
 ];
 
 /// What an archive for other systems has beside the programs: where it is kept, and where it goes.
-const ARCHIVED: [(&str, &str); 8] = [
+const ARCHIVED: [(&str, &str); 10] = [
     ("target/packaging/man", "man"),
     ("target/packaging/completions", "completions"),
     ("systemd", "systemd"),
@@ -26,6 +26,14 @@ const ARCHIVED: [(&str, &str); 8] = [
     (
         "scripts/production_validation.sh",
         "scripts/production_validation.sh",
+    ),
+    (
+        "scripts/generate_spki_pin.sh",
+        "scripts/generate_spki_pin.sh",
+    ),
+    (
+        "scripts/rotate_certificates.sh",
+        "scripts/rotate_certificates.sh",
     ),
 ];
 

@@ -114,9 +114,11 @@ fn shell(shop: &mut Shop) -> Result<(), String> {
     }
     let scripts = [
         ".ci/run",
+        "scripts/generate_spki_pin.sh",
         "scripts/install-service.sh",
         "scripts/production_validation.sh",
         "scripts/quickstart.sh",
+        "scripts/rotate_certificates.sh",
         "scripts/test.sh",
         "packaging/debian/backend/postinst",
         "packaging/debian/backend/postrm",

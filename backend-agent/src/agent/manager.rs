@@ -296,6 +296,17 @@ impl Manager {
         lock(&self.certificates).remove(&agent_id);
     }
 
+    /// Ends the session of this epoch: the certificate that it was opened with was revoked. Its gateway goes on with
+    /// another one.
+    pub fn certificate_revoked(&self, agent_id: AgentId, epoch: u64) {
+        let connected = lock(&self.connected);
+        let entry = connected.sessions.get(&agent_id);
+        if let Some(entry) = entry.filter(|entry| entry.shelf.place().epoch == epoch) {
+            let reason = "the certificate of this session was revoked";
+            entry.shelf.end(CloseCode::Revoked, reason);
+        }
+    }
+
     /// Gives an order; `false` when the gateway is not connected here or its session is stuck.
     pub fn order(&self, agent_id: AgentId, order: Order) -> bool {
         let connected = lock(&self.connected);

@@ -122,6 +122,7 @@ impl Postman {
             }
             Letter::Cancel(command_id) => manager.cancel(agent_id, command_id),
             Letter::Revoked => manager.revoked(agent_id),
+            Letter::CertificateRevoked { epoch } => manager.certificate_revoked(agent_id, epoch),
             Letter::Superseded { epoch } => manager.superseded(agent_id, epoch),
             Letter::Drain => {
                 // A session that cannot take it is stuck, and ends by that.

@@ -38,6 +38,8 @@ pub struct Peer {
     pub confirmed: u64,
     /// The certificate's key (SHA-256), while no session was confirmed with it of those that were issued over one.
     pub unproved: Option<[u8; 32]>,
+    /// The certificate's key (SHA-256).
+    pub spki: [u8; 32],
 }
 
 /// Why a certificate that leads to our authority is still not accepted.
@@ -55,9 +57,12 @@ pub enum Unrecognised {
     /// The key is not registered for the gateway it names, which is this one where there is such a one.
     #[error("the certificate's key is not registered for the gateway it names{}", named(.0.as_deref()))]
     NotRegistered(Option<Box<Peer>>),
-    /// The certificate or the gateway was revoked.
-    #[error("the gateway or its certificate was revoked")]
+    /// The gateway was revoked.
+    #[error("the gateway was revoked")]
     Revoked,
+    /// The certificate was revoked, and its gateway was not.
+    #[error("the certificate of the gateway {} was revoked", .0.name)]
+    CertificateRevoked(Box<Peer>),
     /// A session of the gateway was confirmed with a later certificate.
     #[error("the certificate of the gateway {} was replaced by a later one", .0.name)]
     Retired(Box<Peer>),
@@ -89,6 +94,9 @@ impl Unrecognised {
                 "the certificate's key is not registered for the gateway it names"
             }
             Self::Revoked => "this gateway was revoked",
+            Self::CertificateRevoked(_) => {
+                "this certificate was revoked; the gateway itself was not: it connects with another certificate of its own, or is enrolled again"
+            }
             Self::Retired(_) => {
                 "this certificate was replaced by a later one of the same gateway, which has connected with that: a copy of its files was made before"
             }
@@ -109,7 +117,7 @@ impl Unrecognised {
             | Self::Retired(_)
             | Self::Replaced(_)
             | Self::NotRegistered(_) => CloseCode::CertUntrusted,
-            Self::Revoked => CloseCode::Revoked,
+            Self::Revoked | Self::CertificateRevoked(_) => CloseCode::Revoked,
             Self::Store(_) => CloseCode::Internal,
         }
     }
@@ -151,6 +159,7 @@ impl Registry {
             remaining: not_after.saturating_since(now),
             confirmed: 0,
             unproved: None,
+            spki: spki_sha256,
         };
         let known = self
             .store
@@ -163,7 +172,7 @@ impl Registry {
             let named = named.map(|gateway| Box::new(peer(identity, gateway.name)));
             return Err(Unrecognised::NotRegistered(named));
         };
-        if known.revoked {
+        if known.revoked && !known.gateway_goes_on {
             return Err(Unrecognised::Revoked);
         }
         let peer = Peer {
@@ -173,6 +182,9 @@ impl Registry {
         };
         if known.replaced {
             return Err(Unrecognised::Replaced(Box::new(peer)));
+        }
+        if known.revoked {
+            return Err(Unrecognised::CertificateRevoked(Box::new(peer)));
         }
         if known.retired {
             return Err(Unrecognised::Retired(Box::new(peer)));

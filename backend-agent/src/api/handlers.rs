@@ -3,6 +3,7 @@
 pub(super) mod apikeys;
 pub(super) mod audit;
 pub(super) mod catalogue;
+pub(super) mod certificates;
 pub(super) mod dead_letters;
 pub(super) mod gateways;
 pub(super) mod orphans;

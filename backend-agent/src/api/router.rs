@@ -13,8 +13,7 @@ use utoipa_axum::routes;
 use viworks_api::Scope;
 
 use super::handlers::{
-    apikeys, audit, catalogue, dead_letters, gateways, orphans, pins, probes, runs, telemetry,
-    tickets,
+    apikeys, audit, catalogue, dead_letters, gateways, orphans, pins, probes, runs, telemetry, tickets, certificates,
 };
 use super::request::{
     authorise, finish, in_time, method_not_allowed, no_such_path, panicked, well_formed,
@@ -104,6 +103,16 @@ pub(super) fn table() -> Vec<Row> {
             scope(Scope::GatewaysWrite),
             Quick,
             routes!(tickets::replace),
+        ),
+        row(
+            scope(Scope::GatewaysRead),
+            Large,
+            routes!(certificates::list),
+        ),
+        row(
+            scope(Scope::GatewaysWrite),
+            Quick,
+            routes!(certificates::revoke),
         ),
         row(scope(Scope::RunsRead), Large, routes!(orphans::list)),
         row(scope(Scope::RunsWrite), Quick, routes!(runs::submit)),

@@ -241,6 +241,26 @@ pub(super) enum PkiCommand {
         /// For a machine with the package: the state goes where its service keeps it
         #[arg(long)]
         installed: bool,
+        /// An authority of your own, an intermediate or a root: its certificate, with those above it behind it
+        #[arg(long, value_name = "FILE", requires = "signs")]
+        ca_certificate: Option<PathBuf>,
+        /// The private key of that authority, which is copied
+        #[arg(
+            long,
+            value_name = "FILE",
+            group = "signs",
+            requires = "ca_certificate"
+        )]
+        ca_key: Option<PathBuf>,
+        /// A program that has the key of that authority, by its whole path; its arguments each by the same flag again
+        #[arg(
+            long,
+            value_name = "WORD",
+            group = "signs",
+            requires = "ca_certificate"
+        )]
+        #[arg(allow_hyphen_values = true)]
+        ca_sign_command: Vec<String>,
     },
     /// Tie the database to the master key that is configured, after the old one was lost. Gateways with keys of the old
     /// one have to be issued again; with the backends stopped
@@ -271,6 +291,16 @@ pub(super) enum PkiCommand {
         /// How many days its certificate lives; 90 when left out
         #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(1..=3_650))]
         days: Option<u64>,
+    },
+    /// Write the list of certificates that are revoked or replaced and have not ended: a CRL, signed by the authority
+    ///
+    /// A backend with crl_file in [keys] keeps it written by itself.
+    Crl {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// Where it goes; an earlier one is replaced
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
     },
     /// Let a gateway join and write everything it needs: keys, identity, configuration and the shipped catalogue
     IssueGateway {

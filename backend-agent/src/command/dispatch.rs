@@ -277,4 +277,8 @@ impl CommandNudge for Dispatcher {
     fn given_away(&self, agent_id: &AgentId, epoch: u64) {
         self.manager.given_away(*agent_id, epoch);
     }
+
+    fn certificate_revoked(&self, agent_id: &AgentId, epoch: u64) {
+        self.manager.certificate_revoked(*agent_id, epoch);
+    }
 }

@@ -129,7 +129,7 @@ impl EnrolmentConfig {
                 "give [agents], [api] and [enrolment] different ports",
             );
         }
-        if keys.ca_key_file.is_none() {
+        if !keys.signs() {
             section.problem(
                 "listen",
                 "machines would enrol here, and nothing can sign their certificates".to_owned(),

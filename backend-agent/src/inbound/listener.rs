@@ -445,8 +445,8 @@ impl Handshake {
         }
     }
 
-    /// Records that somebody shows a certificate that its gateway has left behind, a copy of its files or whoever put
-    /// old ones back, or one that our authority made and nobody registered.
+    /// Records that somebody shows a certificate that its gateway has left behind, or that was revoked: a copy of its
+    /// files, or whoever put old ones back; or one that our authority made and nobody registered.
     async fn record_certificate<T: Sync>(
         &self,
         recognised: &Result<T, Unrecognised>,
@@ -459,6 +459,7 @@ impl Handshake {
             Err(Unrecognised::NotRegistered(Some(peer))) => {
                 (peer, "gateway.unregistered_certificate")
             }
+            Err(Unrecognised::CertificateRevoked(peer)) => (peer, "gateway.revoked_certificate"),
             Ok(_) | Err(_) => return,
         };
         security_event(&self.inbound, peer, address, action).await;

@@ -13,6 +13,9 @@ const TERMINATE: &str = include_str!("../../../nginx/nginx-terminate.conf");
 /// What nginx allows to be silent at least: the value that ships.
 const SILENCE_MIN: Duration = Duration::from_secs(90);
 
+/// The list of revoked certificates, where a backend keeps none: nginx does not start without the file.
+const SHIPPED_LIST: &str = "# ssl_crl /var/lib/viworks-backend/gateways.crl;";
+
 /// What is particular about a site.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Site {
@@ -32,6 +35,8 @@ pub struct Site {
     pub certificate_file: PathBuf,
     /// Its key.
     pub key_file: PathBuf,
+    /// The list of revoked certificates that the backend keeps, if it does.
+    pub crl_file: Option<PathBuf>,
 }
 
 /// What cannot stand in a configuration of nginx.
@@ -74,6 +79,9 @@ pub fn render(end: TlsEnd, site: &Site, agents: &AgentsConfig) -> Result<String,
                 ("key_file in [agents]", &agents.key_file),
                 ("client_ca_file in [agents]", &agents.client_ca_file),
             ])?;
+            if let Some(list) = &site.crl_file {
+                are_plain([("crl_file in [keys]", list)])?;
+            }
             TERMINATE
         }
     };
@@ -92,6 +100,11 @@ pub fn render(end: TlsEnd, site: &Site, agents: &AgentsConfig) -> Result<String,
     } else {
         servers(&site.enrolment)
     };
+    let list = site.crl_file.as_ref();
+    let list = list.map_or_else(
+        || SHIPPED_LIST.to_owned(),
+        |path| format!("ssl_crl {};", file(path)),
+    );
     let silence = agents.silence.as_millis().div_ceil(1_000);
     let timeout = SILENCE_MIN
         .as_secs()
@@ -132,6 +145,7 @@ pub fn render(end: TlsEnd, site: &Site, agents: &AgentsConfig) -> Result<String,
         ),
         ("/etc/viworks/backend/server.key", file(&agents.key_file)),
         ("/etc/viworks/backend/ca.crt", file(&agents.client_ca_file)),
+        (SHIPPED_LIST, list),
         (
             "proxy_read_timeout 90s;\n            proxy_send_timeout 90s;",
             format!("proxy_read_timeout {timeout}s;\n            proxy_send_timeout {timeout}s;"),

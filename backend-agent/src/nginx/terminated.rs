@@ -92,13 +92,24 @@ pub(super) fn check(whole: &Whole<'_>, pins: &[SpkiPin], findings: &mut Findings
 fn certificates(whole: &Whole<'_>, way: &Way<'_>, pins: &[SpkiPin], findings: &mut Findings) {
     let (server, blocks) = (way.server(), &*way.blocks());
     let shown = whole.certificates(blocks, findings);
-    let problems = &mut findings.problems;
+    let (problems, warnings) = (&mut findings.problems, &mut findings.warnings);
     let asks = in_force(blocks, "ssl_verify_client");
     if !asks.is_some_and(|it| matches!(it.value(), "on" | "optional" | "optional_no_ca")) {
         problems.push(server.problem(
             "gateways are not asked for their certificate, and no session could be opened",
             "write ssl_verify_client on; and ssl_client_certificate with the file of client_ca_file",
         ));
+    }
+    if let Some(list) = &whole.config.keys.crl_file
+        && in_force(blocks, "ssl_crl").is_none()
+    {
+        let problem = server.problem(
+            "the list of revoked certificates that the backend keeps is not looked at here: the backend alone refuses them",
+            format!("write ssl_crl {};", list.display()),
+        );
+        if !warnings.contains(&problem) {
+            warnings.push(problem);
+        }
     }
     let tickets = in_force(blocks, "ssl_session_tickets");
     if tickets.is_none_or(|it| it.value() != "off") {

@@ -4,10 +4,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, RevocationReason, RevokedCertParams,
+    SanType, SerialNumber,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use viworks_common::certificate;
@@ -16,9 +19,12 @@ use viworks_common::key::Identity;
 use viworks_common::pin::SpkiPin;
 use viworks_common::time::Timestamp;
 use viworks_runtime::{random, tls};
+use x509_parser::extensions::ParsedExtension;
 use zeroize::Zeroizing;
 
 use super::PkiError;
+use super::signer::{AskedKey, Signer};
+use crate::data::WithdrawnCertificate;
 
 /// Certificates begin a little in the past, because the clock of a new gateway may be behind: so much, and no more than
 /// this part of their life, of which gateways renew them by a share.
@@ -32,8 +38,10 @@ pub const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 /// A key that can sign certificates, with its certificate.
 #[derive(Debug)]
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, Signer>,
     certificate: String,
+    /// When it ends itself: nothing that it signs is worth anything later.
+    not_after: OffsetDateTime,
 }
 
 /// A certificate that was made together with its key.
@@ -85,11 +93,13 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.use_authority_key_identifier_extension = false;
         let certificate = params.self_signed(&key)?.pem();
-        let issuer = Issuer::new(params, key);
+        let not_after = params.not_after;
+        let issuer = Issuer::new(params, Signer::Held(Box::new(key)));
         Ok((
             Self {
                 issuer,
                 certificate,
+                not_after,
             },
             pem,
         ))
@@ -102,10 +112,49 @@ impl Authority {
     /// When one of them is not what it should be.
     pub fn load(certificate: &str, key: &str) -> Result<Self, PkiError> {
         let key = KeyPair::from_pem(key)?;
+        Self::signing(certificate, Signer::Held(Box::new(key)))
+    }
+
+    /// The authority of this certificate, PEM, whose key a program has: it is given what is to be signed, and answers
+    /// the signature.
+    ///
+    /// # Errors
+    ///
+    /// When the certificate cannot be read, or is for a kind of key that is not supported.
+    pub fn asking(certificate: &str, command: &[String]) -> Result<Self, PkiError> {
+        let der = first_of(certificate)?;
+        let key = AskedKey::of(&der, command).map_err(|reason| PkiError::Signer { reason })?;
+        Self::signing(certificate, Signer::Asked(key))
+    }
+
+    fn signing(certificate: &str, signer: Signer) -> Result<Self, PkiError> {
+        let der = first_of(certificate)?;
+        let Ok((_rest, parsed)) = x509_parser::parse_x509_certificate(&der) else {
+            return Err(rcgen::Error::CouldNotParseCertificate.into());
+        };
+        let ends = parsed.validity().not_after.timestamp();
+        let Ok(not_after) = OffsetDateTime::from_unix_timestamp(ends) else {
+            return Err(rcgen::Error::CouldNotParseCertificate.into());
+        };
         Ok(Self {
-            issuer: Issuer::from_ca_cert_pem(certificate, key)?,
+            not_after,
+            issuer: Issuer::from_ca_cert_der(&der, signer)?,
             certificate: certificate.to_owned(),
         })
+    }
+
+    /// Whether somebody else signs, which takes its time.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        matches!(self.issuer.key(), Signer::Asked(_))
+    }
+
+    /// Why something could not be signed.
+    fn unsigned(&self, error: rcgen::Error) -> PkiError {
+        match self.issuer.key().failed() {
+            Some(reason) => PkiError::Signer { reason },
+            None => error.into(),
+        }
     }
 
     /// Its certificate, PEM.
@@ -172,6 +221,60 @@ impl Authority {
         self.certify(&params, key)
     }
 
+    /// A list of certificates that are not accepted any more, PEM.
+    ///
+    /// # Errors
+    ///
+    /// When this authority may sign none.
+    pub fn revocations(
+        &self,
+        withdrawn: &[WithdrawnCertificate],
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<String, PkiError> {
+        let mut revoked_certs = Vec::with_capacity(withdrawn.len());
+        for certificate in withdrawn {
+            // What is no number is in no certificate.
+            let Ok(serial) = hex::decode(&certificate.serial) else {
+                continue;
+            };
+            let replaced = Some(RevocationReason::Superseded).filter(|_| !certificate.revoked);
+            revoked_certs.push(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(&serial),
+                revocation_time: date(certificate.since)?,
+                reason_code: replaced,
+                invalidity_date: None,
+            });
+        }
+        let params = CertificateRevocationListParams {
+            // As certificates do: who reads it may have a clock that is behind.
+            this_update: date(now.saturating_sub(BACKDATE))?,
+            next_update: date(now.saturating_add(life))?,
+            crl_number: SerialNumber::from(u64::try_from(now.unix_micros()).unwrap_or_default()),
+            issuing_distribution_point: None,
+            revoked_certs,
+            key_identifier_method: self.key_identifier()?,
+        };
+        let signed = params.signed_by(&self.issuer);
+        Ok(signed.map_err(|error| self.unsigned(error))?.pem()?)
+    }
+
+    /// How its own certificate names its key: OpenSSL takes no list that names it otherwise.
+    fn key_identifier(&self) -> Result<KeyIdMethod, PkiError> {
+        let der = first_of(&self.certificate)?;
+        let Ok((_rest, parsed)) = x509_parser::parse_x509_certificate(&der) else {
+            return Err(rcgen::Error::CouldNotParseCertificate.into());
+        };
+        let named = parsed.iter_extensions().find_map(|extension| {
+            if let ParsedExtension::SubjectKeyIdentifier(id) = extension.parsed_extension() {
+                Some(KeyIdMethod::PreSpecified(id.0.to_vec()))
+            } else {
+                None
+            }
+        });
+        Ok(named.unwrap_or(KeyIdMethod::Sha256))
+    }
+
     fn sign(&self, params: &CertificateParams) -> Result<Issued, PkiError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let (certificate, facts) = self.certify(params, &key)?;
@@ -187,13 +290,17 @@ impl Authority {
         params: &CertificateParams,
         key: &impl PublicKeyData,
     ) -> Result<(String, Facts), PkiError> {
+        let mut params = params.clone();
+        // It would end with its authority all the same, and nobody would be told in time.
+        params.not_after = params.not_after.min(self.not_after);
         let not_after = params.not_after;
         let serial = params
             .serial_number
             .as_ref()
             .map(|serial| hex::encode(serial.to_bytes()))
             .unwrap_or_default();
-        let certificate = params.signed_by(key, &self.issuer)?;
+        let signed = params.signed_by(key, &self.issuer);
+        let certificate = signed.map_err(|error| self.unsigned(error))?;
         let facts = facts(&certificate, serial, not_after)?;
         Ok((certificate.pem(), facts))
     }
@@ -240,6 +347,12 @@ impl Standby {
             pin: SpkiPin::from_digest(Sha256::digest(spki).into()),
         }
     }
+}
+
+/// The first certificate of a PEM text: the authority's own.
+fn first_of(certificates: &str) -> Result<CertificateDer<'static>, PkiError> {
+    CertificateDer::from_pem_slice(certificates.as_bytes())
+        .map_err(|_no_certificate| rcgen::Error::CouldNotParseCertificate.into())
 }
 
 /// A name as verifiers know it: a host's, with or without a first label that stands for all.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::client::verify_server_name;
@@ -16,6 +17,7 @@ use viworks_common::pin::SpkiPin;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::config::check_url;
+use viworks_runtime::files::Owners;
 use viworks_runtime::{files, random, tls};
 use zeroize::Zeroizing;
 
@@ -79,7 +81,7 @@ pub struct Material {
 #[derive(Debug)]
 pub struct Office {
     /// The authority.
-    pub authority: Authority,
+    pub authority: Arc<Authority>,
     /// The master key.
     pub master: MasterKey,
     /// The trust domain.
@@ -97,12 +99,7 @@ impl Office {
     ///
     /// When this backend has no authority, or a file is not what it should be.
     pub fn open(config: &Config) -> Result<Self, PkiError> {
-        let key_file = config
-            .keys
-            .ca_key_file
-            .as_ref()
-            .ok_or(PkiError::NoAuthority)?;
-        let authority = load_authority(&config.agents.client_ca_file, key_file)?;
+        let authority = Arc::new(open_authority(config)?);
         let pins = server_pins(&config.agents)?;
         Ok(Self {
             authority,
@@ -145,6 +142,25 @@ pub fn is_for(certificate_file: &Path, host: &str) -> Result<bool, PkiError> {
     };
     let leaf = ParsedCertificate::try_from(leaf);
     Ok(leaf.is_ok_and(|leaf| verify_server_name(&leaf, &name).is_ok()))
+}
+
+/// The authority of a configuration, by its key or by the program that has it.
+///
+/// # Errors
+///
+/// When there is none, or a file is not what it should be.
+pub fn open_authority(config: &Config) -> Result<Authority, PkiError> {
+    let certificate_file = &config.agents.client_ca_file;
+    if let Some(key_file) = &config.keys.ca_key_file {
+        return load_authority(certificate_file, key_file);
+    }
+    let command = &config.keys.ca_sign_command;
+    let program = command.first().ok_or(PkiError::NoAuthority)?;
+    // Found out at the start, and not when the first gateway asks.
+    files::examine_program(Path::new(program), Owners::RootAndOwn)?;
+    // First for what it says of a file that holds no certificate.
+    tls::load_certificates(certificate_file)?;
+    Authority::asking(&read(certificate_file)?, command)
 }
 
 /// Reads the authority: its certificate, the first in its file, and its private key.

@@ -12,9 +12,9 @@ use viworks_common::wire::message::{CertIssued, CertRefused};
 use viworks_runtime::blocking;
 use viworks_runtime::clock::Timeline;
 
-use super::PkiError;
-use super::issue::load_authority;
+use super::issue::open_authority;
 use super::request::{BadRequest, CertificateRequest};
+use super::{PkiError, signer};
 use crate::config::Config;
 use crate::data::{
     Actor, AuditOutcome, NewAuditRecord, NewCertificate, Renewal, RenewalOutcome, Store,
@@ -199,14 +199,25 @@ impl Renewals {
         request: &CertificateRequest,
     ) -> Result<(NewCertificate, String), Refused> {
         let config = Arc::clone(&self.config);
-        let open = move || {
-            let key_file = config.keys.ca_key_file.as_ref();
-            let key_file = key_file.ok_or(PkiError::NoAuthority)?;
-            load_authority(&config.agents.client_ca_file, key_file)
+        let (key, now) = (request.key.clone(), self.clock.wall());
+        let Asked {
+            identity, gateway, ..
+        } = asked.clone();
+        // Whoever has the key may take its time.
+        let limit = if config.keys.ca_sign_command.is_empty() {
+            READ_TIME
+        } else {
+            signer::WAIT
         };
-        let opened = blocking::call("renewals", READ_TIME, open).await;
-        let authority = match opened {
-            Ok(Ok(authority)) => authority,
+        let sign = move || {
+            let (domain, life) = (
+                &config.agents.trust_domain,
+                config.enrolment.certificate_life(),
+            );
+            open_authority(&config)?.gateway_of(&key, domain, &identity, &gateway, now, life)
+        };
+        let (pem, facts) = match blocking::call("renewals", limit, sign).await {
+            Ok(Ok(signed)) => signed,
             Ok(Err(PkiError::NoAuthority)) => return Err(self.no_authority()),
             Ok(Err(error)) => {
                 error!(error = in_full(&error), "no certificate can be signed");
@@ -218,18 +229,6 @@ impl Renewals {
             }
         };
         let agent_id = asked.identity.agent_id;
-        let signed = authority.gateway_of(
-            &request.key,
-            &self.config.agents.trust_domain,
-            &asked.identity,
-            &asked.gateway,
-            self.clock.wall(),
-            self.config.enrolment.certificate_life(),
-        );
-        let (pem, facts) = signed.map_err(|error| {
-            error!(error = in_full(&error), "a certificate could not be signed");
-            Refused::unavailable()
-        })?;
         let certificate = NewCertificate {
             agent_id,
             spki: request.spki,

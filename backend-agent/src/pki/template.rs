@@ -10,7 +10,7 @@ listen = "127.0.0.1:8082"
 "#;
 
 /// A backend's configuration beside its keys: everything else is a default.
-pub(super) fn backend(trust_domain: &TrustDomain, installed: bool) -> String {
+pub(super) fn backend(trust_domain: &TrustDomain, installed: bool, signs: &str) -> String {
     let door = if installed { ENROLMENT } else { "" };
     let state = if installed {
         "/var/lib/viworks-backend"
@@ -40,7 +40,7 @@ state_folder = "{state}"
 [keys]
 master_key_file = "master.key"
 # Needed only to issue certificates; keep it elsewhere where gateways join rarely.
-ca_key_file = "ca.key"
+{signs}
 "#
     )
 }

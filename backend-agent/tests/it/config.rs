@@ -55,6 +55,7 @@ fn is_an_example(line: &str) -> bool {
         "password_file = ",
         "ca_file = ",
         "ca_key_file = ",
+        "crl_file = ",
     ]
     .iter()
     .any(|key| line.starts_with(key))

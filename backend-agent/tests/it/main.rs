@@ -16,5 +16,6 @@ mod pki;
 mod proxies;
 mod queue;
 mod renewing;
+mod signer;
 mod slow_clients;
 mod store;

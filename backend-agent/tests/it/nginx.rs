@@ -107,6 +107,7 @@ fn site() -> Site {
         api: vec!["127.0.0.1:8080".to_owned()],
         certificate_file: PathBuf::from("/etc/viworks/nginx/api.crt"),
         key_file: PathBuf::from("/etc/viworks/nginx/api.key"),
+        crl_file: None,
     }
 }
 

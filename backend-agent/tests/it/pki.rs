@@ -9,14 +9,14 @@ use std::time::Duration;
 use tempfile::TempDir;
 use viworks_backend_agent::config::{Config, TlsEnd};
 use viworks_backend_agent::data::sqlite::SqliteStore;
-use viworks_backend_agent::data::{Actor, GatewayRef, Store, StoreError};
+use viworks_backend_agent::data::{Actor, CertificateRef, GatewayRef, Store, StoreError};
 use viworks_backend_agent::material::ServerMaterial;
 use viworks_backend_agent::pki::init::{InitRequest, init};
 use viworks_backend_agent::pki::issue::{
     Delivery, GATEWAY_LIFE, IssueRequest, Material, Office, issue, make,
 };
 use viworks_backend_agent::pki::place::strange_urls;
-use viworks_backend_agent::pki::{Home, PkiError};
+use viworks_backend_agent::pki::{Home, PkiError, crl};
 use viworks_common::id::{AgentId, Tenant};
 use viworks_common::key::Identity;
 use viworks_runtime::clock::{Clock, SystemClock, Timeline};
@@ -32,6 +32,7 @@ fn request(folder: &Path) -> InitRequest {
             .map(str::to_owned)
             .to_vec(),
         installed: false,
+        authority: None,
     }
 }
 
@@ -370,4 +371,105 @@ fn openssl_agrees(folder: &Path) {
         crossed.map_or(true, |output| !output.status.success()),
         "a gateway's certificate must not serve"
     );
+}
+
+#[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
+fn unchecked(error: &std::io::Error) {
+    eprintln!("NOT CHECKED against OpenSSL, which is not installed: {error}");
+}
+
+#[tokio::test]
+async fn openssl_refuses_by_the_list_what_was_revoked_and_nothing_else() {
+    let folder = initialised();
+    let mut config = config(&folder);
+    config.keys.crl_file = Some(folder.path().join("b/gateways.crl"));
+    let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
+    let tenant = Tenant::default_tenant();
+    let mut files = Vec::new();
+    for name in ["gw-1", "gw-2", "gw-3"] {
+        let material = join(&*store, &office, name, GATEWAY_LIFE).await.unwrap();
+        let file = folder.path().join(format!("{name}.crt"));
+        std::fs::write(&file, &material.certificate.certificate).unwrap();
+        files.push((file, material));
+    }
+    let list = config.keys.crl_file.clone().unwrap();
+    let written = async || {
+        let now = SystemClock.wall();
+        let listed = store.withdrawn_certificates(&tenant, now).await.unwrap();
+        crl::write(&config, &listed, &list, now).unwrap();
+        listed.len()
+    };
+    // An empty one is one, too.
+    assert_eq!(written().await, 0);
+    let ca = folder.path().join("b/ca.crt");
+    let openssl = |arguments: &[&str], paths: &[(&str, &Path)]| {
+        let mut command = Command::new("openssl");
+        command.args(arguments);
+        for (flag, path) in paths {
+            if !flag.is_empty() {
+                command.arg(flag);
+            }
+            command.arg(path);
+        }
+        command.output()
+    };
+    let accepted = |file: &Path| {
+        // As nginx asks: each certificate of the chain.
+        let verify = ["verify", "-crl_check", "-crl_check_all"];
+        let paths = [("-CAfile", &*ca), ("-CRLfile", &*list), ("", file)];
+        let verified = openssl(&verify, &paths)?;
+        let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+        assert!(
+            verified.status.success() || said.contains("certificate revoked"),
+            "{said}"
+        );
+        std::io::Result::Ok(verified.status.success())
+    };
+    match accepted(&files[0].0) {
+        Ok(is_accepted) => assert!(is_accepted, "by an empty list"),
+        Err(error) => {
+            unchecked(&error);
+            return;
+        }
+    }
+    let (actor, now) = (Actor::system(), SystemClock.wall());
+    let facts = &files[0].1.certificate.facts;
+    let which = CertificateRef::Serial(facts.serial.clone());
+    let agent_id = files[0].1.identity.agent_id;
+    let revoked = store.revoke_certificate(&tenant, agent_id, &which, "copied", &actor, now);
+    revoked.await.unwrap();
+    let agent_id = files[1].1.identity.agent_id;
+    let revoked = store.revoke_gateway(&tenant, agent_id, None, &actor, now);
+    revoked.await.unwrap();
+    assert_eq!(written().await, 2);
+    let found: Vec<_> = files
+        .iter()
+        .map(|(file, _material)| accepted(file).unwrap())
+        .collect();
+    assert_eq!(found, [false, false, true]);
+    let verify = ["crl", "-noout", "-verify"];
+    let paths = [("-in", &*list), ("-CAfile", &*ca)];
+    let signed = openssl(&verify, &paths).unwrap();
+    let said = String::from_utf8_lossy(&signed.stderr).into_owned();
+    assert!(
+        signed.status.success() && said.contains("verify OK"),
+        "{said}"
+    );
+    // Whoever runs nginx reads it.
+    let mode = std::fs::metadata(&list).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o644);
+    store.close().await;
+}
+
+#[test]
+fn a_list_that_nothing_can_sign_is_refused_with_its_place() {
+    let folder = initialised();
+    let file = folder.path().join("b/backend.toml");
+    let written = std::fs::read_to_string(&file).unwrap();
+    let list = written.replace("ca_key_file = \"ca.key\"", "crl_file = \"gateways.crl\"");
+    assert_ne!(list, written);
+    std::fs::write(&file, list).unwrap();
+    let refused = Config::load(&file, &Environment::default()).unwrap_err();
+    let told = refused.to_string();
+    assert!(told.contains("nothing can sign it"), "{told}");
 }

@@ -1,10 +1,12 @@
 //! What gateways are answered that ask for another certificate, over real connections.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
-use viworks_backend_agent::data::Page;
+use viworks_backend_agent::config::Config;
+use viworks_backend_agent::data::{Actor, CertificateRef, GatewayRef, Page};
 use viworks_backend_agent::pki::authority::Issued;
 use viworks_backend_agent::pki::issue::Material;
 use viworks_common::code::CloseCode;
@@ -179,5 +181,33 @@ async fn an_earlier_agent_is_told_nothing_of_renewals_and_may_ask_for_none() {
         }
     };
     assert_eq!(code, CloseCode::BadEnvelope);
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_cut_off_and_its_gateway_is_not_revoked() {
+    let often = Duration::from_millis(100);
+    let clock = Arc::new(SystemClock);
+    let change = |config: &mut Config| config.jobs.offer = often;
+    let backend = Backend::start_changed(pki::initialised(), clock, change).await;
+    let material = backend.join("gw-1").await;
+    let session = (0, &material.token);
+    let (mut gateway, _welcome) = connected(&backend, &material, &[], session).await;
+    let (tenant, actor) = (Tenant::default_tenant(), Actor::system());
+    let agent_id = material.identity.agent_id;
+    let which = CertificateRef::Fingerprint(material.certificate.facts.fingerprint);
+    let (store, now) = (&backend.store, SystemClock.wall());
+    let revoked = store.revoke_certificate(&tenant, agent_id, &which, "copied", &actor, now);
+    revoked.await.unwrap();
+    // Nobody has told the session here: it finds out by itself.
+    assert_eq!(gateway.close_number().await, Some(4403));
+    let shown = Some(&material.certificate);
+    let status = backend.status(shown, "/agent/v1/connect", true).await;
+    assert_eq!(status, Some(403));
+    let known = store.gateway(&tenant, &GatewayRef::Id(agent_id)).await;
+    assert_eq!(known.unwrap().unwrap().revoked_at, None);
+    let actions = actions(&backend).await;
+    let noted = |wanted: &str| actions.iter().any(|action| action == wanted);
+    assert!(noted("gateway.revoked_certificate"), "{actions:?}");
     drop(backend.stop().await);
 }

@@ -26,6 +26,7 @@ mod reissues;
 mod renewals;
 mod replacements;
 mod retention;
+mod revocations;
 mod runs;
 mod sessions;
 mod strays;
@@ -214,6 +215,12 @@ suite! {
         a_key_is_promoted_against_whoever_does_not_trust_it_only_by_force,
         a_gateway_that_is_revoked_or_trusts_what_nobody_made_confirms_nothing,
         a_pin_set_that_is_configured_under_a_higher_version_takes_the_place_of_the_stored_one,
+    }
+    revocations {
+        a_revoked_certificate_ends_its_session_and_no_other,
+        a_session_that_waits_to_be_confirmed_is_not_with_a_revoked_certificate,
+        a_certificate_is_found_as_other_programs_print_its_serial_number,
+        a_revoked_certificate_is_neither_handed_out_again_nor_in_use,
     }
     gateways {
         a_gateway_is_found_by_id_and_by_name,

@@ -310,6 +310,23 @@ async fn a_gateway_is_thrown_out_by_an_operator_and_knows_at_once() {
     system.online("gw-1").await;
     drop(revoke("gw-9", &["--yes"]).await.ended_with(5));
 
+    // One certificate alone: its gateway stays, and so do the commands that wait for it.
+    let certificates = ["gateway", "certificates", "gw-2"];
+    let listed = typed(&[&certificates[..], &["-o", "json"]].concat()).await;
+    let serial = listed.ended_with(0).json()["items"][0]["serial"].clone();
+    let serial = serial.as_str().unwrap();
+    let one = ["--certificate", serial];
+    drop(revoke("gw-2", &one).await.ended_with(9));
+    let said = revoke("gw-2", &[&one[..], &["--yes"]].concat()).await;
+    let said = said.ended_with(0);
+    assert!(
+        said.stdout.contains("no session was open with it"),
+        "{said:#?}"
+    );
+    let shown = typed(&certificates).await.ended_with(0);
+    assert!(shown.stdout.contains(serial) && shown.stdout.contains("revoked"));
+    assert!(shown.stderr.contains("1 certificate, 0 of them accepted"));
+
     let said = revoke("gw-2", &["--yes"]).await.ended_with(0);
     let fate = "gw-2 is revoked; 1 waiting command was cancelled\n";
     assert_eq!(said.stdout, fate, "{said:#?}");

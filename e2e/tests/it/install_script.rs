@@ -18,6 +18,8 @@ const PAGES: [&str; 4] = [
 
 /// What `docs/operations/validation.md` types.
 const VALIDATION: &str = "scripts/production_validation.sh";
+const PIN: &str = "scripts/generate_spki_pin.sh";
+const ROTATION: &str = "scripts/rotate_certificates.sh";
 
 /// Keys that an enrolment has left, and that were put aside for one.
 const KEYS: [&str; 3] = [
@@ -53,6 +55,8 @@ impl Site {
             ("nginx", "nginx"),
             ("scripts/install-service.sh", "scripts/install-service.sh"),
             (VALIDATION, VALIDATION),
+            (PIN, PIN),
+            (ROTATION, ROTATION),
         ] {
             let to = archive.join(to);
             fs::create_dir_all(to.parent().unwrap()).unwrap();
@@ -117,6 +121,8 @@ fn it_installs_keeps_uninstalls_and_purges_below_a_folder() {
         example,
         "usr/share/viworks/nginx/nginx.conf",
         "usr/share/viworks/nginx/nginx-terminate.conf",
+        "usr/share/viworks/generate_spki_pin.sh",
+        "usr/share/viworks/rotate_certificates.sh",
     ] {
         assert!(site.has(file), "{file}");
     }
@@ -150,6 +156,7 @@ fn it_installs_keeps_uninstalls_and_purges_below_a_folder() {
     act("uninstall", &[]);
     assert!(!site.has("usr/bin/viworks") && !site.has(unit));
     assert!(!validation.exists());
+    assert!(!site.has("usr/share/viworks/rotate_certificates.sh"));
     assert_eq!(pages(), 0);
     assert!(site.has("etc/viworks/conf.d/10-site.toml") && catalogue.exists());
     assert!(site.has("etc/viworks/gateway.toml"));

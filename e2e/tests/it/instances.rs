@@ -167,10 +167,14 @@ async fn a_gateway_that_is_revoked_loses_its_session_at_whichever_backend() {
     let Some(mut site) = Site::start(Binaries::shipped()).await else {
         return;
     };
-    let names = ["gw-1", "gw-2"];
+    let names = ["gw-1", "gw-2", "gw-3"];
     let folders = names.map(|name| site.issue(name));
     // No job finds within this test what was done.
-    let start = || Start::default().with("VIWORKS__JOBS__EXPIRE_INTERVAL_MS", "3600000");
+    let start = || {
+        Start::default()
+            .with("VIWORKS__JOBS__EXPIRE_INTERVAL_MS", "3600000")
+            .with("VIWORKS__JOBS__OFFER_INTERVAL_MS", "3600000")
+    };
     site.start_both_as(start).await;
     for (folder, name) in folders.iter().zip(names) {
         let mut gateway = site.other.start_gateway(folder, Start::default());
@@ -181,6 +185,14 @@ async fn a_gateway_that_is_revoked_loses_its_session_at_whichever_backend() {
             let config = site.one.backend_config();
             let arguments = ["gateway", "revoke", name, "--config", text(&config)];
             run(&site.one.binaries().backend(), &arguments);
+        } else if name == "gw-3" {
+            // The certificate that its session shows, and nothing else of it.
+            let certificates = format!("/v1/gateways/{name}/certificates");
+            let listed = site.one.get(&certificates).await;
+            let serial = listed["items"][0]["serial"].as_str().unwrap();
+            let path = format!("{certificates}/{serial}/revoke");
+            let told = site.one.post(&path, &json!({"reason": "copied"})).await;
+            assert_eq!(told["session_ended"], true, "{told:#}");
         } else {
             // By an operator, at the backend that does not have its session.
             let (path, why) = (format!("/v1/gateways/{name}/revoke"), "it was stolen");
@@ -196,6 +208,9 @@ async fn a_gateway_that_is_revoked_loses_its_session_at_whichever_backend() {
         assert!(took < Duration::from_secs(15), "{took:?}");
         gateway.kill();
     }
+    // A gateway whose certificate was revoked is none that was.
+    let gateway = site.one.get("/v1/gateways/gw-3").await;
+    assert_eq!(gateway["status"], "offline", "{gateway:#}");
 }
 
 /// Starts a copy of a gateway at a backend, as a whole machine is copied; a running one's files come along as they are.

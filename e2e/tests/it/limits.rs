@@ -99,6 +99,14 @@ const HELD: &[(&str, &str)] = &[
         "requests_at_the_door_without_a_gateways_key_are_recorded_within_a_bound",
     ),
     (
+        "AT_ONCE backend-agent/src/pki/signer.rs",
+        "as_many_programs_sign_at_a_time_as_may_and_the_next_waits_its_turn",
+    ),
+    (
+        "ANSWER_BYTES_MAX backend-agent/src/pki/signer.rs",
+        "a_program_that_fails_hangs_or_says_too_much_is_told_of_and_ended",
+    ),
+    (
         "REFUSALS_NOTED_MAX backend-agent/src/data/intents/tickets.rs",
         "a_ticket_that_is_no_good_is_refused_and_recorded",
     ),

@@ -51,6 +51,7 @@ mod reload;
 mod renewals;
 mod renewed;
 mod replace;
+mod rotation;
 mod scaling;
 mod service_manager;
 mod services;

@@ -31,13 +31,11 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    /// Whether no session came about because of the certificate that was shown.
+    /// Whether another certificate may fare better: no session came about because of the one that was shown, or it was
+    /// revoked since, which may be about that one alone.
     pub(super) const fn is_of_the_certificate(&self) -> bool {
-        self.confirmed_for.is_none()
-            && matches!(
-                self.code,
-                Some(CloseCode::CertUntrusted | CloseCode::Revoked)
-            )
+        let untrusted = matches!(self.code, Some(CloseCode::CertUntrusted));
+        matches!(self.code, Some(CloseCode::Revoked)) || (untrusted && self.confirmed_for.is_none())
     }
 }
 
@@ -237,6 +235,35 @@ impl Seen {
                 as_issued: false,
             }) => format!("; the state folder here is at epoch {epoch}"),
             None => String::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_certificate_is_tried_when_the_one_of_a_session_is_revoked() {
+        let ended = |code, confirmed_for| Ended {
+            class: FailureClass::PermanentAuthenticated,
+            cause: String::new(),
+            fix: "",
+            code,
+            expected: false,
+            confirmed_for,
+        };
+        let long = Some(Duration::from_secs(60));
+        for (code, confirmed_for, expected) in [
+            (Some(CloseCode::Revoked), None, true),
+            (Some(CloseCode::Revoked), long, true),
+            (Some(CloseCode::CertUntrusted), None, true),
+            (Some(CloseCode::CertUntrusted), long, false),
+            (Some(CloseCode::IdentityFork), None, false),
+            (None, None, false),
+        ] {
+            let found = ended(code, confirmed_for).is_of_the_certificate();
+            assert_eq!(found, expected, "{code:?} {confirmed_for:?}");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use viworks_api::GatewayStatus;
+use viworks_api::{CertificateRef, GatewayStatus};
 use viworks_common::id::{AgentRunId, TicketId};
 use viworks_common::network::IpNetwork;
 
@@ -62,17 +62,25 @@ pub enum Gateway {
         /// Its name or id
         gateway: String,
     },
+    /// List a gateway's certificates: which are accepted, and which are retired or revoked
+    Certificates {
+        /// Its name or id
+        gateway: String,
+    },
     /// Throw a gateway out, at once and for good: its session ends, and its commands with it
     #[command(
-        after_help = "Examples:\n  viworks gateway revoke gw-berlin-07 --reason 'the machine was stolen'\n  viworks gateway revoke gw-berlin-07 --reason 'taken out of service' --yes -o json\n  viworks gateway revoke --of-ticket 01940f5e-7000-7000-8000-0000000000d1 --reason 'the ticket leaked'"
+        after_help = "Examples:\n  viworks gateway revoke gw-berlin-07 --reason 'the machine was stolen'\n  viworks gateway revoke gw-berlin-07 --reason 'taken out of service' --yes -o json\n  viworks gateway revoke gw-berlin-07 --certificate 5f0e3c1b2a4d6e8f90a1b2c3d4e5f607 --reason 'its key was copied'\n  viworks gateway revoke --of-ticket 01940f5e-7000-7000-8000-0000000000d1 --reason 'the ticket leaked'"
     )]
     Revoke {
         /// Its name or id
         #[arg(required_unless_present = "of_ticket")]
         gateway: Option<String>,
         /// Every gateway that came of this ticket instead, after a list of them
-        #[arg(long, value_name = "ID", conflicts_with = "gateway")]
+        #[arg(long, value_name = "ID", conflicts_with_all = ["gateway", "certificate"])]
         of_ticket: Option<TicketId>,
+        /// Only this certificate, by its SHA-256 fingerprint or its serial number: the gateway goes on with others
+        #[arg(long, value_name = "FINGERPRINT|SERIAL")]
+        certificate: Option<CertificateRef>,
         /// Why; kept in the audit trail
         #[arg(long, value_name = "TEXT", value_parser = reason)]
         reason: String,

@@ -65,8 +65,31 @@ pub(super) async fn execute(
             yes,
             ..
         } => revoke_of(client, ticket, &reason, yes, format).await?,
+        Gateway::Certificates { gateway } => {
+            let certificates = client.certificates(&gateway).await?;
+            views::certificates::list(&certificates, format, SystemClock.wall())?;
+        }
         Gateway::Revoke {
             gateway,
+            certificate: Some(certificate),
+            reason,
+            yes,
+            of_ticket: None,
+        } => {
+            // There is one where there is no ticket.
+            let gateway = gateway.unwrap_or_default();
+            if !yes {
+                let question = views::certificates::farewell(&gateway, &certificate.to_string());
+                prompt::ask(&question, "--yes", "nothing was changed")?;
+            }
+            let revoked = client
+                .revoke_certificate(&gateway, &certificate, &reason)
+                .await?;
+            views::certificates::revoked(&revoked, format, SystemClock.wall())?;
+        }
+        Gateway::Revoke {
+            gateway,
+            certificate: None,
             reason,
             yes,
             of_ticket: None,

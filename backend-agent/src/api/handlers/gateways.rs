@@ -105,16 +105,7 @@ pub(in crate::api) async fn revoke(
     _params: Params<NoParams>,
     body: JsonBody<RevokeRequest>,
 ) -> ApiResult<Json<GatewayRevoked>> {
-    let reason = body.value.reason.trim();
-    if reason.is_empty() || reason.len() > REASON_BYTES_MAX {
-        let problem = if reason.is_empty() {
-            "missing"
-        } else {
-            "too long"
-        };
-        let allowed = format!("why, in 1 to {REASON_BYTES_MAX} bytes");
-        return Err(ApiError::body_field("reason", problem, allowed));
-    }
+    let reason = given_reason(&body.value)?;
     let found = find(&state, which).await?;
     let id = GatewayRef::Id(found.agent_id);
     let actor = principal.actor(&request_id);
@@ -135,6 +126,21 @@ pub(in crate::api) async fn revoke(
         indeterminate: ended_as(CommandState::Indeterminate),
         gateway: whole(&state, find(&state, id).await?).await?,
     }))
+}
+
+/// Why something is revoked: that must be said, and be short enough to be kept.
+pub(super) fn given_reason(request: &RevokeRequest) -> ApiResult<&str> {
+    let reason = request.reason.trim();
+    if reason.is_empty() || reason.len() > REASON_BYTES_MAX {
+        let problem = if reason.is_empty() {
+            "missing"
+        } else {
+            "too long"
+        };
+        let allowed = format!("why, in 1 to {REASON_BYTES_MAX} bytes");
+        return Err(ApiError::body_field("reason", problem, allowed));
+    }
+    Ok(reason)
 }
 
 /// One gateway with all that is known of it.

@@ -70,6 +70,7 @@ pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
                 certificate_file: std::path::absolute(&certificate).unwrap_or(certificate),
                 key_file: std::path::absolute(&key).unwrap_or(key),
                 agents_name,
+                crl_file: config.keys.crl_file.clone(),
             };
             let rendered = match render(
                 mode.unwrap_or(config.agents.tls_ends_at),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use viworks_common::human;
 use viworks_common::id::Tenant;
 use viworks_runtime::clock::{Clock, SystemClock};
 
@@ -12,11 +13,11 @@ use crate::config::Config;
 use crate::data::line::take_up;
 use crate::listening;
 use crate::pki::answer::{Reply, read_request, sign};
-use crate::pki::init::{InitRequest, init};
+use crate::pki::init::{InitRequest, OwnAuthority, OwnKey, init};
 use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue, load_master};
 use crate::pki::place::{authority, strange_url};
 use crate::pki::request::CertificateRequest;
-use crate::pki::{Home, PkiError, site};
+use crate::pki::{Home, PkiError, crl, site};
 use crate::start_error::StartError;
 
 pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
@@ -26,12 +27,20 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
             trust_domain,
             server_names,
             installed,
+            ca_certificate,
+            ca_key,
+            ca_sign_command,
         } => {
+            let authority = ca_certificate.map(|certificate| OwnAuthority {
+                certificate,
+                key: ca_key.map_or(OwnKey::Command(ca_sign_command), OwnKey::File),
+            });
             let request = InitRequest {
                 folder: dir,
                 trust_domain,
                 server_names,
                 installed,
+                authority,
             };
             let made = init(&request, SystemClock.wall())?;
             print(&format!("config  {}", made.config.display()))?;
@@ -111,6 +120,23 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
             if let Some(remark) = remark {
                 say(&remark);
             }
+        }
+        PkiCommand::Crl { config, out } => {
+            let config = load(&config)?;
+            let store = open(&config).await?;
+            let now = SystemClock.wall();
+            let listed = store
+                .withdrawn_certificates(&Tenant::default_tenant(), now)
+                .await;
+            store.close().await;
+            let listed = listed?;
+            crl::write(&config, &listed, &out, now)?;
+            print(&format!(
+                "{}  {}, until {}",
+                out.display(),
+                human::counted(listed.len(), "certificate", "certificates"),
+                now.saturating_add(crl::LIFE)
+            ))?;
         }
         PkiCommand::ReplaceMasterKey { config } => {
             let config = load(&config)?;

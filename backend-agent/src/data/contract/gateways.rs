@@ -6,9 +6,7 @@ use viworks_common::id::{AgentId, CommandName, GatewayName, Tenant};
 use viworks_common::time::Timestamp;
 
 use crate::data::{
-    Actor, Certificate, CertificateEnds, Gateway, GatewayFilter, GatewayRef, Listing,
-    MergedCommand, NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked,
-    StoreResult, StoredCatalogue,
+    Actor, Certificate, CertificateEnds, Gateway, GatewayFilter, GatewayRef, Listing, MergedCommand, NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult, StoredCatalogue, CertificateRef, CertificateRevocation, RegisteredCertificate, WithdrawnCertificate,
 };
 
 /// Gateways, their certificates, and what they allow.
@@ -65,6 +63,30 @@ pub trait GatewayStore: Send + Sync {
         tenant: &Tenant,
         agent_id: AgentId,
     ) -> StoreResult<Option<Revocation>>;
+    /// Revokes one certificate of a gateway, at once: whoever has its key gets no session any more, and the session
+    /// that was opened with it ends. Its other certificates go on. Revoking twice is revoking once.
+    async fn revoke_certificate(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        which: &CertificateRef,
+        reason: &str,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<CertificateRevocation>;
+    /// The latest certificates of a gateway, the last one first.
+    async fn list_certificates(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Vec<RegisteredCertificate>>;
+    /// The certificates of all gateways that are not accepted any more and end later than this; at most 100,000, those
+    /// that were revoked before those that a later one has replaced.
+    async fn withdrawn_certificates(
+        &self,
+        tenant: &Tenant,
+        now: Timestamp,
+    ) -> StoreResult<Vec<WithdrawnCertificate>>;
     /// Registers a certificate's key for exactly this gateway; [`Conflict`](crate::data::StoreError::Conflict) when the
     /// key was ever registered.
     async fn register_certificate(

@@ -3,17 +3,20 @@
 use std::time::Duration;
 
 use serde_json::json;
+use viworks_common::code::CloseCode;
 use viworks_common::id::AgentId;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
-use super::agents;
+use super::inbox::Post;
 use super::row::Reader;
 use super::sessions::fence;
 use super::tx::{Tx, View};
+use super::{agents, sessions};
 use crate::data::{
-    Actor, Certificate, GatewayRef, NewCertificate, Renewal, RenewalOutcome, StoreError,
-    StoreResult,
+    Actor, Certificate, CertificateRef, CertificateRevocation, GatewayRef, Letter, NewCertificate,
+    RegisteredCertificate, Renewal, RenewalOutcome, RevokedCertificate, StoreError, StoreResult,
+    WithdrawnCertificate,
 };
 
 pub(super) const REGISTER: &str = "\
@@ -21,7 +24,8 @@ INSERT INTO certificates (tenant, spki, agent_id, serial, not_after, fingerprint
 VALUES (:tenant, :spki, :agent_id, :serial, :not_after, :fingerprint, :now) ON CONFLICT DO NOTHING";
 
 pub(super) const LOAD: &str = "\
-SELECT c.serial, c.not_after, c.fingerprint, g.revoked_at IS NOT NULL AS revoked, g.confirmed,
+SELECT c.serial, c.not_after, c.fingerprint, g.revoked_at IS NOT NULL OR c.revoked_at IS NOT NULL AS revoked,
+       g.revoked_at IS NULL AS gateway_goes_on, g.confirmed,
        c.retired_at IS NOT NULL AS retired, c.replaced_at IS NOT NULL AS replaced,
        c.unproved IS NOT NULL AS unproved, g.name AS gateway
 FROM certificates AS c
@@ -61,8 +65,51 @@ WHERE tenant = :tenant AND agent_id = :agent_id AND spki <> :spki AND replaced_a
 /// TLS refuses them by their end, long before they are forgotten; so are those that were in no session.
 pub(super) const FORGET: &str = "\
 DELETE FROM certificates
-WHERE tenant = :tenant AND agent_id = :agent_id AND (retired_at IS NOT NULL OR unproved IS NOT NULL)
+WHERE tenant = :tenant AND agent_id = :agent_id AND (retired_at IS NOT NULL OR unproved IS NOT NULL OR revoked_at IS NOT NULL)
       AND not_after < :until";
+
+/// The columns that [`read_registered`] reads.
+macro_rules! registered {
+    ($rest:literal) => {
+        concat!(
+            "SELECT spki, serial, fingerprint, registered_at, not_after, revoked_at, retired_at, \
+             unproved IS NOT NULL AS unproved FROM certificates WHERE tenant = :tenant AND agent_id = :agent_id ",
+            $rest
+        )
+    };
+}
+
+pub(super) const LIST: &str = registered!("ORDER BY registered_at DESC, fingerprint LIMIT :limit");
+
+/// By what a person copies from elsewhere: other programs leave out the zeros in front of a serial number.
+pub(super) const MEANT: &str = registered!(
+    "AND (fingerprint = :fingerprint OR ltrim(serial, '0') = ltrim(CAST(:serial AS text), '0')) ORDER BY registered_at DESC LIMIT 2"
+);
+
+pub(super) const WITHDRAWN: &str = "\
+SELECT c.serial, coalesce(c.revoked_at, g.revoked_at, c.retired_at) AS since,
+       c.revoked_at IS NOT NULL OR g.revoked_at IS NOT NULL AS revoked
+FROM certificates AS c
+JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id
+WHERE c.tenant = :tenant AND c.not_after > :after
+      AND (c.revoked_at IS NOT NULL OR g.revoked_at IS NOT NULL OR c.retired_at IS NOT NULL)
+ORDER BY 3 DESC, c.not_after DESC, c.serial LIMIT :limit";
+
+/// Its text goes: whoever lost the answer does not get it again.
+pub(super) const REVOKE: &str = "\
+UPDATE certificates SET revoked_at = :now, unproved = NULL
+WHERE tenant = :tenant AND agent_id = :agent_id AND spki = :spki AND revoked_at IS NULL";
+
+/// The last confirmed session that showed a certificate.
+pub(super) const SHOWN: &str = "\
+SELECT epoch FROM sessions
+WHERE tenant = :tenant AND agent_id = :agent_id AND fingerprint = :fingerprint AND confirmed_at IS NOT NULL
+ORDER BY epoch DESC LIMIT 1";
+
+/// Also those that wait to be confirmed.
+pub(super) const END_SHOWN: &str = "\
+UPDATE sessions SET ended_at = :now, code = :code
+WHERE tenant = :tenant AND agent_id = :agent_id AND fingerprint = :fingerprint AND ended_at IS NULL";
 
 /// How soon a gateway gets another certificate, and how many in an hour.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
@@ -74,6 +121,12 @@ const UNPROVED_MAX: u64 = 32;
 
 /// How long a certificate that ended, and is retired or was in no session, is remembered.
 const RETIRED_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
+
+/// Certificates that are not accepted any more, of all gateways, which are told of at once.
+const WITHDRAWN_MAX: usize = 100_000;
+
+/// Certificates of one gateway that are listed, the latest.
+const LISTED: usize = 1_000;
 
 pub(super) const REGISTERED: &str =
     "SELECT agent_id FROM certificates WHERE tenant = :tenant AND spki = :spki";
@@ -201,6 +254,112 @@ pub(super) fn replace(tx: &Tx<'_>, agent_id: AgentId, spki: &[u8; 32]) -> StoreR
     tx.execute(REPLACE, params! { agent_id, spki }).map(drop)
 }
 
+/// The latest certificates of a gateway.
+pub(super) fn list(view: &View<'_>, agent_id: AgentId) -> StoreResult<Vec<RegisteredCertificate>> {
+    let params = params! { agent_id, limit: LISTED };
+    view.all(LIST, params, |row| Ok(read_registered(row)?.1))
+}
+
+/// The certificates that are not accepted any more and end later than this.
+pub(super) fn withdrawn(
+    view: &View<'_>,
+    after: Timestamp,
+) -> StoreResult<Vec<WithdrawnCertificate>> {
+    let params = params! { after, limit: WITHDRAWN_MAX };
+    view.all(WITHDRAWN, params, |row| {
+        let row = Reader::new("certificates", row);
+        Ok(WithdrawnCertificate {
+            serial: row.get("serial")?,
+            since: row.get("since")?,
+            revoked: row.get("revoked")?,
+        })
+    })
+}
+
+/// Revokes one certificate, and ends the session that was opened with it; the others of its gateway go on.
+pub(super) fn revoke(
+    tx: &Tx<'_>,
+    agent_id: AgentId,
+    which: &CertificateRef,
+    reason: &str,
+    actor: &Actor,
+) -> StoreResult<CertificateRevocation> {
+    tx.lock_telemetry([agent_id])?;
+    tx.lock([agent_id])?;
+    let Some(gateway) = agents::load(tx, &GatewayRef::Id(agent_id))? else {
+        return Ok(CertificateRevocation::Unknown);
+    };
+    let (fingerprint, serial) = match which {
+        CertificateRef::Fingerprint(fingerprint) => (Some(fingerprint), None),
+        CertificateRef::Serial(serial) => (None, Some(serial)),
+    };
+    let params = params! { agent_id, fingerprint, serial };
+    let mut meant = tx.all(MEANT, params, read_registered)?;
+    let Some((spki, mut certificate)) = meant.pop() else {
+        return Ok(CertificateRevocation::Unknown);
+    };
+    if !meant.is_empty() {
+        return Ok(CertificateRevocation::Ambiguous);
+    }
+    let fingerprint = certificate.fingerprint;
+    let shown: Option<u64> = tx.optional(SHOWN, params! { agent_id, fingerprint }, |row| {
+        Reader::new("sessions", row).get("epoch")
+    })?;
+    let already = certificate.revoked_at.is_some();
+    let live = gateway
+        .session
+        .filter(|session| Some(session.epoch) == shown);
+    if !already {
+        tx.execute(REVOKE, params! { agent_id, spki })?;
+        let code = CloseCode::Revoked.name();
+        tx.execute(END_SHOWN, params! { agent_id, fingerprint, code })?;
+        certificate.revoked_at = Some(tx.now);
+        certificate.unproved = false;
+        // `audit` keeps it for good.
+        let detail = json!({
+            "serial": certificate.serial, "fingerprint": hex::encode(certificate.fingerprint), "reason": reason,
+        });
+        agents::note(tx, actor, "certificate.revoke", agent_id, &detail)?;
+    }
+    let session_ended = live.is_some();
+    if let Some(session) = live {
+        if session.instance.is_some() {
+            tx.post(Post {
+                to: session.instance,
+                agent_id,
+                letter: Letter::CertificateRevoked {
+                    epoch: session.epoch,
+                },
+            });
+        }
+        sessions::end(tx, agent_id, session.epoch, CloseCode::Revoked)?;
+    }
+    Ok(CertificateRevocation::Revoked(Box::new(
+        RevokedCertificate {
+            already,
+            session_ended,
+            // Also of one that is over: if the answer to that was lost, nobody has told the session here.
+            epoch: shown,
+            certificate,
+        },
+    )))
+}
+
+/// A certificate with its key (SHA-256).
+fn read_registered(row: &Row<'_>) -> StoreResult<([u8; 32], RegisteredCertificate)> {
+    let row = Reader::new("certificates", row);
+    let certificate = RegisteredCertificate {
+        serial: row.get("serial")?,
+        fingerprint: row.get("fingerprint")?,
+        registered_at: row.get("registered_at")?,
+        not_after: row.get("not_after")?,
+        revoked_at: row.get("revoked_at")?,
+        retired_at: row.get("retired_at")?,
+        unproved: row.get("unproved")?,
+    };
+    Ok((row.get("spki")?, certificate))
+}
+
 fn read_known(row: &Row<'_>) -> StoreResult<Known> {
     let row = Reader::new("certificates", row);
     Ok(Known {
@@ -229,6 +388,7 @@ pub(super) fn read(row: &Row<'_>) -> StoreResult<Certificate> {
         not_after: row.get("not_after")?,
         fingerprint: row.get("fingerprint")?,
         revoked: row.get("revoked")?,
+        gateway_goes_on: row.get("gateway_goes_on")?,
         retired: row.get("retired")?,
         replaced: row.get("replaced")?,
         unproved: row.get("unproved")?,

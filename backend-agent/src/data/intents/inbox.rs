@@ -81,6 +81,9 @@ impl Post {
             Letter::Look => ("look", String::new(), None, None),
             Letter::Cancel(command_id) => ("cancel", command_id.to_string(), None, None),
             Letter::Revoked => ("revoked", String::new(), None, None),
+            Letter::CertificateRevoked { epoch } => {
+                ("certificate_revoked", epoch.to_string(), Some(epoch), None)
+            }
             Letter::Superseded { epoch } => ("superseded", epoch.to_string(), Some(epoch), None),
             Letter::Drain => ("drain", String::new(), None, None),
             Letter::Probe {
@@ -156,6 +159,9 @@ fn letter(row: &Reader<'_>) -> StoreResult<Option<Letter>> {
         "look" => Letter::Look,
         "cancel" => Letter::Cancel(row.get("about")?),
         "revoked" => Letter::Revoked,
+        "certificate_revoked" => Letter::CertificateRevoked {
+            epoch: row.get("epoch")?,
+        },
         "superseded" => Letter::Superseded {
             epoch: row.get("epoch")?,
         },

@@ -246,6 +246,8 @@ pub struct Certificate {
     pub fingerprint: [u8; 32],
     /// Whether it, or its gateway, was revoked.
     pub revoked: bool,
+    /// Whether its gateway was not.
+    pub gateway_goes_on: bool,
     /// Whether a session was confirmed with a later one.
     pub retired: bool,
     /// Whether another machine took the gateway's place since.
@@ -296,6 +298,69 @@ pub struct CertificateEnds {
     pub away: u64,
     /// The first few of them, and when theirs ends.
     pub first: Vec<(GatewayName, Timestamp)>,
+}
+
+/// A certificate of a gateway, as it is listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegisteredCertificate {
+    /// The serial number, in hexadecimal.
+    pub serial: String,
+    /// SHA-256 of the whole certificate.
+    pub fingerprint: [u8; 32],
+    /// When it was registered.
+    pub registered_at: Timestamp,
+    /// When it ends.
+    pub not_after: Timestamp,
+    /// When it alone was revoked, if it was.
+    pub revoked_at: Option<Timestamp>,
+    /// When a session was confirmed with a later one, if one was.
+    pub retired_at: Option<Timestamp>,
+    /// Whether it was issued over a session, and none was confirmed with it so far.
+    pub unproved: bool,
+}
+
+/// A certificate that is not accepted any more, although it has not ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WithdrawnCertificate {
+    /// The serial number, in hexadecimal.
+    pub serial: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// Whether it, or its gateway, was revoked; otherwise a later one has taken its place.
+    pub revoked: bool,
+}
+
+/// One certificate of a gateway, by what a person has of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CertificateRef {
+    /// SHA-256 of the whole certificate.
+    Fingerprint([u8; 32]),
+    /// The serial number, in hexadecimal.
+    Serial(String),
+}
+
+/// What revoking one certificate came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CertificateRevocation {
+    /// It is revoked.
+    Revoked(Box<RevokedCertificate>),
+    /// The gateway has none that is meant.
+    Unknown,
+    /// It has more than one with this serial number.
+    Ambiguous,
+}
+
+/// What revoking one certificate did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevokedCertificate {
+    /// Whether it had been revoked before.
+    pub already: bool,
+    /// Whether the gateway's session was opened with it, and ended.
+    pub session_ended: bool,
+    /// The epoch of the last session that showed it: whoever has that cuts it.
+    pub epoch: Option<u64>,
+    /// The certificate as it stands.
+    pub certificate: RegisteredCertificate,
 }
 
 /// A certificate that a gateway asked for over its session.

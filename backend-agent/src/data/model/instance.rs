@@ -145,6 +145,11 @@ pub enum Letter {
     Cancel(CommandId),
     /// It was revoked.
     Revoked,
+    /// The certificate that its session was opened with was revoked.
+    CertificateRevoked {
+        /// The epoch of the session that is over.
+        epoch: u64,
+    },
     /// A newer session of it was confirmed elsewhere.
     Superseded {
         /// The epoch of the one that is over.

@@ -35,6 +35,10 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         "../../../migrations/postgres",
         "0004_rotate_server_keys.sql"
     ),
+    migration!(
+        "../../../migrations/postgres",
+        "0009_revoke_certificates.sql"
+    ),
 ];
 
 /// How often a migration is tried that other transactions stand in the way of.

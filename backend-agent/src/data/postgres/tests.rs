@@ -203,6 +203,7 @@ const OF_ALL: &[&str] = &[
     "expiry::TALLY",
     "pins::TRUST",
     "pins::UNTRUSTING_COUNT",
+    "certificates::WITHDRAWN",
     "recount::GATEWAYS",
     "recount::SHORT",
     "runs::COUNTS",

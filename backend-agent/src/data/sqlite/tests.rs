@@ -23,6 +23,7 @@ const OVER_ALL_GATEWAYS: &[&str] = &[
     "expiry::TALLY",
     "pins::TRUST",
     "pins::UNTRUSTING_COUNT",
+    "certificates::WITHDRAWN",
     "recount::GATEWAYS",
     "targets::ALL",
     "runs::COUNTS",

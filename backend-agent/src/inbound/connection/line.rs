@@ -203,8 +203,20 @@ impl Line {
                 false
             }
         };
+        let certificate = self
+            .inbound
+            .store
+            .certificate(tenant, *agent_id, &self.peer.spki);
+        // What cannot be found out now is told to the gateway when it connects again.
+        let certificate_revoked =
+            matches!(certificate.await, Ok(Some(known)) if known.revoked && !revoked);
         self.refuse(if revoked {
             refusal(CloseCode::Revoked, "the gateway was revoked")
+        } else if certificate_revoked {
+            refusal(
+                CloseCode::Revoked,
+                "the certificate of this session was revoked",
+            )
         } else {
             refusal(
                 CloseCode::Superseded,

@@ -239,8 +239,14 @@ async fn successes(backend: &Backend) {
     assert_eq!(backend.post("/v1/runs/plan", &body).await.status, 409);
     let body = json!({"command": "sys.uptime", "targets": "all"});
     assert_eq!(backend.post("/v1/runs/plan", &body).await.status, 200);
-    backend.register("gw-2").await;
+    let gateway = backend.register("gw-2").await;
+    let fingerprint = backend.certify(gateway, 7).await;
+    let list = backend.get("/v1/gateways/gw-2/certificates").await;
+    assert_eq!(list.status, 200, "{}", list.text);
     let body = json!({"reason": "stolen"});
+    let path = format!("/v1/gateways/gw-2/certificates/{fingerprint}/revoke");
+    let revoked = backend.post(&path, &body).await;
+    assert_eq!(revoked.status, 200, "{}", revoked.text);
     let revoked = backend.post("/v1/gateways/gw-2/revoke", &body).await;
     assert_eq!(revoked.status, 200, "{}", revoked.text);
     let none = json!({"replace": true});
@@ -355,8 +361,10 @@ async fn full_disk() -> BTreeSet<Outcome> {
         tickets.push(made["ticket"]["id"].as_str().unwrap().to_owned());
     }
     let mut gateways = Vec::new();
+    let mut certificates = Vec::new();
     for n in 0..40 {
         gateways.push(backend.register(&format!("gw-out-{n}")).await);
+        certificates.push(backend.certify(holder.agent_id, n).await);
     }
     let holders = [
         holder.agent_run_id,
@@ -388,6 +396,13 @@ async fn full_disk() -> BTreeSet<Outcome> {
     let reason = json!({"reason": "x".repeat(512)});
     until_full("revokeGateway", async || {
         let path = format!("/v1/gateways/{}/revoke", gateways.next().unwrap());
+        backend.post(&path, &reason).await
+    })
+    .await;
+    let mut certificates = certificates.into_iter();
+    until_full("revokeCertificate", async || {
+        let fingerprint = certificates.next().unwrap();
+        let path = format!("/v1/gateways/gw-1/certificates/{fingerprint}/revoke");
         backend.post(&path, &reason).await
     })
     .await;
@@ -533,6 +548,8 @@ fn readers() -> BTreeMap<&'static str, Reader> {
         ("AuditList", reads::<dto::AuditList>),
         ("CatalogueCommand", reads::<dto::CatalogueCommand>),
         ("CatalogueList", reads::<dto::CatalogueList>),
+        ("CertificateList", reads::<dto::CertificateList>),
+        ("CertificateRevoked", reads::<dto::CertificateRevoked>),
         ("CommandList", reads::<dto::CommandList>),
         ("SkippedList", reads::<dto::SkippedList>),
         ("CommandView", reads::<dto::CommandView>),

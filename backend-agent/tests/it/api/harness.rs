@@ -22,7 +22,7 @@ use viworks_backend_agent::config::Config;
 use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Holder, LeaseLimits,
-    NewGateway, OwnPins, QueueLimits, Store,
+    NewGateway, OwnPins, QueueLimits, Store, NewCertificate,
 };
 use viworks_backend_agent::enrolment::{Addresses, TicketOffice};
 use viworks_backend_agent::material::ServerMaterial;
@@ -51,6 +51,7 @@ pub(super) struct Nudges {
     pub(super) cancelled: Mutex<Vec<CommandId>>,
     pub(super) revoked: Mutex<Vec<AgentId>>,
     pub(super) given_away: Mutex<Vec<(AgentId, u64)>>,
+    pub(super) cut: Mutex<Vec<(AgentId, u64)>>,
 }
 
 impl CommandNudge for Nudges {
@@ -68,6 +69,10 @@ impl CommandNudge for Nudges {
 
     fn given_away(&self, agent_id: &AgentId, epoch: u64) {
         self.given_away.lock().unwrap().push((*agent_id, epoch));
+    }
+
+    fn certificate_revoked(&self, agent_id: &AgentId, epoch: u64) {
+        self.cut.lock().unwrap().push((*agent_id, epoch));
     }
 }
 
@@ -141,6 +146,7 @@ fn make_keys(folder: &TempDir) {
         trust_domain: "viworks.test".parse().unwrap(),
         server_names: vec!["127.0.0.1".to_owned()],
         installed: false,
+        authority: None,
     };
     init(&request, SystemClock.wall()).unwrap();
 }
@@ -429,6 +435,22 @@ impl Backend {
             .await
             .unwrap();
         agent_id
+    }
+
+    /// Registers a certificate for a gateway; its fingerprint, which repeats this byte. Sessions here show that of 7.
+    pub(super) async fn certify(&self, agent_id: AgentId, byte: u8) -> String {
+        let new = NewCertificate {
+            agent_id,
+            spki: [byte; 32],
+            serial: format!("0a{byte:02x}"),
+            not_after: now().saturating_add(Duration::from_secs(3_600)),
+            fingerprint: [byte; 32],
+        };
+        self.store
+            .register_certificate(&self.tenant, new, &Actor::local("test"), now())
+            .await
+            .unwrap();
+        hex::encode([byte; 32])
     }
 
     /// Registers a gateway, confirms a session of it and reports its catalogue.

@@ -1,5 +1,6 @@
 //! Throwing a gateway out: what ends with it, who is told, and what is kept of why.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -240,4 +241,86 @@ async fn gateways_are_listed_by_their_ticket() {
     assert_eq!(backend.get(of_nobody).await.json()["items"], json!([]));
     let wrong = backend.get("/v1/gateways?ticket=gw-1").await;
     wrong.problem(422, "VW-H-007");
+}
+
+#[tokio::test]
+async fn one_certificate_is_revoked_and_its_gateway_goes_on_with_others() {
+    let backend = Backend::new().await;
+    let holder = backend.connect("gw-1", catalogue()).await;
+    // That of its session, and one beside it.
+    let shown = backend.certify(holder.agent_id, 7).await;
+    let other = backend.certify(holder.agent_id, 8).await;
+    let certificates = "/v1/gateways/gw-1/certificates";
+    let states = async || {
+        let listed = backend.get(certificates).await.json();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let one = |item: &Value| (text(&item["fingerprint"]), text(&item["state"]));
+        let items = listed["items"].as_array().unwrap().iter();
+        items.map(one).collect::<BTreeMap<_, _>>()
+    };
+    let before = states().await;
+    assert_eq!(before[&shown], "in_use");
+    assert_eq!(before[&other], "in_use");
+
+    let body = json!({"reason": " its key was copied\n"});
+    // As other programs print a serial number.
+    let path = format!("{certificates}/0A:07/revoke");
+    for already in [false, true] {
+        let answer = backend.post(&path, &body).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+        let told = answer.json();
+        assert_eq!(told["already"], already);
+        assert_eq!(told["session_ended"], !already);
+        assert_eq!(told["certificate"]["state"], "revoked");
+        assert_eq!(told["certificate"]["fingerprint"], *shown);
+        assert_eq!(told["gateway"]["name"], "gw-1");
+    }
+    // The second one also: if the first answer was lost, nobody has told the session.
+    let cut = (holder.agent_id, holder.epoch);
+    assert_eq!(*backend.nudges.cut.lock().unwrap(), [cut, cut]);
+    assert_eq!(*backend.nudges.revoked.lock().unwrap(), []);
+    let after = states().await;
+    assert_eq!(after[&shown], "revoked");
+    assert_eq!(after[&other], "in_use");
+    let gateway = backend.get("/v1/gateways/gw-1").await.json();
+    assert_eq!(gateway["status"], "offline", "{gateway}");
+    let audit = backend.get("/v1/audit").await.json();
+    let records = audit["items"].as_array().unwrap().iter();
+    let records: Vec<_> = records
+        .filter(|record| record["action"] == "certificate.revoke")
+        .collect();
+    let [record] = records[..] else {
+        panic!("{records:#?}")
+    };
+    assert_eq!(record["detail"]["reason"], "its key was copied");
+    assert_eq!(record["detail"]["fingerprint"], *shown);
+    assert!(record["request_id"].is_string(), "{record:#}");
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_meant_stays_as_it_is() {
+    let backend = Backend::new().await;
+    let agent_id = backend.register("gw-1").await;
+    let fingerprint = backend.certify(agent_id, 7).await;
+    let body = json!({"reason": "copied"});
+    let unknown = "ab".repeat(32);
+    for nobody in [&*unknown, "0a08", "no-certificate", "a"] {
+        let path = format!("/v1/gateways/gw-1/certificates/{nobody}/revoke");
+        backend.post(&path, &body).await.problem(404, "VW-N-001");
+    }
+    let path = format!("/v1/gateways/gw-1/certificates/{fingerprint}/revoke");
+    let problem = backend.post(&path, &json!({"reason": " "})).await;
+    let problem = problem.problem(422, "VW-H-006");
+    assert_eq!(problem["errors"][0]["field"], "reason", "{problem}");
+    let listed = backend.get("/v1/gateways/gw-1/certificates").await.json();
+    assert_eq!(listed["items"][0]["state"], "in_use");
+    // A page at a time, as everywhere.
+    backend.certify(agent_id, 8).await;
+    let first = backend.get("/v1/gateways/gw-1/certificates?limit=1").await;
+    let first = first.json();
+    let next = first["next"].as_str().unwrap();
+    let path = format!("/v1/gateways/gw-1/certificates?limit=1&cursor={next}");
+    let second = backend.get(&path).await.json();
+    assert_ne!(second["items"][0], first["items"][0]);
+    assert_eq!(second["next"], Value::Null, "{second}");
 }

@@ -1,7 +1,7 @@
 //! Configurations of nginx in which the TLS of gateways ends.
 
 use viworks_backend_agent::config::{ProxyProtocol, TlsEnd};
-use viworks_backend_agent::nginx::render::render;
+use viworks_backend_agent::nginx::render::{Site, render};
 use viworks_common::key::BindingMode;
 
 use super::{SHIPPED, Scene, site};
@@ -46,6 +46,28 @@ fn the_shipped_file_that_ends_tls_is_rendered_for_the_backends_certificates() {
             .told(SHIPPED)
             .contains("no location in an http block leads to 127.0.0.1:8081")
     );
+}
+
+#[test]
+fn the_list_that_the_backend_keeps_is_in_what_is_rendered_and_its_absence_is_told() {
+    let (mut scene, without) = terminating();
+    assert!(!without.contains("\n        ssl_crl "), "{without}");
+    let list = scene.folder.path().join("gateways.crl");
+    scene.config.keys.crl_file = Some(list.clone());
+    let site = Site {
+        crl_file: Some(list.clone()),
+        ..site()
+    };
+    let rendered = render(TlsEnd::Proxy, &site, &scene.config.agents).unwrap();
+    let line = format!("\n        ssl_crl {};\n", list.display());
+    assert!(rendered.contains(&line), "{rendered}");
+    let warned = |text: &str| {
+        let (checked, ended) = scene.checked(text, None);
+        ended.unwrap();
+        checked.warnings.len()
+    };
+    let (before, after) = (warned(&without), warned(&rendered));
+    assert_eq!(before, after + 1);
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 use viworks_backend_agent::data::postgres::{Error, Role, Target};
 use viworks_backend_agent::data::{
-    AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, Hurry,
-    InstanceLoad, Letter, Mail, Owner, ProbeAnswer, Retention, SessionTouch, Store, StoreError,
-    TelemetryLimits, UpkeepStore as _,
+    AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, CertificateRef, ConfirmOutcome,
+    Hurry, InstanceLoad, Letter, Mail, NewCertificate, Owner, ProbeAnswer, Retention, SessionTouch,
+    Store, StoreError, TelemetryLimits, UpkeepStore as _,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::command::CommandState;
@@ -522,10 +522,36 @@ async fn each_backend_is_left_what_concerns_its_sessions_once() {
     assert_eq!(verdict.await.unwrap(), Verdict::Fork);
     assert_eq!(only(&other).await, (agent(2), Letter::Drain));
 
-    // The gateway comes back to the first one, and is revoked by a tool.
-    let moved = one.open(one.hello(2, 2, there.admitted.issued)).await;
+    // The gateway comes back to the first one, and the certificate that it shows there is revoked by a tool.
+    let hello = one.hello(2, 2, there.admitted.issued);
+    let shown = hello.fingerprint;
+    let moved = one.open(hello).await;
     assert_eq!(only(&other).await, (agent(2), Letter::Superseded { epoch }));
     assert_eq!(moved.confirmed.instance, Some(asks));
+    let certificate = NewCertificate {
+        fingerprint: shown,
+        ..super::gateways::new_certificate(2, 9)
+    };
+    let registered = one
+        .store
+        .register_certificate(&one.tenant, certificate, &actor, at(34));
+    registered.await.unwrap();
+    let which = CertificateRef::Fingerprint(shown);
+    let revoked =
+        other
+            .store
+            .revoke_certificate(&one.tenant, agent(2), &which, "copied", &actor, at(34));
+    revoked.await.unwrap();
+    let epoch = moved.holder.epoch;
+    let letter = Letter::CertificateRevoked { epoch };
+    assert_eq!(only(&one).await, (agent(2), letter));
+
+    // It comes with another one, and is revoked as a whole.
+    let hello = AdmitRequest {
+        fingerprint: [8; 32],
+        ..one.hello(2, 2, epoch)
+    };
+    one.open(hello).await;
     let revoked = other
         .store
         .revoke_gateway(&one.tenant, agent(2), None, &actor, at(34));

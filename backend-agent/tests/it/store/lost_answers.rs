@@ -7,10 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
-    Accepted, Actor, AuditOutcome, CompleteOutcome, ConfirmOutcome, ForkDecision, ForkResolution,
-    HeartbeatFigures, Holder, NewAuditRecord, NewCertificate, Owner, PinOutcome, ProbeAnswer,
-    RedeemOutcome, ReissueOutcome, Rejected, RenewalOutcome, SessionTouch, SiteClaim, StoreError,
-    Submission, TelemetryWrite,
+    Accepted, Actor, AuditOutcome, CompleteOutcome, ConfirmOutcome, ForkDecision, ForkResolution, HeartbeatFigures, Holder, NewAuditRecord, NewCertificate, Owner, PinOutcome, ProbeAnswer, RedeemOutcome, ReissueOutcome, Rejected, RenewalOutcome, SessionTouch, SiteClaim, StoreError, Submission, TelemetryWrite, CertificateRef, CertificateRevocation,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::code::{CloseCode, RejectCode};
@@ -386,6 +383,16 @@ async fn end(own: &mut Robbed, session: &Session) {
     twice!(own, end_dead_instances(&tenant, at(6)), audited 0);
     let removed = twice!(own, remove_absent_gateways(&tenant, 10, at(7)), audited 0);
     assert!(removed.is_empty(), "none is ephemeral: {removed:?}");
+    let which = CertificateRef::Fingerprint([8; 32]);
+    let revoked = twice!(
+        own,
+        revoke_certificate(&tenant, agent(1), &which, "stolen", &actor, at(7)),
+        audited 1
+    );
+    let CertificateRevocation::Revoked(revoked) = revoked else {
+        panic!("{revoked:?}");
+    };
+    assert!(revoked.already);
     let revoked = twice!(own, revoke_gateway(&tenant, agent(1), None, &actor, at(7)), audited 1);
     assert!(revoked.unwrap().already);
     let unknown = own.bed.command_id();

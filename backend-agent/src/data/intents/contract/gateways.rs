@@ -10,9 +10,7 @@ use super::super::merged::{Answer, Intent};
 use super::super::store::SqlStore;
 use super::super::{agents, catalogues, certificates, expiry, replacements};
 use crate::data::{
-    Actor, Certificate, CertificateEnds, Gateway, GatewayFilter, GatewayRef, GatewayStore, Listing,
-    MergedCommand, NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked,
-    StoreResult, StoredCatalogue,
+    Actor, Certificate, CertificateEnds, Gateway, GatewayFilter, GatewayRef, GatewayStore, Listing, MergedCommand, NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult, StoredCatalogue, CertificateRef, CertificateRevocation, RegisteredCertificate, WithdrawnCertificate,
 };
 
 /// For what depends on no time.
@@ -97,6 +95,40 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
         agent_id: AgentId,
     ) -> StoreResult<Option<Revocation>> {
         self.read(tenant, move |view| agents::revocation(view, agent_id))
+            .await
+    }
+
+    async fn revoke_certificate(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        which: &CertificateRef,
+        reason: &str,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<CertificateRevocation> {
+        let (which, reason, actor) = (which.clone(), reason.to_owned(), actor.clone());
+        self.write(tenant, now, move |tx| {
+            certificates::revoke(tx, agent_id, &which, &reason, &actor)
+        })
+        .await
+    }
+
+    async fn list_certificates(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Vec<RegisteredCertificate>> {
+        self.read(tenant, move |view| certificates::list(view, agent_id))
+            .await
+    }
+
+    async fn withdrawn_certificates(
+        &self,
+        tenant: &Tenant,
+        now: Timestamp,
+    ) -> StoreResult<Vec<WithdrawnCertificate>> {
+        self.read(tenant, move |view| certificates::withdrawn(view, now))
             .await
     }
 

@@ -26,7 +26,9 @@ pub(in crate::data::intents) const FOUND: Sql = Sql::of_server(concat!(
     "SELECT a.item, c.* FROM ",
     columns!(unnested),
     " CROSS JOIN LATERAL (\
-        SELECT k.serial, k.not_after, k.fingerprint, g.revoked_at IS NOT NULL AS revoked, g.confirmed, \
+        SELECT k.serial, k.not_after, k.fingerprint, \
+               g.revoked_at IS NOT NULL OR k.revoked_at IS NOT NULL AS revoked, \
+               g.revoked_at IS NULL AS gateway_goes_on, g.confirmed, \
                k.retired_at IS NOT NULL AS retired, k.replaced_at IS NOT NULL AS replaced, \
                k.unproved IS NOT NULL AS unproved, g.name AS gateway \
         FROM certificates AS k CROSS JOIN gateways AS g \

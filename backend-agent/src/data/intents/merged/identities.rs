@@ -42,7 +42,9 @@ pub(in crate::data::intents) const FOUND: Sql = Sql::of_server(concat!(
          WHERE o.tenant = :tenant AND o.agent_id = a.agent_id AND o.epoch = g.session_epoch LIMIT 1) AS s ON true \
      LEFT JOIN LATERAL (SELECT o.labels FROM sessions AS o \
          WHERE o.tenant = :tenant AND o.agent_id = a.agent_id AND o.epoch = a.epoch AND o.session_id = a.session_id \
-           AND o.ended_at IS NULL LIMIT 1) AS n ON true"
+           AND o.ended_at IS NULL \
+           AND NOT EXISTS (SELECT 1 FROM certificates AS k WHERE k.tenant = :tenant AND k.agent_id = a.agent_id \
+                           AND k.fingerprint = o.fingerprint AND k.revoked_at IS NOT NULL) LIMIT 1) AS n ON true"
 ));
 
 /// Labels by their keys.

@@ -1,0 +1,179 @@
+//! The list of certificates that are not accepted any more, signed by the authority: for whoever looks at certificates
+//! in front of the backend, which asks its database.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::info;
+use viworks_common::human;
+use viworks_common::id::Tenant;
+use viworks_common::time::Timestamp;
+use viworks_runtime::clock::Timeline;
+use viworks_runtime::conditions::{Conditions, Severity};
+use viworks_runtime::lifecycle::Lifecycle;
+use viworks_runtime::{blocking, files};
+
+use super::PkiError;
+use super::issue::open_authority;
+use crate::config::Config;
+use crate::data::{Store, WithdrawnCertificate, in_full};
+
+/// How long a list is valid. With one that has ended nginx refuses every gateway, so that a backend may be away for
+/// weeks; what is revoked meanwhile is refused by the backend itself.
+pub const LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);
+
+/// How often the database is asked whether the list has changed.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// How old a list gets that nothing changes.
+const WRITE_EVERY: Duration = Duration::from_secs(24 * 3_600);
+
+/// How long reading the authority's files, signing and writing may take.
+const WRITE_TIME: Duration = Duration::from_secs(30);
+
+/// The condition of a list that is not written.
+const CRL: &str = "pki.crl";
+
+const FIX: &str = "the backend itself refuses what is revoked, whatever the list says; put right what the cause names, \
+                   before the list that is there ends: nginx refuses every gateway by one that has ended";
+
+/// Signs the list, and puts it where it belongs: the old one or the new one is there, whole.
+///
+/// # Errors
+///
+/// When this backend has no authority, or a file is not what it should be.
+pub fn write(
+    config: &Config,
+    withdrawn: &[WithdrawnCertificate],
+    out: &Path,
+    now: Timestamp,
+) -> Result<(), PkiError> {
+    let authority = open_authority(config)?;
+    let list = authority.revocations(withdrawn, now, LIFE)?;
+    // There is no secret in it, and nginx may run as anybody.
+    Ok(files::write_atomic_as(out, list.as_bytes(), 0o644)?)
+}
+
+/// Keeps the file of `crl_file` in `[keys]` as the database is.
+pub struct Keeper {
+    /// Which file, and who signs.
+    pub config: Arc<Config>,
+    /// The truth.
+    pub store: Arc<dyn Store>,
+    /// Whose certificates.
+    pub tenant: Tenant,
+    /// The time.
+    pub clock: Arc<Timeline>,
+    /// What is wrong with this process.
+    pub conditions: Conditions,
+}
+
+/// What was written last, and when.
+struct Written {
+    listed: Vec<WithdrawnCertificate>,
+    at: Timestamp,
+}
+
+impl Keeper {
+    /// Runs until the backend stops.
+    pub async fn run(self, lifecycle: Lifecycle) {
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut written = None;
+        loop {
+            tokio::select! {
+                () = lifecycle.stopping() => return,
+                _ = ticks.tick() => {}
+            }
+            match self.look(&mut written).await {
+                Ok(()) => self.conditions.clear(CRL),
+                Err(cause) => self.conditions.raise(CRL, Severity::Warn, &cause, FIX),
+            }
+        }
+    }
+
+    async fn look(&self, written: &mut Option<Written>) -> Result<(), String> {
+        let Some(out) = self.config.keys.crl_file.clone() else {
+            return Ok(());
+        };
+        let now = self.clock.wall();
+        let listed = self.store.withdrawn_certificates(&self.tenant, now).await;
+        let listed = match listed {
+            Ok(listed) => listed,
+            // Health says what is wrong with the store; the list that is there stays there.
+            Err(error) if error.is_outage() => return Ok(()),
+            Err(error) => return Err(in_full(&error)),
+        };
+        if let Some(written) = written
+            && is_as_it_should_be(written, &listed, now)
+            && !files::is_absent(&out)
+        {
+            return Ok(());
+        }
+        let (config, names) = (Arc::clone(&self.config), listed.clone());
+        let file = out.clone();
+        let done = blocking::call("revocation list", WRITE_TIME, move || {
+            write(&config, &names, &file, now)
+        });
+        match done.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                return Err(format!(
+                    "failed to write {}: {}",
+                    out.display(),
+                    in_full(&error)
+                ));
+            }
+            Err(error) => return Err(format!("failed to write {}: {error}", out.display())),
+        }
+        let certificates = human::counted(listed.len(), "certificate", "certificates");
+        info!(file = %out.display(), certificates, "wrote the list of certificates that are not accepted any more");
+        *written = Some(Written { listed, at: now });
+        Ok(())
+    }
+}
+
+/// Whether it lists the same, and was written not too long ago. One that is of a later time was written by a clock that
+/// was set since.
+fn is_as_it_should_be(written: &Written, listed: &[WithdrawnCertificate], now: Timestamp) -> bool {
+    written.at <= now && now.saturating_since(written.at) < WRITE_EVERY && written.listed == listed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_written_anew_when_it_changes_ages_or_is_of_a_time_to_come() {
+        let at = |seconds: i64| Timestamp::from_unix_micros(seconds * 1_000_000);
+        let one = WithdrawnCertificate {
+            serial: "0a".to_owned(),
+            since: at(0),
+            revoked: true,
+        };
+        let written = Written {
+            listed: vec![one.clone()],
+            at: at(100),
+        };
+        assert!(is_as_it_should_be(
+            &written,
+            std::slice::from_ref(&one),
+            at(101)
+        ));
+        assert!(!is_as_it_should_be(&written, &[], at(101)));
+        assert!(!is_as_it_should_be(
+            &written,
+            &[one.clone(), one.clone()],
+            at(101)
+        ));
+        let day = 24 * 3_600;
+        assert!(!is_as_it_should_be(
+            &written,
+            std::slice::from_ref(&one),
+            at(100 + day)
+        ));
+        assert!(!is_as_it_should_be(&written, &[one], at(99)));
+    }
+}

@@ -1,0 +1,175 @@
+//! One certificate of a gateway that is revoked: what ends with it, and what goes on.
+
+use viworks_backend_agent::data::{
+    Actor, AdmitRequest, Certificate, CertificateRef, CertificateRevocation, ConfirmOutcome,
+    NewCertificate, RenewalOutcome, RevokedCertificate, StoreError,
+};
+use viworks_common::code::CloseCode;
+
+use super::bed::{Bed, LEASE, agent, at};
+use super::gateways::new_certificate;
+use super::renewals::renewal;
+
+/// Gateway 1 with certificates of these keys, whose fingerprints are of the same bytes.
+async fn gateway(bed: &Bed, keys: &[u8]) {
+    bed.gateway(1).await;
+    for key in keys {
+        let new = NewCertificate {
+            fingerprint: [*key; 32],
+            serial: format!("{key:04x}"),
+            ..new_certificate(1, *key)
+        };
+        let registered =
+            bed.store
+                .register_certificate(&bed.tenant, new, &Actor::local("test"), at(0));
+        registered.await.unwrap();
+    }
+}
+
+/// A HELLO that shows the certificate of this key.
+async fn hello(bed: &Bed, key: u8) -> AdmitRequest {
+    let epoch = bed.gateway_now(1).await.confirmed;
+    AdmitRequest {
+        fingerprint: [key; 32],
+        ..bed.hello(1, 1, epoch)
+    }
+}
+
+async fn asked(bed: &Bed, which: CertificateRef) -> CertificateRevocation {
+    let actor = Actor::local("test");
+    let revoked =
+        bed.store
+            .revoke_certificate(&bed.tenant, agent(1), &which, "copied", &actor, at(5));
+    revoked.await.unwrap()
+}
+
+async fn revoked(bed: &Bed, key: u8) -> RevokedCertificate {
+    match asked(bed, CertificateRef::Fingerprint([key; 32])).await {
+        CertificateRevocation::Revoked(revoked) => *revoked,
+        other @ (CertificateRevocation::Unknown | CertificateRevocation::Ambiguous) => {
+            panic!("{other:?}")
+        }
+    }
+}
+
+async fn certificate(bed: &Bed, key: u8) -> Certificate {
+    let known = bed.store.certificate(&bed.tenant, agent(1), &[key; 32]);
+    known.await.unwrap().unwrap()
+}
+
+pub(crate) async fn a_revoked_certificate_ends_its_session_and_no_other(bed: &Bed) {
+    gateway(bed, &[1, 2]).await;
+    let session = bed.open(hello(bed, 2).await).await;
+    let waiting = bed.command(1, false).await;
+    // Somebody else's: nothing of the session with the other one ends.
+    let other = revoked(bed, 1).await;
+    assert!(!other.already && !other.session_ended && other.epoch.is_none());
+    let held = bed.gateway_now(1).await.session.unwrap();
+    assert_eq!(held.session_id, session.session_id);
+
+    let epoch = session.holder.epoch;
+    let first = revoked(bed, 2).await;
+    assert!(!first.already && first.session_ended && first.epoch == Some(epoch));
+    assert_eq!(first.certificate.revoked_at, Some(at(5)));
+    let gateway = bed.gateway_now(1).await;
+    assert!(gateway.session.is_none() && gateway.revoked_at.is_none());
+    assert_eq!(
+        gateway.open_commands, 1,
+        "{waiting} waits for the gateway, not for a certificate"
+    );
+    let leased = bed
+        .store
+        .lease_commands(&bed.tenant, &session.holder, LEASE, at(6));
+    assert!(matches!(leased.await, Err(StoreError::Fenced)));
+    let sessions = bed.store.list_sessions(&bed.tenant, agent(1), 10);
+    assert_eq!(sessions.await.unwrap()[0].code, Some(CloseCode::Revoked));
+    for key in [1, 2] {
+        let known = certificate(bed, key).await;
+        assert!(known.revoked && known.gateway_goes_on, "{key}");
+    }
+    let again = revoked(bed, 2).await;
+    assert!(again.already && !again.session_ended);
+    // Whoever has that session may not have heard.
+    assert_eq!(again.epoch, Some(epoch));
+    let audited = bed.audited().await;
+    let count = |action: &str| audited.iter().filter(|it| *it == action).count();
+    assert_eq!(count("certificate.revoke"), 2, "{audited:?}");
+    assert_eq!(count("gateway.revoke"), 0, "{audited:?}");
+    // The gateway goes on with another one.
+    bed.open(hello(bed, 3).await).await;
+}
+
+pub(crate) async fn a_session_that_waits_to_be_confirmed_is_not_with_a_revoked_certificate(
+    bed: &Bed,
+) {
+    gateway(bed, &[1]).await;
+    let before = hello(bed, 1).await;
+    let admitted = bed.admitted(before.clone()).await;
+    let told = revoked(bed, 1).await;
+    assert!(!told.session_ended && told.epoch.is_none());
+    let confirmed = bed.confirm(bed.confirm_of(&before, &admitted)).await;
+    assert_eq!(confirmed, ConfirmOutcome::Superseded);
+    // Its certificate was looked up before, and its HELLO came after.
+    let after = hello(bed, 1).await;
+    let admitted = bed.admitted(after.clone()).await;
+    let confirmed = bed.confirm(bed.confirm_of(&after, &admitted)).await;
+    assert_eq!(confirmed, ConfirmOutcome::Superseded);
+}
+
+pub(crate) async fn a_certificate_is_found_as_other_programs_print_its_serial_number(bed: &Bed) {
+    gateway(bed, &[1, 2]).await;
+    let serial = |text: &str| CertificateRef::Serial(text.to_owned());
+    // It is stored as 0002.
+    let found = asked(bed, serial("02")).await;
+    assert!(matches!(found, CertificateRevocation::Revoked(_)));
+    assert!(certificate(bed, 2).await.revoked && !certificate(bed, 1).await.revoked);
+    assert_eq!(
+        asked(bed, serial("03")).await,
+        CertificateRevocation::Unknown
+    );
+    let twin = NewCertificate {
+        fingerprint: [4; 32],
+        serial: "0001".to_owned(),
+        ..new_certificate(1, 4)
+    };
+    let registered =
+        bed.store
+            .register_certificate(&bed.tenant, twin, &Actor::local("test"), at(0));
+    registered.await.unwrap();
+    let both = asked(bed, serial("1")).await;
+    assert_eq!(both, CertificateRevocation::Ambiguous);
+    assert!(!certificate(bed, 1).await.revoked);
+    // Another gateway's is none of this one's.
+    bed.gateway(2).await;
+    let (actor, which) = (Actor::local("test"), CertificateRef::Fingerprint([1; 32]));
+    let foreign =
+        bed.store
+            .revoke_certificate(&bed.tenant, agent(2), &which, "copied", &actor, at(5));
+    assert_eq!(foreign.await.unwrap(), CertificateRevocation::Unknown);
+}
+
+pub(crate) async fn a_revoked_certificate_is_neither_handed_out_again_nor_in_use(bed: &Bed) {
+    gateway(bed, &[1]).await;
+    let session = bed.open(hello(bed, 1).await).await;
+    let epoch = session.holder.epoch;
+    let mut new = renewal(epoch, 2);
+    new.certificate.serial = "0002".to_owned();
+    new.certificate.not_after = at(2_000);
+    let renewed = bed.store.renew_certificate(&bed.tenant, new.clone(), at(3));
+    assert_eq!(renewed.await.unwrap(), RenewalOutcome::Issued);
+    let listed = bed.store.list_certificates(&bed.tenant, agent(1));
+    let listed = listed.await.unwrap();
+    let found: Vec<_> = listed
+        .iter()
+        .map(|known| (known.fingerprint[0], known.unproved, known.registered_at))
+        .collect();
+    assert_eq!(found, [(2, true, at(3)), (1, false, at(0))]);
+    assert!(!revoked(bed, 2).await.session_ended);
+    let again = bed.store.renew_certificate(&bed.tenant, new, at(6));
+    assert_eq!(again.await.unwrap(), RenewalOutcome::KeyInUse);
+    let now = bed.gateway_now(1).await;
+    assert_eq!(now.certificate_not_after, Some(at(1_000)));
+    assert!(revoked(bed, 1).await.session_ended);
+    let now = bed.gateway_now(1).await;
+    assert_eq!(now.certificate_not_after, None);
+}

@@ -1,0 +1,191 @@
+//! The scripts about the server's key: the pin of whatever has one, and another certificate in place, or the old one.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use viworks_testkit::binaries::{Binaries, workspace};
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::process::{Said, finish};
+
+/// OpenSSL, where that is installed.
+fn openssl(folder: &Path, arguments: &[&str]) {
+    let output = Command::new("openssl")
+        .current_dir(folder)
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+}
+
+#[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
+fn has_openssl() -> bool {
+    let is_there = Command::new("openssl").arg("version").output().is_ok();
+    if !is_there {
+        eprintln!("SKIPPED: the scripts about certificates: openssl is not installed");
+    }
+    is_there
+}
+
+fn script(name: &str) -> Command {
+    let programs = Binaries::shipped().backend();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = format!(
+        "{}:{}",
+        programs.parent().unwrap().display(),
+        path.display()
+    );
+    let mut command = Command::new(workspace().join("scripts").join(name));
+    command.env("PATH", path);
+    command
+}
+
+async fn pin(arguments: &[&str]) -> Said {
+    let mut command = script("generate_spki_pin.sh");
+    command.args(arguments);
+    finish(command, PATIENCE).await
+}
+
+/// A certificate for the server's names and the key in a file, by the authority of a deployment, with that behind it.
+fn certificate(folder: &Path, key: &str, names: &str, days: &str, out: &str) -> PathBuf {
+    let names = format!("subjectAltName={names}");
+    let (request, issued) = (format!("{out}.csr"), folder.join(out));
+    openssl(
+        folder,
+        &[
+            "req",
+            "-new",
+            "-key",
+            key,
+            "-subj",
+            "/O=ViWorkS/CN=ViWorkS backend",
+            "-addext",
+            &names,
+            "-addext",
+            "extendedKeyUsage=serverAuth",
+            "-out",
+            &request,
+        ],
+    );
+    openssl(
+        folder,
+        &[
+            "x509",
+            "-req",
+            "-in",
+            &request,
+            "-CA",
+            "ca.crt",
+            "-CAkey",
+            "ca.key",
+            "-copy_extensions",
+            "copyall",
+            "-days",
+            days,
+            "-out",
+            out,
+        ],
+    );
+    let mut chain = std::fs::read(&issued).unwrap();
+    chain.extend(std::fs::read(folder.join("ca.crt")).unwrap());
+    std::fs::write(&issued, chain).unwrap();
+    issued
+}
+
+const NAMES: &str = "DNS:localhost,IP:127.0.0.1,IP:::1";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_server_certificate_is_put_in_place_or_the_one_before_is_back() {
+    if !has_openssl() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    system.start_backend(Start::default()).await;
+    let config = system.backend_config();
+    let folder = config.parent().unwrap().to_owned();
+    let place = system.agents_address().to_owned();
+    let process = system.backend().pid().to_string();
+    let rotate = async |pid: &str, certificate: &Path, more: &[&str]| {
+        let mut command = script("rotate_certificates.sh");
+        command.args(["--config", config.to_str().unwrap(), "--connect", &place]);
+        command
+            .args(["--pid", pid, "--certificate"])
+            .arg(certificate);
+        command.args(more);
+        finish(command, PATIENCE).await
+    };
+    let shown = async || pin(&["--connect", &place]).await.ended_with(0).stdout;
+    let of = async |name: &str| {
+        let file = folder.join(name);
+        pin(&[file.to_str().unwrap()]).await.ended_with(0).stdout
+    };
+
+    // Every form of one key has one pin, as the product prints it.
+    let (active, next) = (of("server.crt").await, of("next.key").await);
+    assert!(active.starts_with("sha256/") && active != next, "{active}");
+    assert_eq!(of("server.key").await, active);
+    assert_eq!(shown().await, active);
+    let renewed = certificate(&folder, "server.key", NAMES, "20", "renewed.crt");
+    let successor = certificate(&folder, "next.key", NAMES, "20", "successor.crt");
+    assert_eq!(of("successor.crt.csr").await, next);
+    assert_eq!(of("successor.crt").await, next);
+    for (odd, code) in [("no-such-file", 5), ("backend.toml", 78)] {
+        let file = folder.join(odd);
+        drop(pin(&[file.to_str().unwrap()]).await.ended_with(code));
+    }
+    drop(pin(&[]).await.ended_with(2));
+    drop(pin(&["--connect", "127.0.0.1:1"]).await.ended_with(7));
+
+    // What would cut gateways off, or be refused by them, changes nothing.
+    let before = std::fs::read(folder.join("server.crt")).unwrap();
+    let alien = [
+        "genpkey",
+        "-algorithm",
+        "EC",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-out",
+        "alien.key",
+    ];
+    openssl(&folder, &alien);
+    let foreign = certificate(&folder, "alien.key", NAMES, "20", "foreign.crt");
+    let fewer = certificate(&folder, "server.key", "DNS:localhost", "20", "fewer.crt");
+    let alien = folder.join("alien.key");
+    let with_key = ["--key", alien.to_str().unwrap()];
+    let successors_key = folder.join("next.key");
+    let unfit = ["--key", successors_key.to_str().unwrap()];
+    for (candidate, more, why) in [
+        (&foreign, &with_key[..], "no gateway trusts the key sha256/"),
+        (&foreign, &[][..], "neither in "),
+        (&fewer, &[][..], "the new certificate is not for IP"),
+        (&renewed, &unfit[..], "does not fit"),
+    ] {
+        let refused = rotate(&process, candidate, more).await.ended_with(6);
+        assert!(refused.stderr.contains(why), "{refused:#?}");
+        assert!(refused.stderr.contains("\n  fix: "), "{refused:#?}");
+    }
+    let dry = rotate(&process, &successor, &["--dry-run"])
+        .await
+        .ended_with(0);
+    assert!(dry.stdout.contains("nothing was changed"), "{dry:#?}");
+    assert_eq!(std::fs::read(folder.join("server.crt")).unwrap(), before);
+
+    // The same key with another certificate, and then the successor.
+    drop(rotate(&process, &renewed, &[]).await.ended_with(0));
+    assert_eq!(shown().await, active);
+    let placed = std::fs::read(folder.join("server.crt")).unwrap();
+    assert_eq!(placed, std::fs::read(&renewed).unwrap());
+    let done = rotate(&process, &successor, &[]).await.ended_with(0);
+    assert_eq!(shown().await, next, "{done:#?}");
+    assert_eq!(of("server.key").await, next);
+    let again = rotate(&process, &successor, &[]).await.ended_with(0);
+    assert!(again.stdout.contains("in place already"), "{again:#?}");
+
+    // Nobody reloads it: what was there before is back.
+    let placed = std::fs::read(folder.join("server.crt")).unwrap();
+    let later = certificate(&folder, "server.key", NAMES, "30", "later.crt");
+    let nobody = i32::MAX.to_string();
+    let failed = rotate(&nobody, &later, &[]).await.ended_with(3);
+    assert!(failed.stderr.contains("nothing has changed"), "{failed:#?}");
+    assert_eq!(std::fs::read(folder.join("server.crt")).unwrap(), placed);
+    assert_eq!(shown().await, next);
+}

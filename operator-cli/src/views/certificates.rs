@@ -1,0 +1,149 @@
+//! The certificates of a gateway: the list, and one that was revoked.
+
+use viworks_api::{CertificateList, CertificateRevoked, CertificateState, GatewayCertificate};
+use viworks_common::human;
+use viworks_common::time::Timestamp;
+
+use crate::failure::Failure;
+use crate::output::{self, Format, one_line};
+use crate::program;
+
+/// Prints a row for each.
+pub fn list(list: &CertificateList, format: Format, now: Timestamp) -> Result<(), Failure> {
+    if format == Format::Json {
+        return output::json(list);
+    }
+    output::table(
+        ["SERIAL", "STATE", "FROM", "UNTIL", "FINGERPRINT"],
+        list.items.iter().map(|certificate| {
+            [
+                one_line(&certificate.serial),
+                state(certificate, now),
+                human::relative(certificate.registered_at, now),
+                human::relative(certificate.not_after, now),
+                one_line(&certificate.fingerprint),
+            ]
+        }),
+    )?;
+    let good = |certificate: &&GatewayCertificate| {
+        let accepted = match certificate.state {
+            CertificateState::InUse | CertificateState::ToBeProved => true,
+            CertificateState::Retired | CertificateState::Revoked => false,
+        };
+        accepted && certificate.not_after > now
+    };
+    output::note(&format!(
+        "{}, {} of them accepted",
+        human::counted(list.items.len(), "certificate", "certificates"),
+        list.items.iter().filter(good).count()
+    ));
+    Ok(())
+}
+
+/// One that has ended is of no use, whatever else it is.
+fn state(certificate: &GatewayCertificate, now: Timestamp) -> String {
+    let words = certificate.state.words();
+    if certificate.not_after <= now {
+        format!("{words}, ended")
+    } else {
+        words.to_owned()
+    }
+}
+
+/// What is asked before one is revoked.
+#[must_use]
+pub fn farewell(gateway: &str, certificate: &str) -> String {
+    format!(
+        "The certificate {certificate} of {gateway} is refused from then on, for good, and a session with it ends; if it \
+         is the only one, the machine needs a new identity."
+    )
+}
+
+/// Says what became of it.
+pub fn revoked(
+    revoked: &CertificateRevoked,
+    format: Format,
+    now: Timestamp,
+) -> Result<(), Failure> {
+    if format == Format::Json {
+        return output::json(revoked);
+    }
+    output::line(&one_line(&fate(revoked, now)))?;
+    output::note(&format!(
+        "what {} still has: {} gateway certificates {}",
+        revoked.gateway.name,
+        program::name(),
+        revoked.gateway.name
+    ));
+    Ok(())
+}
+
+fn fate(revoked: &CertificateRevoked, now: Timestamp) -> String {
+    let which = format!(
+        "the certificate {} of {}",
+        revoked.certificate.serial, revoked.gateway.name
+    );
+    if revoked.already {
+        let when = revoked.certificate.since;
+        let when = when.map_or_else(String::new, |at| {
+            format!(", {}", human::relative_and_exact(at, now))
+        });
+        return format!("{which} was revoked already{when}");
+    }
+    if revoked.session_ended {
+        format!("{which} is revoked; the session with it is ended")
+    } else {
+        format!("{which} is revoked; no session was open with it")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn certificate(state: &str) -> GatewayCertificate {
+        let certificate = json!({
+            "serial": "0a1f", "fingerprint": "3b".repeat(32), "registered_at": "2026-01-01T00:00:00Z",
+            "not_after": "2026-02-01T00:00:00Z", "state": state, "since": "2026-01-02T00:00:00Z",
+        });
+        serde_json::from_value(certificate).unwrap()
+    }
+
+    #[test]
+    fn what_a_certificate_is_good_for_is_said_and_whether_it_ended() {
+        let at = |text| Timestamp::parse(text).unwrap();
+        let (before, after) = (at("2026-01-31T00:00:00Z"), at("2026-02-01T00:00:00Z"));
+        assert_eq!(state(&certificate("in_use"), before), "in use");
+        assert_eq!(state(&certificate("to_be_proved"), before), "to be proved");
+        assert_eq!(state(&certificate("retired"), after), "retired, ended");
+    }
+
+    #[test]
+    fn what_became_of_a_certificate_is_told_and_nothing_that_did_not_happen() {
+        let now = Timestamp::parse("2026-01-02T02:00:00Z").unwrap();
+        let told = |already, session_ended| {
+            let revoked = json!({
+                "kind": "CertificateRevoked", "already": already, "session_ended": session_ended,
+                "gateway": {"id": "00000000-0000-4000-8000-000000000001", "name": "gw-1"},
+                "certificate": certificate("revoked"),
+            });
+            fate(&serde_json::from_value(revoked).unwrap(), now)
+        };
+        let which = "the certificate 0a1f of gw-1";
+        assert_eq!(
+            told(false, true),
+            format!("{which} is revoked; the session with it is ended")
+        );
+        assert_eq!(
+            told(false, false),
+            format!("{which} is revoked; no session was open with it")
+        );
+        let again = told(true, false);
+        assert!(
+            again.starts_with(&format!("{which} was revoked already, ")),
+            "{again}"
+        );
+    }
+}

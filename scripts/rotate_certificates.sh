@@ -1,0 +1,274 @@
+#!/usr/bin/env bash
+# Puts another server certificate in place, with its key where that changes, and takes it back when it is not shown.
+set -euo pipefail
+umask 077
+
+usage() {
+  cat <<'TXT'
+usage: scripts/rotate_certificates.sh --config FILE --certificate FILE [--key FILE] [--ca FILE]
+         [--connect HOST:PORT] [--name NAME] [--unit UNIT | --pid PID] [--names-change] [--dry-run]
+
+  --config FILE         the backend's configuration: it says which certificate, key, successor and address there are
+  --certificate FILE    the new certificate, PEM, with those that lead to its root behind it
+  --key FILE            its key, when that is another one; the key in next_key_file is found without it
+  --ca FILE             what gateways verify it by (ca_file on them); client_ca_file when left out
+  --connect HOST:PORT   where it is looked at afterwards; `listen` of [agents] when left out
+  --name NAME           the name that is asked for there; none when left out
+  --unit UNIT           the unit that is reloaded; viworks-backend-agent when left out. It may be repeated: where nginx
+                        ends the gateways' TLS, --unit nginx as well
+  --pid PID             the process that gets SIGHUP instead
+  --names-change        the new certificate may be for fewer names than the one in place
+  --dry-run             checks everything, says what would be done, and does nothing
+
+Checked before anything is changed: that the key fits, that the certificate leads to that authority as a server's, that
+it is valid now, that it has the names of the one in place, and that gateways trust its key. They trust the key in place
+and the one of next_key_file; where `viworks pin status` answers, the key has to be among those that it tells of, too.
+Then both files are kept beside themselves, replaced, the backend is reloaded and asked what it shows. When that is not
+the new certificate, the files of before are put back and the backend is reloaded again.
+
+Ends with 0, 2 when it was called wrongly, 3 when the old files are back in place, 6 when it was refused and nothing was
+changed, 69 when a tool is missing, and 1 when even the way back failed.
+TXT
+}
+
+complain() { printf 'error: %s\n' "$2" >&2; exit "$1"; }
+# Nothing was changed: what is wrong, and what to do.
+refuse() {
+  printf 'refused: %s\n' "$1" >&2
+  printf '  fix: %s\n' "$2" >&2
+  exit 6
+}
+say() { printf '%s\n' "$1"; }
+
+# How long the backend may take until it shows another certificate.
+readonly PATIENCE=15
+
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+config='' new='' new_key='' ca='' place='' name='' pid='' names_change='' dry_run=''
+units=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    -h | --help) usage; exit 0 ;;
+    --names-change) names_change=yes; shift; continue ;;
+    --dry-run) dry_run=yes; shift; continue ;;
+    --config | --certificate | --key | --ca | --connect | --name | --unit | --pid) ;;
+    *) usage >&2; complain 2 "unknown argument $1" ;;
+  esac
+  [ $# -gt 1 ] || { usage >&2; complain 2 "$1 needs a value"; }
+  case "$1" in
+    --config) config=$2 ;;
+    --certificate) new=$2 ;;
+    --key) new_key=$2 ;;
+    --ca) ca=$2 ;;
+    --connect) place=$2 ;;
+    --name) name=$2 ;;
+    --unit) units+=("$2") ;;
+    --pid) pid=$2 ;;
+  esac
+  shift 2
+done
+if [ -z "$config" ] || [ -z "$new" ]; then usage >&2; complain 2 'name --config and --certificate'; fi
+[ "${#units[@]}" -gt 0 ] || units=(viworks-backend-agent)
+[[ $pid =~ ^[0-9]*$ ]] || complain 2 "$pid is no process"
+for tool in openssl viworks-backend-agent timeout; do
+  command -v "$tool" >/dev/null 2>&1 || complain 69 "$tool was not found"
+done
+[ -n "$pid$dry_run" ] || command -v systemctl >/dev/null 2>&1 || complain 69 'systemctl was not found; name the process: --pid PID'
+for file in "$config" "$new" ${new_key:+"$new_key"} ${ca:+"$ca"}; do
+  [ -r "$file" ] || complain 2 "$file is not there, or cannot be read"
+done
+
+# What is in force, whichever file says so. Problems are told by check-config; here it is asked for places alone.
+explained=$(viworks-backend-agent config explain --config "$config" 2>/dev/null) || true
+folder=$(cd -- "$(dirname -- "$config")" && pwd)
+setting() {
+  printf '%s\n' "$explained" | sed -n "/^\[$1\]\$/,/^\[/s/^$2 = \"\(.*\)\" *# .*\$/\1/p" | head -n 1
+}
+named() {
+  local value
+  value=$(setting "$1" "$2")
+  case "$value" in
+    '' | /*) printf '%s' "$value" ;;
+    credential:*) complain 6 "$2 is a credential of the service manager: replace the file that its unit names, and restart the unit" ;;
+    *) printf '%s/%s' "$folder" "$value" ;;
+  esac
+}
+certificate=$(named agents certificate_file)
+key=$(named agents key_file)
+next=$(named agents next_key_file)
+[ -n "$ca" ] || ca=$(named agents client_ca_file)
+if [ -z "$certificate" ] || [ -z "$key" ]; then
+  complain 2 "$config names no certificate_file and key_file: viworks-backend-agent check-config --config $config"
+fi
+[ -r "$certificate" ] || complain 2 "$certificate is not there, or cannot be read"
+[ -r "$key" ] || complain 2 "$key is not there, or cannot be read; run this as its owner"
+
+pin() { "$here/generate_spki_pin.sh" "$1" 2>/dev/null || true; }
+fingerprint() { openssl x509 -in "$1" -noout -fingerprint -sha256 2>/dev/null | sed 's/.*=//'; }
+subject_names() {
+  openssl x509 -in "$1" -noout -ext subjectAltName 2>/dev/null | sed 1d | tr ',' '\n' | tr -d ' ' | sort -u
+}
+
+# The certificate itself.
+new_pin=$(pin "$new")
+[ -n "$(fingerprint "$new")" ] || refuse "$new holds no certificate" 'name the certificate, PEM'
+if [ -z "$new_key" ]; then
+  for known in "$key" ${next:+"$next"}; do
+    if [ -r "$known" ] && [ "$(pin "$known")" = "$new_pin" ]; then new_key=$known; break; fi
+  done
+  [ -n "$new_key" ] || refuse "the certificate is for the key $new_pin, which is neither in $key nor in ${next:-next_key_file}" \
+    'have it issued for one of these keys, or name its own: --key FILE'
+fi
+[ "$(pin "$new_key")" = "$new_pin" ] ||
+  refuse "the key in $new_key does not fit the certificate in $new" 'name the key that the certificate was asked for with'
+if ! verified=$(openssl verify -purpose sslserver -CAfile "$ca" -untrusted "$new" "$new" 2>&1); then
+  refuse "the certificate does not lead to $ca as a server's: $(printf '%s' "$verified" | tr '\n' ' ')" \
+    'have it issued by the authority that gateways know (ca_file), for serverAuth, and put the intermediates behind it; if it is not valid yet, look at this clock'
+fi
+openssl x509 -in "$new" -noout -checkend 0 >/dev/null || refuse 'the certificate has ended' 'have another one issued'
+if [ -z "$names_change" ]; then
+  missing=$(comm -23 <(subject_names "$certificate") <(subject_names "$new") | tr '\n' ' ')
+  [ -z "$missing" ] || refuse "the new certificate is not for ${missing% }, which the one in place is for" \
+    'have these names in it as well, or say that nothing dials them: --names-change'
+fi
+
+# Whether gateways trust its key.
+trusted=no
+for known in "$key" ${next:+"$next"}; do
+  [ -r "$known" ] || continue
+  [ "$(pin "$known")" != "$new_pin" ] || trusted=$known
+done
+told=''
+if command -v viworks >/dev/null 2>&1; then
+  told=$(timeout "$PATIENCE" viworks pin status -o json 2>/dev/null) || told=''
+fi
+if [ "$trusted" = no ]; then
+  refuse "no gateway trusts the key $new_pin yet, and each would end the connection" \
+    "put the key where next_key_file in [agents] points, have gateways learn it (viworks pin stage $new_pin), and come back when viworks pin status says that they have"
+fi
+if [ -n "$told" ] && [ "$trusted" != "$key" ]; then
+  case "$told" in
+    *"$new_pin"*) ;;
+    *)
+      refuse "viworks pin status does not tell of $new_pin: gateways that were issued before it was made do not trust it" \
+        "viworks pin stage $new_pin, and come back when every gateway has confirmed it"
+      ;;
+  esac
+fi
+
+# Where it is looked at.
+if [ -z "$place" ]; then
+  place=$(setting agents listen)
+  case "$place" in
+    0.0.0.0:*) place=127.0.0.1:${place##*:} ;;
+    '[::]:'*) place="[::1]:${place##*:}" ;;
+  esac
+  if [ "$(setting agents proxy_protocol)" = require ] || [ "$(setting agents tls_ends_at)" = proxy ]; then
+    complain 2 'gateways come by a proxy: say where it takes them, --connect HOST:PORT'
+  fi
+fi
+case "$place" in
+  *:0 | '') complain 2 'nothing says where the backend takes gateways: --connect HOST:PORT' ;;
+esac
+
+say "certificate  $certificate"
+say "  now        $(pin "$certificate")  $(openssl x509 -in "$certificate" -noout -enddate | sed 's/notAfter=/ends /')"
+say "  new        $new_pin  $(openssl x509 -in "$new" -noout -enddate | sed 's/notAfter=/ends /')"
+if [ "$new_pin" = "$(pin "$key")" ]; then change_key=''; say "key          $key stays"; else change_key=yes; say "key          $key is replaced by that of $new_key"; fi
+if [ -n "$pid" ]; then say "reload       SIGHUP to $pid"; else say "reload       systemctl reload ${units[*]}"; fi
+say "look at      $place"
+if [ "$(fingerprint "$certificate")" = "$(fingerprint "$new")" ] && [ -z "$change_key" ]; then
+  say 'the new certificate is in place already; nothing to do'
+  exit 0
+fi
+if [ -n "$dry_run" ]; then say 'a dry run: everything was checked, and nothing was changed'; exit 0; fi
+
+# Nothing is written as root into a folder that is another user's: that one may make links there.
+as=()
+owner=$(stat -L -c %U -- "$(dirname -- "$certificate")")
+if [ "$(id -u)" -eq 0 ] && [ "$owner" != root ]; then
+  as=(setpriv --reuid "$owner" --regid "$(id -g -- "$owner")" --init-groups)
+fi
+# Writes what it reads beside a file and moves it there: whoever reads that finds one of both, whole.
+put() {
+  local mode beside
+  mode=$(stat -L -c %a -- "$1")
+  beside=$(${as[@]+"${as[@]}"} mktemp -- "$1.new-XXXXXX") || return 1
+  # shellcheck disable=SC2016  # the inner shell takes its own arguments
+  ${as[@]+"${as[@]}"} sh -c 'cat >"$1" && chmod "$2" "$1" && sync "$1" && mv -T -- "$1" "$3"' put "$beside" "$mode" "$1" || {
+    ${as[@]+"${as[@]}"} rm -f -- "$beside"
+    return 1
+  }
+}
+keep() {
+  local kept
+  kept=$(${as[@]+"${as[@]}"} mktemp -- "$1.before-XXXXXX") || return 1
+  # shellcheck disable=SC2016
+  ${as[@]+"${as[@]}"} sh -c 'cat >"$1"' keep "$kept" <"$1" || return 1
+  printf '%s' "$kept"
+}
+reload() {
+  if [ -n "$pid" ]; then kill -HUP "$pid"; else systemctl reload "${units[@]}"; fi
+}
+# Whether the certificate in a file is the one that is shown, soon.
+is_shown() {
+  local wanted end shown sni=(-noservername)
+  wanted=$(fingerprint "$1")
+  [ -z "$name" ] || sni=(-servername "$name")
+  end=$((SECONDS + PATIENCE))
+  while :; do
+    shown=$(timeout 5 openssl s_client -connect "$place" "${sni[@]}" </dev/null 2>/dev/null |
+      openssl x509 -noout -fingerprint -sha256 2>/dev/null | sed 's/.*=//') || true
+    [ "$shown" != "$wanted" ] || return 0
+    [ "$SECONDS" -lt "$end" ] || return 1
+    sleep 0.2
+  done
+}
+
+is_shown "$certificate" ||
+  refuse "$place does not show the certificate in $certificate, so that nobody could tell afterwards whether it shows the new one" \
+    'see that the backend runs, and name where it takes gateways: --connect HOST:PORT'
+
+changing='' kept_certificate='' kept_key=''
+# Whatever ends this in between, a signal included, both files are of before.
+go_back() {
+  trap - EXIT INT TERM HUP
+  printf 'failed: %s\n' "$1" >&2
+  if ! put "$certificate" <"$kept_certificate" || { [ -n "$kept_key" ] && ! put "$key" <"$kept_key"; }; then
+    printf 'error: the files of before are not back in place; they are %s %s\n' "$kept_certificate" "$kept_key" >&2
+    exit 1
+  fi
+  # One that cannot be reloaded shows what it showed before.
+  reload 2>/dev/null || true
+  if ! is_shown "$certificate"; then
+    printf 'error: the files of before are back in place, and %s does not show that certificate: look at the log of the backend\n' "$place" >&2
+    exit 1
+  fi
+  printf 'the files of before are back in place, and shown; nothing has changed\n' >&2
+  ${as[@]+"${as[@]}"} rm -f -- "$kept_certificate" ${kept_key:+"$kept_key"}
+  exit 3
+}
+trap '[ -z "$changing" ] || go_back "it was ended before its end"' EXIT
+trap 'exit 130' INT TERM HUP
+
+kept_certificate=$(keep "$certificate") || complain 6 "a copy of $certificate cannot be kept beside it; nothing was changed"
+if [ -n "$change_key" ]; then
+  kept_key=$(keep "$key") || complain 6 "a copy of $key cannot be kept beside it; nothing was changed"
+fi
+changing=yes
+if [ -n "$change_key" ]; then put "$key" <"$new_key" || go_back "$key cannot be replaced"; fi
+put "$certificate" <"$new" || go_back "$certificate cannot be replaced"
+# What the backend would not take is found out before it is asked to.
+if ! checked=$(viworks-backend-agent check-config --config "$config" 2>&1); then
+  go_back "the backend would not take them: $checked"
+fi
+reload || go_back 'the backend could not be reloaded'
+is_shown "$certificate" || go_back "$place did not show the new certificate within $PATIENCE s"
+changing=''
+trap - EXIT INT TERM HUP
+say "done: $place shows the new certificate"
+say "kept         $kept_certificate${kept_key:+ $kept_key}"
+if [ -n "$change_key" ]; then
+  say 'next         make another key for next_key_file, have gateways learn its pin, and remove what was kept once all is well:'
+  say '             openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out next.key'
+fi
