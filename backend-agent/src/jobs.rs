@@ -1,7 +1,7 @@
 //! Reconcilers: each looks at the store, brings what is behind to where it should be, and can be run at any time.
 
-use std::sync::atomic::AtomicU32;
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 

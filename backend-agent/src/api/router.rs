@@ -13,7 +13,8 @@ use utoipa_axum::routes;
 use viworks_api::Scope;
 
 use super::handlers::{
-    apikeys, audit, catalogue, dead_letters, gateways, orphans, pins, probes, runs, telemetry, tickets, certificates,
+    apikeys, audit, catalogue, certificates, dead_letters, gateways, orphans, pins, probes, runs,
+    telemetry, tickets,
 };
 use super::request::{
     authorise, finish, in_time, method_not_allowed, no_such_path, panicked, well_formed,

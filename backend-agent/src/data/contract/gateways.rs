@@ -6,7 +6,10 @@ use viworks_common::id::{AgentId, CommandName, GatewayName, Tenant};
 use viworks_common::time::Timestamp;
 
 use crate::data::{
-    Actor, Certificate, CertificateEnds, Gateway, GatewayFilter, GatewayRef, Listing, MergedCommand, NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult, StoredCatalogue, CertificateRef, CertificateRevocation, RegisteredCertificate, WithdrawnCertificate,
+    Actor, Certificate, CertificateEnds, CertificateRef, CertificateRevocation, Gateway,
+    GatewayFilter, GatewayRef, Listing, MergedCommand, NewCertificate, NewGateway, Page,
+    RegisteredCertificate, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult,
+    StoredCatalogue, WithdrawnCertificate,
 };
 
 /// Gateways, their certificates, and what they allow.

@@ -22,7 +22,7 @@ use viworks_backend_agent::config::Config;
 use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Holder, LeaseLimits,
-    NewGateway, OwnPins, QueueLimits, Store, NewCertificate,
+    NewCertificate, NewGateway, OwnPins, QueueLimits, Store,
 };
 use viworks_backend_agent::enrolment::{Addresses, TicketOffice};
 use viworks_backend_agent::material::ServerMaterial;

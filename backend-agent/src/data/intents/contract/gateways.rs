@@ -10,7 +10,10 @@ use super::super::merged::{Answer, Intent};
 use super::super::store::SqlStore;
 use super::super::{agents, catalogues, certificates, expiry, replacements};
 use crate::data::{
-    Actor, Certificate, CertificateEnds, Gateway, GatewayFilter, GatewayRef, GatewayStore, Listing, MergedCommand, NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult, StoredCatalogue, CertificateRef, CertificateRevocation, RegisteredCertificate, WithdrawnCertificate,
+    Actor, Certificate, CertificateEnds, CertificateRef, CertificateRevocation, Gateway,
+    GatewayFilter, GatewayRef, GatewayStore, Listing, MergedCommand, NewCertificate, NewGateway,
+    Page, RegisteredCertificate, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult,
+    StoredCatalogue, WithdrawnCertificate,
 };
 
 /// For what depends on no time.
