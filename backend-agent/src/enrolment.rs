@@ -10,6 +10,7 @@ mod quota;
 mod redeem;
 mod refusal;
 mod reissue;
+mod sign;
 mod talk;
 
 pub use door::Door;

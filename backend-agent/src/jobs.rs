@@ -171,7 +171,7 @@ enum Job {
 }
 
 impl Job {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Offer,
         Self::Expire,
         Self::Overdue,

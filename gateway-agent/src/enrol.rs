@@ -415,8 +415,8 @@ pub struct Papers {
     pub answer: EnrolmentAnswer,
     /// Its secrets.
     pub secrets: AgentSecrets,
-    /// The door at which it enrolled.
-    pub door: String,
+    /// The door at which it enrolled; none where the answer was brought by hand.
+    pub door: Option<String>,
 }
 
 impl Papers {
@@ -424,7 +424,13 @@ impl Papers {
     fn configuration(&self, home: Home) -> String {
         let answer = &self.answer;
         let pins: Vec<SpkiPin> = answer.pins.pins.iter().copied().collect();
-        configuration(&answer.url, Some(&self.door), &pins, answer.binding, home)
+        configuration(
+            &answer.url,
+            self.door.as_deref(),
+            &pins,
+            answer.binding,
+            home,
+        )
     }
 
     /// Holds what the answer says against what an agent reads and people are shown, before anything of it is written:

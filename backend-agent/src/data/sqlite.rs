@@ -79,10 +79,10 @@ const MIGRATIONS: &[Migration] = &[
         "0020_forget_gaps_of_telemetry.sql"
     ),
     migration!("../../migrations/sqlite", "0021_renew_certificates.sql"),
-    migration!("../../migrations/sqlite", "0024_decide_about_forks.sql"),
-    migration!("../../migrations/sqlite", "0023_replace_gateways.sql"),
     migration!("../../migrations/sqlite", "0022_rotate_server_keys.sql"),
-    migration!("../../migrations/sqlite", "0027_revoke_certificates.sql"),
+    migration!("../../migrations/sqlite", "0023_replace_gateways.sql"),
+    migration!("../../migrations/sqlite", "0024_decide_about_forks.sql"),
+    migration!("../../migrations/sqlite", "0026_revoke_certificates.sql"),
 ];
 
 /// What to do about a file that is damaged.

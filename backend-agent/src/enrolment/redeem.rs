@@ -21,7 +21,7 @@ use viworks_common::id::{AgentId, GatewayName, Tenant, TicketId};
 use viworks_common::key::Identity;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
-use viworks_runtime::{blocking, random};
+use viworks_runtime::random;
 
 use super::answer::{Answered, end_of, json};
 use super::challenge::Challenges;
@@ -30,6 +30,7 @@ use super::office::TicketOffice;
 use super::quota::Buckets;
 use super::refusal::Refusal;
 use super::reissue::Reissues;
+use super::sign::sign;
 use crate::data::{
     AnsweredChallenge, Foreseen, GatewayRef, NewCertificate, NewGateway, RedeemOutcome, Redemption,
     RefusedRedemption, Store, StoreError, StoredTicket, TicketRefusal,
@@ -37,7 +38,6 @@ use crate::data::{
 use crate::pki::PkiError;
 use crate::pki::issue::{FIRST_GENERATION, Office};
 use crate::pki::request::CertificateRequest;
-use crate::pki::signer;
 
 /// Redemptions that are worked on at once: each reads the authority's key, signs and writes.
 const REDEMPTIONS_MAX: usize = 48;
@@ -389,23 +389,8 @@ impl Enrolment {
             tenant: self.tenant.clone(),
             agent_id,
         };
-        let life = self.office.certificate_life();
         let now = self.clock.wall();
-        let signed = if office.authority.is_asked() {
-            // Whoever has the key may take its time.
-            let (authority, key) = (Arc::clone(&office.authority), csr.key.clone());
-            let (domain, name) = (office.trust_domain.clone(), name.clone());
-            let sign = move || authority.gateway_of(&key, &domain, &identity, &name, now, life);
-            let signed = blocking::call("enrolment signatures", signer::WAIT, sign).await;
-            signed.unwrap_or_else(|error| {
-                let reason = error.to_string();
-                Err(PkiError::Signer { reason })
-            })
-        } else {
-            let domain = &office.trust_domain;
-            let authority = &office.authority;
-            authority.gateway_of(&csr.key, domain, &identity, name, now, life)
-        };
+        let signed = sign(&self.office, office, csr, &identity, name, now).await;
         let (certificate, facts) = match signed {
             Ok(signed) => signed,
             Err(error) => return Ok(Made::Nothing(error)),

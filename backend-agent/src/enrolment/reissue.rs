@@ -25,6 +25,7 @@ use super::challenge::Challenges;
 use super::office::{TicketError, TicketOffice};
 use super::quota::Buckets;
 use super::refusal::Refusal;
+use super::sign::sign;
 use crate::data::{
     AnsweredChallenge, NewCertificate, RefusedReissue, Reissue, ReissueOutcome, ReissueRefusal,
     Store, StoreError, in_full,
@@ -277,14 +278,8 @@ impl Reissues {
     ) -> Result<(NewCertificate, String), Refusal> {
         let office = self.office.open("reissues").await;
         let office = office.map_err(|error: TicketError| failed(&error))?;
-        let signed = office.authority.gateway_of(
-            &csr.key,
-            &office.trust_domain,
-            &proved.identity,
-            gateway,
-            self.clock.wall(),
-            self.office.certificate_life(),
-        );
+        let (identity, now) = (&proved.identity, self.clock.wall());
+        let signed = sign(&self.office, &office, csr, identity, gateway, now).await;
         let (pem, facts) = signed.map_err(|error| failed(&error))?;
         let certificate = NewCertificate {
             agent_id: proved.agent_id(),

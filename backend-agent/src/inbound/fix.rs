@@ -57,6 +57,12 @@ pub(super) const fn of_certificate(unrecognised: &Unrecognised) -> &'static str 
         Unrecognised::NotRegistered(_) => {
             "see that this backend uses the database in which the gateway is; if it does, somebody made a certificate without registering it, or the database is older than the gateway: let the machine in anew"
         }
+        Unrecognised::CertificateRevoked(_) => {
+            "no action if it was revoked on purpose and the gateway goes on with another one; otherwise let the machine in anew"
+        }
+        Unrecognised::Replaced(_) => {
+            "no action if the machine behind the address was replaced by another one: switch its agent off; otherwise look for whoever has the gateway's files"
+        }
         Unrecognised::Revoked => {
             "no action if it was thrown out on purpose; to let the machine in again: viworks ticket create --name NAME"
         }

@@ -31,7 +31,7 @@ impl Jobs {
             for (agent_id, revoked) in removed {
                 info!(%agent_id, "an ephemeral gateway stayed away and was removed");
                 self.manager.revoked(agent_id);
-                self.announce(revoked.ended);
+                self.announce(&revoked.ended);
             }
             if count < STEP {
                 break;

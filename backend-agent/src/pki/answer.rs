@@ -206,6 +206,7 @@ fn make(
         not_after: facts.not_after,
         authority: office.authority.certificate().to_owned(),
         key_generation,
+        epoch: 0,
         // Nobody has a secret by which it could be; the file is for its owner alone.
         sealed: String::new(),
         pins: PinSet {

@@ -101,6 +101,7 @@ mod tests {
             not_after: Timestamp::from_unix_micros(1_000_000),
             authority: "authority".to_owned(),
             key_generation: 1,
+            epoch: 0,
             sealed: String::new(),
             pins: PinSet {
                 version: 1,

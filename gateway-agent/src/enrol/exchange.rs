@@ -129,7 +129,7 @@ async fn redeem_once(
     let papers = Papers {
         answer,
         secrets,
-        door: ticket.url.clone(),
+        door: Some(ticket.url.clone()),
     };
     let examined = papers.examine(&machine.csr);
     examined.map_err(|reason| EnrolError::UnusableAnswer {

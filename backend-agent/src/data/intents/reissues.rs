@@ -24,7 +24,7 @@ const RENEWED: &str = "certificate.renew_at_door";
 const UNPROVED: &str = "gateway.unproved_renewal";
 
 pub(super) const BY_KEY: &str = "\
-SELECT agent_id, not_after, fingerprint, unproved, retired_at IS NOT NULL AS retired
+SELECT agent_id, not_after, fingerprint, unproved, retired_at IS NOT NULL OR revoked_at IS NOT NULL AS retired
 FROM certificates WHERE tenant = :tenant AND spki = :spki";
 
 /// Until a session is confirmed with it, it is as one that was issued over a session: its text is kept, so that whoever
@@ -32,7 +32,7 @@ FROM certificates WHERE tenant = :tenant AND spki = :spki";
 pub(super) const REISSUE: &str = "\
 UPDATE certificates SET serial = :serial, not_after = :not_after, fingerprint = :fingerprint, renewed_at = :now,
        unproved = :pem
-WHERE tenant = :tenant AND spki = :spki AND agent_id = :agent_id AND retired_at IS NULL";
+WHERE tenant = :tenant AND spki = :spki AND agent_id = :agent_id AND retired_at IS NULL AND revoked_at IS NULL";
 
 /// What is registered for a key.
 struct Known {
@@ -41,6 +41,7 @@ struct Known {
     fingerprint: [u8; 32],
     /// Its certificate, while no session was confirmed with that.
     unproved: Option<String>,
+    /// Retired or revoked.
     retired: bool,
 }
 

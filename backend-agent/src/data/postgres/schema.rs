@@ -28,16 +28,16 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     ),
     migration!(
         "../../../migrations/postgres",
-        "0006_decide_about_forks.sql"
+        "0004_rotate_server_keys.sql"
     ),
     migration!("../../../migrations/postgres", "0005_replace_gateways.sql"),
     migration!(
         "../../../migrations/postgres",
-        "0004_rotate_server_keys.sql"
+        "0006_decide_about_forks.sql"
     ),
     migration!(
         "../../../migrations/postgres",
-        "0009_revoke_certificates.sql"
+        "0008_revoke_certificates.sql"
     ),
 ];
 

@@ -16,9 +16,10 @@ async fn lasting(bed: &Bed, n: u64, days: i64) {
         fingerprint: [key; 32],
         ..new_certificate(n, key)
     };
-    let registered =
-        bed.store
-            .register_certificate(&bed.tenant, certificate, &Actor::local("test"), at(0));
+    let actor = Actor::local("test");
+    let registered = bed
+        .store
+        .register_certificate(&bed.tenant, certificate, &actor, at(0));
     registered.await.unwrap();
 }
 
@@ -28,9 +29,10 @@ pub(crate) async fn certificates_are_counted_by_the_time_that_they_have_left(bed
     }
     // One that is connected renews by itself, and one that is revoked is of no account.
     bed.session(3, 1).await;
-    let revoked =
-        bed.store
-            .revoke_gateway(&bed.tenant, agent(6), None, &Actor::local("test"), at(1));
+    let actor = Actor::local("test");
+    let revoked = bed
+        .store
+        .revoke_gateway(&bed.tenant, agent(6), None, &actor, at(1));
     revoked.await.unwrap();
     let ends = bed.store.certificate_ends(&bed.tenant, at(80 * DAY)).await;
     let ends = ends.unwrap();

@@ -207,10 +207,11 @@ async fn connect(own: &mut Robbed) -> Session {
         not_after: at(50),
         ..super::gateways::new_certificate(1, 9)
     };
-    let registered =
-        own.bed
-            .store
-            .register_certificate(&tenant, ended, &Actor::local("test"), at(2));
+    let actor = Actor::local("test");
+    let registered = own
+        .bed
+        .store
+        .register_certificate(&tenant, ended, &actor, at(2));
     registered.await.unwrap();
     let reissue = super::reissues::reissue(9, 95, epoch, 99);
     let reissued = twice!(own, reissue_certificate(&tenant, reissue.clone(), at(100)), audited 1);

@@ -19,9 +19,10 @@ async fn gateway(bed: &Bed, keys: &[u8]) {
             serial: format!("{key:04x}"),
             ..new_certificate(1, *key)
         };
-        let registered =
-            bed.store
-                .register_certificate(&bed.tenant, new, &Actor::local("test"), at(0));
+        let actor = Actor::local("test");
+        let registered = bed
+            .store
+            .register_certificate(&bed.tenant, new, &actor, at(0));
         registered.await.unwrap();
     }
 }
@@ -53,7 +54,8 @@ async fn revoked(bed: &Bed, key: u8) -> RevokedCertificate {
 }
 
 async fn certificate(bed: &Bed, key: u8) -> Certificate {
-    let known = bed.store.certificate(&bed.tenant, agent(1), &[key; 32]);
+    let spki = [key; 32];
+    let known = bed.store.certificate(&bed.tenant, agent(1), &spki);
     known.await.unwrap().unwrap()
 }
 
@@ -132,9 +134,10 @@ pub(crate) async fn a_certificate_is_found_as_other_programs_print_its_serial_nu
         serial: "0001".to_owned(),
         ..new_certificate(1, 4)
     };
-    let registered =
-        bed.store
-            .register_certificate(&bed.tenant, twin, &Actor::local("test"), at(0));
+    let actor = Actor::local("test");
+    let registered = bed
+        .store
+        .register_certificate(&bed.tenant, twin, &actor, at(0));
     registered.await.unwrap();
     let both = asked(bed, serial("1")).await;
     assert_eq!(both, CertificateRevocation::Ambiguous);

@@ -49,7 +49,11 @@ pub(super) fn answered(staging: Staging, file: &Path, places: &Places) -> anyhow
     let (request, install_id) = staging.request(known)?;
     let read = read_answer_file(&bytes).map_err(|bad| bad.to_string());
     let papers = read.and_then(|(answer, secrets)| {
-        let papers = Papers { answer, secrets };
+        let papers = Papers {
+            answer,
+            secrets,
+            door: None,
+        };
         let life = papers.examine(&request)?;
         is_good(life, SystemClock.wall())?;
         Ok(papers)
