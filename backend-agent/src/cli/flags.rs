@@ -294,7 +294,7 @@ pub(super) enum PkiCommand {
     },
     /// Write the list of certificates that are revoked or replaced and have not ended: a CRL, signed by the authority
     ///
-    /// A backend with crl_file in [keys] keeps it written by itself.
+    /// A backend with `crl_file` in `[keys]` keeps it written by itself.
     Crl {
         #[command(flatten)]
         config: ConfigFlag,

@@ -288,7 +288,7 @@ fn ended(mut child: Child, end: Monotonic) -> Option<ExitStatus> {
         .name("signer end".to_owned())
         .spawn(move || {
             if let Ok(status) = child.wait() {
-                drop(told.send(status));
+                let _told = told.send(status);
             }
         });
     waiting.ok()?;

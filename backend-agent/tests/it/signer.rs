@@ -38,6 +38,10 @@ fn params(name: &str, below: u8) -> CertificateParams {
     params
 }
 
+fn domain() -> TrustDomain {
+    "viworks.test".parse().unwrap()
+}
+
 impl Above {
     fn new() -> Self {
         tls::install_provider();
@@ -75,7 +79,7 @@ impl Above {
     fn init(&self, certificate: &Path, key: OwnKey) -> Result<(), PkiError> {
         let request = InitRequest {
             folder: self.at("b"),
-            trust_domain: "viworks.test".parse().unwrap(),
+            trust_domain: domain(),
             server_names: vec!["localhost".to_owned()],
             installed: false,
             authority: Some(OwnAuthority {

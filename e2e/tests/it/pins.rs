@@ -160,7 +160,7 @@ async fn the_servers_key_is_rotated_and_nobody_is_cut_off() {
     assert_eq!(live(&system).await, new);
     let first = again(&system, &folders[0], first, "gw-1").await;
     let mut third = again(&system, &folders[2], third, "gw-3").await;
-    pin(&system, &["retire", &old]).await.ended_with(0);
+    let _done = pin(&system, &["retire", &old]).await.ended_with(0);
     let next = standing(&system, &new).await.unwrap();
     assert_eq!(next["state"], "promoted", "{next:#}");
     for folder in [&folders[0], &folders[2]] {
@@ -196,7 +196,7 @@ async fn a_key_that_is_staged_at_one_backend_reaches_the_gateways_of_another() {
     let mut gateway = other.start_gateway(&folder, Start::default());
     let before = session(&other, "gw-1").await;
     let new = pin_of(&KeyPair::generate().unwrap());
-    pin(&one, &["stage", &new]).await.ended_with(0);
+    let _done = pin(&one, &["stage", &new]).await.ended_with(0);
     confirmed_by(&one, &new, 1).await;
     assert_eq!(session(&other, "gw-1").await, before);
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
@@ -224,7 +224,7 @@ async fn pins_that_are_put_in_by_hand_bring_a_gateway_back_when_every_pinned_key
     let old = live(&system).await;
     // What the backend sent is newer than what is configured.
     let staged = pin_of(&KeyPair::generate().unwrap());
-    pin(&system, &["stage", &staged]).await.ended_with(0);
+    let _done = pin(&system, &["stage", &staged]).await.ended_with(0);
     confirmed_by(&system, &staged, 1).await;
     assert!(system.backend().stop(PATIENCE).await.success());
 
@@ -247,10 +247,10 @@ async fn pins_that_are_put_in_by_hand_bring_a_gateway_back_when_every_pinned_key
     let by_hand = written.replace(first.unwrap(), &new);
     std::fs::write(&configuration, by_hand).unwrap();
     system.online("gw-1").await;
-    pin(&system, &["stage", &new]).await.ended_with(0);
+    let _done = pin(&system, &["stage", &new]).await.ended_with(0);
     confirmed_by(&system, &new, 1).await;
-    pin(&system, &["promote", &new]).await.ended_with(0);
-    pin(&system, &["retire", &old]).await.ended_with(0);
+    let _done = pin(&system, &["promote", &new]).await.ended_with(0);
+    let _done = pin(&system, &["retire", &old]).await.ended_with(0);
     let (status, _exit) = status_where("it follows", system.binaries(), &socket, |status| {
         status["pins"]["version"] == 4
     })

@@ -38,7 +38,7 @@ pub(super) async fn execute(
             gateways
                 .items
                 .retain(|gateway| expiry::reason(gateway, within, now).is_some());
-            views::expiry::list(&gateways, within, format, now)?;
+            expiry::list(&gateways, within, format, now)?;
         }
         Gateway::Show { gateway } => show(client, &gateway, format).await?,
         Gateway::Forks { gateway } => {

@@ -166,7 +166,7 @@ fn a_link_to_a_folder_is_followed_when_it_is_ones_own() {
             &link,
             Some(rustix::fs::Uid::from_raw(65_533)),
             None,
-            rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+            AtFlags::SYMLINK_NOFOLLOW,
         )
         .unwrap();
         refused_by_all(
