@@ -184,7 +184,7 @@ impl Live {
         if leased.permitted {
             self.permitted.insert(command_id);
         }
-        self.moved(leased.run_id, command_id, state, Some(leased.attempt), None);
+        self.moved(leased.run_id, command_id, state, Some(leased.attempt));
         self.line.send(BackendMessage::Command(Command {
             command_id,
             order: leased.order,

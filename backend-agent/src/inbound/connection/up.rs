@@ -71,7 +71,7 @@ impl Live {
             Ok(AcceptOutcome::Go { deadline }) => {
                 fault::point("release.committed.before_go");
                 if let Some(run_id) = self.runs.of(command_id) {
-                    self.moved(run_id, command_id, CommandState::Released, None, None);
+                    self.moved(run_id, command_id, CommandState::Released, None);
                 }
                 let permit = self.line.permit(deadline);
                 self.line
@@ -155,7 +155,7 @@ impl Live {
         {
             Ok(true) => {
                 if let Some(run_id) = self.runs.of(command_id) {
-                    self.moved(run_id, command_id, CommandState::Running, None, None);
+                    self.moved(run_id, command_id, CommandState::Running, None);
                 }
             }
             Ok(false) => {}
@@ -280,7 +280,6 @@ impl Live {
         command_id: CommandId,
         state: CommandState,
         attempt: Option<u32>,
-        reason: Option<String>,
     ) {
         let change = CommandChange {
             at: self.line_now(),
@@ -290,7 +289,7 @@ impl Live {
             attempt,
             exit_code: None,
             duration_ms: None,
-            reason,
+            reason: None,
             written: None,
         };
         self.line.inbound.bus.command_changed(run_id, change, false);
