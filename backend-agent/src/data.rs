@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use viworks_common::human;
 use viworks_common::id::GatewayName;
+pub(crate) use viworks_common::text::in_full;
 
 pub use contract::{
     DispatchStore, EnrolmentStore, GatewayStore, InstanceStore, PinStore, RunStore, SessionStore,
@@ -113,23 +114,6 @@ impl StoreError {
 
 /// What lies beneath a store error.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
-
-/// An error with everything beneath it, for the log. What says the same as what is above it says nothing.
-pub(crate) fn in_full(error: &dyn std::error::Error) -> String {
-    let mut last = error.to_string();
-    let mut text = last.clone();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let told = cause.to_string();
-        if told != last {
-            text.push_str(": ");
-            text.push_str(&told);
-        }
-        last = told;
-        source = cause.source();
-    }
-    text
-}
 
 /// What every method answers.
 pub type StoreResult<T> = Result<T, StoreError>;

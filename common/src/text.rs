@@ -4,6 +4,7 @@
 //! reading direction never get there as they are: they are written out.
 
 use std::borrow::Cow;
+use std::error::Error;
 use std::fmt::Write;
 
 use serde::{Deserialize, Deserializer};
@@ -75,6 +76,33 @@ pub fn told(text: &str) -> String {
     let harmless = line(text);
     let end = harmless.floor_char_boundary(limits::DETAIL_BYTES_MAX);
     harmless[..end].to_owned()
+}
+
+/// An error with everything that it was caused by, for people. A cause whose words stand there already, as where an
+/// error quotes its own, says nothing; a word that only begins, ends or goes on as it does is not it.
+#[must_use]
+pub fn in_full(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        if !says(&text, &said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Whether these words stand in a text, and not as a part of longer ones.
+fn says(text: &str, words: &str) -> bool {
+    let goes_on = |next: Option<char>| next.is_some_and(char::is_alphanumeric);
+    words.is_empty()
+        || text.match_indices(words).any(|(at, found)| {
+            let (before, behind) = (&text[..at], &text[at + found.len()..]);
+            !goes_on(before.chars().next_back()) && !goes_on(behind.chars().next())
+        })
 }
 
 fn escape(text: &str, hidden: impl Fn(char) -> bool) -> Cow<'_, str> {
@@ -162,6 +190,41 @@ mod tests {
             let escaped = json(&document);
             prop_assert!(!escaped.contains(|c| is_unsafe(c) && c != '\n'));
             prop_assert_eq!(serde_json::from_str::<Vec<String>>(&escaped).unwrap(), [text]);
+        }
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{said}")]
+    struct Told {
+        said: &'static str,
+        source: Option<Box<Self>>,
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_causes_and_each_of_them_once() {
+        let cases: [(&[&'static str], &str); 8] = [
+            (&["one"], "one"),
+            (&["one", "two", "three"], "one: two: three"),
+            // It quotes what is behind it, at its end or within.
+            (&["a file: no room", "no room"], "a file: no room"),
+            (
+                &["a: no room; mend it", "no room", "b"],
+                "a: no room; mend it: b",
+            ),
+            // One hands on what another one says, and one says nothing.
+            (&["full", "full", "53100"], "full: 53100"),
+            (&["one", "two", "one", ""], "one: two"),
+            // Not what it says, only letters of it.
+            (&["port 8443 is taken", "84"], "port 8443 is taken: 84"),
+            (&["unavailable", "available"], "unavailable: available"),
+        ];
+        for (causes, expected) in cases {
+            let mut told = None;
+            for &said in causes.iter().rev() {
+                let source = told.map(Box::new);
+                told = Some(Told { said, source });
+            }
+            assert_eq!(in_full(&told.unwrap()), expected);
         }
     }
 

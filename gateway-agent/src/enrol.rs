@@ -228,7 +228,7 @@ pub enum EnrolError {
     #[error(
         "the backend has made the gateway, and its files cannot be put in place: {}; mend that, and run enroll again \
          with the same ticket: it goes on as the same gateway",
-        in_full(cause)
+        text::in_full(cause)
     )]
     Unkept {
         /// What is in the way.
@@ -297,18 +297,6 @@ impl From<DoorFailure> for EnrolError {
             },
         }
     }
-}
-
-/// An error with what is behind it, for a sentence around it.
-fn in_full(error: &EnrolError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(deeper) = source {
-        text.push_str(": ");
-        text.push_str(&deeper.to_string());
-        source = deeper.source();
-    }
-    text
 }
 
 impl EnrolError {

@@ -1,7 +1,6 @@
 //! Renewal of this gateway's certificate over the open session: what was asked and answered, over all sessions, and
 //! what people are told of it.
 
-use std::error::Error as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use serde::Serialize;
 use tracing::{info, warn};
 use viworks_common::human;
 use viworks_common::renewal::{Life, Plan};
+use viworks_common::text;
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{CertIssued, CertRefused};
 use viworks_runtime::blocking::{self, Unanswered};
@@ -296,13 +296,8 @@ impl Renewal {
     }
 
     fn tell(&self, what: &str, error: &RenewalError) {
-        let mut cause = format!("this gateway's certificate is not renewed: {what}: {error}");
-        let mut source = error.source();
-        while let Some(deeper) = source {
-            cause.push_str(": ");
-            cause.push_str(&deeper.to_string());
-            source = deeper.source();
-        }
+        let error_text = text::in_full(error);
+        let cause = format!("this gateway's certificate is not renewed: {what}: {error_text}");
         self.conditions
             .raise(RENEWAL, Severity::Warn, &cause, error.fix());
     }

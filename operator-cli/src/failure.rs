@@ -1,6 +1,7 @@
 //! What failed, the state left behind, the fix, and a code to look up; how it is printed is a view.
 
 use viworks_api::{Problem, ProblemCode};
+pub use viworks_common::text::in_full as chain;
 use viworks_runtime::exit::ExitCode;
 
 /// One failure, to be shown to a person or to a program.
@@ -78,21 +79,6 @@ impl Failure {
         self.details.push(detail.into());
         self
     }
-}
-
-/// An error with everything that it was caused by, each said once.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let said = cause.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 impl From<std::io::Error> for Failure {

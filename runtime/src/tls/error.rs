@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use viworks_common::human;
+use viworks_common::{human, text};
 
 use crate::files::FileError;
 use crate::problem::Problem;
@@ -136,17 +136,8 @@ impl TlsError {
         if let Self::File(error) = self {
             return error.problem();
         }
-        let mut message = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            if !message.contains(&cause_text) {
-                message = format!("{message}: {cause_text}");
-            }
-            source = cause.source();
-        }
         let path = self.path().unwrap_or(otherwise);
-        Problem::of_file(path, message, self.fix())
+        Problem::of_file(path, text::in_full(self), self.fix())
     }
 
     fn path(&self) -> Option<&Path> {
