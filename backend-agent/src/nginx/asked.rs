@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::process::{ChildStderr, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -31,6 +31,12 @@ const OF_STREAM: [&str; 3] = ["stream", "ssl_preread", "preread_timeout"];
 
 /// How long it may take: it asks DNS for each name in a file, one after another.
 const ANSWER_TIME: Duration = Duration::from_secs(60);
+
+/// How long one that was ended may take to be gone: what a disk holds up is not waited for.
+const GONE_TIME: Duration = Duration::from_secs(5);
+
+/// How often is looked whether one has ended that says nothing any more.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Bytes of the most that is heard of it.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
@@ -92,16 +98,41 @@ fn hear(program: &str, file: &Path, limit: Duration) -> io::Result<Option<Output
         .stderr
         .take()
         .map_or(Ok(true), |pipe| hear_out(pipe, &mut stderr, end));
-    if !matches!(heard, Ok(true)) {
+    // One that has nothing more to say may go on all the same.
+    let status = match heard {
+        Ok(true) => ended(&mut child, end),
+        Ok(false) => Ok(None),
+        Err(error) => Err(error),
+    };
+    if !matches!(status, Ok(Some(_))) {
         // It may have ended meanwhile.
         drop(child.kill());
+        let gone = SystemClock.now().saturating_add(GONE_TIME);
+        drop(ended(&mut child, gone));
     }
-    let status = child.wait()?;
-    Ok(heard?.then_some(Output {
+    Ok(status?.map(|status| Output {
         status,
         stdout: Vec::new(),
         stderr,
     }))
+}
+
+/// How a program ended, if it did until then.
+fn ended(child: &mut Child, end: Monotonic) -> io::Result<Option<ExitStatus>> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        let left = end.saturating_since(SystemClock.now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        let wait = Timespec::try_from(left.min(LOOK_AGAIN)).unwrap_or_default();
+        match poll(&mut [], Some(&wait)) {
+            Ok(_none) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Whether what is said there came to its end in time.
@@ -418,17 +449,18 @@ mod tests {
 
     #[test]
     fn one_that_does_not_answer_is_ended_and_told_of() {
-        // What takes -t and -c as nginx does, and does not go on.
-        let stands_still = Path::new("kill -STOP $$");
-        let mut findings = Findings::default();
-        let limit = Duration::from_millis(100);
-        ask_for(limit, &["bash"], stands_still, &mut findings);
-        let [problem] = &*findings.problems else {
-            panic!("{findings:?}");
-        };
-        assert!(problem.message.contains("did not come to an end"));
-        assert!(problem.help.contains("bash -t -c "), "{problem:?}");
-        assert!(findings.right.is_empty() && findings.refusal.is_none());
+        // What takes -t and -c as nginx does, and does not go on, also once it has nothing more to say.
+        for stands_still in ["kill -STOP $$", "exec 2>&-; kill -STOP $$"] {
+            let mut findings = Findings::default();
+            let limit = Duration::from_millis(100);
+            ask_for(limit, &["bash"], Path::new(stands_still), &mut findings);
+            let [problem] = &*findings.problems else {
+                panic!("{findings:?}");
+            };
+            assert!(problem.message.contains("did not come to an end"));
+            assert!(problem.help.contains("bash -t -c "), "{problem:?}");
+            assert!(findings.right.is_empty() && findings.refusal.is_none());
+        }
     }
 
     #[test]
