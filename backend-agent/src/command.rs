@@ -136,6 +136,7 @@ impl Commands {
         let last = cancelled.cancelled.len().saturating_sub(1);
         for (index, command) in cancelled.cancelled.iter().enumerate() {
             let settled = Settled {
+                moved: true,
                 command_id: command.command_id,
                 agent_id: command.agent_id,
                 run_id,

@@ -35,11 +35,56 @@ pub fn tell_more(
     change: CommandChange,
     run: Option<Run>,
 ) {
-    if settled.state.is_final() {
+    // Once for each command, however often its gateway says the same.
+    if settled.moved && settled.state.is_final() {
         metrics.commands_final(settled.state, 1);
     }
     match run {
         Some(run) => bus.run_ended(settled.run_id, change, run),
         None => bus.command_changed(settled.run_id, change, settled.run_finished),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use uuid::Uuid;
+    use viworks_common::command::CommandState;
+    use viworks_common::id::{AgentId, CommandId, RunId};
+    use viworks_runtime::metrics::Metrics;
+
+    use super::super::bus::{BusLimits, Step};
+    use super::*;
+
+    #[test]
+    fn an_end_that_is_said_again_is_told_and_not_counted() {
+        let at = Timestamp::from_unix_micros(0);
+        let metrics = Metrics::new("test", "0", at);
+        let own = BackendMetrics::register(&metrics);
+        let bus = Arc::new(RunBus::new(BusLimits::default(), 1));
+        let run_id = RunId::from_uuid(Uuid::from_u128(1));
+        let mut follower = bus.subscribe(run_id, None);
+        for (moved, state) in [
+            (true, CommandState::Running),
+            (true, CommandState::Rejected),
+            (false, CommandState::Rejected),
+        ] {
+            let settled = Settled {
+                moved,
+                command_id: CommandId::from_uuid(Uuid::from_u128(2)),
+                agent_id: AgentId::from_uuid(Uuid::from_u128(3)),
+                run_id,
+                state,
+                run_finished: false,
+                reason: None,
+            };
+            tell(&bus, &own, &settled, at);
+            assert!(matches!(follower.poll_next(), Step::Event(..)));
+        }
+        let text = metrics.encode().unwrap();
+        let line = "viworks_commands_final_total{state=\"rejected\"} 1\n";
+        assert!(text.contains(line), "{text}");
+        assert!(!text.contains("state=\"running\""), "{text}");
     }
 }

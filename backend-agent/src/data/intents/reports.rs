@@ -93,7 +93,10 @@ pub(super) fn reject(
     let change = end::reject(standing, *code, detail.clone(), *again_at, tx.now);
     let written = settle::write(tx, &change, &Actor::system())?;
     let after = change.as_ref().map_or(&before, |change| &change.command);
-    Ok(Some(settle::settled(after, written.run_finished)))
+    Ok(Some(Settled {
+        moved: change.is_some(),
+        ..settle::settled(after, written.run_finished)
+    }))
 }
 
 /// The gateway started a command.

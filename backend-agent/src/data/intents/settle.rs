@@ -189,9 +189,10 @@ pub(super) struct Written {
     pub(super) dead_letters_dropped: u64,
 }
 
-/// How a command is told of, once it has moved.
+/// How a command is told of that has just moved.
 pub(super) fn settled(command: &Command, run_finished: bool) -> Settled {
     Settled {
+        moved: true,
         command_id: command.command_id,
         agent_id: command.agent_id,
         run_id: command.run_id,
@@ -331,7 +332,10 @@ pub(super) fn each(
         let change = happen(command);
         let written = write(tx, &change, &Actor::system())?;
         let after = change.as_ref().map_or(&before, |change| &change.command);
-        all.push(settled(after, written.run_finished));
+        all.push(Settled {
+            moved: change.is_some(),
+            ..settled(after, written.run_finished)
+        });
     }
     Ok(all)
 }

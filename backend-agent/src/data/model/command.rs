@@ -367,9 +367,11 @@ pub struct Rejected {
     pub again_at: Timestamp,
 }
 
-/// A command that was moved.
+/// A command that was moved, now or before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settled {
+    /// Whether it moved now. What is said again, by whoever said it or because an answer was lost, moves nothing.
+    pub moved: bool,
     /// The command.
     pub command_id: CommandId,
     /// Its gateway.

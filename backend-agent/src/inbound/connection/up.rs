@@ -113,7 +113,11 @@ impl Live {
                 if settled.state == CommandState::Queued {
                     self.ask_again(rest);
                 }
-                self.settled(&settled, settled.reason.clone());
+                // Said again, it moves nothing. Of what is on offer here the answer to the move may have been lost: then
+                // it is told once more. Not each time that the gateway goes on saying it: it is no offer any more.
+                if settled.moved || self.runs.of(command_id).is_some() {
+                    self.settled(&settled, settled.reason.clone());
+                }
             }
             Ok(None) => debug!(%command_id, "a gateway rejects a command that nobody knows"),
             Err(error) => return self.line.fail(&error),

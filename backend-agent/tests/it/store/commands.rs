@@ -614,7 +614,16 @@ pub(crate) async fn a_refused_command_is_final_with_its_code(bed: &Bed) {
         .await
         .unwrap()
         .unwrap();
-    assert!(settled.state == CommandState::Rejected && settled.run_finished);
+    assert!(settled.state == CommandState::Rejected && settled.run_finished && settled.moved);
+    // Said again, it is as it was.
+    let refused = rejected(command_id, RejectCode::NotAllowed);
+    let again = bed
+        .store
+        .reject_command(&bed.tenant, &session.holder, refused, at(23))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(again.state == CommandState::Rejected && !again.run_finished && !again.moved);
     let result = bed.command_now(command_id).await.result.unwrap();
     assert!(
         result.reject_code == Some(RejectCode::NotAllowed)

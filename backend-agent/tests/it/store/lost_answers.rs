@@ -309,7 +309,8 @@ async fn command(own: &mut Robbed, session: &Session) {
         detail: "not in the catalogue".to_owned(),
         again_at: at(9),
     };
-    twice!(own, reject_command(&tenant, &holder, rejected.clone(), at(4)), audited 1);
+    let again = twice!(own, reject_command(&tenant, &holder, rejected.clone(), at(4)), audited 1);
+    assert!(again.is_some_and(|settled| !settled.moved));
     assert_eq!(own.bed.state(refused).await, CommandState::Rejected);
     let cancelled = own.bed.command(1, false).await;
     let of = own.bed.command_now(cancelled).await.run_id;
