@@ -28,8 +28,6 @@ pub struct Older {
     pub released: Vec<(CommandId, Timestamp)>,
     /// To be cancelled: said again.
     pub cancel_requested: Vec<CommandId>,
-    /// Whose fate nobody will ever know.
-    pub ended_indeterminate: Vec<CommandId>,
     /// Whether commands wait to be offered.
     pub waiting: bool,
 }
@@ -80,9 +78,10 @@ pub fn settle_older(
 impl Older {
     fn sort(&mut self, command: &Command, here: bool) {
         let id = command.command_id;
-        if command.state == CommandState::Indeterminate {
-            self.ended_indeterminate.push(id);
-        } else if command.released_to.is_some() && command.cancel_requested {
+        if command.state.is_final() {
+            return;
+        }
+        if command.released_to.is_some() && command.cancel_requested {
             self.cancel_requested.push(id);
         } else if command.state == CommandState::Released && here {
             self.released.push((id, command.deadline));
@@ -185,12 +184,12 @@ mod tests {
         for state in [CommandState::Released, CommandState::Running] {
             let older = settle(of_another(state, false), false);
             assert_eq!(older.changes[0].command.state, CommandState::Indeterminate);
-            assert_eq!(older.ended_indeterminate.len(), 1);
+            assert!(older.changes[0].ends() && older.released.is_empty());
             let older = settle(of_another(state, true), false);
             assert_eq!(older.changes[0].command.state, CommandState::Queued);
             // Its journal will tell.
             let older = settle(of_another(state, false), true);
-            assert!(older.changes.is_empty() && older.ended_indeterminate.is_empty());
+            assert!(older.changes.is_empty());
         }
     }
 

@@ -54,7 +54,7 @@ pub(super) fn confirm(tx: &Tx<'_>, request: &ConfirmRequest) -> StoreResult<Conf
     let Some(known) = opening::identity(tx, agent_id, Some(session))? else {
         return Ok(ConfirmOutcome::Superseded);
     };
-    let low_water = if known.live == Some((request.session_id, epoch)) {
+    let mut low_water = if known.live == Some((request.session_id, epoch)) {
         // Confirmed before, and the answer to that was lost.
         known.row.low_water
     } else {
@@ -67,7 +67,14 @@ pub(super) fn confirm(tx: &Tx<'_>, request: &ConfirmRequest) -> StoreResult<Conf
     let open = settle::load_open(tx, agent_id, u64::MAX)?;
     let unreported = request.unreported.iter().copied().collect();
     let older = settle_older(Complete, open, request.agent_run_id, &unreported, tx.now);
-    let written = settle::write(tx, &older.changes, &Actor::system())?;
+    let mut ended = Vec::new();
+    for change in &older.changes {
+        let written = settle::write(tx, [change], &Actor::system())?;
+        low_water = written.low_water.unwrap_or(low_water);
+        if change.ends() {
+            ended.push(settle::settled(&change.command, written.run_finished));
+        }
+    }
     let released = older.released.into_iter();
     let confirmed = Confirmed {
         released: released
@@ -77,8 +84,8 @@ pub(super) fn confirm(tx: &Tx<'_>, request: &ConfirmRequest) -> StoreResult<Conf
             })
             .collect(),
         cancel_requested: older.cancel_requested,
-        ended_indeterminate: older.ended_indeterminate,
-        low_water: written.low_water.unwrap_or(low_water),
+        ended,
+        low_water,
         waiting: older.waiting,
         fenced: known
             .live

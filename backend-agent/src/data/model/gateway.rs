@@ -519,8 +519,8 @@ pub struct Confirmed {
     pub released: Vec<OpenCommand>,
     /// Commands of this gateway whose end was asked for and that may run: their `COMMAND_CANCEL` is sent again.
     pub cancel_requested: Vec<CommandId>,
-    /// Commands that ended as indeterminate because an earlier process is gone and left no trace of them.
-    pub ended_indeterminate: Vec<CommandId>,
+    /// Commands that ended because an earlier process is gone and left no trace of them.
+    pub ended: Vec<Settled>,
     /// Up to which order everything is final.
     pub low_water: u64,
     /// Whether commands wait for it.

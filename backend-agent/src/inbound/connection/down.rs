@@ -28,11 +28,12 @@ const LOST_SHARE: u32 = 8;
 impl Live {
     /// What this process of the gateway was permitted or told before, it is told again.
     pub(super) fn resume(&mut self, confirmed: &Confirmed) {
-        let ended = u64::try_from(confirmed.ended_indeterminate.len()).unwrap_or(u64::MAX);
+        let ended = confirmed.ended.len();
         if ended > 0 {
             warn!(gateway = %self.line.peer.name, agent_id = %self.holder.agent_id, commands = ended, "an earlier process of the gateway is gone without a trace of its commands");
-            let metrics = &self.line.inbound.metrics;
-            metrics.commands_final(CommandState::Indeterminate, ended);
+        }
+        for settled in &confirmed.ended {
+            self.settled(settled, settled.reason.clone());
         }
         for command in &confirmed.released {
             let permit = self.line.permit(command.deadline);

@@ -303,7 +303,16 @@ pub(crate) async fn a_gone_process_ends_what_it_may_have_run(bed: &Bed) {
     let repeatable = bed.command(1, true).await;
     bed.lease(&session).await;
     let next = bed.session_with(1, 2, &[]).await;
-    assert_eq!(next.confirmed.ended_indeterminate, [released, running]);
+    // Whoever follows their runs is told of both.
+    let ended = next.confirmed.ended.iter();
+    let ended: Vec<_> = ended.map(|it| (it.command_id, it.state)).collect();
+    let lost = |command_id| (command_id, CommandState::Indeterminate);
+    assert_eq!(ended, [lost(released), lost(running)]);
+    for settled in &next.confirmed.ended {
+        let of = bed.command_now(settled.command_id).await.run_id;
+        assert_eq!(settled.run_id, of);
+        assert!(settled.moved && settled.run_finished && settled.reason.is_some());
+    }
     assert_eq!(bed.state(running).await, CommandState::Indeterminate);
     assert_eq!(bed.state(repeatable).await, CommandState::Queued);
 }

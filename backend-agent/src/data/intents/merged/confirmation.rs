@@ -108,7 +108,7 @@ impl<'r> Confirming<'r> {
         ConfirmOutcome::Confirmed(Box::new(Confirmed {
             released: Vec::new(),
             cancel_requested: Vec::new(),
-            ended_indeterminate: Vec::new(),
+            ended: Vec::new(),
             low_water: self.after.low_water,
             waiting: false,
             fenced: self.found.known.live.map(|(session_id, _)| session_id),
