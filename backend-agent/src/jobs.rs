@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
@@ -444,7 +444,11 @@ impl Jobs {
         }
         loop {
             let now = self.clock.line();
-            let ended = self.store.end_dead_instances(&self.tenant, now).await?;
+            let ended = self.store.end_dead_instances(&self.tenant, now).await;
+            if matches!(ended, Err(StoreError::Unknown(_))) {
+                self.given_up().lost();
+            }
+            let ended = ended?;
             if ended.instances > 0 || ended.sessions > 0 {
                 info!(
                     instances = ended.instances,
@@ -462,13 +466,14 @@ impl Jobs {
     /// A backend that is gone has left nothing a moment later that would tell of it.
     fn tell_given_up(&self, ended: &EndedInstances) {
         let (wall, now) = (self.clock.wall(), self.clock.now());
-        let told = {
-            // Nothing panics while it is held.
-            let given_up = self.given_up.lock();
-            let mut given_up = given_up.unwrap_or_else(PoisonError::into_inner);
-            given_up.look(ended, wall, now)
-        };
+        let told = self.given_up().look(ended, wall, now);
         self.tell(GIVEN_UP, told, Severity::Warn, GIVEN_UP_FIX);
+    }
+
+    fn given_up(&self) -> MutexGuard<'_, GivenUp> {
+        // Nothing panics while it is held.
+        let given_up = self.given_up.lock();
+        given_up.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends sessions that the database says this backend has, and that it has not. Their gateways would look connected

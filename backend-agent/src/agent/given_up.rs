@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
+use viworks_common::id::InstanceId;
 use viworks_common::time::{Monotonic, Timestamp};
 
-use crate::data::EndedInstances;
+use crate::data::{EndedInstances, GivenUpInstance};
 
 /// For how long it is told.
 pub const TOLD_FOR: Duration = Duration::from_secs(10 * 60);
@@ -19,10 +20,13 @@ pub struct GivenUp {
     backends: Vec<Backend>,
     /// Whether sessions of one are left that are to be ended. How many were is not told: a look does not say whose.
     some_left: bool,
+    /// Whether the answer of a look was lost, which may have been the one that brought something.
+    unsure: bool,
 }
 
 #[derive(Debug)]
 struct Backend {
+    id: InstanceId,
     name: String,
     /// By the wall clock of this machine.
     heard_at: Timestamp,
@@ -30,6 +34,11 @@ struct Backend {
 }
 
 impl GivenUp {
+    /// Notes that nobody knows whether a look brought something.
+    pub const fn lost(&mut self) {
+        self.unsure = true;
+    }
+
     /// Takes over what a look brought, and answers what there is to tell.
     pub fn look(
         &mut self,
@@ -39,12 +48,20 @@ impl GivenUp {
     ) -> Option<String> {
         self.backends
             .retain(|backend| now.saturating_since(backend.at) < TOLD_FOR);
-        self.backends
-            .extend(ended.given_up.iter().map(|one| Backend {
-                name: one.name.clone(),
-                heard_at: wall.saturating_sub(one.unheard),
-                at: now,
-            }));
+        let again: &[GivenUpInstance] = match std::mem::take(&mut self.unsure) {
+            true => &ended.earlier,
+            false => &[],
+        };
+        for one in ended.given_up.iter().chain(again) {
+            if self.backends.iter().all(|known| known.id != one.id) {
+                self.backends.push(Backend {
+                    id: one.id,
+                    name: one.name.clone(),
+                    heard_at: wall.saturating_sub(one.unheard),
+                    at: now,
+                });
+            }
+        }
         let too_many = self.backends.len().saturating_sub(TOLD_MAX);
         self.backends.drain(..too_many);
         self.some_left = ended.left > 0;
@@ -71,19 +88,18 @@ impl GivenUp {
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
-    use viworks_common::id::InstanceId;
 
     use super::*;
-    use crate::data::GivenUpInstance;
 
     fn ended(names: &[&str], sessions: u64, left: u64) -> EndedInstances {
         let given_up = names.iter().map(|name| GivenUpInstance {
-            id: InstanceId::from_uuid(Uuid::from_u128(1)),
+            id: InstanceId::from_uuid(Uuid::from_u128(name.bytes().map(u128::from).sum())),
             name: (*name).to_owned(),
             unheard: Duration::from_secs(21),
         });
         EndedInstances {
             given_up: given_up.collect(),
+            earlier: Vec::new(),
             instances: 0,
             sessions,
             left,
@@ -123,5 +139,23 @@ mod tests {
         );
         let over = later.saturating_add(TOLD_FOR);
         assert_eq!(known.look(&ended(&[], 0, 0), wall, over), None);
+    }
+
+    #[test]
+    fn one_whose_news_was_lost_is_told_of_once_with_the_next_look() {
+        let mut known = GivenUp::default();
+        let wall = Timestamp::from_unix_micros(1_800_000_021_000_000);
+        let now = Monotonic::ORIGIN;
+        let earlier = EndedInstances {
+            earlier: ended(&["vm, process 7"], 0, 0).given_up,
+            ..EndedInstances::default()
+        };
+        // Another backend gave it up, and tells of it.
+        assert_eq!(known.look(&earlier, wall, now), None);
+        known.lost();
+        let told = known.look(&earlier, wall, now).unwrap();
+        assert!(told.contains("process 7, not heard"), "{told}");
+        known.lost();
+        assert_eq!(known.look(&earlier, wall, now), Some(told));
     }
 }

@@ -40,6 +40,8 @@ UPDATE instances AS i SET ended = true FROM (
     FOR NO KEY UPDATE OF d SKIP LOCKED) AS gone
 WHERE i.instance = gone.instance
 RETURNING i.instance, i.name, NOT gone.ended AS is_news,
+          (NOT i.lease_until BETWEEN clock_timestamp()
+              AND clock_timestamp() + CAST(:seconds AS bigint) * interval '1 second') AS ran_out,
           greatest(0, 1000 * (CAST(:seconds AS bigint) + extract(epoch FROM clock_timestamp() - i.lease_until)))::bigint
               AS unheard_ms",
 );
@@ -99,18 +101,29 @@ fn read(row: &Row<'_>) -> StoreResult<Instance> {
     })
 }
 
-/// One that is gone, and whether that is news.
-fn read_dead(row: &Row<'_>) -> StoreResult<(GivenUpInstance, bool)> {
+/// One that is gone.
+struct Dead {
+    one: GivenUpInstance,
+    is_news: bool,
+    ran_out: bool,
+}
+
+fn read_dead(row: &Row<'_>) -> StoreResult<Dead> {
     let row = Reader::new("instances", row);
-    let given_up = GivenUpInstance {
+    let one = GivenUpInstance {
         id: row.get("instance")?,
         name: row.get("name")?,
         unheard: Duration::from_millis(row.get("unheard_ms")?),
     };
-    Ok((given_up, row.get("is_news")?))
+    Ok(Dead {
+        one,
+        is_news: row.get("is_news")?,
+        ran_out: row.get("ran_out")?,
+    })
 }
 
-/// Ends some of the sessions of instances that are gone, and forgets those that have none left.
+/// Ends some of the sessions of instances that are gone, and forgets those that have none left. One that is taken for
+/// gone just now is there for another look: if this answer is lost, that one tells of it.
 pub(super) fn end_dead(tx: &Tx<'_>) -> StoreResult<EndedInstances> {
     let Some(own) = tx.party().instance() else {
         return Ok(EndedInstances::default());
@@ -119,19 +132,24 @@ pub(super) fn end_dead(tx: &Tx<'_>) -> StoreResult<EndedInstances> {
     if found.is_empty() {
         return Ok(EndedInstances::default());
     }
-    let ids: Vec<InstanceId> = found.iter().map(|(one, _is_news)| one.id).collect();
-    let news = found.into_iter().filter(|(_one, is_news)| *is_news);
-    let given_up = news.map(|(one, _is_news)| one).collect();
+    let ids: Vec<InstanceId> = found.iter().map(|dead| dead.one.id).collect();
+    let (news, known): (Vec<Dead>, Vec<Dead>) = found.into_iter().partition(|dead| dead.is_news);
+    let told: Vec<InstanceId> = known.iter().map(|dead| dead.one.id).collect();
+    let ran_out = known.into_iter().filter(|dead| dead.ran_out);
+    let earlier = ran_out.map(|dead| dead.one).collect();
+    let given_up: Vec<GivenUpInstance> = news.into_iter().map(|dead| dead.one).collect();
     let dead = to_json(&ids);
     let sessions = end_sessions(tx, SESSIONS, params! { dead, limit: SESSIONS_AT_ONCE })?;
+    let dead = to_json(&told);
     let instances = tx.execute(FORGET, params! { dead })?;
     let left = ids.len().saturating_sub(instances);
     Ok(EndedInstances {
+        more: sessions == SESSIONS_AT_ONCE || !given_up.is_empty(),
         given_up,
+        earlier,
         left: u64::try_from(left).unwrap_or(u64::MAX),
         instances: u64::try_from(instances).unwrap_or(u64::MAX),
         sessions: u64::try_from(sessions).unwrap_or(u64::MAX),
-        more: sessions == SESSIONS_AT_ONCE,
     })
 }
 

@@ -126,6 +126,9 @@ pub struct GivenUpInstance {
 pub struct EndedInstances {
     /// Those that were taken for gone just now. What one was that stopped or began anew is no news.
     pub given_up: Vec<GivenUpInstance>,
+    /// Those whose lease ran out that were taken for gone before, and are there yet. Whoever lost the answer to that
+    /// hears of them here.
+    pub earlier: Vec<GivenUpInstance>,
     /// Those that are gone with the last of their sessions.
     pub instances: u64,
     /// Sessions that were ended.

@@ -226,6 +226,7 @@ async fn a_server_whose_clock_is_set_back_does_not_keep_the_sessions_of_the_dead
     assert_eq!(asked().await, Owner::Unsure);
     hand.age(own);
     assert_eq!(asked().await, Owner::Gone);
+    assert_eq!(end().await.given_up.len(), 1);
     assert_eq!(end().await.instances, 1);
     assert_eq!(other.gateway_now(1).await.session, None);
     hand.says("DROP TRIGGER stays_dead ON instances; DROP FUNCTION stays_dead");
