@@ -129,7 +129,7 @@ fn ended(child: &mut Child, end: Monotonic) -> io::Result<Option<ExitStatus>> {
         }
         let wait = Timespec::try_from(left.min(LOOK_AGAIN)).unwrap_or_default();
         match poll(&mut [], Some(&wait)) {
-            Ok(_none) | Err(Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }

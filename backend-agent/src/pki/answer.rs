@@ -74,7 +74,9 @@ impl Reply {
             .out
             .parent()
             .filter(|above| !above.as_os_str().is_empty());
-        Ok(files::sync_folder(folder.unwrap_or_else(|| Path::new(".")))?)
+        Ok(files::sync_folder(
+            folder.unwrap_or_else(|| Path::new(".")),
+        )?)
     }
 }
 
