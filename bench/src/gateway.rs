@@ -194,6 +194,7 @@ impl<U: FnOnce()> Driver<'_, U> {
             AgentEvent::Drop(_)
             | AgentEvent::TelemetryRefused(_)
             | AgentEvent::CertificateAnswered(_)
+            | AgentEvent::KeyOffered { .. }
             | AgentEvent::Cancel(_)
             | AgentEvent::ResultAcknowledged { .. }
             | AgentEvent::Closed(_) => {}

@@ -277,6 +277,58 @@ impl Schedule {
             backend_to_agent: expand(&self.prk, &info("viworks/1 b2a", &fields)),
         }
     }
+
+    /// What covers later agent keys in this session: it follows from the agent key that HELLO was made with, bound as
+    /// the session's own keys are.
+    #[must_use]
+    pub fn key_cover(&self, challenge: &[u8], hello: &[u8]) -> KeyCover {
+        let transcript = Sha256::new()
+            .chain_update(challenge)
+            .chain_update(hello)
+            .finalize();
+        let fields: [&[u8]; 4] = [
+            transcript.as_slice(),
+            self.identity.tenant.as_str().as_bytes(),
+            self.identity.agent_id.as_uuid().as_bytes(),
+            &self.binding,
+        ];
+        KeyCover(expand(&self.prk, &info("viworks/1 key cover", &fields)))
+    }
+}
+
+/// What covers later agent keys on their way through one session. Each is covered by a key of its own that serves this
+/// once; that nobody changes them is for the session's own MAC.
+#[derive(Debug)]
+pub struct KeyCover(Secret);
+
+impl KeyCover {
+    /// The key of a generation as it travels.
+    #[must_use]
+    pub fn seal(&self, generation: u8, key: &AgentKey) -> String {
+        covered(key.secret(), &self.of(generation)).expose_hex()
+    }
+
+    /// The key again; none where the text is none that [`Self::seal`] makes.
+    #[must_use]
+    pub fn open(&self, generation: u8, sealed: &str) -> Option<AgentKey> {
+        let sealed = Secret::from_hex(sealed)?;
+        Some(AgentKey(covered(&sealed, &self.of(generation))))
+    }
+
+    fn of(&self, generation: u8) -> Secret {
+        let prk = Hkdf::<Sha256>::new(None, self.0.expose());
+        let fields: [&[u8]; 1] = [&[generation]];
+        expand(&prk, &info("viworks/1 key update", &fields))
+    }
+}
+
+/// A secret under a one-time cover, or the secret again.
+pub(crate) fn covered(secret: &Secret, cover: &Secret) -> Secret {
+    let mut bytes = *secret.expose();
+    for (byte, other) in bytes.iter_mut().zip(cover.expose()) {
+        *byte ^= other;
+    }
+    Secret::from_bytes(bytes)
 }
 
 /// One key for each direction, so that nothing can be reflected.
@@ -323,6 +375,37 @@ mod tests {
             keys,
             Schedule::new(&[1; 32], &key, identity(1), &other).session_keys(b"challenge", b"hello")
         );
+    }
+
+    #[test]
+    fn a_covered_key_is_opened_by_the_ends_of_its_session_alone() {
+        let master = MasterKey::new(Secret::from_bytes([7; 32]));
+        let binding = |value| Binding {
+            mode: BindingMode::Exporter,
+            value: [value; 32],
+        };
+        let cover = |generation, nonce, hello: &[u8], bound| {
+            let key = master.agent_key(&identity(1), generation);
+            Schedule::new(&[nonce; 32], &key, identity(1), &binding(bound))
+                .key_cover(b"challenge", hello)
+        };
+        let next = master.agent_key(&identity(1), 2);
+        let sealed = cover(1, 1, b"hello", 3).seal(2, &next);
+        assert_ne!(sealed, next.secret().expose_hex());
+        assert_eq!(
+            cover(1, 1, b"hello", 3).open(2, &sealed),
+            Some(next.clone())
+        );
+        for other in [
+            cover(3, 1, b"hello", 3),
+            cover(1, 9, b"hello", 3),
+            cover(1, 1, b"other", 3),
+            cover(1, 1, b"hello", 9),
+        ] {
+            assert_ne!(other.open(2, &sealed), Some(next.clone()));
+        }
+        assert_ne!(cover(1, 1, b"hello", 3).open(3, &sealed), Some(next));
+        assert_eq!(cover(1, 1, b"hello", 3).open(2, "no key"), None);
     }
 
     #[test]

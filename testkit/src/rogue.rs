@@ -386,6 +386,7 @@ impl Rogue {
                 | AgentEvent::Draining { .. }
                 | AgentEvent::TelemetryRefused(_)
                 | AgentEvent::CertificateAnswered(_)
+                | AgentEvent::KeyOffered { .. }
                 | AgentEvent::Closed(_) => {}
             }
         }

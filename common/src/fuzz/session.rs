@@ -401,6 +401,7 @@ impl AgentDriver {
             | AgentEvent::Cancel(_)
             | AgentEvent::ResultAcknowledged { .. }
             | AgentEvent::CertificateAnswered(_)
+            | AgentEvent::KeyOffered { .. }
             | AgentEvent::Draining { .. } => {
                 assert!(self.confirmed, "{event:?} before CONFIRM");
             }
@@ -432,6 +433,7 @@ impl BackendDriver {
             | BackendEvent::Catalogue(_)
             | BackendEvent::PinReport(_)
             | BackendEvent::CertificateWanted(_)
+            | BackendEvent::KeyReported(_)
             | BackendEvent::Event(_)
             | BackendEvent::Bye { .. } => {
                 assert!(self.committed, "{event:?} before the commit");

@@ -16,7 +16,7 @@ use super::timer::{Timer, Timers};
 use super::{Closed, End, SendRefusal, cut};
 use crate::code::CloseCode;
 use crate::id::CommandId;
-use crate::key::{Schedule, SessionKeys};
+use crate::key::{KeyCover, Schedule, SessionKeys};
 use crate::limits;
 use crate::time::Monotonic;
 use crate::wire::PackedBatch;
@@ -24,7 +24,7 @@ use crate::wire::envelope::{
     self, EnvelopeError, KIND_TELEMETRY, NONCE_BYTES, Packed, Phase, Sealed, VERSION, Verified,
 };
 use crate::wire::message::{
-    AgentMessage, BackendMessage, Challenge, Priority, Probe, Refuse, Welcome,
+    AgentMessage, BackendMessage, Challenge, KeyUpdate, Priority, Probe, Refuse, Welcome,
 };
 
 /// What a gateway is told whose HELLO does not prove its key; no more, because nobody proved to be that gateway.
@@ -34,6 +34,7 @@ pub const HELLO_UNPROVED: &str = "HELLO is not made with this gateway's agent ke
 #[derive(Debug)]
 struct Deciding {
     keys: SessionKeys,
+    cover: KeyCover,
     /// Commands that already use up credit.
     unreported: BTreeSet<CommandId>,
 }
@@ -72,6 +73,8 @@ pub struct BackendSession {
     challenged_at: Monotonic,
     timers: Timers,
     events: Inbox<BackendEvent>,
+    /// What covers a later agent key in this session, once WELCOME is made.
+    cover: Option<KeyCover>,
     /// Messages of the opening and the last one: sealed at once, sent before anything else.
     ready: VecDeque<Vec<u8>>,
     /// CONFIRM was read and is not committed: nothing behind it may have an effect.
@@ -108,6 +111,7 @@ impl BackendSession {
             challenged_at: now,
             timers,
             events: Inbox::new(),
+            cover: None,
             uncommitted: false,
             withheld: false,
             unproved: false,
@@ -240,6 +244,7 @@ impl BackendSession {
             let reason = format!("WELCOME of {} bytes cannot be sent", body.message_bytes());
             return self.fail(CloseCode::Internal, &reason);
         }
+        self.cover = Some(deciding.cover);
         let mut link = new_link(deciding.keys);
         self.ready.push_back(link.seal(message.kind(), &body));
         self.state = State::AwaitConfirm(Opening { link, terms });
@@ -307,6 +312,18 @@ impl BackendSession {
                 .set(Timer::Drain, now.saturating_add(limits::DRAIN_TIME));
         }
         Ok(())
+    }
+
+    /// The agent key of this generation as it travels in this session; none before WELCOME.
+    #[must_use]
+    pub fn key_update(&self, generation: u8) -> Option<KeyUpdate> {
+        let (master, identity) = (&self.config.master, &self.config.identity);
+        let key = master.agent_key(identity, u32::from(generation));
+        let cover = self.cover.as_ref()?;
+        Some(KeyUpdate {
+            generation,
+            sealed: cover.seal(generation, &key),
+        })
     }
 
     /// The sequence number of the last message from the agent: what a permit names as `as_of`.
@@ -425,6 +442,7 @@ impl BackendSession {
         })?;
         let deciding = |unreported| Deciding {
             keys: schedule.session_keys(&self.challenge, bytes),
+            cover: schedule.key_cover(&self.challenge, bytes),
             unreported,
         };
         let malformed =
@@ -488,6 +506,7 @@ impl BackendSession {
             AgentMessage::PinReport(report) => BackendEvent::PinReport(report),
             AgentMessage::CertRequest(request) => BackendEvent::CertificateWanted(request),
             AgentMessage::Event(event) => BackendEvent::Event(event),
+            AgentMessage::KeyReport(report) => BackendEvent::KeyReported(report),
             AgentMessage::Bye(bye) => return self.bye(&bye.reason, bytes),
         };
         self.events.push(event, bytes);

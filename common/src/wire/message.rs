@@ -28,6 +28,10 @@ pub const RESULT_REFUSALS: &str = "result_refusals";
 /// the backend can, too: neither end sends the kinds for that to another one, which closes on a kind it does not know.
 pub const CERTIFICATE_RENEWAL: &str = "certificate_renewal";
 
+/// The capability of an agent that takes another agent key over an open session. `KEY_UPDATE` is sent to nobody else, and
+/// `KEY_REPORT` answers it.
+pub const KEY_ROTATION: &str = "key_rotation";
+
 macro_rules! body {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty,)* }) => {
         $(#[$doc])*
@@ -391,6 +395,22 @@ impl CertRefused {
     }
 }
 body! {
+    /// `KEY_UPDATE`: the agent key of a later generation. The agent keeps it, and makes its next HELLO with it.
+    KeyUpdate {
+        /// Which generation; never zero.
+        generation: u8,
+        /// The key, covered by one that only the ends of this session know: 64 hexadecimal digits.
+        sealed: String,
+    }
+}
+body! {
+    /// `KEY_REPORT`: the agent key that the next HELLO is made with is durable.
+    KeyReport {
+        /// Which generation it is of; never zero.
+        generation: u8,
+    }
+}
+body! {
     /// EVENT: something an operator should see, such as a security event.
     Event {
         /// A stable word.
@@ -539,6 +559,8 @@ messages! {
         Event(Event) = 0x1b, Control;
         /// The end, on purpose.
         Bye(Bye) = 0x1c, Control;
+        /// Which agent key is durable.
+        KeyReport(KeyReport) = 0x1d, Control;
     }
 }
 
@@ -571,5 +593,7 @@ messages! {
         CertIssued(CertIssued) = 0x38, Control;
         /// Reconnect elsewhere or later.
         Drain(Drain) = 0x3a, Control;
+        /// A later agent key; only to an agent with [`KEY_ROTATION`].
+        KeyUpdate(KeyUpdate) = 0x3b, Control;
     }
 }

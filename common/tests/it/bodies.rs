@@ -185,6 +185,7 @@ fn written() -> Value {
                 TELEMETRY_REFUSALS,
                 RESULT_REFUSALS,
                 CERTIFICATE_RENEWAL,
+                KEY_ROTATION,
             ]),
         },
     })

@@ -72,6 +72,13 @@ pub enum AgentEvent {
     },
     /// What the backend answers to a `CERT_REQUEST`.
     CertificateAnswered(Box<CertIssued>),
+    /// A later agent key. Make it durable, answer with `KEY_REPORT`, and use it from the next session on.
+    KeyOffered {
+        /// Which generation it is of.
+        generation: u8,
+        /// The key.
+        key: AgentKey,
+    },
     /// Finish what is under way, [`AgentSession::close`](super::AgentSession::close), and reconnect after the delay.
     Draining {
         /// The delay.

@@ -75,7 +75,8 @@ impl Terms {
             | AgentMessage::PinReport(_)
             | AgentMessage::CertRequest(_)
             | AgentMessage::Event(_)
-            | AgentMessage::Bye(_) => true,
+            | AgentMessage::Bye(_)
+            | AgentMessage::KeyReport(_) => true,
         }
     }
 }
@@ -142,7 +143,8 @@ impl Established {
             | BackendMessage::CommandCancel(_)
             | BackendMessage::ResultAck(_)
             | BackendMessage::CertIssued(_)
-            | BackendMessage::Drain(_) => Ok(()),
+            | BackendMessage::Drain(_)
+            | BackendMessage::KeyUpdate(_) => Ok(()),
         }
     }
 
@@ -174,7 +176,8 @@ impl Established {
             | BackendMessage::Refuse(_)
             | BackendMessage::Go(_)
             | BackendMessage::CommandCancel(_)
-            | BackendMessage::CertIssued(_) => {}
+            | BackendMessage::CertIssued(_)
+            | BackendMessage::KeyUpdate(_) => {}
         }
     }
 }

@@ -257,7 +257,8 @@ impl Process {
             AgentEvent::HeartbeatDue => link.heartbeat(now),
             AgentEvent::RoundTrip { .. }
             | AgentEvent::TelemetryRefused(_)
-            | AgentEvent::CertificateAnswered(_) => {}
+            | AgentEvent::CertificateAnswered(_)
+            | AgentEvent::KeyOffered { .. } => {}
             AgentEvent::TelemetryAcknowledged(position) => {
                 host.write(Write::Acknowledge(position), core);
             }
