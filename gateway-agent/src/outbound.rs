@@ -18,6 +18,7 @@ use crate::engine::EngineHandle;
 use crate::executor::{Executor, LiveOutput};
 use crate::identity::Identity;
 use crate::journal::Journal;
+use crate::material::Material;
 use crate::renewal::Renewal;
 use crate::renewed::Origin;
 use crate::spool::Spool;
@@ -34,6 +35,7 @@ pub mod look;
 pub mod pinning;
 pub mod pins;
 mod refusals;
+mod rekeying;
 mod renewing;
 
 use configured::Configured;
@@ -41,8 +43,8 @@ use dial::Dialler;
 use ending::Ended;
 use pins::Pins;
 
-/// Within which time another certificate is tried when one was refused.
-const ANOTHER_CERTIFICATE: Duration = Duration::from_secs(5);
+/// Within which time another certificate, or another agent key, is tried when one was refused.
+const ANOTHER_ONE: Duration = Duration::from_secs(5);
 
 /// What the way out is made of.
 #[derive(Clone)]
@@ -142,6 +144,7 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
                     code: failure.code(),
                     expected: false,
                     confirmed_for: None,
+                    unproved: false,
                 };
                 let proved = material.shown.origin != Origin::Issued;
                 (ended, failure.is_of_the_certificate(proved))
@@ -154,11 +157,9 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
         if ended.code == Some(CloseCode::CertUntrusted) && over {
             ended.fix = failure::RENEW;
         }
-        let shown = &material.shown.fingerprint;
-        // Not one failure more of those that the pauses count: it is another certificate.
-        let delay = if is_of_the_certificate && parts.credentials.refused(shown) {
-            warn!(path = %material.shown.path.display(), "this certificate is refused; another one that this gateway has is tried");
-            spread(ANOTHER_CERTIFICATE)
+        // Not one failure more of those that the pauses count: it is another certificate, or another key.
+        let delay = if shows_another(&ended, is_of_the_certificate, &material, &parts.credentials) {
+            spread(ANOTHER_ONE)
         } else {
             next_delay(&ended, &mut backoff)
         };
@@ -173,6 +174,28 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
             parts.credentials.forget_refused();
         }
     }
+}
+
+/// Whether an attempt failed because of what was shown, and this gateway has another key or certificate to show.
+fn shows_another(
+    ended: &Ended,
+    is_of_the_certificate: bool,
+    material: &Material,
+    credentials: &Credentials,
+) -> bool {
+    let is_of_the_key = ended.is_of_the_key(material.has_later_key());
+    if is_of_the_key && credentials.key_refused(material.key_digest()) {
+        warn!(
+            generation = material.key_generation,
+            "this agent key is refused; another one that this gateway has is tried"
+        );
+        return true;
+    }
+    let another = is_of_the_certificate && credentials.refused(&material.shown.fingerprint);
+    if another {
+        warn!(path = %material.shown.path.display(), "this certificate is refused; another one that this gateway has is tried");
+    }
+    another
 }
 
 /// How a wait came to its end.

@@ -13,11 +13,12 @@ use crate::catalogue::{self, Catalogue, OtherUsers, Owners};
 use crate::config::Config;
 use crate::identity::{self, INSTALL_ID_FILE};
 use crate::material::Material;
-use crate::{journal, program, renewed, spool};
+use crate::{journal, keyring, program, renewed, spool};
 
 /// What the agent keeps in its state folder, beside its databases.
-const STATE_FILES: [&str; 10] = [
+const STATE_FILES: [&str; 11] = [
     ".lock",
+    keyring::FILE,
     INSTALL_ID_FILE,
     "audit.log",
     "audit.log.1",

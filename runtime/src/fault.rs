@@ -53,6 +53,7 @@ pub const POINTS: &[&str] = &[
     "renewal.key_kept",
     "renewal.issued_kept",
     "renewal.moving",
+    "agent_key.kept",
 ];
 
 /// Why the armed points cannot be used.

@@ -13,10 +13,11 @@ use super::EnrolError;
 use super::staging::{CATALOGUE, CONFIGURATION, FOLDER, MOVED};
 use crate::config::Config;
 use crate::identity::INSTALL_ID_FILE;
-use crate::{renewed, setup};
+use crate::{keyring, renewed, setup};
 
 /// What an agent keeps of the identity that it had, and another one cannot use.
-const OF_IDENTITY: [&str; 7] = [
+const OF_IDENTITY: [&str; 8] = [
+    keyring::FILE,
     "journal.db",
     "spool.db",
     "pins.json",

@@ -28,9 +28,18 @@ pub(super) struct Ended {
     pub(super) expected: bool,
     /// How long it was confirmed.
     pub(super) confirmed_for: Option<Duration>,
+    /// The backend did not take HELLO for this gateway's.
+    pub(super) unproved: bool,
 }
 
 impl Ended {
+    /// Whether no session came about because of the agent key that was shown; `has_later` when this gateway has one of a
+    /// later generation than that: then an authentic refusal may be of the generation.
+    pub(super) const fn is_of_the_key(&self, has_later: bool) -> bool {
+        let stale = has_later && matches!(self.code, Some(CloseCode::CertUntrusted));
+        self.confirmed_for.is_none() && (self.unproved || stale)
+    }
+
     /// Whether no session came about because of the certificate that was shown.
     pub(super) const fn is_of_the_certificate(&self) -> bool {
         self.confirmed_for.is_none()
@@ -53,6 +62,7 @@ struct Closing {
     cause: String,
     fix: &'static str,
     code: Option<CloseCode>,
+    unproved: bool,
 }
 
 impl Closing {
@@ -63,6 +73,7 @@ impl Closing {
             cause,
             fix: "",
             code: None,
+            unproved: false,
         }
     }
 }
@@ -91,6 +102,8 @@ pub(super) enum Left {
     Outdated,
     /// Another certificate was issued, and a session of its own tries it.
     Renewed,
+    /// A later agent key came, and a session of its own uses it.
+    Rekeyed,
 }
 
 /// The epoch in HELLO.
@@ -143,6 +156,7 @@ impl Seen {
             code: closing.code,
             expected: false,
             confirmed_for: self.confirmed_for,
+            unproved: closing.unproved,
         }
     }
 
@@ -160,6 +174,7 @@ impl Seen {
                 ),
                 fix: WRONG_KEY,
                 code,
+                unproved: true,
             };
         }
         Closing {
@@ -170,6 +185,7 @@ impl Seen {
             ),
             fix: code.map_or("", CloseCode::advice),
             code,
+            unproved: false,
         }
     }
 
@@ -211,6 +227,10 @@ impl Seen {
                 let cause = "another certificate was issued, and the gateway connects with it";
                 (None, cause.to_owned(), "")
             }
+            (End::Agent, None) if self.left == Some(Left::Rekeyed) => {
+                let cause = "a later agent key came, and the gateway connects with it";
+                (None, cause.to_owned(), "")
+            }
             (End::Agent | End::Backend, code) => (code, said, advice),
         };
         Ended {
@@ -220,6 +240,7 @@ impl Seen {
             code,
             expected: self.left.is_some(),
             confirmed_for: self.confirmed_for,
+            unproved: false,
         }
     }
 
