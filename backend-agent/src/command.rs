@@ -15,7 +15,9 @@ use viworks_runtime::clock::Timeline;
 use viworks_runtime::lifecycle::Lifecycle;
 
 use crate::agent::shelf::Kept;
-use crate::data::{Actor, Cancelled, QueueLimits, Revoked, Settled, Store, StoreResult};
+use crate::data::{
+    Actor, Cancelled, KeyRotation, QueueLimits, Revoked, Settled, Store, StoreResult,
+};
 use bus::{CommandChange, RunBus};
 use submit::Known;
 
@@ -38,6 +40,10 @@ pub trait CommandNudge: Send + Sync {
     fn cancel(&self, agent_id: &AgentId, command_id: CommandId);
     /// This gateway was revoked: its session here, if it has one, ends at once.
     fn revoked(&self, agent_id: &AgentId);
+    /// This gateway is to get the agent key of a later generation. By default it does in its next session.
+    fn rekey(&self, agent_id: &AgentId, generation: u32) {
+        let _next_session = (agent_id, generation);
+    }
 }
 
 /// The feature behind the operators' API. Clones share everything.
@@ -166,6 +172,26 @@ impl Commands {
             self.announce(settled, now);
         }
         Ok(Some(revoked))
+    }
+
+    /// Has a gateway given a later agent key: here at once, elsewhere by what the transaction leaves there, and otherwise
+    /// in its next session. `None` when there is no such gateway.
+    ///
+    /// # Errors
+    /// As the store's.
+    pub async fn rotate_key(
+        &self,
+        agent_id: AgentId,
+        actor: &Actor,
+    ) -> StoreResult<Option<KeyRotation>> {
+        let now = self.clock.line();
+        let (store, tenant) = (&self.store, &self.tenant);
+        let rotated = store.rotate_key(tenant, agent_id, actor, now).await?;
+        if let Some(KeyRotation::Wanted(generation)) = rotated {
+            // Also when it was asked for before: if the answer to that was lost, nobody has told the session here.
+            self.nudge.rekey(&agent_id, generation);
+        }
+        Ok(rotated)
     }
 
     /// Tells whoever follows its run that a command has ended.

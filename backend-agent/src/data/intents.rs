@@ -31,6 +31,7 @@ mod recent;
 mod recount;
 mod reports;
 mod room;
+mod rotation;
 mod row;
 mod runs;
 mod sessions;

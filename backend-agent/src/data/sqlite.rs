@@ -79,6 +79,7 @@ const MIGRATIONS: &[Migration] = &[
         "0020_forget_gaps_of_telemetry.sql"
     ),
     migration!("../../migrations/sqlite", "0021_renew_certificates.sql"),
+    migration!("../../migrations/sqlite", "0025_rotate_agent_keys.sql"),
 ];
 
 /// What to do about a file that is damaged.

@@ -6,8 +6,8 @@ use viworks_common::id::{AgentId, CommandName, GatewayName, Tenant};
 use viworks_common::time::Timestamp;
 
 use crate::data::{
-    Actor, Certificate, Gateway, GatewayFilter, GatewayRef, Listing, MergedCommand, NewCertificate,
-    NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult, StoredCatalogue,
+    Actor, Certificate, Gateway, GatewayFilter, GatewayRef, KeyRotation, Listing, MergedCommand,
+    NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult, StoredCatalogue,
 };
 
 /// Gateways, their certificates, and what they allow.
@@ -49,6 +49,23 @@ pub trait GatewayStore: Send + Sync {
         actor: &Actor,
         now: Timestamp,
     ) -> StoreResult<Option<Revoked>>;
+    /// Has a gateway given the agent key of the next generation, by whichever backend has its session, or in its next
+    /// one; asking twice before it uses that is asking once. `None` when there is no such gateway.
+    async fn rotate_key(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<KeyRotation>>;
+    /// Notes whether the agent of a gateway takes keys over its session, which is of this epoch.
+    async fn note_takes_keys(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        epoch: u64,
+        takes: bool,
+    ) -> StoreResult<()>;
     /// Who revoked a gateway, and why; `None` when it was not revoked, or so long ago that the audit log has gone on by
     /// more than is looked through.
     async fn revocation(

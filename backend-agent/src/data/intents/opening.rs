@@ -9,13 +9,13 @@ use viworks_runtime::sqlite::{Row, params};
 use super::row::Reader;
 use super::standing;
 use super::tx::{Tx, View};
-use crate::data::{StoreError, StoreResult};
+use crate::data::{KeyStanding, StoreError, StoreResult};
 
 /// The columns of an identity that [`read`] reads, but for whether the session that is asked about is admitted.
 macro_rules! columns {
     () => {
         "g.agent_id, g.confirmed, g.issued, g.key_generation, g.last_agent_run_id, g.revoked_at, g.next_order, g.low_water, \
-         g.session_epoch, g.session_instance, g.favoured_run, g.favoured_until, g.take_overs, s.session_id, s.agent_run_id, \
+         g.key_wanted, g.takes_keys, g.session_epoch, g.session_instance, g.favoured_run, g.favoured_until, g.take_overs, s.session_id, s.agent_run_id, \
          c.digest AS catalogue_digest"
     };
 }
@@ -50,8 +50,22 @@ pub(super) struct Identity {
     pub(super) live_instance: Option<InstanceId>,
     pub(super) standing: Standing,
     pub(super) catalogue_digest: Option<String>,
+    /// The generation of the agent key that was asked for last, and whether its agent takes one over a session.
+    key_wanted: Option<u32>,
+    takes_keys: Option<bool>,
     /// The session that was asked about is admitted and waits to be confirmed.
     pub(super) admitted: bool,
+}
+
+impl Identity {
+    /// What is known of its agent key.
+    pub(super) const fn keys(&self) -> KeyStanding {
+        KeyStanding {
+            generation: self.row.key_generation,
+            wanted: self.key_wanted,
+            takes_one: self.takes_keys,
+        }
+    }
 }
 
 /// The identity of a gateway, with the epoch and the id of a session to ask about.
@@ -86,6 +100,8 @@ pub(super) fn read(row: &Row<'_>) -> StoreResult<Identity> {
         live_instance: row.get("session_instance")?,
         standing: standing::read(&row)?,
         catalogue_digest: row.get("catalogue_digest")?,
+        key_wanted: row.get("key_wanted")?,
+        takes_keys: row.get("takes_keys")?,
         admitted: row.get("admitted")?,
     })
 }

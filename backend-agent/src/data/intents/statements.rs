@@ -8,7 +8,7 @@ use super::link::Sql;
 use super::{
     admit, agents, audit, budget, catalogues, certificates, confirm, dead_letters, enrolments,
     forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, recount, reports,
-    runs, sessions, settle, site, standing, submit, targets, telemetry, tickets, timeline, tx,
+    rotation, runs, sessions, settle, site, standing, submit, targets, telemetry, tickets, timeline, tx,
     upkeep,
 };
 
@@ -124,6 +124,8 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("reports::KEEP_LATE_OUTCOME", reports::KEEP_LATE_OUTCOME),
         one("reports::KEEP_ORPHAN", reports::KEEP_ORPHAN),
         one("reports::TRIM_ORPHANS", reports::TRIM_ORPHANS),
+        one("rotation::TAKES", rotation::TAKES),
+        one("rotation::WANT", rotation::WANT),
         one("runs::CANCEL_COMMANDS", runs::CANCEL_COMMANDS),
         one("runs::CANCEL_RUN", runs::CANCEL_RUN),
         one("runs::COMMAND", runs::COMMAND),

@@ -26,6 +26,7 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         "../../../migrations/postgres",
         "0003_renew_certificates.sql"
     ),
+    migration!("../../../migrations/postgres", "0007_rotate_agent_keys.sql"),
 ];
 
 /// How often a migration is tried that other transactions stand in the way of.

@@ -19,6 +19,7 @@ use super::ending::Ending;
 use super::line::{Line, Sign};
 use super::lost;
 use super::opening::{Announced, Start};
+use super::rekeying::Rekeying;
 use super::renewing::Issuing;
 use super::reports::Judging;
 use super::stream::{Progress, Stream};
@@ -47,6 +48,8 @@ pub(super) struct Live {
     pub(super) judging: Option<Judging>,
     /// A certificate that is being issued.
     pub(super) issuing: Option<Issuing>,
+    /// What becomes of its agent key.
+    pub(super) rekeying: Rekeying,
     pub(super) skew: Skew,
     pub(super) stream: Stream,
     pub(super) output_received: u64,
@@ -90,6 +93,7 @@ impl Live {
             pace: inbound.manager.pace(holder.agent_id, heartbeats, now),
             judging: None,
             issuing: None,
+            rekeying: Rekeying::default(),
             skew: Skew::new(inbound.clock.is_apart()),
             stream: Stream::new(&holder, &line.peer.name),
             output_received: 0,
@@ -193,6 +197,7 @@ impl Live {
                 self.line
                     .send(BackendMessage::Drain(Drain { reconnect_after_ms }));
             }
+            Order::Rekey(generation) => self.send_key(generation),
         }
     }
 
@@ -214,6 +219,7 @@ impl Live {
             BackendEvent::Catalogue(catalogue) => self.on_catalogue(catalogue),
             BackendEvent::PinReport(report) => self.on_pin_report(report.version).await,
             BackendEvent::CertificateWanted(wanted) => self.on_certificate_wanted(wanted),
+            BackendEvent::KeyReported(report) => self.on_key_report(&report),
             BackendEvent::Event(event) => self.on_gateway_event(&event).await,
             BackendEvent::Bye { reason } => {
                 debug!(gateway = %self.line.peer.name, agent_id = %self.holder.agent_id, reason, "the gateway says goodbye");

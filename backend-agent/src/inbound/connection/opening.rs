@@ -13,7 +13,7 @@ use viworks_common::ledger::lease::Place;
 use viworks_common::session::state::BackendState;
 use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig, Closed};
 use viworks_common::wire::message::{
-    CERTIFICATE_RENEWAL, Hello, KEEPS_TIMEOUT, RESULT_REFUSALS, TELEMETRY_REFUSALS,
+    CERTIFICATE_RENEWAL, Hello, KEEPS_TIMEOUT, KEY_ROTATION, RESULT_REFUSALS, TELEMETRY_REFUSALS,
 };
 use viworks_runtime::fault;
 use viworks_runtime::random;
@@ -43,6 +43,10 @@ pub(in crate::inbound) struct Opening {
 
 /// What HELLO announced that the gateway can do.
 #[derive(Debug, Clone, Copy)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a word of HELLO by itself"
+)]
 pub(super) struct Announced {
     /// It keeps time limits below its catalogue's.
     pub(super) keeps_timeout: bool,
@@ -52,6 +56,8 @@ pub(super) struct Announced {
     pub(super) tells_not_kept: bool,
     /// It can have its certificate renewed.
     pub(super) renews: bool,
+    /// It takes a later agent key.
+    pub(super) takes_keys: bool,
 }
 
 struct Welcomed {
@@ -219,6 +225,7 @@ impl Opening {
             | BackendEvent::Catalogue(_)
             | BackendEvent::PinReport(_)
             | BackendEvent::CertificateWanted(_)
+            | BackendEvent::KeyReported(_)
             | BackendEvent::Event(_)
             | BackendEvent::Closed(_) => None,
         }
@@ -234,6 +241,7 @@ impl Opening {
                     tells_refusals: announces(TELEMETRY_REFUSALS),
                     tells_not_kept: announces(RESULT_REFUSALS),
                     renews: announces(CERTIFICATE_RENEWAL),
+                    takes_keys: announces(KEY_ROTATION),
                 };
                 let request = ConfirmRequest {
                     agent_id: self.line.peer.identity.agent_id,
@@ -338,6 +346,7 @@ impl Opening {
             return live;
         }
         live.resume(&confirmed);
+        live.settle_key(confirmed.keys).await;
         if look {
             live.offer_commands().await;
         }

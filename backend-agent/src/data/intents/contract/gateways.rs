@@ -5,14 +5,15 @@ use viworks_common::catalogue::CatalogueEntry;
 use viworks_common::id::{AgentId, CommandName, GatewayName, Tenant};
 use viworks_common::time::Timestamp;
 
-use super::super::link::Engine;
+use super::super::link::{Engine, Urgency};
 use super::super::merged::{Answer, Intent};
 use super::super::store::SqlStore;
-use super::super::{agents, audit, catalogues, certificates};
+use super::super::tx::View;
+use super::super::{agents, audit, catalogues, certificates, rotation};
 use crate::data::{
-    Actor, Certificate, Gateway, GatewayFilter, GatewayRef, GatewayStore, Listing, MergedCommand,
-    NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult,
-    StoredCatalogue,
+    Actor, Certificate, Gateway, GatewayFilter, GatewayRef, GatewayStore, KeyRotation, Listing,
+    MergedCommand, NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked,
+    StoreResult, StoredCatalogue,
 };
 
 /// For what depends on no time.
@@ -77,6 +78,31 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
             agents::revoke(tx, agent_id, reason.as_deref(), &actor)
         })
         .await
+    }
+
+    async fn rotate_key(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<KeyRotation>> {
+        let actor = actor.clone();
+        self.write(tenant, now, move |tx| {
+            rotation::rotate(tx, agent_id, &actor)
+        })
+        .await
+    }
+
+    async fn note_takes_keys(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        epoch: u64,
+        takes: bool,
+    ) -> StoreResult<()> {
+        let note = move |view: &View<'_>| rotation::note(view, agent_id, epoch, takes);
+        self.write_view(tenant, Urgency::Prompt, note).await
     }
 
     async fn revocation(

@@ -1,0 +1,6 @@
+-- usable from: 19
+-- An operator asks for another agent key: the generation that is wanted, which the gateway's own generation follows with
+-- the first HELLO that is accepted with it. Whether its agent can take a key over a session is known since its last one.
+ALTER TABLE gateways ADD COLUMN key_wanted INTEGER;
+
+ALTER TABLE gateways ADD COLUMN takes_keys INTEGER CHECK (takes_keys IN (0, 1));
