@@ -43,10 +43,6 @@ pub(in crate::inbound) struct Opening {
 
 /// What HELLO announced that the gateway can do.
 #[derive(Debug, Clone, Copy)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a word of HELLO by itself"
-)]
 pub(super) struct Announced {
     /// It keeps time limits below its catalogue's.
     pub(super) keeps_timeout: bool,
