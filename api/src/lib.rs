@@ -26,8 +26,8 @@ pub use catalogue::{CatalogueCommand, CatalogueGateway, CatalogueList};
 pub use dead_letter::{DeadLetter, DeadLetterList, DeadLetterState};
 pub use event::{MissedOutput, RunEvent};
 pub use gateway::{
-    Fork, ForkHolder, ForkList, Gateway, GatewayList, GatewayRef, GatewayRevocation,
-    GatewayRevoked, GatewaySession, GatewaySpool, GatewayStatus, Label, LabelSource, NamedGateway,
+    Fork, ForkHolder, ForkList, Gateway, GatewayKey, GatewayKeyRotated, GatewayList, GatewayRef,
+    GatewayRevocation, GatewayRevoked, GatewaySession, GatewaySpool, GatewayStatus, Label, LabelSource, NamedGateway,
     REASON_BYTES_MAX, RevokeRequest,
 };
 pub use health::{Health, HealthCheck, HealthPast, HealthStatus, NotReady, NotReadyStatus};

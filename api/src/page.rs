@@ -32,6 +32,7 @@ pub enum Kind {
     DeadLetterList,
     ForkList,
     Gateway,
+    GatewayKeyRotated,
     GatewayList,
     GatewayRevoked,
     Health,

@@ -5,6 +5,7 @@ mod context;
 mod diag;
 mod dlq;
 mod gateway;
+mod key;
 mod run;
 mod runs;
 mod telemetry;
@@ -21,6 +22,7 @@ pub use self::context::Context;
 pub use self::diag::Diag;
 pub use self::dlq::Dlq;
 pub use self::gateway::Gateway;
+pub use self::key::Key;
 pub use self::run::Run;
 pub use self::runs::Runs;
 pub use self::telemetry::Telemetry;
@@ -135,6 +137,9 @@ pub enum Verb {
     /// Enrolment tickets: what machines become gateways by
     #[command(subcommand, alias = "tickets")]
     Ticket(Ticket),
+    /// Keys that gateways share with the backend: given anew over their sessions
+    #[command(subcommand, alias = "keys")]
+    Key(Key),
     /// The catalogue: what may be run, and where
     #[command(subcommand, visible_alias = "cmd")]
     Command(Catalogue),

@@ -10,6 +10,7 @@ mod document;
 pub mod failure;
 pub mod forks;
 pub mod gateway;
+pub mod key;
 pub mod live;
 pub mod orphans;
 pub mod plan;

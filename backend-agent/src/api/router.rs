@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 use viworks_api::Scope;
 
 use super::handlers::{
-    apikeys, audit, catalogue, dead_letters, gateways, orphans, probes, runs, telemetry, tickets,
+    agent_keys, apikeys, audit, catalogue, dead_letters, gateways, orphans, probes, runs, telemetry, tickets,
 };
 use super::request::{
     authorise, finish, in_time, method_not_allowed, no_such_path, panicked, well_formed,
@@ -93,6 +93,11 @@ pub(super) fn table() -> Vec<Row> {
             scope(Scope::GatewaysWrite),
             Quick,
             routes!(gateways::revoke),
+        ),
+        row(
+            scope(Scope::GatewaysWrite),
+            Quick,
+            routes!(agent_keys::rotate),
         ),
         row(scope(Scope::RunsRead), Large, routes!(orphans::list)),
         row(scope(Scope::RunsWrite), Quick, routes!(runs::submit)),

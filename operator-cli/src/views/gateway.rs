@@ -131,6 +131,7 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
                 .certificate_not_after
                 .map_or_else(unknown, |at| format!("ends {}", times(at))),
         ),
+        ("agent key", agent_key(gateway)),
         ("labels", labels(gateway)),
         (
             "last seen",
@@ -201,6 +202,18 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
     }
     rows.into_iter()
         .try_for_each(|(name, value)| output::line(&format!("{name:<11} {}", one_line(&value))))
+}
+
+/// The generation of its key, and the one that it is to use.
+fn agent_key(gateway: &Gateway) -> String {
+    let Some(key) = gateway.key else {
+        return "–".to_owned();
+    };
+    let generation = key.generation;
+    match key.wanted {
+        Some(wanted) => format!("generation {generation}, {wanted} is wanted"),
+        None => format!("generation {generation}"),
+    }
 }
 
 /// Who threw it out, and why.

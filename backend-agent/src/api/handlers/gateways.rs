@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
 use viworks_api::{
-    Fork, ForkHolder, ForkList, Gateway, GatewayList, GatewayRef, GatewayRevocation,
+    Fork, ForkHolder, ForkList, Gateway, GatewayKey, GatewayList, GatewayRef, GatewayRevocation,
     GatewayRevoked, GatewaySession, GatewaySpool, GatewayStatus, Kind, Label, LabelSource,
     REASON_BYTES_MAX, RevokeRequest,
 };
@@ -134,7 +134,7 @@ pub(in crate::api) async fn revoke(
 }
 
 /// One gateway with all that is known of it.
-async fn whole(state: &ApiState, found: data::Gateway) -> ApiResult<Gateway> {
+pub(in crate::api) async fn whole(state: &ApiState, found: data::Gateway) -> ApiResult<Gateway> {
     let backends = backends(state, std::slice::from_ref(&found)).await?;
     let mut gateway = view(state, found, &backends).await?;
     if gateway.status == GatewayStatus::Revoked {
@@ -253,6 +253,7 @@ async fn view(
     backends: &BTreeMap<InstanceId, String>,
 ) -> ApiResult<Gateway> {
     let (status, since) = status(state, &gateway).await?;
+    let keys = gateway.keys();
     let figures = gateway.session.as_ref().map(|session| session.figures);
     Ok(Gateway {
         kind: Kind::Gateway,
@@ -263,6 +264,11 @@ async fn view(
         created_at: gateway.created_at,
         agent_version: gateway.agent_version,
         certificate_not_after: gateway.certificate_not_after,
+        key: Some(GatewayKey {
+            generation: keys.generation,
+            wanted: keys.pending(),
+            takes_later: keys.takes_one,
+        }),
         labels: gateway
             .labels
             .into_iter()

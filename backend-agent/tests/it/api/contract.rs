@@ -481,6 +481,7 @@ fn readers() -> BTreeMap<&'static str, Reader> {
         ("ForkList", reads::<dto::ForkList>),
         ("OrphanList", reads::<dto::OrphanList>),
         ("Gateway", reads::<dto::Gateway>),
+        ("GatewayKeyRotated", reads::<dto::GatewayKeyRotated>),
         ("GatewayList", reads::<dto::GatewayList>),
         ("GatewayRevoked", reads::<dto::GatewayRevoked>),
         ("Health", reads::<dto::Health>),
