@@ -10,6 +10,7 @@ mod harness;
 mod keys;
 mod reads;
 mod revoke;
+mod rotate;
 mod schema;
 mod serving;
 mod submit;

@@ -12,6 +12,7 @@ mod nginx;
 mod pki;
 mod proxies;
 mod queue;
+mod rekeying;
 mod renewing;
 mod slow_clients;
 mod store;

@@ -96,6 +96,35 @@ fn every_message_arrives_as_its_event() {
 }
 
 #[test]
+fn a_later_agent_key_is_opened_in_its_session_and_covered_anew_in_another_one() {
+    assert_eq!(Pair::opened(Until::Deciding).backend.key_update(4), None);
+    let mut pair = Pair::established();
+    let update = pair.backend.key_update(4).unwrap();
+    let key = master().agent_key(&identity(), 4);
+    assert_ne!(update.sealed, key.secret().expose_hex());
+    pair.send_backend(BackendMessage::KeyUpdate(update.clone()));
+    let offered = AgentEvent::KeyOffered {
+        generation: 4,
+        key: key.clone(),
+    };
+    assert_eq!(pair.agent_events.last(), Some(&offered));
+    pair.send_agent(AgentMessage::KeyReport(KeyReport { generation: 4 }));
+    let reported = BackendEvent::KeyReported(KeyReport { generation: 4 });
+    assert_eq!(pair.backend_events.last(), Some(&reported));
+
+    let mut other = Pair::with(agent_config(), backend_config([7; 32]));
+    other.until = Until::Established;
+    other.pump();
+    assert_ne!(other.backend.key_update(4), Some(update.clone()));
+    // What was sealed for one session is no key in another.
+    other.send_backend(BackendMessage::KeyUpdate(update));
+    let Some(AgentEvent::KeyOffered { key: found, .. }) = other.agent_events.last() else {
+        panic!("{:?}", other.agent_events);
+    };
+    assert_ne!(*found, key);
+}
+
+#[test]
 fn nothing_behind_a_confirm_has_an_effect_before_it_is_committed() {
     let mut pair = Pair::opened(Until::Confirming);
     pair.send_agent(AgentMessage::Telemetry(batch(1, 3)));

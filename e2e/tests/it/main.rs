@@ -30,6 +30,7 @@ mod hostile;
 mod install_script;
 mod instance_faults;
 mod instances;
+mod keys;
 mod limbo;
 mod limits;
 mod live;

@@ -12,6 +12,7 @@ use viworks_testkit::deployment::{Deployment, Start};
 use viworks_testkit::gateway::{AGAIN, ONCE, mark_starts, started};
 
 use crate::enrolment::{ENROLMENT_POINTS, again};
+use crate::keys::KEY_POINTS;
 use crate::renewed::RENEWAL_POINTS;
 
 fn quick() -> Start {
@@ -121,6 +122,7 @@ pub(crate) const ENTRY_POINTS: [&str; 3] = [
 fn every_crash_point_of_the_product_is_passed_by_a_test() {
     let tested = GATEWAY_POINTS.into_iter().chain(BACKEND_POINTS);
     let tested = tested.chain(ENTRY_POINTS).chain(RENEWAL_POINTS);
+    let tested = tested.chain(KEY_POINTS);
     let tested = tested.chain(ENROLMENT_POINTS.map(|(point, _times)| point));
     let tested: BTreeSet<_> = tested.chain(again::BACKEND_POINTS).collect();
     assert_eq!(tested, POINTS.iter().copied().collect());

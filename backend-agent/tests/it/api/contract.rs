@@ -234,9 +234,12 @@ async fn successes(backend: &Backend) {
     let body = json!({"command": "sys.uptime", "targets": "all"});
     assert_eq!(backend.post("/v1/runs/plan", &body).await.status, 200);
     backend.register("gw-2").await;
+    let rotate = "/v1/gateways/gw-2/rotate-key";
+    assert_eq!(backend.post_text(rotate, "", &[]).await.status, 200);
     let body = json!({"reason": "stolen"});
     let revoked = backend.post("/v1/gateways/gw-2/revoke", &body).await;
     assert_eq!(revoked.status, 200, "{}", revoked.text);
+    assert_eq!(backend.post_text(rotate, "", &[]).await.status, 409);
     backend.readiness.latch("agents").set(false, "gone");
     for path in ["/readyz", "/startupz"] {
         assert_eq!(backend.get(path).await.status, 503, "{path}");
@@ -314,9 +317,10 @@ async fn full_disk() -> BTreeSet<Outcome> {
         let made = backend.post("/v1/tickets", &ticket).await.json();
         tickets.push(made["ticket"]["id"].as_str().unwrap().to_owned());
     }
-    let mut gateways = Vec::new();
+    let (mut gateways, mut rekeyed) = (Vec::new(), Vec::new());
     for n in 0..40 {
         gateways.push(backend.register(&format!("gw-out-{n}")).await);
+        rekeyed.push(backend.register(&format!("gw-key-{n}")).await);
     }
     let backend = backend.on_a_full_disk().await;
     let run = json!({"command": "sys.uptime", "targets": {"gateways": ["gw-1"]}});
@@ -340,6 +344,12 @@ async fn full_disk() -> BTreeSet<Outcome> {
     until_full("revokeGateway", async || {
         let path = format!("/v1/gateways/{}/revoke", gateways.next().unwrap());
         backend.post(&path, &reason).await
+    })
+    .await;
+    let mut rekeyed = rekeyed.into_iter();
+    until_full("rotateGatewayKey", async || {
+        let path = format!("/v1/gateways/{}/rotate-key", rekeyed.next().unwrap());
+        backend.post_text(&path, "", &[]).await
     })
     .await;
     let mut runs = runs.into_iter();

@@ -47,6 +47,7 @@ pub(super) struct Nudges {
     pub(super) agents: Mutex<Vec<AgentId>>,
     pub(super) cancelled: Mutex<Vec<CommandId>>,
     pub(super) revoked: Mutex<Vec<AgentId>>,
+    pub(super) rekeyed: Mutex<Vec<(AgentId, u32)>>,
 }
 
 impl CommandNudge for Nudges {
@@ -60,6 +61,10 @@ impl CommandNudge for Nudges {
 
     fn revoked(&self, agent_id: &AgentId) {
         self.revoked.lock().unwrap().push(*agent_id);
+    }
+
+    fn rekey(&self, agent_id: &AgentId, generation: u32) {
+        self.rekeyed.lock().unwrap().push((*agent_id, generation));
     }
 }
 

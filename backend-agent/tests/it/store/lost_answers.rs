@@ -8,7 +8,7 @@ use serde_json::json;
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
     Accepted, Actor, AuditOutcome, CompleteOutcome, ConfirmOutcome, HeartbeatFigures, Holder,
-    NewAuditRecord, Owner, ProbeAnswer, RedeemOutcome, Rejected, RenewalOutcome, SessionTouch,
+    KeyRotation, NewAuditRecord, Owner, ProbeAnswer, RedeemOutcome, Rejected, RenewalOutcome, SessionTouch,
     SiteClaim, StoreError, Submission, TelemetryWrite,
 };
 use viworks_common::claims::{Probed, Verdict};
@@ -185,6 +185,10 @@ async fn connect(own: &mut Robbed) -> Session {
     }];
     twice!(own, touch_sessions(&tenant, touches.clone(), at(2)), audited 0);
     twice!(own, report_pins(&tenant, agent(1), epoch, 3), audited 0);
+    twice!(own, note_takes_keys(&tenant, agent(1), epoch, true), audited 0);
+    let actor = Actor::local("test");
+    let rotated = twice!(own, rotate_key(&tenant, agent(1), &actor, at(2)), audited 1);
+    assert_eq!(rotated, Some(KeyRotation::Wanted(2)));
     let renewal = super::renewals::renewal(epoch, 8);
     let renewed = twice!(own, renew_certificate(&tenant, renewal.clone(), at(2)), audited 1);
     assert_eq!(renewed, RenewalOutcome::Issued);
