@@ -9,7 +9,7 @@
 pub const KEYS_KEPT: usize = 3;
 
 /// The last generation: it is one byte of the envelope, and never begins anew.
-pub const LAST_GENERATION: u8 = u8::MAX;
+pub const LAST_GENERATION: u8 = 255;
 
 /// The generation of the key that is handed out next to a gateway whose backend accepts `accepted` and later ones, and
 /// has asked for `wanted`, if it has. While that was not used, it stays the next one. None beyond the last.

@@ -79,6 +79,14 @@ const HELD: &[(&str, &str)] = &[
         "many_gateways_that_ask_at_once_are_all_answered",
     ),
     (
+        "KEYS_KEPT common/src/rotation.rs",
+        "what_is_kept_has_the_new_key_and_that_of_the_session",
+    ),
+    (
+        "LAST_GENERATION common/src/rotation.rs",
+        "a_rotation_that_is_under_way_stays_the_next_one_and_generations_end",
+    ),
+    (
         "REFUSALS_NOTED_MAX backend-agent/src/data/intents/tickets.rs",
         "a_ticket_that_is_no_good_is_refused_and_recorded",
     ),
