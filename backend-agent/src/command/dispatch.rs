@@ -22,7 +22,7 @@ use super::CommandNudge;
 use super::queue::calls::Calls;
 use super::queue::{CommandQueue, QueueError, QueueKey};
 use crate::agent::manager::Manager;
-use crate::agent::shelf::{Kept, Order};
+use crate::agent::shelf::Kept;
 use crate::data::{Holder, LeaseLimits, Leased, Page, Store, StoreError, StoreResult};
 use crate::metrics::BackendMetrics;
 
@@ -276,6 +276,6 @@ impl CommandNudge for Dispatcher {
 
     fn rekey(&self, agent_id: &AgentId, generation: u32) {
         // Not connected here: whoever has its session was told, or its next one begins with it.
-        let _ordered = self.manager.order(*agent_id, Order::Rekey(generation));
+        self.manager.rekey(*agent_id, generation);
     }
 }

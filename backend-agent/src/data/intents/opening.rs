@@ -15,7 +15,8 @@ use crate::data::{KeyStanding, StoreError, StoreResult};
 macro_rules! columns {
     () => {
         "g.agent_id, g.confirmed, g.issued, g.key_generation, g.last_agent_run_id, g.revoked_at, g.next_order, g.low_water, \
-         g.key_wanted, g.takes_keys, g.session_epoch, g.session_instance, g.favoured_run, g.favoured_until, g.take_overs, s.session_id, s.agent_run_id, \
+         g.key_wanted, g.takes_keys, \
+         g.session_epoch, g.session_instance, g.favoured_run, g.favoured_until, g.take_overs, s.session_id, s.agent_run_id, \
          c.digest AS catalogue_digest"
     };
 }

@@ -266,6 +266,7 @@ impl Opening {
         let open = request.unreported.iter().copied().collect();
         let (tenant, now) = (&line.peer.identity.tenant, line.inbound.clock.line());
         let missed = line.inbound.manager.missed_nudges();
+        let missed_keys = line.inbound.manager.missed_keys();
         let _confirming = line.inbound.manager.confirming(holder.agent_id, epoch);
         self.unsettled = Some(epoch);
         let confirmed = line.inbound.store.confirm_session(tenant, request, now);
@@ -311,12 +312,14 @@ impl Opening {
             shelf,
             announced,
             look,
+            look_for_key: manager.missed_keys() != missed_keys,
         };
         Some((confirmed, start))
     }
 
     async fn begin(mut self, confirmed: Confirmed, start: Start) -> Live {
-        let (look, agent_id, epoch) = (start.look, start.holder.agent_id, start.holder.epoch);
+        let (look, look_for_key) = (start.look, start.look_for_key);
+        let (agent_id, epoch) = (start.holder.agent_id, start.holder.epoch);
         let line = &mut self.line;
         let Line {
             inbound,
@@ -342,7 +345,7 @@ impl Opening {
             return live;
         }
         live.resume(&confirmed);
-        live.settle_key(confirmed.keys).await;
+        live.settle_key(confirmed.keys, look_for_key).await;
         if look {
             live.offer_commands().await;
         }
@@ -356,6 +359,8 @@ pub(super) struct Start {
     pub(super) shelf: Arc<Shelf>,
     pub(super) announced: Announced,
     look: bool,
+    /// A later agent key may have been asked for since the confirmation.
+    look_for_key: bool,
 }
 
 impl Refused {

@@ -6,7 +6,7 @@ use viworks_common::wire::message::{BackendMessage, KeyReport};
 
 use super::live::Live;
 use super::refusal;
-use crate::data::KeyStanding;
+use crate::data::{GatewayRef, KeyStanding};
 
 /// The agent key as far as one session goes.
 #[derive(Debug, Default)]
@@ -18,8 +18,9 @@ pub(super) struct Rekeying {
 }
 
 impl Live {
-    /// Notes what the gateway's agent can, where that is news, and sends the key that is wanted.
-    pub(super) async fn settle_key(&mut self, keys: KeyStanding) {
+    /// Notes what the gateway's agent can, where that is news, and sends the key that is wanted; `again` when that may be
+    /// another one by now.
+    pub(super) async fn settle_key(&mut self, keys: KeyStanding, again: bool) {
         self.rekeying.in_use = keys.generation;
         let takes = self.announced.takes_keys;
         if keys.takes_one != Some(takes) {
@@ -30,7 +31,16 @@ impl Live {
                 return self.line.fail(&error);
             }
         }
-        if let Some(wanted) = keys.pending() {
+        let mut wanted = keys.pending();
+        if again {
+            let which = GatewayRef::Id(self.holder.agent_id);
+            let (store, tenant) = (&self.line.inbound.store, &self.line.peer.identity.tenant);
+            match store.gateway(tenant, &which).await {
+                Ok(found) => wanted = found.and_then(|found| found.keys().pending()),
+                Err(error) => return self.line.fail(&error),
+            }
+        }
+        if let Some(wanted) = wanted {
             self.send_key(wanted);
         }
     }
