@@ -279,7 +279,7 @@ fn refusal(outcome: &AdmitOutcome) -> Refuse {
         AdmitOutcome::Revoked => refuse(CloseCode::Revoked, "this gateway was revoked"),
         AdmitOutcome::StaleKey => refuse(
             CloseCode::CertUntrusted,
-            "this agent key was superseded by a later one: use the identity file that was issued last",
+            "this agent key was superseded by a later one, which was in the state folder or in an identity file that was issued later: put that back, or give this machine a new identity",
         ),
         AdmitOutcome::Favoured(wait) => favours_another(*wait),
         AdmitOutcome::Unknown => refuse(CloseCode::CertUntrusted, "there is no such gateway"),
