@@ -4,6 +4,7 @@ mod established;
 mod event;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 pub use self::event::{BackendEvent, BackendSessionConfig};
 
@@ -16,7 +17,7 @@ use super::timer::{Timer, Timers};
 use super::{Closed, End, SendRefusal, cut};
 use crate::code::CloseCode;
 use crate::id::CommandId;
-use crate::key::{KeyCover, Schedule, SessionKeys};
+use crate::key::{KeyCover, MasterKey, Schedule, SessionKeys};
 use crate::limits;
 use crate::time::Monotonic;
 use crate::wire::PackedBatch;
@@ -83,6 +84,8 @@ pub struct BackendSession {
     withheld: bool,
     /// HELLO was not made with the key that its certificate stands for.
     unproved: bool,
+    /// HELLO was made with a key of the master key that is beside the one that makes others.
+    of_the_other: bool,
     closed: Option<Closed>,
 }
 
@@ -115,8 +118,16 @@ impl BackendSession {
             uncommitted: false,
             withheld: false,
             unproved: false,
+            of_the_other: false,
             closed: None,
         }
+    }
+
+    /// Whether HELLO was made with a key of the master key that is beside the one that makes others: the gateway is to
+    /// get one of that.
+    #[must_use]
+    pub const fn hello_was_of_the_other_master(&self) -> bool {
+        self.of_the_other
     }
 
     /// Whether HELLO came with a tag that this gateway's key did not make: a wrong agent key, another binding, or
@@ -412,6 +423,14 @@ impl BackendSession {
         }
     }
 
+    /// The keys of a session that is opened with the agent key of this generation.
+    fn schedule(&self, master: &MasterKey, key_generation: u8) -> Schedule {
+        let identity = &self.config.identity;
+        let key = master.agent_key(identity, u32::from(key_generation));
+        let (nonce, binding) = (&self.config.server_nonce, &self.config.binding);
+        Schedule::new(nonce, &key, identity.clone(), binding)
+    }
+
     fn read_hello(
         &mut self,
         bytes: &[u8],
@@ -421,19 +440,19 @@ impl BackendSession {
             |error: EnvelopeError| Unread::Unproved(error.close_code(), error.to_string());
         let sealed = Sealed::new(bytes, Phase::Opening).map_err(refused)?;
         let key_generation = sealed.claimed_key_generation();
-        let identity = &self.config.identity;
-        let key = self
-            .config
-            .master
-            .agent_key(identity, u32::from(key_generation));
-        let schedule = Schedule::new(
-            &self.config.server_nonce,
-            &key,
-            identity.clone(),
-            &self.config.binding,
-        );
-        let hello_key = schedule.hello_key(&self.challenge);
-        let opened = sealed.open(&hello_key, 1).map_err(|error| {
+        let master = Arc::clone(&self.config.master);
+        let mut schedule = self.schedule(&master, key_generation);
+        let mut opened = sealed.open(&schedule.hello_key(&self.challenge), 1);
+        let is_foreign = matches!(opened, Err(EnvelopeError::BadTag));
+        if let Some(other) = master.other().filter(|_| is_foreign) {
+            let by_the_other = self.schedule(&other, key_generation);
+            let tried = sealed.open(&by_the_other.hello_key(&self.challenge), 1);
+            if tried.is_ok() {
+                self.of_the_other = true;
+                (schedule, opened) = (by_the_other, tried);
+            }
+        }
+        let opened = opened.map_err(|error| {
             if error == EnvelopeError::BadTag {
                 self.unproved = true;
                 return Unread::Unproved(error.close_code(), HELLO_UNPROVED.to_owned());
