@@ -4,3 +4,6 @@
 ALTER TABLE gateways ADD COLUMN key_wanted bigint;
 
 ALTER TABLE gateways ADD COLUMN takes_keys boolean;
+
+-- Of which master key the agent key and the token are that a gateway has, by its last session.
+ALTER TABLE gateways ADD COLUMN key_master bytea;

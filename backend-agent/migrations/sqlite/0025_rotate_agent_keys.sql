@@ -4,3 +4,6 @@
 ALTER TABLE gateways ADD COLUMN key_wanted INTEGER;
 
 ALTER TABLE gateways ADD COLUMN takes_keys INTEGER CHECK (takes_keys IN (0, 1));
+
+-- Of which master key the agent key and the token are that a gateway has, by its last session.
+ALTER TABLE gateways ADD COLUMN key_master BLOB CHECK (length(key_master) = 8);

@@ -24,18 +24,22 @@ const KEPT: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone)]
 pub(super) struct Challenges {
     key: Secret,
+    /// That of the master key beside the one that makes others.
+    other: Option<Secret>,
 }
 
 impl Challenges {
     pub(super) fn new(master: &MasterKey, tenant: &Tenant) -> Self {
         Self {
             key: master.challenge_key(tenant),
+            other: master.other().map(|other| other.challenge_key(tenant)),
         }
     }
 
     /// A new one for a ticket, whether there is such a ticket or not.
     pub(super) fn give(&self, ticket: TicketId, now: Timestamp) -> WireChallenge {
-        self.made_of(ticket, now.unix_micros().to_be_bytes(), random::bytes())
+        let time = now.unix_micros().to_be_bytes();
+        made_of(&self.key, ticket, time, random::bytes())
     }
 
     /// The challenge as it is kept once it is answered; `None` when no backend gave it for this ticket, or it is too
@@ -49,8 +53,12 @@ impl Challenges {
         let (time, rest) = challenge.0.split_first_chunk::<PART_BYTES>()?;
         let (nonce, _tag) = rest.split_first_chunk::<PART_BYTES>()?;
         // Secrets are compared in constant time.
-        let own = Secret::from_bytes(self.made_of(ticket, *time, *nonce).0);
-        if own != Secret::from_bytes(challenge.0) {
+        let seen = Secret::from_bytes(challenge.0);
+        let is_of = |key: &Secret| {
+            let own = made_of(key, ticket, *time, *nonce);
+            Secret::from_bytes(own.0) == seen
+        };
+        if !is_of(&self.key) && !self.other.as_ref().is_some_and(is_of) {
             return None;
         }
         let given = Timestamp::from_unix_micros(i64::from_be_bytes(*time));
@@ -61,21 +69,21 @@ impl Challenges {
             expires_at: given.saturating_add(KEPT),
         })
     }
+}
 
-    fn made_of(
-        &self,
-        ticket: TicketId,
-        time: [u8; PART_BYTES],
-        nonce: [u8; PART_BYTES],
-    ) -> WireChallenge {
-        let tag = self.key.tag(&[ticket.as_uuid().as_bytes(), &time, &nonce]);
-        let mut bytes = [0; KEY_BYTES];
-        let parts = time.iter().chain(&nonce).chain(&tag);
-        for (byte, part) in bytes.iter_mut().zip(parts) {
-            *byte = *part;
-        }
-        WireChallenge(bytes)
+fn made_of(
+    key: &Secret,
+    ticket: TicketId,
+    time: [u8; PART_BYTES],
+    nonce: [u8; PART_BYTES],
+) -> WireChallenge {
+    let tag = key.tag(&[ticket.as_uuid().as_bytes(), &time, &nonce]);
+    let mut bytes = [0; KEY_BYTES];
+    let parts = time.iter().chain(&nonce).chain(&tag);
+    for (byte, part) in bytes.iter_mut().zip(parts) {
+        *byte = *part;
     }
+    WireChallenge(bytes)
 }
 
 #[cfg(test)]

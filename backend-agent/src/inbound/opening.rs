@@ -171,11 +171,10 @@ impl Arrival<'_> {
     }
 
     fn token_valid(&self) -> bool {
-        let expected = self
-            .inbound
-            .master
-            .token(&self.peer.identity, self.hello.epoch);
-        Secret::from_hex(&self.hello.token).is_some_and(|token| token == expected)
+        let (identity, epoch) = (&self.peer.identity, self.hello.epoch);
+        let master = &self.inbound.master;
+        Secret::from_hex(&self.hello.token)
+            .is_some_and(|token| master.knows_token(identity, epoch, &token))
     }
 
     fn request(&self) -> AdmitRequest {

@@ -3,14 +3,15 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use viworks_common::code::CloseCode;
 use viworks_testkit::binaries::Binaries;
-use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start, text};
 use viworks_testkit::dump::change;
-use viworks_testkit::process::{eventually, finish};
+use viworks_testkit::process::{Said, eventually, finish};
 use viworks_testkit::rogue::{Material, Refused, Rogue};
 
 use crate::causes::status_where;
@@ -182,4 +183,91 @@ async fn a_later_key_that_is_refused_gives_way_to_the_one_before_and_to_the_next
     uses(&system, "gw-1", 2).await;
     answers(&system, "after").await;
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
+
+/// The same configuration with these lines in place of the one that names the master key.
+fn with_master_keys(before: &str, lines: impl Fn(&str) -> String) -> String {
+    let mut named = 0;
+    let changed: String = before
+        .lines()
+        .map(|line| match line.strip_prefix("master_key_file") {
+            Some(rest) => {
+                named += 1;
+                lines(rest.trim_start_matches([' ', '=']))
+            }
+            None => format!("{line}\n"),
+        })
+        .collect();
+    assert_eq!(named, 1, "{before}");
+    changed
+}
+
+async fn rotate_master_key(system: &Deployment, more: &[&str]) -> Said {
+    let config = system.backend_config();
+    let mut command = Command::new(system.binaries().backend());
+    command.args(["pki", "rotate-master-key", "--config", text(&config)]);
+    command.args(more);
+    finish(command, PATIENCE).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_master_key_is_rotated_while_both_are_accepted_and_nobody_is_cut_off() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let names = ["gw-1", "gw-2"];
+    let folders = names.map(|name| system.issue(name));
+    system.start_backend(Start::default()).await;
+    let _gateways = folders
+        .each_ref()
+        .map(|folder| system.start_gateway(folder, quick()));
+    for name in names {
+        uses(&system, name, 1).await;
+    }
+    let config = system.backend_config();
+    let new = config.parent().unwrap().join("new-master.key");
+    std::fs::write(&new, "5c".repeat(32)).unwrap();
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let before = std::fs::read_to_string(&config).unwrap();
+    let new = text(&new);
+    let both = with_master_keys(&before, |old| {
+        format!("master_key_file = \"{new}\"\nprevious_master_key_file = {old}\n")
+    });
+    let alone = with_master_keys(&before, |_old| format!("master_key_file = \"{new}\"\n"));
+
+    // There is none beside it yet.
+    let said = rotate_master_key(&system, &[]).await.ended_with(78);
+    assert!(said.stderr.contains("previous_master_key_file"), "{said:#?}");
+    assert!(system.backend().stop(PATIENCE).await.success());
+    std::fs::write(&config, &both).unwrap();
+    system.start_backend(Start::default()).await;
+    for name in names {
+        uses(&system, name, 1).await;
+    }
+    let said = rotate_master_key(&system, &["--dry-run"]).await.ended_with(0);
+    assert!(said.stdout.contains("nothing was changed"), "{said:#?}");
+    assert!(said.stdout.contains("2 gateways: gw-1, gw-2"), "{said:#?}");
+    drop(rotate_master_key(&system, &["--finish"]).await.ended_with(6));
+    drop(rotate_master_key(&system, &[]).await.ended_with(0));
+    drop(rotate_master_key(&system, &[]).await.ended_with(0));
+    answers(&system, "meanwhile").await;
+
+    assert!(system.backend().stop(PATIENCE).await.success());
+    system.start_backend(Start::default()).await;
+    for name in names {
+        uses(&system, name, 2).await;
+    }
+    answers(&system, "moved").await;
+    eventually("nobody needs the old one", PATIENCE, async || {
+        let said = rotate_master_key(&system, &["--finish"]).await;
+        (said.code == Some(0)).then_some(())
+    })
+    .await;
+    assert_eq!(audited(&system, "site.rotate_master_key").await, 1);
+
+    assert!(system.backend().stop(PATIENCE).await.success());
+    std::fs::write(&config, &alone).unwrap();
+    system.start_backend(Start::default()).await;
+    for name in names {
+        uses(&system, name, 2).await;
+    }
+    answers(&system, "alone").await;
 }

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use viworks_common::catalogue::CatalogueEntry;
 use viworks_common::id::{AgentId, CommandName, GatewayName, Tenant};
+use viworks_common::key::MASTER_ID_BYTES;
 use viworks_common::time::Timestamp;
 
 use crate::data::{
@@ -58,13 +59,15 @@ pub trait GatewayStore: Send + Sync {
         actor: &Actor,
         now: Timestamp,
     ) -> StoreResult<Option<KeyRotation>>;
-    /// Notes whether the agent of a gateway takes keys over its session, which is of this epoch.
-    async fn note_takes_keys(
+    /// Notes whether the agent of a gateway takes keys over its session, which is of this epoch, and of which master key
+    /// its agent key and its token are.
+    async fn note_keys(
         &self,
         tenant: &Tenant,
         agent_id: AgentId,
         epoch: u64,
         takes: bool,
+        master: Option<[u8; MASTER_ID_BYTES]>,
     ) -> StoreResult<()>;
     /// Who revoked a gateway, and why; `None` when it was not revoked, or so long ago that the audit log has gone on by
     /// more than is looked through.

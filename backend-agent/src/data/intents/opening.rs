@@ -3,6 +3,7 @@
 use viworks_common::admission::IdentityRow;
 use viworks_common::claims::Standing;
 use viworks_common::id::{AgentId, AgentRunId, InstanceId, SessionId};
+use viworks_common::key::MASTER_ID_BYTES;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
@@ -15,7 +16,7 @@ use crate::data::{KeyStanding, StoreError, StoreResult};
 macro_rules! columns {
     () => {
         "g.agent_id, g.confirmed, g.issued, g.key_generation, g.last_agent_run_id, g.revoked_at, g.next_order, g.low_water, \
-         g.key_wanted, g.takes_keys, \
+         g.key_wanted, g.takes_keys, g.key_master, \
          g.session_epoch, g.session_instance, g.favoured_run, g.favoured_until, g.take_overs, s.session_id, s.agent_run_id, \
          c.digest AS catalogue_digest"
     };
@@ -54,6 +55,7 @@ pub(super) struct Identity {
     /// The generation of the agent key that was asked for last, and whether its agent takes one over a session.
     key_wanted: Option<u32>,
     takes_keys: Option<bool>,
+    key_master: Option<[u8; MASTER_ID_BYTES]>,
     /// The session that was asked about is admitted and waits to be confirmed.
     pub(super) admitted: bool,
 }
@@ -65,6 +67,7 @@ impl Identity {
             generation: self.row.key_generation,
             wanted: self.key_wanted,
             takes_one: self.takes_keys,
+            master: self.key_master,
         }
     }
 }
@@ -103,6 +106,7 @@ pub(super) fn read(row: &Row<'_>) -> StoreResult<Identity> {
         catalogue_digest: row.get("catalogue_digest")?,
         key_wanted: row.get("key_wanted")?,
         takes_keys: row.get("takes_keys")?,
+        key_master: row.get("key_master")?,
         admitted: row.get("admitted")?,
     })
 }

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use viworks_common::id::AgentId;
+use viworks_common::key::MASTER_ID_BYTES;
 use viworks_common::rotation;
 use viworks_runtime::sqlite::params;
 
@@ -15,7 +16,7 @@ pub(super) const WANT: &str =
     "UPDATE gateways SET key_wanted = :wanted WHERE tenant = :tenant AND agent_id = :agent_id";
 
 pub(super) const TAKES: &str =
-    "UPDATE gateways SET takes_keys = :takes WHERE tenant = :tenant AND agent_id = :agent_id";
+    "UPDATE gateways SET takes_keys = :takes, key_master = :master WHERE tenant = :tenant AND agent_id = :agent_id";
 
 /// Has a gateway given the key of the next generation. One that was asked for and that no session was opened with stays
 /// the next one: asking again tells its session again, and changes nothing.
@@ -51,13 +52,15 @@ pub(super) fn rotate(
     Ok(Some(KeyRotation::Wanted(wanted)))
 }
 
-/// Notes whether the agent of a session can take a key over it.
+/// Notes whether the agent of a session can take a key over it, and of which master key those are that it has.
 pub(super) fn note(
     view: &View<'_>,
     agent_id: AgentId,
     epoch: u64,
     takes: bool,
+    master: Option<[u8; MASTER_ID_BYTES]>,
 ) -> StoreResult<()> {
     fence(view, agent_id, epoch)?;
-    view.execute(TAKES, params! { agent_id, takes }).map(drop)
+    view.execute(TAKES, params! { agent_id, takes, master })
+        .map(drop)
 }

@@ -9,6 +9,7 @@ use viworks_common::code::CloseCode;
 use viworks_common::id::{
     AgentId, AgentRunId, BootId, CommandId, GatewayName, InstallId, InstanceId, SessionId,
 };
+use viworks_common::key::MASTER_ID_BYTES;
 use viworks_common::telemetry::{Position, RecordRefusal};
 use viworks_common::time::Timestamp;
 
@@ -114,6 +115,8 @@ pub struct Gateway {
     pub key_wanted: Option<u32>,
     /// Whether its agent takes a key over a session, by its last one.
     pub takes_keys: Option<bool>,
+    /// Of which master key its agent key and its token were by its last session; none where not of the same one.
+    pub key_master: Option<[u8; MASTER_ID_BYTES]>,
     /// The confirmed session, while there is one.
     pub session: Option<GatewaySession>,
     /// When something was last heard of it.
@@ -432,6 +435,8 @@ pub struct KeyStanding {
     pub wanted: Option<u32>,
     /// Whether its agent takes a key over a session, by its last one.
     pub takes_one: Option<bool>,
+    /// Of which master key its agent key and its token were by its last session; none where not of the same one.
+    pub master: Option<[u8; MASTER_ID_BYTES]>,
 }
 
 impl KeyStanding {
@@ -450,6 +455,7 @@ impl Gateway {
             generation: self.key_generation,
             wanted: self.key_wanted,
             takes_one: self.takes_keys,
+            master: self.key_master,
         }
     }
 }

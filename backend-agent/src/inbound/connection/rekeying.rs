@@ -6,7 +6,7 @@ use viworks_common::wire::message::{BackendMessage, KeyReport};
 
 use super::live::Live;
 use super::refusal;
-use crate::data::{GatewayRef, KeyStanding};
+use crate::data::{Actor, GatewayRef, KeyRotation, KeyStanding, SiteClaim, StoreResult};
 
 /// The agent key as far as one session goes.
 #[derive(Debug, Default)]
@@ -23,10 +23,14 @@ impl Live {
     pub(super) async fn settle_key(&mut self, keys: KeyStanding, again: bool) {
         self.rekeying.in_use = keys.generation;
         let takes = self.announced.takes_keys;
-        if keys.takes_one != Some(takes) {
+        let is_of_the_other = self.line.session.hello_was_of_the_other_master();
+        // Its key is of one master key and its token of the other one: it needs both.
+        let master = (!is_of_the_other).then(|| self.line.inbound.master.id());
+        if keys.takes_one != Some(takes) || keys.master != master {
             let (store, tenant) = (&self.line.inbound.store, &self.line.peer.identity.tenant);
             let (agent_id, epoch) = (self.holder.agent_id, self.holder.epoch);
-            let noted = store.note_takes_keys(tenant, agent_id, epoch, takes).await;
+            let noted = store.note_keys(tenant, agent_id, epoch, takes, master);
+            let noted = noted.await;
             if let Err(error) = noted {
                 return self.line.fail(&error);
             }
@@ -40,9 +44,32 @@ impl Live {
                 Err(error) => return self.line.fail(&error),
             }
         }
+        if wanted.is_none() && is_of_the_other && takes {
+            match self.next_of_the_site().await {
+                Ok(next) => wanted = next,
+                Err(error) => return self.line.fail(&error),
+            }
+        }
         if let Some(wanted) = wanted {
             self.send_key(wanted);
         }
+    }
+
+    /// The generation by which a gateway moves to the master key that makes others; none where the site belongs to
+    /// another one by now, and this backend is to be started anew.
+    async fn next_of_the_site(&self) -> StoreResult<Option<u32>> {
+        let inbound = &self.line.inbound;
+        let check = inbound.master.check();
+        if !inbound.store.claim_site(&check, SiteClaim::First).await? {
+            return Ok(None);
+        }
+        let (tenant, now) = (&self.line.peer.identity.tenant, inbound.clock.line());
+        let (agent_id, actor) = (self.holder.agent_id, Actor::system());
+        let rotated = inbound.store.rotate_key(tenant, agent_id, &actor, now);
+        Ok(match rotated.await? {
+            Some(KeyRotation::Wanted(generation)) => Some(generation),
+            Some(KeyRotation::Exhausted | KeyRotation::Revoked) | None => None,
+        })
     }
 
     /// Sends the key of a generation, once: the gateway makes its next HELLO with it.

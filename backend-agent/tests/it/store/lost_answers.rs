@@ -185,7 +185,7 @@ async fn connect(own: &mut Robbed) -> Session {
     }];
     twice!(own, touch_sessions(&tenant, touches.clone(), at(2)), audited 0);
     twice!(own, report_pins(&tenant, agent(1), epoch, 3), audited 0);
-    twice!(own, note_takes_keys(&tenant, agent(1), epoch, true), audited 0);
+    twice!(own, note_keys(&tenant, agent(1), epoch, true, Some([7; 8])), audited 0);
     let actor = Actor::local("test");
     let rotated = twice!(own, rotate_key(&tenant, agent(1), &actor, at(2)), audited 1);
     assert_eq!(rotated, Some(KeyRotation::Wanted(2)));

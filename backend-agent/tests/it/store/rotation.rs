@@ -49,13 +49,17 @@ pub(crate) async fn who_takes_keys_is_known_since_the_last_session(bed: &Bed) {
     let first = bed.session(1, 1).await;
     let (tenant, epoch) = (&bed.tenant, first.holder.epoch);
     for takes in [true, true, false] {
-        let noted = bed.store.note_takes_keys(tenant, agent(1), epoch, takes);
+        let master = takes.then_some([7; 8]);
+        let noted = bed
+            .store
+            .note_keys(tenant, agent(1), epoch, takes, master);
         noted.await.unwrap();
-        assert_eq!(bed.gateway_now(1).await.keys().takes_one, Some(takes));
+        let keys = bed.gateway_now(1).await.keys();
+        assert_eq!((keys.takes_one, keys.master), (Some(takes), master));
     }
     let second = bed.session(1, 1).await;
     assert_eq!(second.confirmed.keys.takes_one, Some(false));
-    let fenced = bed.store.note_takes_keys(tenant, agent(1), epoch, true);
+    let fenced = bed.store.note_keys(tenant, agent(1), epoch, true, None);
     assert!(matches!(fenced.await, Err(StoreError::Fenced)));
 }
 

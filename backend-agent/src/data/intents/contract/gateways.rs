@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use viworks_common::catalogue::CatalogueEntry;
 use viworks_common::id::{AgentId, CommandName, GatewayName, Tenant};
+use viworks_common::key::MASTER_ID_BYTES;
 use viworks_common::time::Timestamp;
 
 use super::super::link::{Engine, Urgency};
@@ -94,14 +95,17 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
         .await
     }
 
-    async fn note_takes_keys(
+    async fn note_keys(
         &self,
         tenant: &Tenant,
         agent_id: AgentId,
         epoch: u64,
         takes: bool,
+        master: Option<[u8; MASTER_ID_BYTES]>,
     ) -> StoreResult<()> {
-        let note = move |view: &View<'_>| rotation::note(view, agent_id, epoch, takes);
+        let note = move |view: &View<'_>| {
+            rotation::note(view, agent_id, epoch, takes, master)
+        };
         self.write_view(tenant, Urgency::Prompt, note).await
     }
 
