@@ -49,19 +49,15 @@ async fn carry_out(
     previous: &MasterKey,
     wanted: Wanted,
 ) -> anyhow::Result<ExitCode> {
-    let moved = store
-        .claim_site(&master.check(), SiteClaim::First)
-        .await?;
+    let belongs_to = store.site_key_check().await?;
+    let moved = belongs_to == Some(master.check());
     let (left, cannot) = left(store, master).await?;
     if wanted.finish {
         return finish(store, moved, &left, wanted).await;
     }
     if moved {
         print("the site belongs to the new master key already")?;
-    } else if !store
-        .claim_site(&previous.check(), SiteClaim::First)
-        .await?
-    {
+    } else if belongs_to != Some(previous.check()) {
         say("error: the database belongs to neither of the two master keys in [keys]");
         return Ok(ExitCode::Config);
     } else if wanted.dry_run {

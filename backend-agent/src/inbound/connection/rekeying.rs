@@ -6,7 +6,7 @@ use viworks_common::wire::message::{BackendMessage, KeyReport};
 
 use super::live::Live;
 use super::refusal;
-use crate::data::{Actor, GatewayRef, KeyRotation, KeyStanding, SiteClaim, StoreResult};
+use crate::data::{Actor, GatewayRef, KeyRotation, KeyStanding, StoreResult};
 
 /// The agent key as far as one session goes.
 #[derive(Debug, Default)]
@@ -59,8 +59,7 @@ impl Live {
     /// another one by now, and this backend is to be started anew.
     async fn next_of_the_site(&self) -> StoreResult<Option<u32>> {
         let inbound = &self.line.inbound;
-        let check = inbound.master.check();
-        if !inbound.store.claim_site(&check, SiteClaim::First).await? {
+        if inbound.store.site_key_check().await? != Some(inbound.master.check()) {
             return Ok(None);
         }
         let (tenant, now) = (&self.line.peer.identity.tenant, inbound.clock.line());
