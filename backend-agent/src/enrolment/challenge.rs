@@ -128,6 +128,19 @@ mod tests {
     }
 
     #[test]
+    fn a_challenge_by_either_of_two_master_keys_is_recognised() {
+        let master = |key| MasterKey::new(Secret::from_bytes([key; KEY_BYTES]));
+        let both = Challenges::new(&master(2).beside(&master(1)), &Tenant::default_tenant());
+        for (key, is_known) in [(1, true), (2, true), (3, false)] {
+            let challenge = backend(key).give(ticket(7), at(0));
+            let recognised = both.recognise(ticket(7), &challenge, at(1));
+            assert_eq!(recognised.is_some(), is_known, "{key}");
+        }
+        let given = both.give(ticket(7), at(0));
+        assert!(backend(2).recognise(ticket(7), &given, at(1)).is_some());
+    }
+
+    #[test]
     fn not_a_bit_of_a_challenge_can_be_another_one() {
         let challenge = backend(1).give(ticket(7), at(0));
         for bit in 0..8 * KEY_BYTES {

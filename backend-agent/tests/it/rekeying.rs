@@ -1,9 +1,12 @@
 //! Later agent keys for gateways, over real connections.
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
-use viworks_backend_agent::data::{Actor, GatewayRef, KeyRotation};
-use viworks_backend_agent::pki::issue::Material;
+use tempfile::TempDir;
+use viworks_backend_agent::data::{Actor, GatewayRef, KeyRotation, SiteClaim};
+use viworks_backend_agent::pki::issue::{Material, load_master};
 use viworks_common::code::CloseCode;
 use viworks_common::id::{AgentId, Tenant};
 use viworks_common::key::Secret;
@@ -132,4 +135,58 @@ async fn an_agent_that_announces_nothing_is_sent_no_key_and_reports_none() {
             None => panic!("it is told why"),
         }
     }
+}
+
+/// On a folder with both master keys, of which the new one is in this file.
+async fn with_both(folder: TempDir, new: &Path) -> Backend {
+    let new = new.to_owned();
+    Backend::start_changed(folder, Arc::new(SystemClock), move |config| {
+        let previous = std::mem::replace(&mut config.keys.master_key_file, new);
+        config.keys.previous_master_key_file = Some(previous);
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_gateway_moves_to_the_master_key_to_which_the_site_belongs_and_not_before() {
+    let backend = backend().await;
+    let mut material = backend.join("gw-1").await;
+    let folder = backend.stop().await;
+    let path = folder.path().join("new-master.key");
+    std::fs::write(&path, "5c".repeat(32)).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let new = load_master(&path).unwrap();
+
+    let backend = with_both(folder, &path).await;
+    let first = (0, &material.token);
+    let (gateway, (epoch, token)) = connected(&backend, &material, &[KEY_ROTATION], first).await;
+    let keys = known(&backend).await.keys();
+    assert!(keys.master.is_some_and(|old| old != new.id()), "{keys:?}");
+    assert_eq!(keys.pending(), None);
+    drop(gateway);
+    let moved = backend.store.claim_site(&new.check(), SiteClaim::Replaced);
+    assert!(moved.await.unwrap());
+    let folder = backend.stop().await;
+
+    let backend = with_both(folder, &path).await;
+    let mut gateway = backend.dial(&material).await;
+    gateway.capabilities = vec![KEY_ROTATION.to_owned()];
+    gateway.hello(1, epoch, &token).await;
+    let Some(AgentEvent::Welcomed(welcome)) = gateway.event().await else {
+        panic!("it is not welcome");
+    };
+    gateway.session.confirm(SystemClock.now());
+    let (generation, key) = offered(&mut gateway).await;
+    assert_eq!(generation, 2);
+    assert_eq!(key, *new.agent_key(&material.identity, 2).secret());
+    assert_eq!(known(&backend).await.keys().master, None);
+    drop(gateway);
+    let token = Secret::from_hex(&welcome.token).unwrap();
+    assert_eq!(token, new.token(&material.identity, welcome.epoch));
+    (material.agent_key, material.key_generation) = (key, 2);
+    let session = (welcome.epoch, &token);
+    let (_gateway, _ratchet) = connected(&backend, &material, &[KEY_ROTATION], session).await;
+    let keys = known(&backend).await.keys();
+    assert_eq!((keys.generation, keys.pending()), (2, None));
+    assert_eq!(keys.master, Some(new.id()));
 }
