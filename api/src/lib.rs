@@ -27,8 +27,8 @@ pub use dead_letter::{DeadLetter, DeadLetterList, DeadLetterState};
 pub use event::{MissedOutput, RunEvent};
 pub use gateway::{
     Fork, ForkHolder, ForkList, Gateway, GatewayKey, GatewayKeyRotated, GatewayList, GatewayRef,
-    GatewayRevocation, GatewayRevoked, GatewaySession, GatewaySpool, GatewayStatus, Label, LabelSource, NamedGateway,
-    REASON_BYTES_MAX, RevokeRequest,
+    GatewayRevocation, GatewayRevoked, GatewaySession, GatewaySpool, GatewayStatus, Label,
+    LabelSource, NamedGateway, REASON_BYTES_MAX, RevokeRequest,
 };
 pub use health::{Health, HealthCheck, HealthPast, HealthStatus, NotReady, NotReadyStatus};
 pub use orphan::{OrphanList, OrphanResult};

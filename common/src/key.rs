@@ -475,7 +475,10 @@ mod tests {
         let (old, new) = (7, 8);
         let alone = |byte| MasterKey::new(Secret::from_bytes([byte; 32]));
         let both = alone(new).beside(&alone(old));
-        assert_eq!(both.token(&identity(1), 3), alone(new).token(&identity(1), 3));
+        assert_eq!(
+            both.token(&identity(1), 3),
+            alone(new).token(&identity(1), 3)
+        );
         assert_eq!(both.check(), alone(new).check());
         for byte in [old, new] {
             let token = alone(byte).token(&identity(1), 3);

@@ -194,7 +194,10 @@ mod tests {
         for bytes in [&foreign[..], b"{}", &zero[..]] {
             files::write_atomic(&folder.join(FILE), bytes).unwrap();
             let problem = read(folder, &name(1)).unwrap_err();
-            assert!(problem.line().contains("holds no agent keys"), "{problem:?}");
+            assert!(
+                problem.line().contains("holds no agent keys"),
+                "{problem:?}"
+            );
             keep(folder, &name(1), 1, &held(3)).unwrap();
             assert_eq!(read(folder, &name(1)).unwrap(), [held(3)]);
         }

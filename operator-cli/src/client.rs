@@ -18,9 +18,9 @@ use serde::de::DeserializeOwned;
 use viworks_api::{
     CatalogueCommand, CatalogueList, CommandList, CommandView, DeadLetter, DeadLetterList,
     ForkList, Gateway, GatewayKeyRotated, GatewayList, GatewayRevoked, IDEMPOTENCY_KEY,
-    IDEMPOTENCY_REPLAYED, OrphanList, Paged, ProblemCode, RevokeRequest, Run, RunCancelled, RunList, RunPlan, RunRequest,
-    RunWait, SkippedGateway, SkippedList, TelemetryGapList, TelemetryList, TelemetryRefusalList,
-    TelemetryStepList, TelemetryStreamList, WAIT_MS_MAX,
+    IDEMPOTENCY_REPLAYED, OrphanList, Paged, ProblemCode, RevokeRequest, Run, RunCancelled,
+    RunList, RunPlan, RunRequest, RunWait, SkippedGateway, SkippedList, TelemetryGapList,
+    TelemetryList, TelemetryRefusalList, TelemetryStepList, TelemetryStreamList, WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::telemetry::steps::{Aggregate, Step};

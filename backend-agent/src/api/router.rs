@@ -13,7 +13,8 @@ use utoipa_axum::routes;
 use viworks_api::Scope;
 
 use super::handlers::{
-    agent_keys, apikeys, audit, catalogue, dead_letters, gateways, orphans, probes, runs, telemetry, tickets,
+    agent_keys, apikeys, audit, catalogue, dead_letters, gateways, orphans, probes, runs,
+    telemetry, tickets,
 };
 use super::request::{
     authorise, finish, in_time, method_not_allowed, no_such_path, panicked, well_formed,

@@ -140,7 +140,9 @@ async fn a_gateway_that_dies_with_a_key_that_it_has_not_reported_comes_back_with
     let [point] = KEY_POINTS;
     let mut dying = system.start_gateway(&folder, quick().dying_at(point));
     system.online("gw-1").await;
-    system.post("/v1/gateways/gw-1/rotate-key", &json!({})).await;
+    system
+        .post("/v1/gateways/gw-1/rotate-key", &json!({}))
+        .await;
     let status = dying.wait(PATIENCE).await;
     assert!(!status.success(), "{}", dying.log());
     let shown = system.get("/v1/gateways/gw-1").await;
@@ -172,14 +174,15 @@ async fn a_later_key_that_is_refused_gives_way_to_the_one_before_and_to_the_next
     std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o600)).unwrap();
     let mut gateway = system.start_gateway(&folder, quick());
     let socket = folder.join("state/api.sock");
-    let (status, _exit) = status_where("it is back", system.binaries(), &socket, |status| {
-        status["connection"]["connected"] == true
+    let (_status, _exit) = status_where("it is back", system.binaries(), &socket, |status| {
+        let conditions = status["conditions"].as_array().into_iter().flatten();
+        let mut names = conditions.map(|condition| &condition["name"]);
+        names.any(|name| name == "agent_key") && status["connection"]["connected"] == true
     })
     .await;
-    let conditions = status["conditions"].as_array().unwrap().iter();
-    let mut names = conditions.map(|condition| &condition["name"]);
-    assert!(names.any(|name| name == "agent_key"), "{status:#}");
-    system.post("/v1/gateways/gw-1/rotate-key", &json!({})).await;
+    system
+        .post("/v1/gateways/gw-1/rotate-key", &json!({}))
+        .await;
     uses(&system, "gw-1", 2).await;
     answers(&system, "after").await;
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
@@ -235,17 +238,26 @@ async fn the_master_key_is_rotated_while_both_are_accepted_and_nobody_is_cut_off
 
     // There is none beside it yet.
     let said = rotate_master_key(&system, &[]).await.ended_with(78);
-    assert!(said.stderr.contains("previous_master_key_file"), "{said:#?}");
+    assert!(
+        said.stderr.contains("previous_master_key_file"),
+        "{said:#?}"
+    );
     assert!(system.backend().stop(PATIENCE).await.success());
     std::fs::write(&config, &both).unwrap();
     system.start_backend(Start::default()).await;
     for name in names {
         uses(&system, name, 1).await;
     }
-    let said = rotate_master_key(&system, &["--dry-run"]).await.ended_with(0);
+    let said = rotate_master_key(&system, &["--dry-run"])
+        .await
+        .ended_with(0);
     assert!(said.stdout.contains("nothing was changed"), "{said:#?}");
     assert!(said.stdout.contains("2 gateways: gw-1, gw-2"), "{said:#?}");
-    drop(rotate_master_key(&system, &["--finish"]).await.ended_with(6));
+    drop(
+        rotate_master_key(&system, &["--finish"])
+            .await
+            .ended_with(6),
+    );
     drop(rotate_master_key(&system, &[]).await.ended_with(0));
     drop(rotate_master_key(&system, &[]).await.ended_with(0));
     answers(&system, "meanwhile").await;

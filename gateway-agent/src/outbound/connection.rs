@@ -20,7 +20,8 @@ use viworks_common::telemetry::{Batch, Position};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
     AgentMessage, CERTIFICATE_RENEWAL, Catalogue, CertRequest, Heartbeat, Hello, KEEPS_TIMEOUT,
-    KEY_ROTATION, KeyReport, Output, Permit, PinReport, RESULT_REFUSALS, TELEMETRY_REFUSALS, Welcome,
+    KEY_ROTATION, KeyReport, Output, Permit, PinReport, RESULT_REFUSALS, TELEMETRY_REFUSALS,
+    Welcome,
 };
 use viworks_runtime::clock::sleep_until;
 use viworks_runtime::random;

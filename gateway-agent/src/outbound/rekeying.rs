@@ -23,8 +23,7 @@ const WRITE_TIME: Duration = Duration::from_secs(10);
 
 /// The condition while a later agent key is not in use as it should be.
 const AGENT_KEY: &str = "agent_key";
-const FIX_DISK: &str =
-    "see the room and the rights of the state folder; the backend sends the key again in the next session";
+const FIX_DISK: &str = "see the room and the rights of the state folder; the backend sends the key again in the next session";
 const FIX_REFUSED: &str = "look at the log of the backend: its master key is another one than the one that this gateway's later key was made with; rotate this gateway's key again, or put the master key back";
 
 /// The agent key as far as one session goes.
@@ -58,7 +57,8 @@ impl Rekeying {
     /// The session is confirmed: the key that it was opened with is good.
     pub(super) fn confirmed(&self, credentials: &Credentials) {
         if credentials.key_taken(&self.digest) {
-            let cause = "a later agent key is refused, and this gateway is connected with an earlier one";
+            let cause =
+                "a later agent key is refused, and this gateway is connected with an earlier one";
             self.conditions
                 .raise(AGENT_KEY, Severity::Warn, cause, FIX_REFUSED);
         } else {
@@ -81,7 +81,10 @@ impl Rekeying {
         let keep = move || keyring::keep(&folder, &name, in_use, &Held { generation, key });
         let failed = match blocking::call("agent key", WRITE_TIME, keep).await {
             Ok(Ok(())) => {
-                info!(generation, "a later agent key is kept; the next session uses it");
+                info!(
+                    generation,
+                    "a later agent key is kept; the next session uses it"
+                );
                 let random = u64::from_ne_bytes(random::bytes());
                 let (wall, now) = (self.clock.wall(), self.clock.now());
                 self.trial = Some(trial(not_after, wall, now, random));

@@ -27,7 +27,12 @@ pub(in crate::api) async fn rotate(
     let (id, name) = (GatewayRef::Id(found.agent_id), found.name);
     let actor = principal.actor(&request_id);
     let rotated = state.commands.rotate_key(found.agent_id, &actor).await?;
-    let conflict = |why: &str| Err(ApiError::new(ProblemCode::Conflict, format!("{name} {why}")));
+    let conflict = |why: &str| {
+        Err(ApiError::new(
+            ProblemCode::Conflict,
+            format!("{name} {why}"),
+        ))
+    };
     let wanted = match rotated.ok_or_else(|| ApiError::not_found("gateway"))? {
         KeyRotation::Wanted(generation) => generation,
         KeyRotation::Revoked => return conflict("is revoked"),

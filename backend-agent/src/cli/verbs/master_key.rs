@@ -86,7 +86,9 @@ async fn finish(
     wanted: Wanted,
 ) -> anyhow::Result<ExitCode> {
     if !moved {
-        say("error: the site was not moved to the new master key: give this command without --finish first");
+        say(
+            "error: the site was not moved to the new master key: give this command without --finish first",
+        );
         return Ok(ExitCode::Conflict);
     }
     name("still to move", left)?;
@@ -100,7 +102,9 @@ async fn finish(
     if !wanted.dry_run {
         note(store, "site.finish_master_key").await?;
     }
-    print("take previous_master_key_file out of [keys] on every backend, start each anew, and remove the file")?;
+    print(
+        "take previous_master_key_file out of [keys] on every backend, start each anew, and remove the file",
+    )?;
     say("tickets that were made with the old master key end with that");
     Ok(ExitCode::Ok)
 }

@@ -8,7 +8,8 @@ use viworks_common::time::Timestamp;
 
 use crate::data::{
     Actor, Certificate, Gateway, GatewayFilter, GatewayRef, KeyRotation, Listing, MergedCommand,
-    NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult, StoredCatalogue,
+    NewCertificate, NewGateway, Page, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult,
+    StoredCatalogue,
 };
 
 /// Gateways, their certificates, and what they allow.

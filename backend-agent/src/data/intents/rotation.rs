@@ -15,8 +15,8 @@ use crate::data::{Actor, GatewayRef, KeyRotation, Letter, StoreResult};
 pub(super) const WANT: &str =
     "UPDATE gateways SET key_wanted = :wanted WHERE tenant = :tenant AND agent_id = :agent_id";
 
-pub(super) const TAKES: &str =
-    "UPDATE gateways SET takes_keys = :takes, key_master = :master WHERE tenant = :tenant AND agent_id = :agent_id";
+pub(super) const TAKES: &str = "\
+UPDATE gateways SET takes_keys = :takes, key_master = :master WHERE tenant = :tenant AND agent_id = :agent_id";
 
 /// Has a gateway given the key of the next generation. One that was asked for and that no session was opened with stays
 /// the next one: asking again tells its session again, and changes nothing.

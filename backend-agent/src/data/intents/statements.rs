@@ -8,8 +8,8 @@ use super::link::Sql;
 use super::{
     admit, agents, audit, budget, catalogues, certificates, confirm, dead_letters, enrolments,
     forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, recount, reports,
-    rotation, runs, sessions, settle, site, standing, submit, targets, telemetry, tickets, timeline, tx,
-    upkeep,
+    rotation, runs, sessions, settle, site, standing, submit, targets, telemetry, tickets,
+    timeline, tx, upkeep,
 };
 
 fn one(name: &'static str, sql: impl Into<Sql>) -> (&'static str, Sql) {

@@ -7,8 +7,8 @@ use tempfile::TempDir;
 use viworks_backend_agent::data::postgres::{Error, Role, Target};
 use viworks_backend_agent::data::{
     AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, Hurry,
-    InstanceLoad, KeyRotation, Letter, Mail, Owner, ProbeAnswer, Retention, SessionTouch, Store, StoreError,
-    TelemetryLimits, UpkeepStore as _,
+    InstanceLoad, KeyRotation, Letter, Mail, Owner, ProbeAnswer, Retention, SessionTouch, Store,
+    StoreError, TelemetryLimits, UpkeepStore as _,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::command::CommandState;
@@ -525,10 +525,7 @@ async fn each_backend_is_left_what_concerns_its_sessions_once() {
         let rotated = one.store.rotate_key(&one.tenant, agent(2), &actor, at(33));
         assert_eq!(rotated.await.unwrap(), Some(KeyRotation::Wanted(2)));
         let generation = 2;
-        assert_eq!(
-            only(&other).await,
-            (agent(2), Letter::Rekey { generation })
-        );
+        assert_eq!(only(&other).await, (agent(2), Letter::Rekey { generation }));
     }
 
     // The gateway comes back to the first one, and is revoked by a tool.

@@ -8,8 +8,8 @@ use serde_json::json;
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
     Accepted, Actor, AuditOutcome, CompleteOutcome, ConfirmOutcome, HeartbeatFigures, Holder,
-    KeyRotation, NewAuditRecord, Owner, ProbeAnswer, RedeemOutcome, Rejected, RenewalOutcome, SessionTouch,
-    SiteClaim, StoreError, Submission, TelemetryWrite,
+    KeyRotation, NewAuditRecord, Owner, ProbeAnswer, RedeemOutcome, Rejected, RenewalOutcome,
+    SessionTouch, SiteClaim, StoreError, Submission, TelemetryWrite,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::code::{CloseCode, RejectCode};

@@ -50,9 +50,7 @@ pub(crate) async fn who_takes_keys_is_known_since_the_last_session(bed: &Bed) {
     let (tenant, epoch) = (&bed.tenant, first.holder.epoch);
     for takes in [true, true, false] {
         let master = takes.then_some([7; 8]);
-        let noted = bed
-            .store
-            .note_keys(tenant, agent(1), epoch, takes, master);
+        let noted = bed.store.note_keys(tenant, agent(1), epoch, takes, master);
         noted.await.unwrap();
         let keys = bed.gateway_now(1).await.keys();
         assert_eq!((keys.takes_one, keys.master), (Some(takes), master));

@@ -103,9 +103,7 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
         takes: bool,
         master: Option<[u8; MASTER_ID_BYTES]>,
     ) -> StoreResult<()> {
-        let note = move |view: &View<'_>| {
-            rotation::note(view, agent_id, epoch, takes, master)
-        };
+        let note = move |view: &View<'_>| rotation::note(view, agent_id, epoch, takes, master);
         self.write_view(tenant, Urgency::Prompt, note).await
     }
 
