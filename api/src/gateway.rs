@@ -174,6 +174,20 @@ pub struct GatewaySpool {
     pub bytes: u64,
 }
 
+/// The key that a gateway shares with the backend, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GatewayKey {
+    /// The generation that it uses; earlier ones are refused.
+    pub generation: u32,
+    /// The generation that it is to use, until it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<u32>,
+    /// Whether its agent takes a later one over a session, by its last session; absent before the first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub takes_later: Option<bool>,
+}
+
 /// One gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -204,6 +218,9 @@ pub struct Gateway {
     /// The version of the pin set that it trusts, by its last report; 0 is the set of its own configuration.
     #[serde(default)]
     pub pin_set_version: u64,
+    /// The key that it shares with the backend, by its number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<GatewayKey>,
     /// Its labels.
     pub labels: Vec<Label>,
     /// When it was last heard.
@@ -260,6 +277,18 @@ pub struct GatewayRevoked {
     pub cancelled: u64,
     /// Commands that may have begun: nobody will be heard who could tell.
     pub indeterminate: u64,
+    /// The gateway as it stands.
+    pub gateway: Gateway,
+}
+
+/// The answer to whoever gives a gateway another key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GatewayKeyRotated {
+    /// What this is.
+    pub kind: Kind,
+    /// The generation that it is to use.
+    pub wanted: u32,
     /// The gateway as it stands.
     pub gateway: Gateway,
 }

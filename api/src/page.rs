@@ -35,6 +35,7 @@ pub enum Kind {
     ForkList,
     ForkResolved,
     Gateway,
+    GatewayKeyRotated,
     GatewayList,
     GatewayRevoked,
     Health,

@@ -124,14 +124,15 @@ impl App {
     /// As [`App::start`].
     pub async fn start_by(
         config: &Config,
-        material: ServerMaterial,
+        mut material: ServerMaterial,
         lifecycle: &Lifecycle,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, StartError> {
         files::create_private_folder(&config.data.state_folder)?;
         let lock = files::lock_folder(&config.data.state_folder)?;
         let store = database::open_for_start(config).await?;
-        site::claim(&*store, &material.master, &config.keys.master_key_file).await?;
+        let master = site::settle(&*store, material.master, &config.keys.master_key_file);
+        material.master = master.await?;
         let (folder, own) = (&config.data.state_folder, *store.instance().borrow());
         let earlier = own.and_then(|_shared| earlier::predecessor(folder));
         earlier::note_instance(folder, own);

@@ -17,7 +17,7 @@ use viworks_runtime::lifecycle::Lifecycle;
 use crate::agent::shelf::Kept;
 use crate::data::{
     Actor, Cancelled, CertificateRef, CertificateRevocation, ForkDecision, ForkResolution,
-    QueueLimits, Revoked, Settled, Store, StoreResult,
+    KeyRotation, QueueLimits, Revoked, Settled, Store, StoreResult,
 };
 use crate::metrics::BackendMetrics;
 use bus::RunBus;
@@ -50,6 +50,10 @@ pub trait CommandNudge: Send + Sync {
     /// The certificate was revoked that this gateway's session of this epoch was opened with: if that is here, it ends
     /// at once.
     fn certificate_revoked(&self, agent_id: &AgentId, epoch: u64);
+    /// This gateway is to get the agent key of a later generation. By default it does in its next session.
+    fn rekey(&self, agent_id: &AgentId, generation: u32) {
+        let _next_session = (agent_id, generation);
+    }
 }
 
 /// The feature behind the operators' API. Clones share everything.
@@ -229,5 +233,25 @@ impl Commands {
             self.nudge.certificate_revoked(&agent_id, epoch);
         }
         Ok(revoked)
+    }
+
+    /// Has a gateway given a later agent key: here at once, elsewhere by what the transaction leaves there, and otherwise
+    /// in its next session. `None` when there is no such gateway.
+    ///
+    /// # Errors
+    /// As the store's.
+    pub async fn rotate_key(
+        &self,
+        agent_id: AgentId,
+        actor: &Actor,
+    ) -> StoreResult<Option<KeyRotation>> {
+        let now = self.clock.line();
+        let (store, tenant) = (&self.store, &self.tenant);
+        let rotated = store.rotate_key(tenant, agent_id, actor, now).await?;
+        if let Some(KeyRotation::Wanted(generation)) = rotated {
+            // Also when it was asked for before: if the answer to that was lost, nobody has told the session here.
+            self.nudge.rekey(&agent_id, generation);
+        }
+        Ok(rotated)
     }
 }

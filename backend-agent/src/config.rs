@@ -480,6 +480,9 @@ settings! {
     pub struct KeysConfig from section {
         /// The master key, 64 hexadecimal digits, readable by the backend only. Every agent key follows from it.
         master_key_file: PathBuf = secret_file() like "master.key",
+        /// The master key of before, while a site moves from that to the one in `master_key_file`: both are accepted, and
+        /// that one makes agent keys to which the database belongs, see `pki rotate-master-key`.
+        previous_master_key_file: Option<PathBuf> = optional_secret_file() like "previous-master.key",
         /// The authority's private key, PEM, where gateways' certificates are issued on this machine.
         ca_key_file: Option<PathBuf> = optional_secret_file() like "ca.key",
         /// A program that has the authority's key, such as in a hardware module, and its arguments: it is given what is

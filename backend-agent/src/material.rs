@@ -24,7 +24,7 @@ pub struct ServerMaterial {
     pub not_before: Timestamp,
     /// The end of it.
     pub not_after: Timestamp,
-    /// What every agent key follows from.
+    /// What every agent key follows from; of two, that one makes others to which the database belongs.
     pub master: MasterKey,
     /// The pin of the server's key.
     pub pin: SpkiPin,
@@ -44,9 +44,15 @@ impl ServerMaterial {
             .map_err(|found| problems.extend(found))
             .ok();
         let master_file = &config.keys.master_key_file;
-        let master = load_master(master_file)
+        let mut master = load_master(master_file)
             .map_err(|error| problems.push(error.problem(master_file)))
             .ok();
+        if let Some(file) = &config.keys.previous_master_key_file {
+            match load_master(file) {
+                Ok(previous) => master = master.map(|master| master.beside(&previous)),
+                Err(error) => problems.push(error.problem(file)),
+            }
+        }
         let certificate = &config.agents.certificate_file;
         let pins = server_pins(&config.agents)
             .map_err(|error| problems.push(error.problem(certificate)))

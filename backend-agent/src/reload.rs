@@ -187,7 +187,7 @@ impl Reload {
             });
         }
         let mut waiting = Vec::new();
-        if material.master != self.current.master {
+        if !material.master.has_the_keys_of(&self.current.master) {
             // Every agent key follows from it.
             waiting.push("the master key");
         }

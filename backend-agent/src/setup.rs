@@ -104,7 +104,7 @@ fn examine_database(config: &Config, material: &ServerMaterial) -> Vec<Problem> 
         Ok(Err(left)) => return vec![of_file(left.to_string())],
         Err(error) => return vec![error.problem()],
     }
-    let found = match sqlite::belongs_to_another(file, material.master.check()) {
+    let found = match site::is_of_another(file, &material.master) {
         Ok(other) => site::judge(!other, &config.keys.master_key_file)
             .err()
             .map(|error| of_file(error.to_string())),

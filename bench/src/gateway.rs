@@ -195,6 +195,7 @@ impl<U: FnOnce()> Driver<'_, U> {
             | AgentEvent::TelemetryRefused(_)
             | AgentEvent::CertificateAnswered(_)
             | AgentEvent::PinsOffered(_)
+            | AgentEvent::KeyOffered { .. }
             | AgentEvent::Cancel(_)
             | AgentEvent::ResultAcknowledged { .. }
             | AgentEvent::Closed(_) => {}

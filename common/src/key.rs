@@ -13,6 +13,9 @@ use crate::id::{AgentId, Tenant, TicketId};
 /// Bytes of every key and tag of this protocol.
 pub const KEY_BYTES: usize = 32;
 
+/// Bytes of what names a master key.
+pub const MASTER_ID_BYTES: usize = 8;
+
 /// A secret of 32 bytes: never printed, wiped when dropped, compared in constant time.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Secret([u8; KEY_BYTES]);
@@ -113,21 +116,80 @@ pub struct Identity {
     pub agent_id: AgentId,
 }
 
-/// The backend's master key: every agent key and every ratchet token follows from it.
+/// The backend's master key: every agent key and every ratchet token follows from it. While a site moves from one to
+/// another there is a second one beside it: what follows from that is accepted, and nothing is made of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MasterKey(Secret);
+pub struct MasterKey {
+    secret: Secret,
+    other: Option<Secret>,
+}
 
 impl MasterKey {
     /// Takes over the master secret.
     #[must_use]
     pub const fn new(secret: Secret) -> Self {
-        Self(secret)
+        Self {
+            secret,
+            other: None,
+        }
+    }
+
+    /// The same, with another one beside it.
+    #[must_use]
+    pub fn beside(self, other: &Self) -> Self {
+        Self {
+            secret: self.secret,
+            other: Some(other.secret.clone()),
+        }
+    }
+
+    /// The other one alone, if there is one.
+    #[must_use]
+    pub fn other(&self) -> Option<Self> {
+        self.other.clone().map(Self::new)
+    }
+
+    /// The same two with their parts changed, where there are two.
+    #[must_use]
+    pub fn turned(&self) -> Option<Self> {
+        let other = self.other()?;
+        Some(other.beside(self))
+    }
+
+    /// Whether these are the same keys, whichever of them makes others.
+    #[must_use]
+    pub fn has_the_keys_of(&self, other: &Self) -> bool {
+        self == other || other.turned().is_some_and(|turned| *self == turned)
+    }
+
+    /// Whether a database that remembers this belongs to it, or to the one beside it.
+    #[must_use]
+    pub fn owns(&self, check: &[u8; KEY_BYTES]) -> bool {
+        self.check() == *check || self.other().is_some_and(|other| other.check() == *check)
+    }
+
+    /// What tells it from others where one is named: a part of [`Self::check`].
+    #[must_use]
+    pub fn id(&self) -> [u8; MASTER_ID_BYTES] {
+        let check = self.check();
+        let mut id = [0; MASTER_ID_BYTES];
+        id.copy_from_slice(&check[..MASTER_ID_BYTES]);
+        id
+    }
+
+    /// Whether a token is the one of this epoch, by this key or the one beside it.
+    #[must_use]
+    pub fn knows_token(&self, identity: &Identity, epoch: u64, token: &Secret) -> bool {
+        let own = self.token(identity, epoch) == *token;
+        own || self
+            .other()
+            .is_some_and(|other| other.token(identity, epoch) == *token)
     }
 
     /// The key that one agent shares with the backend; `generation` counts rotations and never restarts.
     #[must_use]
     pub fn agent_key(&self, identity: &Identity, generation: u32) -> AgentKey {
-        let prk = Hkdf::<Sha256>::new(None, self.0.expose());
+        let prk = Hkdf::<Sha256>::new(None, self.secret.expose());
         let mut context = info(
             "viworks/1 agent",
             &[
@@ -142,7 +204,7 @@ impl MasterKey {
     /// The ratchet token of epoch `epoch`: not guessable, and nothing to store.
     #[must_use]
     pub fn token(&self, identity: &Identity, epoch: u64) -> Secret {
-        let prk = Hkdf::<Sha256>::new(None, self.0.expose());
+        let prk = Hkdf::<Sha256>::new(None, self.secret.expose());
         let mut context = info(
             "viworks/1 ratchet",
             &[
@@ -157,7 +219,7 @@ impl MasterKey {
     /// The secret of one enrolment ticket: not guessable, and nothing to store but its digest.
     #[must_use]
     pub fn ticket_secret(&self, tenant: &Tenant, ticket: TicketId) -> Secret {
-        let prk = Hkdf::<Sha256>::new(None, self.0.expose());
+        let prk = Hkdf::<Sha256>::new(None, self.secret.expose());
         let fields: [&[u8]; 2] = [tenant.as_str().as_bytes(), ticket.as_uuid().as_bytes()];
         expand(&prk, &info("viworks/1 ticket", &fields))
     }
@@ -165,7 +227,7 @@ impl MasterKey {
     /// The key by which every backend recognises the enrolment challenges that any of them gave.
     #[must_use]
     pub fn challenge_key(&self, tenant: &Tenant) -> Secret {
-        let prk = Hkdf::<Sha256>::new(None, self.0.expose());
+        let prk = Hkdf::<Sha256>::new(None, self.secret.expose());
         let fields: [&[u8]; 1] = [tenant.as_str().as_bytes()];
         expand(&prk, &info("viworks/1 enrol challenge", &fields))
     }
@@ -174,7 +236,7 @@ impl MasterKey {
     /// about the key, and are sent to nobody.
     #[must_use]
     pub fn check(&self) -> [u8; KEY_BYTES] {
-        let prk = Hkdf::<Sha256>::new(None, self.0.expose());
+        let prk = Hkdf::<Sha256>::new(None, self.secret.expose());
         *expand(&prk, &info("viworks/1 site", &[])).expose()
     }
 }
@@ -277,6 +339,58 @@ impl Schedule {
             backend_to_agent: expand(&self.prk, &info("viworks/1 b2a", &fields)),
         }
     }
+
+    /// What covers later agent keys in this session: it follows from the agent key that HELLO was made with, bound as
+    /// the session's own keys are.
+    #[must_use]
+    pub fn key_cover(&self, challenge: &[u8], hello: &[u8]) -> KeyCover {
+        let transcript = Sha256::new()
+            .chain_update(challenge)
+            .chain_update(hello)
+            .finalize();
+        let fields: [&[u8]; 4] = [
+            transcript.as_slice(),
+            self.identity.tenant.as_str().as_bytes(),
+            self.identity.agent_id.as_uuid().as_bytes(),
+            &self.binding,
+        ];
+        KeyCover(expand(&self.prk, &info("viworks/1 key cover", &fields)))
+    }
+}
+
+/// What covers later agent keys on their way through one session. Each is covered by a key of its own that serves this
+/// once; that nobody changes them is for the session's own MAC.
+#[derive(Debug)]
+pub struct KeyCover(Secret);
+
+impl KeyCover {
+    /// The key of a generation as it travels.
+    #[must_use]
+    pub fn seal(&self, generation: u8, key: &AgentKey) -> String {
+        covered(key.secret(), &self.of(generation)).expose_hex()
+    }
+
+    /// The key again; none where the text is none that [`Self::seal`] makes.
+    #[must_use]
+    pub fn open(&self, generation: u8, sealed: &str) -> Option<AgentKey> {
+        let sealed = Secret::from_hex(sealed)?;
+        Some(AgentKey(covered(&sealed, &self.of(generation))))
+    }
+
+    fn of(&self, generation: u8) -> Secret {
+        let prk = Hkdf::<Sha256>::new(None, self.0.expose());
+        let fields: [&[u8]; 1] = [&[generation]];
+        expand(&prk, &info("viworks/1 key update", &fields))
+    }
+}
+
+/// A secret under a one-time cover, or the secret again.
+pub(crate) fn covered(secret: &Secret, cover: &Secret) -> Secret {
+    let mut bytes = *secret.expose();
+    for (byte, other) in bytes.iter_mut().zip(cover.expose()) {
+        *byte ^= other;
+    }
+    Secret::from_bytes(bytes)
 }
 
 /// One key for each direction, so that nothing can be reflected.
@@ -323,6 +437,63 @@ mod tests {
             keys,
             Schedule::new(&[1; 32], &key, identity(1), &other).session_keys(b"challenge", b"hello")
         );
+    }
+
+    #[test]
+    fn a_covered_key_is_opened_by_the_ends_of_its_session_alone() {
+        let master = MasterKey::new(Secret::from_bytes([7; 32]));
+        let binding = |value| Binding {
+            mode: BindingMode::Exporter,
+            value: [value; 32],
+        };
+        let cover = |generation, nonce, hello: &[u8], bound| {
+            let key = master.agent_key(&identity(1), generation);
+            Schedule::new(&[nonce; 32], &key, identity(1), &binding(bound))
+                .key_cover(b"challenge", hello)
+        };
+        let next = master.agent_key(&identity(1), 2);
+        let sealed = cover(1, 1, b"hello", 3).seal(2, &next);
+        assert_ne!(sealed, next.secret().expose_hex());
+        assert_eq!(
+            cover(1, 1, b"hello", 3).open(2, &sealed),
+            Some(next.clone())
+        );
+        for other in [
+            cover(3, 1, b"hello", 3),
+            cover(1, 9, b"hello", 3),
+            cover(1, 1, b"other", 3),
+            cover(1, 1, b"hello", 9),
+        ] {
+            assert_ne!(other.open(2, &sealed), Some(next.clone()));
+        }
+        assert_ne!(cover(1, 1, b"hello", 3).open(3, &sealed), Some(next));
+        assert_eq!(cover(1, 1, b"hello", 3).open(2, "no key"), None);
+    }
+
+    #[test]
+    fn of_two_master_keys_both_are_known_and_one_makes_others() {
+        let (old, new) = (7, 8);
+        let alone = |byte| MasterKey::new(Secret::from_bytes([byte; 32]));
+        let both = alone(new).beside(&alone(old));
+        assert_eq!(
+            both.token(&identity(1), 3),
+            alone(new).token(&identity(1), 3)
+        );
+        assert_eq!(both.check(), alone(new).check());
+        for byte in [old, new] {
+            let token = alone(byte).token(&identity(1), 3);
+            assert!(both.knows_token(&identity(1), 3, &token));
+            assert!(!both.knows_token(&identity(1), 4, &token));
+            assert!(both.owns(&alone(byte).check()));
+        }
+        assert!(!both.owns(&alone(9).check()));
+        let turned = both.turned().unwrap();
+        assert_eq!(turned.check(), alone(old).check());
+        assert_eq!(turned.other(), Some(alone(new)));
+        assert!(both.has_the_keys_of(&turned) && turned.has_the_keys_of(&both));
+        assert!(!both.has_the_keys_of(&alone(new)));
+        assert_eq!(alone(new).turned(), None);
+        assert_ne!(alone(old).id(), alone(new).id());
     }
 
     #[test]

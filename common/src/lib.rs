@@ -33,6 +33,7 @@ pub mod proxy_protocol;
 pub mod rate;
 pub mod renewal;
 pub mod room;
+pub mod rotation;
 pub mod rules;
 pub mod session;
 pub mod telemetry;

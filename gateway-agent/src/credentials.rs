@@ -9,6 +9,7 @@ use tracing::info;
 use viworks_common::certificate::{Life, life};
 use viworks_common::human;
 use viworks_common::renewal::RefusedOnes;
+use viworks_common::rotation::RefusedKeys;
 use viworks_runtime::blocking::Worker;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
@@ -45,6 +46,7 @@ pub struct Credentials {
     reader: Arc<Mutex<Worker<(), Result<Material, Problems>>>>,
     current: watch::Sender<Arc<Material>>,
     refused: Arc<Lock<RefusedOnes>>,
+    refused_keys: Arc<Lock<RefusedKeys>>,
     conditions: Conditions,
     clock: Arc<dyn Clock>,
 }
@@ -67,6 +69,7 @@ impl Credentials {
             reader: Arc::new(Mutex::new(reader)),
             current: watch::Sender::new(Arc::new(material)),
             refused: Arc::default(),
+            refused_keys: Arc::default(),
             conditions,
             clock,
         };
@@ -105,6 +108,40 @@ impl Credentials {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn keys_refused(&self) -> MutexGuard<'_, RefusedKeys> {
+        // As above.
+        let locked = self.refused_keys.lock();
+        locked.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the agent key that was shown, by its SHA-256, was refused. True when another one is shown from here on
+    /// that was not.
+    pub fn key_refused(&self, shown: [u8; 32]) -> bool {
+        let mut material = Material::clone(&self.get());
+        let mut refused = self.keys_refused();
+        if material.keys.len() < 2 {
+            return false;
+        }
+        refused.note(shown);
+        material.show_key(&refused);
+        let fresh = !refused.has(&material.key_digest());
+        self.current.send_replace(Arc::new(material));
+        fresh
+    }
+
+    /// Notes that a session was confirmed with this agent key, by its SHA-256. True when a later one is refused.
+    pub fn key_taken(&self, shown: &[u8; 32]) -> bool {
+        let all = self.get().key_candidates();
+        let mut refused = self.keys_refused();
+        refused.forget(shown);
+        let taken = all.iter().find(|one| one.digest == *shown);
+        let later = |taken: u8| {
+            let mut all = all.iter();
+            all.any(|one| one.generation > taken && refused.has(&one.digest))
+        };
+        taken.is_some_and(|taken| later(taken.generation))
+    }
+
     /// Notes that the certificate that was shown was refused. True when another one is shown from here on that was not.
     pub fn refused(&self, shown: &[u8; 32]) -> bool {
         let mut material = Material::clone(&self.get());
@@ -122,6 +159,7 @@ impl Credentials {
     /// Forgets which ones were refused: what spoke against them may be mended.
     pub fn forget_refused(&self) {
         *self.refused_ones() = RefusedOnes::default();
+        *self.keys_refused() = RefusedKeys::default();
     }
 
     /// Notes that a session was confirmed with this certificate. Answers which of those that were issued over sessions
@@ -160,6 +198,11 @@ impl Credentials {
             let mut refused = self.refused_ones();
             refused.keep(&material.candidates());
             material.show(&refused);
+        }
+        {
+            let mut refused = self.keys_refused();
+            refused.keep(&material.key_candidates());
+            material.show_key(&refused);
         }
         let is_same = same(&before, &material);
         if !is_same {

@@ -18,6 +18,7 @@ pub mod helper;
 pub mod host;
 pub mod identity;
 pub mod journal;
+pub mod keyring;
 pub mod launcher;
 pub mod material;
 pub mod outbound;

@@ -11,12 +11,14 @@ use viworks_common::certificate;
 use viworks_common::id::{AgentId, Tenant, TrustDomain};
 use viworks_common::key::{AgentKey, Identity as Name, Secret};
 use viworks_common::renewal::{Candidate, RefusedOnes, choose};
+use viworks_common::rotation::{self, RefusedKeys};
 use viworks_common::time::Timestamp;
 use viworks_runtime::config::{Problem, Problems};
 use viworks_runtime::files;
 use viworks_runtime::tls::{self, Purpose};
 
 use crate::config::Config;
+use crate::keyring::{self, Held};
 use crate::renewed::Origin;
 
 /// What the files say that make a gateway who it is, and whom it trusts.
@@ -24,10 +26,12 @@ use crate::renewed::Origin;
 pub struct Material {
     /// Tenant and agent id, the same in the certificate and in the identity file.
     pub name: Name,
-    /// The key shared with the backend.
+    /// The key shared with the backend that is shown.
     pub key: AgentKey,
     /// Which generation of it.
     pub key_generation: u8,
+    /// Every one that could be, that of the identity file first.
+    pub keys: Vec<Held>,
     /// The epoch of the identity file, for a gateway whose journal knows none.
     pub first_epoch: u64,
     /// The token of that epoch.
@@ -91,7 +95,53 @@ impl Material {
         let mut material = Self::configured(config)?;
         material.add_renewed(&config.gateway.state_folder);
         material.show(&RefusedOnes::default());
+        material.add_keys(&config.gateway.state_folder);
+        material.show_key(&RefusedKeys::default());
         Ok(material)
+    }
+
+    /// Adds the agent keys that came over sessions. Those that cannot be used are no reason to do without the first one.
+    fn add_keys(&mut self, folder: &Path) {
+        match keyring::read(folder, &self.name) {
+            Ok(later) => self.keys.extend(later),
+            Err(problem) => self.unread.push(problem),
+        }
+    }
+
+    /// Shows the agent key that is to be shown while these were refused.
+    pub fn show_key(&mut self, refused: &RefusedKeys) {
+        let place = rotation::choose(&self.key_candidates(), refused);
+        if let Some(held) = place.and_then(|place| self.keys.get(place)) {
+            (self.key, self.key_generation) = (held.key.clone(), held.generation);
+        }
+    }
+
+    /// What is chosen from.
+    #[must_use]
+    pub fn key_candidates(&self) -> Vec<rotation::Candidate> {
+        let all = self.keys.iter();
+        all.map(|held| rotation::Candidate {
+            digest: held.digest(),
+            generation: held.generation,
+        })
+        .collect()
+    }
+
+    /// SHA-256 of the agent key that is shown.
+    #[must_use]
+    pub fn key_digest(&self) -> [u8; 32] {
+        let shown = Held {
+            generation: self.key_generation,
+            key: self.key.clone(),
+        };
+        shown.digest()
+    }
+
+    /// Whether it has an agent key of a later generation than the one that is shown.
+    #[must_use]
+    pub fn has_later_key(&self) -> bool {
+        let mut all = self.keys.iter();
+        all.any(|held| held.generation > self.key_generation)
     }
 
     /// Adds what was issued over sessions. What cannot be used is no reason to do without the rest.
@@ -177,10 +227,15 @@ impl Material {
             (Some(file), Some(certificate), Some(roots)) if problems.is_empty() => {
                 let name = certificate.says.identity.clone();
                 let shown = Papers::new(Origin::Configured, chain, certificate);
+                let first = Held {
+                    generation: file.key_generation,
+                    key: AgentKey::new(file.agent_key.0),
+                };
                 Ok(Self {
                     name,
-                    key: AgentKey::new(file.agent_key.0),
-                    key_generation: file.key_generation,
+                    key: first.key.clone(),
+                    key_generation: first.generation,
+                    keys: vec![first],
                     first_epoch: file.epoch,
                     first_token: file.token.0,
                     trust_domain: file.trust_domain,

@@ -38,6 +38,7 @@ pub mod look;
 pub mod pinning;
 pub mod pins;
 mod refusals;
+mod rekeying;
 mod renewing;
 pub mod security;
 
@@ -49,8 +50,8 @@ use lapsed::{Asking, Lapsed, has_ended};
 use pins::Pins;
 use security::Security;
 
-/// Within which time another certificate is tried when one was refused.
-const ANOTHER_CERTIFICATE: Duration = Duration::from_secs(5);
+/// Within which time another certificate, or another agent key, is tried when one was refused.
+const ANOTHER_ONE: Duration = Duration::from_secs(5);
 
 /// Within which time a certificate is tried that the door issued.
 const ISSUED_AT_DOOR: Duration = Duration::from_secs(1);
@@ -161,6 +162,7 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
                     code: failure.code(),
                     expected: false,
                     confirmed_for: None,
+                    unproved: false,
                 };
                 let proved = material.shown.origin != Origin::Issued;
                 (ended, failure.is_of_the_certificate(proved))
@@ -181,11 +183,9 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
         let has_lapsed = is_refused && (is_disputed || has_ended(&material, parts.clock.wall()));
         // Without an address there is nobody to ask.
         let door_url = door_url.filter(|_url| has_lapsed);
-        let shown = &material.shown.fingerprint;
-        // Not one failure more of those that the pauses count: it is another certificate.
-        let delay = if is_of_the_certificate && parts.credentials.refused(shown) {
-            warn!(path = %material.shown.path.display(), "this certificate is refused; another one that this gateway has is tried");
-            spread(ANOTHER_CERTIFICATE)
+        // Not one failure more of those that the pauses count: it is another certificate, or another key.
+        let delay = if shows_another(&ended, is_of_the_certificate, &material, &parts.credentials) {
+            spread(ANOTHER_ONE)
         } else if let Some(url) = &door_url {
             let asked = ask_at_door(&parts, &material, url, &ended);
             let asked = tokio::select! {
@@ -242,6 +242,28 @@ fn told(ended: &Ended, at: Timestamp) -> Failure {
         fix: ended.fix.to_owned(),
         code: ended.code.map(CloseCode::name),
     }
+}
+
+/// Whether an attempt failed because of what was shown, and this gateway has another key or certificate to show.
+fn shows_another(
+    ended: &Ended,
+    is_of_the_certificate: bool,
+    material: &Material,
+    credentials: &Credentials,
+) -> bool {
+    let is_of_the_key = ended.is_of_the_key(material.has_later_key());
+    if is_of_the_key && credentials.key_refused(material.key_digest()) {
+        warn!(
+            generation = material.key_generation,
+            "this agent key is refused; another one that this gateway has is tried"
+        );
+        return true;
+    }
+    let another = is_of_the_certificate && credentials.refused(&material.shown.fingerprint);
+    if another {
+        warn!(path = %material.shown.path.display(), "this certificate is refused; another one that this gateway has is tried");
+    }
+    another
 }
 
 /// How a wait came to its end.

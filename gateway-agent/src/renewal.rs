@@ -1,7 +1,7 @@
 //! Renewal of this gateway's certificate over the open session: what was asked and answered, over all sessions, and
 //! what people are told of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -121,6 +121,12 @@ impl Renewal {
             conditions,
             clock,
         }
+    }
+
+    /// The agent's own folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

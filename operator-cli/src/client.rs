@@ -19,11 +19,7 @@ use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
 use viworks_api::{
     CatalogueCommand, CatalogueList, CommandList, CommandView, DeadLetter, DeadLetterList,
-    ForkList, ForkResolved, Gateway, GatewayList, GatewayRevoked, IDEMPOTENCY_KEY,
-    IDEMPOTENCY_REPLAYED, OrphanList, Paged, ProblemCode, ResolveForkRequest, RevokeRequest, Run,
-    RunCancelled, RunList, RunPlan, RunRequest, RunWait, SkippedGateway, SkippedList,
-    TelemetryGapList, TelemetryList, TelemetryRefusalList, TelemetryStepList, TelemetryStreamList,
-    WAIT_MS_MAX,
+    ForkList, ForkResolved, Gateway, GatewayList, GatewayRevoked, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, OrphanList, Paged, ProblemCode, ResolveForkRequest, RevokeRequest, Run, RunCancelled, RunList, RunPlan, RunRequest, RunWait, SkippedGateway, SkippedList, TelemetryGapList, TelemetryList, TelemetryRefusalList, TelemetryStepList, TelemetryStreamList, WAIT_MS_MAX, GatewayKeyRotated,
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::telemetry::steps::{Aggregate, Step};
@@ -189,6 +185,14 @@ impl Client {
         let unknown =
             "whether it was revoked is not known: revoke it again, which changes nothing more";
         revoked.map_err(|failure: Failure| failure.if_unanswered(unknown))
+    }
+
+    /// Has a gateway given another key.
+    pub async fn rotate_key(&self, reference: &str) -> Result<GatewayKeyRotated, Failure> {
+        let path = format!("/v1/gateways/{}/rotate-key", segment(reference)?);
+        let rotated = self.answer(self.request(Method::POST, &path)).await;
+        let unknown = "whether a key was asked for is not known: viworks key status says so";
+        rotated.map_err(|failure: Failure| failure.if_unanswered(unknown))
     }
 
     /// Every second holder of a gateway's identity, the latest first.

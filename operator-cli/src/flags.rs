@@ -6,6 +6,7 @@ mod diag;
 mod dlq;
 mod gateway;
 mod pin;
+mod key;
 mod run;
 mod runs;
 mod telemetry;
@@ -22,6 +23,7 @@ pub use self::context::Context;
 pub use self::diag::Diag;
 pub use self::dlq::Dlq;
 pub use self::gateway::{Gateway, ReplaceGateway};
+pub use self::key::Key;
 pub use self::pin::{Pin, PinStep};
 pub use self::run::Run;
 pub use self::runs::Runs;
@@ -140,6 +142,9 @@ pub enum Verb {
     /// Pins: which keys of the server gateways trust, and how one follows another
     #[command(subcommand, alias = "pins")]
     Pin(Pin),
+    /// Keys that gateways share with the backend: given anew over their sessions
+    #[command(subcommand, alias = "keys")]
+    Key(Key),
     /// The catalogue: what may be run, and where
     #[command(subcommand, visible_alias = "cmd")]
     Command(Catalogue),

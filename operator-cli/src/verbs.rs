@@ -9,6 +9,7 @@ mod doctor;
 mod follow;
 mod gateway;
 mod pin;
+mod key;
 mod prompt;
 mod run;
 mod runs;
@@ -40,6 +41,7 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
         Verb::Gateway(verb) => gateway::execute(&client()?, verb, format).await,
         Verb::Ticket(verb) => ticket::execute(client, verb, format).await,
         Verb::Pin(verb) => pin::execute(&client()?, verb, format).await,
+        Verb::Key(verb) => key::execute(&client()?, verb, format).await,
         Verb::Command(verb) => catalogue::execute(&client()?, verb, format).await,
         Verb::Telemetry(flags) => telemetry::execute(&client()?, &flags, format).await,
         Verb::Context(verb) => context::execute(global.config_dir.as_deref(), &verb, format),

@@ -12,6 +12,7 @@ pub mod expiry;
 pub mod failure;
 pub mod forks;
 pub mod gateway;
+pub mod key;
 pub mod live;
 pub mod orphans;
 pub mod pin;

@@ -56,6 +56,7 @@ pub const POINTS: &[&str] = &[
     "door.asking",
     "door.answered",
     "door.kept",
+    "agent_key.kept",
 ];
 
 /// Why the armed points cannot be used.

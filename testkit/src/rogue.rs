@@ -387,6 +387,7 @@ impl Rogue {
                 | AgentEvent::TelemetryRefused(_)
                 | AgentEvent::CertificateAnswered(_)
                 | AgentEvent::PinsOffered(_)
+                | AgentEvent::KeyOffered { .. }
                 | AgentEvent::Closed(_) => {}
             }
         }

@@ -109,6 +109,8 @@ pub struct Manager {
     blocked: Mutex<Blocked>,
     /// Nudges of gateways that are not connected.
     missed_nudges: AtomicU64,
+    /// Later agent keys for gateways that are not connected.
+    missed_keys: AtomicU64,
     doors: Doors,
     metrics: BackendMetrics,
 }
@@ -125,6 +127,7 @@ impl Manager {
             paces: Mutex::default(),
             blocked: Mutex::default(),
             missed_nudges: AtomicU64::default(),
+            missed_keys: AtomicU64::default(),
             doors,
             metrics,
         }
@@ -280,6 +283,28 @@ impl Manager {
         // Both this and the nudges are ordered by the lock.
         let _connected = lock(&self.connected);
         self.missed_nudges.load(Ordering::Relaxed)
+    }
+
+    /// Has a gateway's session give it the agent key of a generation. One that cannot take the order is stuck, and a
+    /// gateway that is not connected here gets the key in its next session.
+    pub fn rekey(&self, agent_id: AgentId, generation: u32) {
+        let connected = lock(&self.connected);
+        match connected.sessions.get(&agent_id) {
+            Some(entry) => {
+                let _ordered = entry.shelf.order(Order::Rekey(generation));
+            }
+            None => {
+                self.missed_keys.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// How many later keys were for gateways that were not connected, as [`Self::missed_nudges`] has it of nudges.
+    #[must_use]
+    pub fn missed_keys(&self) -> u64 {
+        // As there.
+        let _connected = lock(&self.connected);
+        self.missed_keys.load(Ordering::Relaxed)
     }
 
     /// Ends a gateway's session at once, for example because it was revoked.

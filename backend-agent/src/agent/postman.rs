@@ -128,6 +128,7 @@ impl Postman {
                 // A session that cannot take it is stuck, and ends by that.
                 let _ordered = manager.order(agent_id, Order::Drain(Duration::ZERO));
             }
+            Letter::Rekey { generation } => manager.rekey(agent_id, generation),
             Letter::Answer { newcomer, alive } => self.prober.answered(newcomer, alive),
             // Takes its time.
             Letter::Probe { .. } => {}

@@ -107,6 +107,7 @@ impl Pace {
             BackendEvent::Heartbeat(_)
             | BackendEvent::ProbeAnswered { .. }
             | BackendEvent::PinReport(_)
+            | BackendEvent::KeyReported(_)
             | BackendEvent::Event(_) => allowed(self.rates().controls.take(self.control, now)),
             BackendEvent::Catalogue(_) => allowed(self.rates().catalogues.take(CATALOGUES, now)),
             BackendEvent::CertificateWanted(_) => {

@@ -27,6 +27,8 @@ pub enum Order {
     Probe(oneshot::Sender<()>),
     /// Let the gateway reconnect after this delay.
     Drain(Duration),
+    /// Give the gateway the agent key of this generation.
+    Rekey(u32),
 }
 
 /// Why a session must end at once.

@@ -1,5 +1,6 @@
 //! The handlers: one file for each resource.
 
+pub(super) mod agent_keys;
 pub(super) mod apikeys;
 pub(super) mod audit;
 pub(super) mod catalogue;

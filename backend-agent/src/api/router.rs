@@ -13,8 +13,8 @@ use utoipa_axum::routes;
 use viworks_api::Scope;
 
 use super::handlers::{
-    apikeys, audit, catalogue, certificates, dead_letters, gateways, orphans, pins, probes, runs,
-    telemetry, tickets,
+    agent_keys, apikeys, audit, catalogue, certificates, dead_letters, gateways, orphans, pins,
+    probes, runs, telemetry, tickets,
 };
 use super::request::{
     authorise, finish, in_time, method_not_allowed, no_such_path, panicked, well_formed,
@@ -114,6 +114,11 @@ pub(super) fn table() -> Vec<Row> {
             scope(Scope::GatewaysWrite),
             Quick,
             routes!(certificates::revoke),
+        ),
+        row(
+            scope(Scope::GatewaysWrite),
+            Quick,
+            routes!(agent_keys::rotate),
         ),
         row(scope(Scope::RunsRead), Large, routes!(orphans::list)),
         row(scope(Scope::RunsWrite), Quick, routes!(runs::submit)),

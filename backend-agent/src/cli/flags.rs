@@ -302,6 +302,24 @@ pub(super) enum PkiCommand {
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
+    /// Move the site to the master key in master_key_file, while that in previous_master_key_file is accepted, too:
+    /// gateways are given new keys over their sessions, and none is cut off
+    #[command(
+        after_help = "Examples:\n  viworks-backend-agent pki rotate-master-key --config backend.toml --dry-run\n  viworks-backend-agent pki rotate-master-key --config backend.toml\n  viworks-backend-agent pki rotate-master-key --config backend.toml --finish"
+    )]
+    RotateMasterKey {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// Say what would become of the site and who is still to move, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// See that nobody needs the previous key any more, before it is taken out of the configuration
+        #[arg(long)]
+        finish: bool,
+        /// With --finish: also where gateways would be cut off
+        #[arg(long, requires = "finish")]
+        force: bool,
+    },
     /// Let a gateway join and write everything it needs: keys, identity, configuration and the shipped catalogue
     IssueGateway {
         #[command(flatten)]

@@ -6,6 +6,7 @@ mod config;
 mod diag;
 mod gateway;
 mod health;
+mod master_key;
 mod migrate;
 mod moving;
 mod nginx;
@@ -55,7 +56,7 @@ pub(super) async fn execute(command: Subcommands) -> anyhow::Result<ExitCode> {
             moving::execute(&load(&config)?, address, verify).await?;
         }
         Subcommands::Apikey(command) => return apikey::execute(command).await,
-        Subcommands::Pki(command) => pki::execute(command).await?,
+        Subcommands::Pki(command) => return pki::execute(command).await,
         Subcommands::Gateway(command) => return gateway::execute(command).await,
         Subcommands::Nginx(command) => return nginx::execute(command),
     }

@@ -281,4 +281,9 @@ impl CommandNudge for Dispatcher {
     fn certificate_revoked(&self, agent_id: &AgentId, epoch: u64) {
         self.manager.certificate_revoked(*agent_id, epoch);
     }
+
+    fn rekey(&self, agent_id: &AgentId, generation: u32) {
+        // Not connected here: whoever has its session was told, or its next one begins with it.
+        self.manager.rekey(*agent_id, generation);
+    }
 }

@@ -36,6 +36,7 @@ mod replacements;
 mod reports;
 mod resolutions;
 mod room;
+mod rotation;
 mod row;
 mod runs;
 mod sessions;

@@ -82,6 +82,7 @@ const MIGRATIONS: &[Migration] = &[
     migration!("../../migrations/sqlite", "0022_rotate_server_keys.sql"),
     migration!("../../migrations/sqlite", "0023_replace_gateways.sql"),
     migration!("../../migrations/sqlite", "0024_decide_about_forks.sql"),
+    migration!("../../migrations/sqlite", "0025_rotate_agent_keys.sql"),
     migration!("../../migrations/sqlite", "0026_revoke_certificates.sql"),
 ];
 

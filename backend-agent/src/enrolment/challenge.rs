@@ -24,12 +24,15 @@ const KEPT: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone)]
 pub(super) struct Challenges {
     key: Secret,
+    /// That of the master key beside the one that makes others.
+    other: Option<Secret>,
 }
 
 impl Challenges {
     pub(super) fn new(master: &MasterKey, tenant: &Tenant) -> Self {
         Self {
             key: master.challenge_key(tenant),
+            other: master.other().map(|other| other.challenge_key(tenant)),
         }
     }
 
@@ -43,7 +46,8 @@ impl Challenges {
 
     /// A new one for a ticket, or for whatever else has an id, whether there is such a ticket or not.
     pub(super) fn give(&self, ticket: TicketId, now: Timestamp) -> WireChallenge {
-        self.made_of(ticket, now.unix_micros().to_be_bytes(), random::bytes())
+        let time = now.unix_micros().to_be_bytes();
+        made_of(&self.key, ticket, time, random::bytes())
     }
 
     /// The challenge as it is kept once it is answered; `None` when no backend gave it for this ticket, or it is too
@@ -57,8 +61,12 @@ impl Challenges {
         let (time, rest) = challenge.0.split_first_chunk::<PART_BYTES>()?;
         let (nonce, _tag) = rest.split_first_chunk::<PART_BYTES>()?;
         // Secrets are compared in constant time.
-        let own = Secret::from_bytes(self.made_of(ticket, *time, *nonce).0);
-        if own != Secret::from_bytes(challenge.0) {
+        let seen = Secret::from_bytes(challenge.0);
+        let is_of = |key: &Secret| {
+            let own = made_of(key, ticket, *time, *nonce);
+            Secret::from_bytes(own.0) == seen
+        };
+        if !is_of(&self.key) && !self.other.as_ref().is_some_and(is_of) {
             return None;
         }
         let given = Timestamp::from_unix_micros(i64::from_be_bytes(*time));
@@ -69,21 +77,21 @@ impl Challenges {
             expires_at: given.saturating_add(KEPT),
         })
     }
+}
 
-    fn made_of(
-        &self,
-        ticket: TicketId,
-        time: [u8; PART_BYTES],
-        nonce: [u8; PART_BYTES],
-    ) -> WireChallenge {
-        let tag = self.key.tag(&[ticket.as_uuid().as_bytes(), &time, &nonce]);
-        let mut bytes = [0; KEY_BYTES];
-        let parts = time.iter().chain(&nonce).chain(&tag);
-        for (byte, part) in bytes.iter_mut().zip(parts) {
-            *byte = *part;
-        }
-        WireChallenge(bytes)
+fn made_of(
+    key: &Secret,
+    ticket: TicketId,
+    time: [u8; PART_BYTES],
+    nonce: [u8; PART_BYTES],
+) -> WireChallenge {
+    let tag = key.tag(&[ticket.as_uuid().as_bytes(), &time, &nonce]);
+    let mut bytes = [0; KEY_BYTES];
+    let parts = time.iter().chain(&nonce).chain(&tag);
+    for (byte, part) in bytes.iter_mut().zip(parts) {
+        *byte = *part;
     }
+    WireChallenge(bytes)
 }
 
 #[cfg(test)]
@@ -138,6 +146,19 @@ mod tests {
         assert!(gateways.recognise(ticket(7), &own, at(0)).is_some());
         assert_eq!(gateways.recognise(ticket(7), &other, at(0)), None);
         assert_eq!(backend(1).recognise(ticket(7), &own, at(0)), None);
+    }
+
+    #[test]
+    fn a_challenge_by_either_of_two_master_keys_is_recognised() {
+        let master = |key| MasterKey::new(Secret::from_bytes([key; KEY_BYTES]));
+        let both = Challenges::new(&master(2).beside(&master(1)), &Tenant::default_tenant());
+        for (key, is_known) in [(1, true), (2, true), (3, false)] {
+            let challenge = backend(key).give(ticket(7), at(0));
+            let recognised = both.recognise(ticket(7), &challenge, at(1));
+            assert_eq!(recognised.is_some(), is_known, "{key}");
+        }
+        let given = both.give(ticket(7), at(0));
+        assert!(backend(2).recognise(ticket(7), &given, at(1)).is_some());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use viworks_common::enrolment::{
     NoName, RedeemRequest,
 };
 use viworks_common::id::{AgentId, GatewayName, Tenant, TicketId};
-use viworks_common::key::Identity;
+use viworks_common::key::{Identity, MasterKey};
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::random;
@@ -166,14 +166,16 @@ impl Enrolment {
             .challenges
             .recognise(request.ticket, &request.challenge, now)
             .ok_or_else(|| Refusal::of_ticket(TicketRefusal::Challenge, None))?;
-        let secret = self
-            .office
-            .master()
-            .ticket_secret(&self.tenant, request.ticket);
-        let exchange = Exchange::new(&secret, request.ticket, &request.challenge);
-        if !exchange.proves(&body, proof) {
-            return Err(Refusal::of_ticket(TicketRefusal::BadProof, None));
-        }
+        let (ticket, challenge_given) = (request.ticket, &request.challenge);
+        let by = |master: &MasterKey| {
+            let secret = master.ticket_secret(&self.tenant, ticket);
+            let exchange = Exchange::new(&secret, ticket, challenge_given);
+            exchange.proves(&body, proof).then_some((secret, exchange))
+        };
+        let master = self.office.master();
+        let proved = by(master).or_else(|| by(&master.other()?));
+        let (secret, exchange) =
+            proved.ok_or_else(|| Refusal::of_ticket(TicketRefusal::BadProof, None))?;
         Ok(Proved {
             request,
             body,

@@ -9,6 +9,7 @@ mod ending;
 mod line;
 mod live;
 mod opening;
+mod rekeying;
 mod renewing;
 mod reports;
 mod stream;

@@ -186,11 +186,10 @@ impl Arrival<'_> {
     }
 
     fn token_valid(&self) -> bool {
-        let expected = self
-            .inbound
-            .master
-            .token(&self.peer.identity, self.hello.epoch);
-        Secret::from_hex(&self.hello.token).is_some_and(|token| token == expected)
+        let (identity, epoch) = (&self.peer.identity, self.hello.epoch);
+        let master = &self.inbound.master;
+        Secret::from_hex(&self.hello.token)
+            .is_some_and(|token| master.knows_token(identity, epoch, &token))
     }
 
     fn request(&self) -> AdmitRequest {
@@ -291,7 +290,7 @@ fn refusal(outcome: &AdmitOutcome) -> Refuse {
         AdmitOutcome::Revoked => refuse(CloseCode::Revoked, "this gateway was revoked"),
         AdmitOutcome::StaleKey => refuse(
             CloseCode::CertUntrusted,
-            "this agent key was superseded by a later one: use the identity file that was issued last",
+            "this agent key was superseded by a later one, which was in the state folder or in an identity file that was issued later: put that back, or give this machine a new identity",
         ),
         AdmitOutcome::Favoured(wait) => favours_another(*wait),
         AdmitOutcome::Unknown => refuse(CloseCode::CertUntrusted, "there is no such gateway"),

@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 
 use super::authority::{Authority, Issued, Standby};
 use super::{PkiError, Room, Secrecy, private_folder, write_new};
-use crate::config::{AgentsConfig, Config};
+use crate::config::{AgentsConfig, Config, KeysConfig};
 use crate::data::{Actor, GatewayRef, NewCertificate, NewGateway, Store};
 
 /// How long a gateway's certificate lives when nobody says: a stolen one is worth something for one season at most.
@@ -103,7 +103,7 @@ impl Office {
         let pins = server_pins(&config.agents)?;
         Ok(Self {
             authority,
-            master: load_master(&config.keys.master_key_file)?,
+            master: load_masters(&config.keys)?,
             trust_domain: config.agents.trust_domain.clone(),
             pins,
             binding: config.agents.binding,
@@ -202,6 +202,19 @@ pub fn load_master(path: &Path) -> Result<MasterKey, PkiError> {
         .ok_or_else(|| PkiError::MasterKey {
             path: path.to_owned(),
         })
+}
+
+/// Reads the master key, and the previous one where there is one beside it.
+///
+/// # Errors
+///
+/// As [`load_master`].
+pub fn load_masters(keys: &KeysConfig) -> Result<MasterKey, PkiError> {
+    let master = load_master(&keys.master_key_file)?;
+    match &keys.previous_master_key_file {
+        Some(previous) => Ok(master.beside(&load_master(previous)?)),
+        None => Ok(master),
+    }
 }
 
 fn read(path: &Path) -> Result<String, PkiError> {

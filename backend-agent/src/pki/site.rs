@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use viworks_common::key::MasterKey;
 
-use crate::data::{SiteClaim, Store, StoreError};
+use crate::data::{SiteClaim, Store, StoreError, sqlite};
 
 /// Why a backend cannot serve the site of a database.
 #[derive(Debug, thiserror::Error)]
@@ -26,14 +26,25 @@ pub enum SiteError {
     Store(#[from] StoreError),
 }
 
-/// Refuses a key that the database does not belong to. The first that asks makes a database its own.
+/// The keys with that one making others to which the database belongs. The first that asks makes a database its own.
 ///
 /// # Errors
 ///
 /// When it belongs to another key, or cannot be asked.
-pub async fn claim(store: &dyn Store, master: &MasterKey, file: &Path) -> Result<(), SiteError> {
-    let is_ours = store.claim_site(&master.check(), SiteClaim::First).await?;
-    judge(is_ours, file)
+pub async fn settle(
+    store: &dyn Store,
+    master: MasterKey,
+    file: &Path,
+) -> Result<MasterKey, SiteError> {
+    if store.claim_site(&master.check(), SiteClaim::First).await? {
+        return Ok(master);
+    }
+    if let Some(turned) = master.turned()
+        && store.claim_site(&turned.check(), SiteClaim::First).await?
+    {
+        return Ok(turned);
+    }
+    judge(false, file).map(|()| master)
 }
 
 /// Ties the database to this key, whatever it belonged to.
@@ -46,6 +57,24 @@ pub async fn replace(store: &dyn Store, master: &MasterKey) -> Result<(), StoreE
         .claim_site(&master.check(), SiteClaim::Replaced)
         .await?;
     Ok(())
+}
+
+/// Whether the embedded database in a file belongs to none of these keys.
+///
+/// # Errors
+///
+/// As [`sqlite::belongs_to_another`].
+pub fn is_of_another(
+    file: &Path,
+    master: &MasterKey,
+) -> Result<bool, viworks_runtime::sqlite::Error> {
+    if !sqlite::belongs_to_another(file, master.check())? {
+        return Ok(false);
+    }
+    match master.other() {
+        Some(other) => sqlite::belongs_to_another(file, other.check()),
+        None => Ok(true),
+    }
 }
 
 /// Refuses the key in this file where a database is not its own.

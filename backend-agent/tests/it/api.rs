@@ -12,6 +12,7 @@ mod keys;
 mod pins;
 mod reads;
 mod revoke;
+mod rotate;
 mod schema;
 mod serving;
 mod submit;

@@ -169,7 +169,7 @@ impl Backend {
         let config = AgentSessionConfig {
             identity: material.identity.clone(),
             key: AgentKey::new(material.agent_key.clone()),
-            key_generation: 1,
+            key_generation: u8::try_from(material.key_generation).unwrap(),
             binding: Binding {
                 mode: BindingMode::Exporter,
                 value,

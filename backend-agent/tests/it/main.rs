@@ -15,6 +15,7 @@ mod pins;
 mod pki;
 mod proxies;
 mod queue;
+mod rekeying;
 mod renewing;
 mod signer;
 mod slow_clients;

@@ -14,7 +14,7 @@ use viworks_backend_agent::material::ServerMaterial;
 use viworks_backend_agent::pki::PkiError;
 use viworks_backend_agent::pki::init::{InitRequest, OwnAuthority, OwnKey, init};
 use viworks_backend_agent::pki::issue::{GATEWAY_LIFE, Office};
-use viworks_common::certificate::TrustDomain;
+use viworks_common::id::TrustDomain;
 use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_runtime::tls;
 

@@ -27,6 +27,7 @@ mod renewals;
 mod replacements;
 mod retention;
 mod revocations;
+mod rotation;
 mod runs;
 mod sessions;
 mod strays;
@@ -194,6 +195,11 @@ macro_rules! suite {
 }
 
 suite! {
+    rotation {
+        a_key_that_is_asked_for_is_wanted_until_a_session_uses_it,
+        who_takes_keys_is_known_since_the_last_session,
+        a_revoked_gateway_gets_no_key_and_generations_end,
+    }
     renewals {
         with_the_first_session_of_a_renewed_certificate_the_earlier_ones_retire,
         a_certificate_is_answered_again_until_it_is_in_use,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use crate::id::{AgentId, AgentVersion, GatewayName, InstallId, Tenant, TicketId, TrustDomain};
-use crate::key::{BindingMode, KEY_BYTES, Secret, expand, info};
+use crate::key::{BindingMode, KEY_BYTES, Secret, covered, expand, info};
 use crate::pin::PinSet;
 use crate::time::Timestamp;
 
@@ -223,14 +223,6 @@ impl Exchange {
             self.key("viworks/1 enrol token", request),
         ]
     }
-}
-
-fn covered(secret: &Secret, cover: &Secret) -> Secret {
-    let mut bytes = *secret.expose();
-    for (byte, other) in bytes.iter_mut().zip(cover.expose()) {
-        *byte ^= other;
-    }
-    Secret::from_bytes(bytes)
 }
 
 #[cfg(test)]

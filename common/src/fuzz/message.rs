@@ -63,7 +63,8 @@ fn agent(message: &AgentMessage, kind: u8) {
         | AgentMessage::PinReport(_)
         | AgentMessage::CertRequest(_)
         | AgentMessage::Event(_)
-        | AgentMessage::Bye(_) => {}
+        | AgentMessage::Bye(_)
+        | AgentMessage::KeyReport(_) => {}
     }
 }
 

@@ -45,6 +45,7 @@ pub(super) const AGENT: &[(u8, &str)] = &[
         r#"{"kind":"digest_mismatch","detail":"the same id with another digest"}"#,
     ),
     (0x1c, r#"{"reason":"stopping"}"#),
+    (0x1d, r#"{"generation":2}"#),
 ];
 
 /// From the backend.
@@ -87,6 +88,10 @@ pub(super) const BACKEND: &[(u8, &str)] = &[
         r#"{"version":3,"pins":["sha256/AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=","sha256/AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="]}"#,
     ),
     (0x3a, r#"{"reconnect_after_ms":500}"#),
+    (
+        0x3b,
+        r#"{"generation":2,"sealed":"0101010101010101010101010101010101010101010101010101010101010101"}"#,
+    ),
 ];
 
 /// The body of HELLO behind its nonce.

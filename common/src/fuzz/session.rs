@@ -402,6 +402,7 @@ impl AgentDriver {
             | AgentEvent::ResultAcknowledged { .. }
             | AgentEvent::CertificateAnswered(_)
             | AgentEvent::PinsOffered(_)
+            | AgentEvent::KeyOffered { .. }
             | AgentEvent::Draining { .. } => {
                 assert!(self.confirmed, "{event:?} before CONFIRM");
             }
@@ -433,6 +434,7 @@ impl BackendDriver {
             | BackendEvent::Catalogue(_)
             | BackendEvent::PinReport(_)
             | BackendEvent::CertificateWanted(_)
+            | BackendEvent::KeyReported(_)
             | BackendEvent::Event(_)
             | BackendEvent::Bye { .. } => {
                 assert!(self.committed, "{event:?} before the commit");

@@ -17,7 +17,7 @@ use super::state::AgentState;
 use super::timer::{Timer, Timers};
 use super::{Closed, End, Misplaced, SendRefusal, cut};
 use crate::code::CloseCode;
-use crate::key::Schedule;
+use crate::key::{KeyCover, Schedule};
 use crate::limits;
 use crate::rules::{Rule, Rulebook};
 use crate::time::Monotonic;
@@ -68,6 +68,8 @@ pub struct AgentSession {
     state: State,
     timers: Timers,
     events: Inbox<AgentEvent>,
+    /// What covers a later agent key in this session, once HELLO is made.
+    cover: Option<KeyCover>,
     /// Messages of the opening and the last one: sealed at once, sent before anything else.
     ready: VecDeque<Vec<u8>>,
     /// What ended it was not made for it.
@@ -86,6 +88,7 @@ impl AgentSession {
             state: State::AwaitChallenge,
             timers,
             events: Inbox::new(),
+            cover: None,
             ready: VecDeque::new(),
             misplaced: None,
             closed: None,
@@ -187,6 +190,7 @@ impl AgentSession {
         let key = schedule.hello_key(&challenged.challenge);
         let sealed = envelope::seal(KIND_HELLO, self.config.key_generation, 1, &body, &key);
         let keys = schedule.session_keys(&challenged.challenge, &sealed);
+        self.cover = Some(schedule.key_cover(&challenged.challenge, &sealed));
         self.state = State::AwaitWelcome(AwaitWelcome {
             link: Link::new(keys.agent_to_backend, keys.backend_to_agent, 2, 1),
             hello_sent_at: now,
@@ -437,6 +441,15 @@ impl AgentSession {
             BackendMessage::PinUpdate(offered) => {
                 self.events
                     .push(AgentEvent::PinsOffered(Box::new(offered)), bytes);
+            }
+            BackendMessage::KeyUpdate(update) => {
+                let generation = update.generation;
+                let opened = |cover: &KeyCover| cover.open(generation, &update.sealed);
+                // There is one since HELLO, and the message was checked when it was read.
+                if let Some(key) = self.cover.as_ref().and_then(opened) {
+                    self.events
+                        .push(AgentEvent::KeyOffered { generation, key }, bytes);
+                }
             }
             BackendMessage::Drain(drain) => {
                 if let State::Established(live) = &mut self.state {

@@ -4,6 +4,7 @@ mod established;
 mod event;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 pub use self::event::{BackendEvent, BackendSessionConfig};
 
@@ -16,7 +17,7 @@ use super::timer::{Timer, Timers};
 use super::{Closed, End, Misplaced, SendRefusal, cut};
 use crate::code::CloseCode;
 use crate::id::CommandId;
-use crate::key::{Schedule, SessionKeys};
+use crate::key::{KeyCover, MasterKey, Schedule, SessionKeys};
 use crate::limits;
 use crate::time::Monotonic;
 use crate::wire::PackedBatch;
@@ -24,7 +25,7 @@ use crate::wire::envelope::{
     self, EnvelopeError, KIND_TELEMETRY, NONCE_BYTES, Packed, Phase, Sealed, VERSION, Verified,
 };
 use crate::wire::message::{
-    AgentMessage, BackendMessage, Challenge, Priority, Probe, Refuse, Welcome,
+    AgentMessage, BackendMessage, Challenge, KeyUpdate, Priority, Probe, Refuse, Welcome,
 };
 
 /// What a gateway is told whose HELLO does not prove its key; no more, because nobody proved to be that gateway.
@@ -34,6 +35,7 @@ pub const HELLO_UNPROVED: &str = "HELLO is not made with this gateway's agent ke
 #[derive(Debug)]
 struct Deciding {
     keys: SessionKeys,
+    cover: KeyCover,
     /// Commands that already use up credit.
     unreported: BTreeSet<CommandId>,
 }
@@ -72,6 +74,8 @@ pub struct BackendSession {
     challenged_at: Monotonic,
     timers: Timers,
     events: Inbox<BackendEvent>,
+    /// What covers a later agent key in this session, once WELCOME is made.
+    cover: Option<KeyCover>,
     /// Messages of the opening and the last one: sealed at once, sent before anything else.
     ready: VecDeque<Vec<u8>>,
     /// CONFIRM was read and is not committed: nothing behind it may have an effect.
@@ -82,6 +86,8 @@ pub struct BackendSession {
     unproved: bool,
     /// What ended it was not made for it.
     misplaced: Option<Misplaced>,
+    /// HELLO was made with a key of the master key that is beside the one that makes others.
+    of_the_other: bool,
     closed: Option<Closed>,
 }
 
@@ -110,12 +116,21 @@ impl BackendSession {
             challenged_at: now,
             timers,
             events: Inbox::new(),
+            cover: None,
             uncommitted: false,
             withheld: false,
             unproved: false,
             misplaced: None,
+            of_the_other: false,
             closed: None,
         }
+    }
+
+    /// Whether HELLO was made with a key of the master key that is beside the one that makes others: the gateway is to
+    /// get one of that.
+    #[must_use]
+    pub const fn hello_was_of_the_other_master(&self) -> bool {
+        self.of_the_other
     }
 
     /// Whether HELLO came with a tag that this gateway's key did not make: a wrong agent key, another binding, or
@@ -250,6 +265,7 @@ impl BackendSession {
             let reason = format!("WELCOME of {} bytes cannot be sent", body.message_bytes());
             return self.fail(CloseCode::Internal, &reason);
         }
+        self.cover = Some(deciding.cover);
         let mut link = new_link(deciding.keys);
         self.ready.push_back(link.seal(message.kind(), &body));
         self.state = State::AwaitConfirm(Opening { link, terms });
@@ -317,6 +333,18 @@ impl BackendSession {
                 .set(Timer::Drain, now.saturating_add(limits::DRAIN_TIME));
         }
         Ok(())
+    }
+
+    /// The agent key of this generation as it travels in this session; none before WELCOME.
+    #[must_use]
+    pub fn key_update(&self, generation: u8) -> Option<KeyUpdate> {
+        let (master, identity) = (&self.config.master, &self.config.identity);
+        let key = master.agent_key(identity, u32::from(generation));
+        let cover = self.cover.as_ref()?;
+        Some(KeyUpdate {
+            generation,
+            sealed: cover.seal(generation, &key),
+        })
     }
 
     /// The sequence number of the last message from the agent: what a permit names as `as_of`.
@@ -405,6 +433,14 @@ impl BackendSession {
         }
     }
 
+    /// The keys of a session that is opened with the agent key of this generation.
+    fn schedule(&self, master: &MasterKey, key_generation: u8) -> Schedule {
+        let identity = &self.config.identity;
+        let key = master.agent_key(identity, u32::from(key_generation));
+        let (nonce, binding) = (&self.config.server_nonce, &self.config.binding);
+        Schedule::new(nonce, &key, identity.clone(), binding)
+    }
+
     fn read_hello(
         &mut self,
         bytes: &[u8],
@@ -414,19 +450,19 @@ impl BackendSession {
             |error: EnvelopeError| Unread::Unproved(error.close_code(), error.to_string());
         let sealed = Sealed::new(bytes, Phase::Opening).map_err(refused)?;
         let key_generation = sealed.claimed_key_generation();
-        let identity = &self.config.identity;
-        let key = self
-            .config
-            .master
-            .agent_key(identity, u32::from(key_generation));
-        let schedule = Schedule::new(
-            &self.config.server_nonce,
-            &key,
-            identity.clone(),
-            &self.config.binding,
-        );
-        let hello_key = schedule.hello_key(&self.challenge);
-        let opened = sealed.open(&hello_key, 1).map_err(|error| {
+        let master = Arc::clone(&self.config.master);
+        let mut schedule = self.schedule(&master, key_generation);
+        let mut opened = sealed.open(&schedule.hello_key(&self.challenge), 1);
+        let is_foreign = matches!(opened, Err(EnvelopeError::BadTag));
+        if let Some(other) = master.other().filter(|_| is_foreign) {
+            let by_the_other = self.schedule(&other, key_generation);
+            let tried = sealed.open(&by_the_other.hello_key(&self.challenge), 1);
+            if tried.is_ok() {
+                self.of_the_other = true;
+                (schedule, opened) = (by_the_other, tried);
+            }
+        }
+        let opened = opened.map_err(|error| {
             if error == EnvelopeError::BadTag {
                 self.unproved = true;
                 return Unread::Unproved(error.close_code(), HELLO_UNPROVED.to_owned());
@@ -435,6 +471,7 @@ impl BackendSession {
         })?;
         let deciding = |unreported| Deciding {
             keys: schedule.session_keys(&self.challenge, bytes),
+            cover: schedule.key_cover(&self.challenge, bytes),
             unreported,
         };
         let malformed =
@@ -502,6 +539,7 @@ impl BackendSession {
             AgentMessage::PinReport(report) => BackendEvent::PinReport(report),
             AgentMessage::CertRequest(request) => BackendEvent::CertificateWanted(request),
             AgentMessage::Event(event) => BackendEvent::Event(event),
+            AgentMessage::KeyReport(report) => BackendEvent::KeyReported(report),
             AgentMessage::Bye(bye) => return self.bye(&bye.reason, bytes),
         };
         self.events.push(event, bytes);

@@ -67,7 +67,8 @@ impl AgentState {
             | BackendMessage::ResultAck(_)
             | BackendMessage::CertIssued(_)
             | BackendMessage::PinUpdate(_)
-            | BackendMessage::Drain(_) => matches!(self, Self::Established | Self::Draining),
+            | BackendMessage::Drain(_)
+            | BackendMessage::KeyUpdate(_) => matches!(self, Self::Established | Self::Draining),
         }
     }
 }
@@ -135,7 +136,8 @@ impl BackendState {
             | AgentMessage::PinReport(_)
             | AgentMessage::CertRequest(_)
             | AgentMessage::Event(_)
-            | AgentMessage::Bye(_) => self.takes_traffic(),
+            | AgentMessage::Bye(_)
+            | AgentMessage::KeyReport(_) => self.takes_traffic(),
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use super::message::{
     AgentMessage, BackendMessage, Catalogue, CertIssued, Challenge, Command, CommandResult,
-    Heartbeat, Hello, Output, Permit, Welcome,
+    Heartbeat, Hello, KeyUpdate, Output, Permit, Welcome,
 };
 use crate::id::{AgentVersion, Capability, EventKind, InvalidId, LabelKey, check_label_value};
 use crate::limits;
@@ -48,6 +48,7 @@ impl AgentMessage {
             Self::PinReport(report) => counter("version", report.version),
             Self::CertRequest(request) => most("csr", request.csr.len(), limits::CSR_BYTES_MAX),
             Self::Event(event) => id::<EventKind>("kind", &event.kind),
+            Self::KeyReport(report) => generation(report.generation),
             Self::ProbeAck(_)
             | Self::CommandAccepted(_)
             | Self::CommandRejected(_)
@@ -73,6 +74,7 @@ impl BackendMessage {
             Self::CertIssued(issued) => check_issued(issued),
             // Whether it may follow the one in force is for the agent to judge: it takes it over or does without.
             Self::PinUpdate(offered) => counter("version", offered.version),
+            Self::KeyUpdate(update) => check_key_update(update),
             Self::Refuse(_)
             | Self::HeartbeatAck(_)
             | Self::Probe(_)
@@ -225,6 +227,19 @@ fn check_command(command: &Command) -> Checked {
         return Err(violation("traceparent", "not a W3C trace context"));
     }
     permit("deadline", &command.deadline)
+}
+
+fn check_key_update(update: &KeyUpdate) -> Checked {
+    generation(update.generation)?;
+    hex32("sealed", &update.sealed)
+}
+
+/// Generations of agent keys begin with the one of enrolment.
+fn generation(number: u8) -> Checked {
+    if number == 0 {
+        return Err(violation("generation", "zero"));
+    }
+    Ok(())
 }
 
 /// Whether it is a certificate of ours is for the agent to find out: it takes it over or does without, and stays.

@@ -32,6 +32,10 @@ pub const CERTIFICATE_RENEWAL: &str = "certificate_renewal";
 /// and is offered the set in its next WELCOME.
 pub const PIN_ROTATION: &str = "pin_rotation";
 
+/// The capability of an agent that takes another agent key over an open session. `KEY_UPDATE` is sent to nobody else, and
+/// `KEY_REPORT` answers it.
+pub const KEY_ROTATION: &str = "key_rotation";
+
 macro_rules! body {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty,)* }) => {
         $(#[$doc])*
@@ -395,6 +399,22 @@ impl CertRefused {
     }
 }
 body! {
+    /// `KEY_UPDATE`: the agent key of a later generation. The agent keeps it, and makes its next HELLO with it.
+    KeyUpdate {
+        /// Which generation; never zero.
+        generation: u8,
+        /// The key, covered by one that only the ends of this session know: 64 hexadecimal digits.
+        sealed: String,
+    }
+}
+body! {
+    /// `KEY_REPORT`: the agent key that the next HELLO is made with is durable.
+    KeyReport {
+        /// Which generation it is of; never zero.
+        generation: u8,
+    }
+}
+body! {
     /// EVENT: something an operator should see, such as a security event.
     Event {
         /// A stable word.
@@ -543,6 +563,8 @@ messages! {
         Event(Event) = 0x1b, Control;
         /// The end, on purpose.
         Bye(Bye) = 0x1c, Control;
+        /// Which agent key is durable.
+        KeyReport(KeyReport) = 0x1d, Control;
     }
 }
 
@@ -577,5 +599,7 @@ messages! {
         PinUpdate(PinSet) = 0x39, Control;
         /// Reconnect elsewhere or later.
         Drain(Drain) = 0x3a, Control;
+        /// A later agent key; only to an agent with [`KEY_ROTATION`].
+        KeyUpdate(KeyUpdate) = 0x3b, Control;
     }
 }

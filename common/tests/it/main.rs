@@ -12,6 +12,7 @@ mod hostile;
 mod legality;
 mod life_cycle;
 mod pair;
+mod rekeying;
 mod strict;
 mod support;
 mod vectors;

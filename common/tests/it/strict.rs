@@ -320,6 +320,16 @@ fn a_backends_message_that_breaks_a_rule_ends_the_session() {
             with(by_kind(0x39), "/version", json!(u64::MAX)),
         ),
         (
+            0x3b,
+            "generation",
+            with(by_kind(0x3b), "/generation", json!(0)),
+        ),
+        (
+            0x3b,
+            "sealed",
+            with(by_kind(0x3b), "/sealed", json!("not a key")),
+        ),
+        (
             0x34,
             "permit",
             with(by_kind(0x34), "/permit/as_of", json!(u64::MAX)),

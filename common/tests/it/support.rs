@@ -242,6 +242,7 @@ pub(crate) fn agent_messages() -> Vec<AgentMessage> {
         AgentMessage::Bye(Bye {
             reason: "stopping".to_owned(),
         }),
+        AgentMessage::KeyReport(KeyReport { generation: 2 }),
     ]
 }
 
@@ -299,6 +300,10 @@ pub(crate) fn backend_messages() -> Vec<BackendMessage> {
         }),
         BackendMessage::Drain(Drain {
             reconnect_after_ms: 500,
+        }),
+        BackendMessage::KeyUpdate(KeyUpdate {
+            generation: 2,
+            sealed: hex::encode([1; 32]),
         }),
     ]
 }

@@ -107,6 +107,14 @@ const HELD: &[(&str, &str)] = &[
         "a_program_that_fails_hangs_or_says_too_much_is_told_of_and_ended",
     ),
     (
+        "KEYS_KEPT common/src/rotation.rs",
+        "what_is_kept_has_the_new_key_and_that_of_the_session",
+    ),
+    (
+        "LAST_GENERATION common/src/rotation.rs",
+        "a_rotation_that_is_under_way_stays_the_next_one_and_generations_end",
+    ),
+    (
         "REFUSALS_NOTED_MAX backend-agent/src/data/intents/tickets.rs",
         "a_ticket_that_is_no_good_is_refused_and_recorded",
     ),

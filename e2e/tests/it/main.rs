@@ -32,6 +32,7 @@ mod install_script;
 mod instance_faults;
 mod instances;
 mod lapsed;
+mod keys;
 mod limbo;
 mod limits;
 mod live;

@@ -13,6 +13,7 @@ use viworks_testkit::gateway::{AGAIN, ONCE, mark_starts, started};
 
 use crate::enrolment::{ENROLMENT_POINTS, again};
 use crate::lapsed::DOOR_POINTS;
+use crate::keys::KEY_POINTS;
 use crate::renewed::RENEWAL_POINTS;
 
 fn quick() -> Start {
@@ -124,7 +125,8 @@ fn every_crash_point_of_the_product_is_passed_by_a_test() {
     let tested = tested
         .chain(ENTRY_POINTS)
         .chain(RENEWAL_POINTS)
-        .chain(DOOR_POINTS);
+        .chain(DOOR_POINTS)
+        .chain(KEY_POINTS);
     let tested = tested.chain(ENROLMENT_POINTS.map(|(point, _times)| point));
     let tested: BTreeSet<_> = tested.chain(again::BACKEND_POINTS).collect();
     assert_eq!(tested, POINTS.iter().copied().collect());

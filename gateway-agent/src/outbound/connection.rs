@@ -20,7 +20,7 @@ use viworks_common::telemetry::{Batch, Position};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
     AgentMessage, CERTIFICATE_RENEWAL, Catalogue, CertRequest, Heartbeat, Hello, KEEPS_TIMEOUT,
-    Output, PIN_ROTATION, Permit, PinReport, RESULT_REFUSALS, TELEMETRY_REFUSALS, Welcome,
+    Output, PIN_ROTATION, Permit, PinReport, RESULT_REFUSALS, TELEMETRY_REFUSALS, Welcome, KEY_ROTATION, KeyReport,
 };
 use viworks_runtime::clock::sleep_until;
 use viworks_runtime::random;
@@ -31,6 +31,7 @@ use super::dial::Dialled;
 use super::ending::{Ended, Left, Presented, Seen};
 use super::live::Shares;
 use super::refusals::Refusals;
+use super::rekeying::Rekeying;
 use super::renewing::{Done, Renewing};
 use crate::catalogue;
 use crate::config::Live;
@@ -96,6 +97,7 @@ pub(super) async fn run(
         refusals: Refusals::new(parts.spool.clone(), parts.conditions.clone(), now),
         papers: &material.shown,
         renewing: Renewing::new(parts.renewal.clone(), material, parts.lifecycle.clone()),
+        rekeying: Rekeying::new(parts, material),
     };
     let ended = connection.drive(live).await;
     // Its messages go nowhere now; the engine notices by the closed channel.
@@ -140,6 +142,8 @@ struct Connection<'p> {
     papers: &'p Papers,
     /// What becomes of it.
     renewing: Renewing,
+    /// What becomes of the agent key.
+    rekeying: Rekeying,
 }
 
 /// What the loop waited for.
@@ -314,6 +318,12 @@ impl Connection<'_> {
                 self.renewing.answered(*answer, self.parts.clock.now());
             }
             AgentEvent::PinsOffered(offered) => self.take_pins(Some(*offered)).await,
+            AgentEvent::KeyOffered { generation, key } => {
+                let not_after = self.papers.not_after;
+                if let Some(generation) = self.rekeying.offered(generation, key, not_after).await {
+                    self.control(AgentMessage::KeyReport(KeyReport { generation }));
+                }
+            }
             AgentEvent::Draining { reconnect_after } => {
                 info!(?reconnect_after, "the backend asks to reconnect");
                 self.told = Some(FailureClass::Told {
@@ -376,7 +386,7 @@ impl Connection<'_> {
                 TELEMETRY_REFUSALS,
                 RESULT_REFUSALS,
                 CERTIFICATE_RENEWAL,
-                PIN_ROTATION,
+    PIN_ROTATION, KEY_ROTATION,
             ]
             .map(str::to_owned)
             .to_vec(),
@@ -431,6 +441,7 @@ impl Connection<'_> {
         self.renewing
             .begin(welcome.renews_certificates, welcome.server_time, now);
         self.settle_certificate(welcome.server_time).await;
+        self.rekeying.confirmed(&self.parts.credentials);
         self.settle_pins(welcome.pins).await;
         if !welcome.catalogue_known {
             self.announce_catalogue();
@@ -495,6 +506,9 @@ impl Connection<'_> {
         let quiet = self.parts.engine.active() == 0 && self.parts.executor.running() == 0;
         if self.renewing.wants_trial(quiet, now) {
             return self.leave(Left::Renewed, "the certificate was renewed");
+        }
+        if self.rekeying.wants_session(quiet, now) {
+            return self.leave(Left::Rekeyed, "a later agent key is there");
         }
         // A later one that somebody put there needs none; the next session shows it.
         let shown = self.parts.credentials.get();

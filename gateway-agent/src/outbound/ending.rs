@@ -28,9 +28,18 @@ pub(super) struct Ended {
     pub(super) expected: bool,
     /// How long it was confirmed.
     pub(super) confirmed_for: Option<Duration>,
+    /// The backend did not take HELLO for this gateway's.
+    pub(super) unproved: bool,
 }
 
 impl Ended {
+    /// Whether no session came about because of the agent key that was shown; `has_later` when this gateway has one of a
+    /// later generation than that: then an authentic refusal may be of the generation.
+    pub(super) const fn is_of_the_key(&self, has_later: bool) -> bool {
+        let stale = has_later && matches!(self.code, Some(CloseCode::CertUntrusted));
+        self.confirmed_for.is_none() && (self.unproved || stale)
+    }
+
     /// Whether another certificate may fare better: no session came about because of the one that was shown, or it was
     /// revoked since, which may be about that one alone.
     pub(super) const fn is_of_the_certificate(&self) -> bool {
@@ -51,6 +60,7 @@ struct Closing {
     cause: String,
     fix: &'static str,
     code: Option<CloseCode>,
+    unproved: bool,
 }
 
 impl Closing {
@@ -61,6 +71,7 @@ impl Closing {
             cause,
             fix: "",
             code: None,
+            unproved: false,
         }
     }
 }
@@ -89,6 +100,8 @@ pub(super) enum Left {
     Outdated,
     /// Another certificate was issued, and a session of its own tries it.
     Renewed,
+    /// A later agent key came, and a session of its own uses it.
+    Rekeyed,
 }
 
 /// The epoch in HELLO.
@@ -141,6 +154,7 @@ impl Seen {
             code: closing.code,
             expected: false,
             confirmed_for: self.confirmed_for,
+            unproved: closing.unproved,
         }
     }
 
@@ -158,6 +172,7 @@ impl Seen {
                 ),
                 fix: WRONG_KEY,
                 code,
+                unproved: true,
             };
         }
         Closing {
@@ -168,6 +183,7 @@ impl Seen {
             ),
             fix: code.map_or("", CloseCode::advice),
             code,
+            unproved: false,
         }
     }
 
@@ -209,6 +225,10 @@ impl Seen {
                 let cause = "another certificate was issued, and the gateway connects with it";
                 (None, cause.to_owned(), "")
             }
+            (End::Agent, None) if self.left == Some(Left::Rekeyed) => {
+                let cause = "a later agent key came, and the gateway connects with it";
+                (None, cause.to_owned(), "")
+            }
             (End::Agent | End::Backend, code) => (code, said, advice),
         };
         Ended {
@@ -218,6 +238,7 @@ impl Seen {
             code,
             expected: self.left.is_some(),
             confirmed_for: self.confirmed_for,
+            unproved: false,
         }
     }
 

@@ -143,6 +143,7 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
             format!("generation {}", gateway.key_generation),
         ),
         ("pins", pins(gateway)),
+        ("agent key", agent_key(gateway)),
         ("labels", labels(gateway)),
         (
             "last seen",
@@ -220,6 +221,18 @@ fn pins(gateway: &Gateway) -> String {
     match gateway.pin_set_version {
         0 => "as configured there".to_owned(),
         version => format!("version {version}"),
+    }
+}
+
+/// The generation of its key, and the one that it is to use.
+fn agent_key(gateway: &Gateway) -> String {
+    let Some(key) = gateway.key else {
+        return "–".to_owned();
+    };
+    let generation = key.generation;
+    match key.wanted {
+        Some(wanted) => format!("generation {generation}, {wanted} is wanted"),
+        None => format!("generation {generation}"),
     }
 }
 

@@ -122,6 +122,21 @@ async fn a_session_that_answers_a_probe_is_alive() {
 }
 
 #[test]
+fn a_later_key_is_ordered_of_a_session_and_otherwise_counted_as_missed() {
+    let manager = manager();
+    let shelf = shelf(1);
+    manager.rekey(identity().agent_id, 2);
+    assert_eq!(manager.missed_keys(), 1);
+    assert!(manager.register(&identity(), session(1), &shelf, None));
+    manager.rekey(identity().agent_id, 2);
+    assert_eq!(manager.missed_keys(), 1);
+    assert!(matches!(
+        shelf.take().orders.pop_front(),
+        Some(Order::Rekey(2))
+    ));
+}
+
+#[test]
 fn gateways_of_a_lost_lease_are_told_when_to_come_back() {
     let manager = manager();
     let shelves = [1, 2].map(|number| {

@@ -6,9 +6,9 @@ use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
 use viworks_api::{
-    Fork, ForkEnd, ForkHolder, ForkList, ForkResolved, Gateway, GatewayList, GatewayRef,
-    GatewayRevocation, GatewayRevoked, GatewaySession, GatewaySpool, GatewayStatus, Kind, Label,
-    LabelSource, ProblemCode, REASON_BYTES_MAX, ResolveForkRequest, RevokeRequest,
+    Fork, ForkEnd, ForkHolder, ForkList, ForkResolved, Gateway, GatewayKey, GatewayList,
+    GatewayRef, GatewayRevocation, GatewayRevoked, GatewaySession, GatewaySpool, GatewayStatus,
+    Kind, Label, LabelSource, ProblemCode, REASON_BYTES_MAX, ResolveForkRequest, RevokeRequest,
 };
 
 use viworks_common::command::CommandState;
@@ -144,7 +144,7 @@ pub(super) fn given_reason(request: &RevokeRequest) -> ApiResult<&str> {
 }
 
 /// One gateway with all that is known of it.
-async fn whole(state: &ApiState, found: data::Gateway) -> ApiResult<Gateway> {
+pub(in crate::api) async fn whole(state: &ApiState, found: data::Gateway) -> ApiResult<Gateway> {
     let backends = backends(state, std::slice::from_ref(&found)).await?;
     let mut gateway = view(state, found, &backends).await?;
     if gateway.status == GatewayStatus::Revoked {
@@ -343,6 +343,7 @@ async fn view(
     backends: &BTreeMap<InstanceId, String>,
 ) -> ApiResult<Gateway> {
     let (status, since) = status(state, &gateway).await?;
+    let keys = gateway.keys();
     let figures = gateway.session.as_ref().map(|session| session.figures);
     Ok(Gateway {
         kind: Kind::Gateway,
@@ -356,6 +357,11 @@ async fn view(
         certificate_since: gateway.certificate_since,
         key_generation: gateway.key_generation,
         pin_set_version: gateway.pin_set_version,
+        key: Some(GatewayKey {
+            generation: keys.generation,
+            wanted: keys.pending(),
+            takes_later: keys.takes_one,
+        }),
         labels: gateway
             .labels
             .into_iter()

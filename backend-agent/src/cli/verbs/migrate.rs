@@ -15,7 +15,6 @@ use super::check;
 use super::open::load;
 use crate::command::queue::redis::{POLICY_FIX, RedisQueue};
 use crate::data::postgres::Role;
-use crate::data::sqlite;
 use crate::database;
 use crate::pki::site;
 use crate::setup::Setup;
@@ -116,14 +115,14 @@ pub(super) async fn try_connection(
     let Setup {
         config, material, ..
     } = setup;
-    let own = material.master.check();
+    let own = &material.master;
     let is_for_us =
         |is_ours| site::judge(is_ours, &config.keys.master_key_file).map_err(StartError::from);
     match config.store.address().map_err(StartError::from)? {
         Some(address) => {
             let named = address.to_string();
             let seen = database::look(config, address).await?;
-            is_for_us(seen.key_check.is_none_or(|check| check == own))?;
+            is_for_us(seen.key_check.is_none_or(|check| own.owns(&check)))?;
             let schema = match seen.standing.missing.len() {
                 0 => up_to_date(&seen.standing),
                 more => format!("migrations that a start applies: {more}"),
@@ -135,7 +134,7 @@ pub(super) async fn try_connection(
             found.push(format!("{named}: connected, {schema}"));
         }
         None => {
-            let other = sqlite::belongs_to_another(&config.data.sqlite_file, own);
+            let other = site::is_of_another(&config.data.sqlite_file, own);
             is_for_us(!other.map_err(StartError::from)?)?;
             found.push("the embedded database needs no connection".to_owned());
         }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use viworks_common::human;
 use viworks_common::id::Tenant;
 use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::exit::ExitCode;
 
 use super::super::flags::{PkiCommand, days};
 use super::super::views::{print, say};
+use super::master_key;
 use super::open::{actor, load, open};
 use crate::config::Config;
 use crate::data::line::take_up;
@@ -20,7 +22,7 @@ use crate::pki::request::CertificateRequest;
 use crate::pki::{Home, PkiError, crl, site};
 use crate::start_error::StartError;
 
-pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
+pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<ExitCode> {
     match command {
         PkiCommand::Init {
             dir,
@@ -151,8 +153,21 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
             ))?;
             say("gateways that were issued with another master key have to be issued again");
         }
+        PkiCommand::RotateMasterKey {
+            config,
+            dry_run,
+            finish,
+            force,
+        } => {
+            let wanted = master_key::Wanted {
+                dry_run,
+                finish,
+                force,
+            };
+            return master_key::rotate(&load(&config)?, wanted).await;
+        }
     }
-    Ok(())
+    Ok(ExitCode::Ok)
 }
 
 /// Where gateways reach this backend, as far as it is known here, and what there is to say about it once a gateway was
@@ -186,11 +201,10 @@ async fn issue_gateway(
     delivery: &Delivery,
     request: IssueRequest,
 ) -> anyhow::Result<()> {
-    let office = Office::open(config)?;
+    let mut office = Office::open(config)?;
     let store = open(config).await?;
-    site::claim(&*store, &office.master, &config.keys.master_key_file)
-        .await
-        .map_err(StartError::from)?;
+    let settled = site::settle(&*store, office.master, &config.keys.master_key_file);
+    office.master = settled.await.map_err(StartError::from)?;
     let tenant = Tenant::default_tenant();
     let name = request.name.clone();
     let clock = take_up(&*store, Arc::new(SystemClock)).await?;

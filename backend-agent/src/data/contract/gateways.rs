@@ -3,12 +3,13 @@
 use async_trait::async_trait;
 use viworks_common::catalogue::CatalogueEntry;
 use viworks_common::id::{AgentId, CommandName, GatewayName, Tenant};
+use viworks_common::key::MASTER_ID_BYTES;
 use viworks_common::time::Timestamp;
 
 use crate::data::{
     Actor, Certificate, CertificateEnds, CertificateRef, CertificateRevocation, Gateway,
-    GatewayFilter, GatewayRef, Listing, MergedCommand, NewCertificate, NewGateway, Page,
-    RegisteredCertificate, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult,
+    GatewayFilter, GatewayRef, KeyRotation, Listing, MergedCommand, NewCertificate, NewGateway,
+    Page, RegisteredCertificate, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult,
     StoredCatalogue, WithdrawnCertificate,
 };
 
@@ -51,6 +52,25 @@ pub trait GatewayStore: Send + Sync {
         actor: &Actor,
         now: Timestamp,
     ) -> StoreResult<Option<Revoked>>;
+    /// Has a gateway given the agent key of the next generation, by whichever backend has its session, or in its next
+    /// one; asking twice before it uses that is asking once. `None` when there is no such gateway.
+    async fn rotate_key(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<KeyRotation>>;
+    /// Notes whether the agent of a gateway takes keys over its session, which is of this epoch, and of which master key
+    /// its agent key and its token are.
+    async fn note_keys(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        epoch: u64,
+        takes: bool,
+        master: Option<[u8; MASTER_ID_BYTES]>,
+    ) -> StoreResult<()>;
     /// Revokes ephemeral gateways that stayed away for longer than they may, at most `limit`, and frees their names;
     /// answers what that did.
     async fn remove_absent_gateways(

@@ -14,7 +14,7 @@ use viworks_runtime::sqlite::params;
 use super::opening::{self, Identity};
 use super::row::to_json;
 use super::tx::Tx;
-use super::{audit, forks, settle, standing, telemetry};
+use super::{agents, audit, forks, settle, standing, telemetry};
 use crate::data::{
     Actor, AdmitOutcome, AdmitRequest, Admitted, AuditOutcome, LiveSession, StoreResult,
     TelemetryLimits,
@@ -156,6 +156,12 @@ fn open(tx: &Tx<'_>, accepted: &Accepted<'_>, limits: &TelemetryLimits) -> Store
         pin_set_version: request.pin_set_version,
     };
     tx.execute(OPEN, params)?;
+    if after.key_generation != known.row.key_generation {
+        let (generation, before) = (after.key_generation, known.row.key_generation);
+        let detail = json!({ "generation": generation, "before": before });
+        let actor = Actor::gateway(agent_id);
+        agents::note(tx, &actor, "gateway.key_in_use", agent_id, &detail)?;
+    }
     if *issued > SESSIONS_KEPT {
         let last = issued - SESSIONS_KEPT;
         tx.execute(FORGET_SESSIONS, params! { agent_id, last })?;

@@ -25,6 +25,7 @@ use crate::data::{
 macro_rules! rows {
     ($labels:literal, $rest:literal) => {
         concat!("SELECT g.agent_id, g.name, g.created_at, g.revoked_at, g.confirmed, g.issued, g.key_generation, \
+         g.key_wanted, g.takes_keys, g.key_master, \
          g.last_seen_at, g.agent_version, g.pin_set_version, g.open_commands, g.next_order, g.low_water, \
          g.round_trip_us, g.clock_skew_ms, g.spool_records, g.spool_bytes, g.commands_running, g.session_epoch, g.session_instance, \
          s.session_id, s.agent_run_id, s.peer_address, s.confirmed_at, c.digest AS catalogue_digest, \
@@ -329,6 +330,9 @@ fn read(row: &Row<'_>) -> StoreResult<Gateway> {
         confirmed: row.get("confirmed")?,
         issued: row.get("issued")?,
         key_generation: row.get("key_generation")?,
+        key_wanted: row.get("key_wanted")?,
+        takes_keys: row.get("takes_keys")?,
+        key_master: row.get("key_master")?,
         session: session(&row)?,
         last_seen_at: row.get("last_seen_at")?,
         agent_version: row.get("agent_version")?,

@@ -92,6 +92,7 @@ pub(super) fn confirm(tx: &Tx<'_>, request: &ConfirmRequest) -> StoreResult<Conf
             .map(|(session_id, _)| session_id)
             .filter(|session_id| *session_id != request.session_id),
         instance: tx.party().instance(),
+        keys: known.keys(),
     };
     Ok(ConfirmOutcome::Confirmed(Box::new(confirmed)))
 }

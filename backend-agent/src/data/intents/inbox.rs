@@ -86,6 +86,9 @@ impl Post {
             }
             Letter::Superseded { epoch } => ("superseded", epoch.to_string(), Some(epoch), None),
             Letter::Drain => ("drain", String::new(), None, None),
+            Letter::Rekey { generation } => {
+                ("rekey", String::new(), Some(u64::from(generation)), None)
+            }
             Letter::Probe {
                 newcomer,
                 asks,
@@ -166,6 +169,9 @@ fn letter(row: &Reader<'_>) -> StoreResult<Option<Letter>> {
             epoch: row.get("epoch")?,
         },
         "drain" => Letter::Drain,
+        "rekey" => Letter::Rekey {
+            generation: row.get("epoch")?,
+        },
         "probe" => Letter::Probe {
             newcomer: newcomer()?,
             asks: row.get("body")?,

@@ -4,18 +4,20 @@ use viworks_common::admission::IdentityRow;
 use viworks_common::claims::Standing;
 use viworks_common::fork::{Apart, Holder, Kept};
 use viworks_common::id::{AgentId, AgentRunId, InstanceId, SessionId};
+use viworks_common::key::MASTER_ID_BYTES;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
 use super::row::Reader;
 use super::standing;
 use super::tx::{Tx, View};
-use crate::data::{StoreError, StoreResult};
+use crate::data::{KeyStanding, StoreError, StoreResult};
 
 /// The columns of an identity that [`read`] reads, but for whether the session that is asked about is admitted.
 macro_rules! columns {
     () => {
         "g.agent_id, g.confirmed, g.issued, g.key_generation, g.last_agent_run_id, g.revoked_at, g.next_order, g.low_water, \
+         g.key_wanted, g.takes_keys, g.key_master, \
          g.session_epoch, g.session_instance, g.favoured_run, g.favoured_until, g.take_overs, s.session_id, s.agent_run_id, \
          g.kept_epoch, g.kept_install_id, g.kept_boot_id, g.kept_agent_run_id, g.kept_by, \
          c.digest AS catalogue_digest"
@@ -57,8 +59,24 @@ pub(super) struct Identity {
     /// Whom an operator gave it to last.
     pub(super) kept: Option<Kept>,
     pub(super) catalogue_digest: Option<String>,
+    /// The generation of the agent key that was asked for last, and whether its agent takes one over a session.
+    key_wanted: Option<u32>,
+    takes_keys: Option<bool>,
+    key_master: Option<[u8; MASTER_ID_BYTES]>,
     /// The session that was asked about is admitted and waits to be confirmed.
     pub(super) admitted: bool,
+}
+
+impl Identity {
+    /// What is known of its agent key.
+    pub(super) const fn keys(&self) -> KeyStanding {
+        KeyStanding {
+            generation: self.row.key_generation,
+            wanted: self.key_wanted,
+            takes_one: self.takes_keys,
+            master: self.key_master,
+        }
+    }
 }
 
 /// The identity of a gateway, with the epoch and the id of a session to ask about.
@@ -94,6 +112,9 @@ pub(super) fn read(row: &Row<'_>) -> StoreResult<Identity> {
         standing: standing::read(&row)?,
         kept: kept(&row)?,
         catalogue_digest: row.get("catalogue_digest")?,
+        key_wanted: row.get("key_wanted")?,
+        takes_keys: row.get("takes_keys")?,
+        key_master: row.get("key_master")?,
         admitted: row.get("admitted")?,
     })
 }

@@ -8,8 +8,8 @@ use super::link::Sql;
 use super::{
     admit, agents, audit, budget, catalogues, certificates, confirm, dead_letters, enrolments,
     expiry, forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, pins, recount,
-    reissues, replacements, reports, resolutions, runs, sessions, settle, site, standing, submit,
-    targets, telemetry, tickets, timeline, tx, upkeep,
+    reissues, replacements, reports, resolutions, rotation, runs, sessions, settle, site, standing,
+    submit, targets, telemetry, tickets, timeline, tx, upkeep,
 };
 
 fn one(name: &'static str, sql: impl Into<Sql>) -> (&'static str, Sql) {
@@ -154,6 +154,8 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("resolutions::HOLDER", resolutions::HOLDER),
         one("resolutions::LEAVE_OUT", resolutions::LEAVE_OUT),
         one("resolutions::UNRETIRE", resolutions::UNRETIRE),
+        one("rotation::TAKES", rotation::TAKES),
+        one("rotation::WANT", rotation::WANT),
         one("runs::CANCEL_COMMANDS", runs::CANCEL_COMMANDS),
         one("runs::CANCEL_RUN", runs::CANCEL_RUN),
         one("runs::COMMAND", runs::COMMAND),

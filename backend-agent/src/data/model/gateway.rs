@@ -10,6 +10,7 @@ use viworks_common::fork;
 use viworks_common::id::{
     AgentId, AgentRunId, BootId, CommandId, GatewayName, InstallId, InstanceId, SessionId, TicketId,
 };
+use viworks_common::key::MASTER_ID_BYTES;
 use viworks_common::telemetry::{Position, RecordRefusal};
 use viworks_common::time::Timestamp;
 
@@ -113,6 +114,12 @@ pub struct Gateway {
     pub issued: u64,
     /// The lowest generation of the agent key that is still accepted.
     pub key_generation: u32,
+    /// The generation that an operator asked for last.
+    pub key_wanted: Option<u32>,
+    /// Whether its agent takes a key over a session, by its last one.
+    pub takes_keys: Option<bool>,
+    /// Of which master key its agent key and its token were by its last session; none where not of the same one.
+    pub key_master: Option<[u8; MASTER_ID_BYTES]>,
     /// The confirmed session, while there is one.
     pub session: Option<GatewaySession>,
     /// When something was last heard of it.
@@ -529,6 +536,53 @@ pub struct Confirmed {
     pub fenced: Option<SessionId>,
     /// Which of several backends has the session now.
     pub instance: Option<InstanceId>,
+    /// What is known of its agent key.
+    pub keys: KeyStanding,
+}
+
+/// What is known of a gateway's agent key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyStanding {
+    /// The lowest generation that is still accepted: the one that it uses.
+    pub generation: u32,
+    /// The generation that an operator asked for last.
+    pub wanted: Option<u32>,
+    /// Whether its agent takes a key over a session, by its last one.
+    pub takes_one: Option<bool>,
+    /// Of which master key its agent key and its token were by its last session; none where not of the same one.
+    pub master: Option<[u8; MASTER_ID_BYTES]>,
+}
+
+impl KeyStanding {
+    /// The generation that it is to get and does not use so far.
+    #[must_use]
+    pub fn pending(&self) -> Option<u32> {
+        viworks_common::rotation::pending(self.generation, self.wanted)
+    }
+}
+
+impl Gateway {
+    /// What is known of its agent key.
+    #[must_use]
+    pub const fn keys(&self) -> KeyStanding {
+        KeyStanding {
+            generation: self.key_generation,
+            wanted: self.key_wanted,
+            takes_one: self.takes_keys,
+            master: self.key_master,
+        }
+    }
+}
+
+/// What became of asking for a later agent key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyRotation {
+    /// It is to get the key of this generation, since now or since somebody asked before.
+    Wanted(u32),
+    /// Its key is of the last generation that there is.
+    Exhausted,
+    /// It is revoked.
+    Revoked,
 }
 
 /// Two holders of one identity, as recorded.

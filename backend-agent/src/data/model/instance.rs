@@ -158,6 +158,11 @@ pub enum Letter {
         /// The epoch of the one that is over.
         epoch: u64,
     },
+    /// It is to get a later agent key.
+    Rekey {
+        /// Of this generation.
+        generation: u32,
+    },
     /// A copy of it was refused: it is to connect again, which moves its epoch past the copy's.
     Drain,
     /// Whether it is alive, for the sake of a session that wants to open.

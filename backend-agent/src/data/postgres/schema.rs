@@ -35,6 +35,7 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         "../../../migrations/postgres",
         "0006_decide_about_forks.sql"
     ),
+    migration!("../../../migrations/postgres", "0007_rotate_agent_keys.sql"),
     migration!(
         "../../../migrations/postgres",
         "0008_revoke_certificates.sql"

@@ -19,6 +19,7 @@ use super::ending::Ending;
 use super::line::{Line, Sign};
 use super::lost;
 use super::opening::{Announced, Start};
+use super::rekeying::Rekeying;
 use super::renewing::Issuing;
 use super::reports::Judging;
 use super::stream::{Progress, Stream};
@@ -52,6 +53,8 @@ pub(super) struct Live {
     pub(super) offers: Offers,
     /// The version of the pin set that it trusts, as it is stored.
     pub(super) trusts: u64,
+    /// What becomes of its agent key.
+    pub(super) rekeying: Rekeying,
     pub(super) skew: Skew,
     pub(super) stream: Stream,
     pub(super) output_received: u64,
@@ -101,6 +104,7 @@ impl Live {
                 announced.rotates.then_some(announced.offered),
             ),
             trusts: announced.trusts,
+            rekeying: Rekeying::default(),
             skew: Skew::new(inbound.clock.is_apart()),
             stream: Stream::new(&holder, &line.peer.name),
             output_received: 0,
@@ -218,6 +222,7 @@ impl Live {
                 self.line
                     .send(BackendMessage::Drain(Drain { reconnect_after_ms }));
             }
+            Order::Rekey(generation) => self.send_key(generation),
         }
     }
 
@@ -239,6 +244,7 @@ impl Live {
             BackendEvent::Catalogue(catalogue) => self.on_catalogue(catalogue),
             BackendEvent::PinReport(report) => self.on_pin_report(report.version).await,
             BackendEvent::CertificateWanted(wanted) => self.on_certificate_wanted(wanted),
+            BackendEvent::KeyReported(report) => self.on_key_report(&report),
             BackendEvent::Event(event) => self.on_gateway_event(&event).await,
             BackendEvent::Bye { reason } => {
                 debug!(gateway = %self.line.peer.name, agent_id = %self.holder.agent_id, reason, "the gateway says goodbye");

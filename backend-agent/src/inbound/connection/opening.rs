@@ -13,7 +13,8 @@ use viworks_common::ledger::lease::Place;
 use viworks_common::session::state::BackendState;
 use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig, Closed};
 use viworks_common::wire::message::{
-    CERTIFICATE_RENEWAL, Hello, KEEPS_TIMEOUT, PIN_ROTATION, RESULT_REFUSALS, TELEMETRY_REFUSALS,
+    CERTIFICATE_RENEWAL, Hello, KEEPS_TIMEOUT, KEY_ROTATION, PIN_ROTATION, RESULT_REFUSALS,
+    TELEMETRY_REFUSALS,
 };
 use viworks_runtime::fault;
 use viworks_runtime::random;
@@ -59,6 +60,8 @@ pub(super) struct Announced {
     pub(super) trusts: u64,
     /// The latest version that it knows of: that one, or the one that WELCOME offers.
     pub(super) offered: u64,
+    /// It takes a later agent key.
+    pub(super) takes_keys: bool,
 }
 
 struct Welcomed {
@@ -235,6 +238,7 @@ impl Opening {
             | BackendEvent::Catalogue(_)
             | BackendEvent::PinReport(_)
             | BackendEvent::CertificateWanted(_)
+            | BackendEvent::KeyReported(_)
             | BackendEvent::Event(_)
             | BackendEvent::Closed(_) => None,
         }
@@ -256,6 +260,7 @@ impl Opening {
                         .pins
                         .as_ref()
                         .map_or(hello.pin_set_version, |offered| offered.version),
+                    takes_keys: announces(KEY_ROTATION),
                 };
                 let request = ConfirmRequest {
                     agent_id: self.line.peer.identity.agent_id,
@@ -284,6 +289,7 @@ impl Opening {
         let open = request.unreported.iter().copied().collect();
         let (tenant, now) = (&line.peer.identity.tenant, line.inbound.clock.line());
         let missed = line.inbound.manager.missed_nudges();
+        let missed_keys = line.inbound.manager.missed_keys();
         let _confirming = line.inbound.manager.confirming(holder.agent_id, epoch);
         self.unsettled = Some(epoch);
         let confirmed = line.inbound.store.confirm_session(tenant, request, now);
@@ -329,12 +335,14 @@ impl Opening {
             shelf,
             announced,
             look,
+            look_for_key: manager.missed_keys() != missed_keys,
         };
         Some((confirmed, start))
     }
 
     async fn begin(mut self, confirmed: Confirmed, start: Start) -> Live {
-        let (look, agent_id, epoch) = (start.look, start.holder.agent_id, start.holder.epoch);
+        let (look, look_for_key) = (start.look, start.look_for_key);
+        let (agent_id, epoch) = (start.holder.agent_id, start.holder.epoch);
         let line = &mut self.line;
         let Line {
             inbound,
@@ -360,6 +368,7 @@ impl Opening {
             return live;
         }
         live.resume(&confirmed);
+        live.settle_key(confirmed.keys, look_for_key).await;
         if look {
             live.offer_commands().await;
         }
@@ -373,6 +382,8 @@ pub(super) struct Start {
     pub(super) shelf: Arc<Shelf>,
     pub(super) announced: Announced,
     look: bool,
+    /// A later agent key may have been asked for since the confirmation.
+    look_for_key: bool,
 }
 
 impl Refused {

@@ -243,6 +243,8 @@ async fn successes(backend: &Backend) {
     let fingerprint = backend.certify(gateway, 7).await;
     let list = backend.get("/v1/gateways/gw-2/certificates").await;
     assert_eq!(list.status, 200, "{}", list.text);
+    let rotate = "/v1/gateways/gw-2/rotate-key";
+    assert_eq!(backend.post_text(rotate, "", &[]).await.status, 200);
     let body = json!({"reason": "stolen"});
     let path = format!("/v1/gateways/gw-2/certificates/{fingerprint}/revoke");
     let revoked = backend.post(&path, &body).await;
@@ -256,6 +258,7 @@ async fn successes(backend: &Backend) {
     let keep = json!({"keep": second});
     let kept = backend.post("/v1/gateways/gw-1/forks/resolve", &keep).await;
     assert_eq!(kept.status, 200, "{}", kept.text);
+    assert_eq!(backend.post_text(rotate, "", &[]).await.status, 409);
     backend.readiness.latch("agents").set(false, "gone");
     for path in ["/readyz", "/startupz"] {
         assert_eq!(backend.get(path).await.status, 503, "{path}");
@@ -360,11 +363,12 @@ async fn full_disk() -> BTreeSet<Outcome> {
         let made = backend.post("/v1/tickets", &ticket).await.json();
         tickets.push(made["ticket"]["id"].as_str().unwrap().to_owned());
     }
-    let mut gateways = Vec::new();
+    let (mut gateways, mut rekeyed) = (Vec::new(), Vec::new());
     let mut certificates = Vec::new();
     for n in 0..40 {
         gateways.push(backend.register(&format!("gw-out-{n}")).await);
         certificates.push(backend.certify(holder.agent_id, n).await);
+        rekeyed.push(backend.register(&format!("gw-key-{n}")).await);
     }
     let holders = [
         holder.agent_run_id,
@@ -404,6 +408,12 @@ async fn full_disk() -> BTreeSet<Outcome> {
         let fingerprint = certificates.next().unwrap();
         let path = format!("/v1/gateways/gw-1/certificates/{fingerprint}/revoke");
         backend.post(&path, &reason).await
+    })
+    .await;
+    let mut rekeyed = rekeyed.into_iter();
+    until_full("rotateGatewayKey", async || {
+        let path = format!("/v1/gateways/{}/rotate-key", rekeyed.next().unwrap());
+        backend.post_text(&path, "", &[]).await
     })
     .await;
     let mut runs = runs.into_iter();
@@ -559,6 +569,7 @@ fn readers() -> BTreeMap<&'static str, Reader> {
         ("ForkResolved", reads::<dto::ForkResolved>),
         ("OrphanList", reads::<dto::OrphanList>),
         ("Gateway", reads::<dto::Gateway>),
+        ("GatewayKeyRotated", reads::<dto::GatewayKeyRotated>),
         ("GatewayList", reads::<dto::GatewayList>),
         ("GatewayRevoked", reads::<dto::GatewayRevoked>),
         ("Health", reads::<dto::Health>),

@@ -52,6 +52,7 @@ pub(super) struct Nudges {
     pub(super) revoked: Mutex<Vec<AgentId>>,
     pub(super) given_away: Mutex<Vec<(AgentId, u64)>>,
     pub(super) cut: Mutex<Vec<(AgentId, u64)>>,
+    pub(super) rekeyed: Mutex<Vec<(AgentId, u32)>>,
 }
 
 impl CommandNudge for Nudges {
@@ -73,6 +74,10 @@ impl CommandNudge for Nudges {
 
     fn certificate_revoked(&self, agent_id: &AgentId, epoch: u64) {
         self.cut.lock().unwrap().push((*agent_id, epoch));
+    }
+
+    fn rekey(&self, agent_id: &AgentId, generation: u32) {
+        self.rekeyed.lock().unwrap().push((*agent_id, generation));
     }
 }
 

@@ -6,9 +6,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use viworks_backend_agent::data::postgres::{Error, Role, Target};
 use viworks_backend_agent::data::{
-    AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, CertificateRef, ConfirmOutcome,
-    Hurry, InstanceLoad, Letter, Mail, NewCertificate, Owner, ProbeAnswer, Retention, SessionTouch,
-    Store, StoreError, TelemetryLimits, UpkeepStore as _,
+    AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, CertificateRef, ConfirmOutcome, Hurry, InstanceLoad, Letter, Mail, NewCertificate, Owner, ProbeAnswer, Retention, SessionTouch, Store, StoreError, TelemetryLimits, UpkeepStore, as, _, KeyRotation,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::command::CommandState;
@@ -526,6 +524,12 @@ async fn each_backend_is_left_what_concerns_its_sessions_once() {
         .settle_probed(&one.tenant, &copy, epoch, Probed::Alive, at(33));
     assert_eq!(verdict.await.unwrap(), Verdict::Fork);
     assert_eq!(only(&other).await, (agent(2), Letter::Drain));
+    for _asked in 0..2 {
+        let rotated = one.store.rotate_key(&one.tenant, agent(2), &actor, at(33));
+        assert_eq!(rotated.await.unwrap(), Some(KeyRotation::Wanted(2)));
+        let generation = 2;
+        assert_eq!(only(&other).await, (agent(2), Letter::Rekey { generation }));
+    }
 
     // The gateway comes back to the first one, and the certificate that it shows there is revoked by a tool.
     let hello = one.hello(2, 2, there.admitted.issued);

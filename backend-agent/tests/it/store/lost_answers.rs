@@ -7,10 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
-    Accepted, Actor, AuditOutcome, CertificateRef, CertificateRevocation, CompleteOutcome,
-    ConfirmOutcome, ForkDecision, ForkResolution, HeartbeatFigures, Holder, NewAuditRecord,
-    NewCertificate, Owner, PinOutcome, ProbeAnswer, RedeemOutcome, ReissueOutcome, Rejected,
-    RenewalOutcome, SessionTouch, SiteClaim, StoreError, Submission, TelemetryWrite,
+    Accepted, Actor, AuditOutcome, CertificateRef, CertificateRevocation, CompleteOutcome, ConfirmOutcome, ForkDecision, ForkResolution, HeartbeatFigures, Holder, NewAuditRecord, NewCertificate, Owner, PinOutcome, ProbeAnswer, RedeemOutcome, ReissueOutcome, Rejected, RenewalOutcome, SessionTouch, SiteClaim, StoreError, Submission, TelemetryWrite, KeyRotation,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::code::{CloseCode, RejectCode};
@@ -200,6 +197,10 @@ async fn connect(own: &mut Robbed) -> Session {
     }];
     twice!(own, touch_sessions(&tenant, touches.clone(), at(2)), audited 0);
     twice!(own, report_pins(&tenant, agent(1), epoch, 3), audited 0);
+    twice!(own, note_keys(&tenant, agent(1), epoch, true, Some([7; 8])), audited 0);
+    let actor = Actor::local("test");
+    let rotated = twice!(own, rotate_key(&tenant, agent(1), &actor, at(2)), audited 1);
+    assert_eq!(rotated, Some(KeyRotation::Wanted(2)));
     let renewal = super::renewals::renewal(epoch, 8);
     let renewed = twice!(own, renew_certificate(&tenant, renewal.clone(), at(2)), audited 1);
     assert_eq!(renewed, RenewalOutcome::Issued);

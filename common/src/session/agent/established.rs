@@ -102,7 +102,8 @@ impl Charge {
             | AgentMessage::Catalogue(_)
             | AgentMessage::PinReport(_)
             | AgentMessage::CertRequest(_)
-            | AgentMessage::Event(_) => Ok(Self::Free),
+            | AgentMessage::Event(_)
+            | AgentMessage::KeyReport(_) => Ok(Self::Free),
         }
     }
 }

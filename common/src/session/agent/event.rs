@@ -75,6 +75,13 @@ pub enum AgentEvent {
     CertificateAnswered(Box<CertIssued>),
     /// A pin set. Answer with `PIN_REPORT`, whatever became of it.
     PinsOffered(Box<PinSet>),
+    /// A later agent key. Make it durable, answer with `KEY_REPORT`, and use it from the next session on.
+    KeyOffered {
+        /// Which generation it is of.
+        generation: u8,
+        /// The key.
+        key: AgentKey,
+    },
     /// Finish what is under way, [`AgentSession::close`](super::AgentSession::close), and reconnect after the delay.
     Draining {
         /// The delay.

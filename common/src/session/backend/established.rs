@@ -75,7 +75,8 @@ impl Terms {
             | AgentMessage::PinReport(_)
             | AgentMessage::CertRequest(_)
             | AgentMessage::Event(_)
-            | AgentMessage::Bye(_) => true,
+            | AgentMessage::Bye(_)
+            | AgentMessage::KeyReport(_) => true,
         }
     }
 }
@@ -143,7 +144,8 @@ impl Established {
             | BackendMessage::ResultAck(_)
             | BackendMessage::CertIssued(_)
             | BackendMessage::PinUpdate(_)
-            | BackendMessage::Drain(_) => Ok(()),
+            | BackendMessage::Drain(_)
+            | BackendMessage::KeyUpdate(_) => Ok(()),
         }
     }
 
@@ -176,7 +178,8 @@ impl Established {
             | BackendMessage::Go(_)
             | BackendMessage::CommandCancel(_)
             | BackendMessage::CertIssued(_)
-            | BackendMessage::PinUpdate(_) => {}
+            | BackendMessage::PinUpdate(_)
+            | BackendMessage::KeyUpdate(_) => {}
         }
     }
 }

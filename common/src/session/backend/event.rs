@@ -11,7 +11,7 @@ use crate::wire::PackedBatch;
 use crate::wire::envelope::NONCE_BYTES;
 use crate::wire::message::{
     Catalogue, CertRequest, CommandAccepted, CommandRejected, CommandResult, CommandStarted, Event,
-    Heartbeat, Hello, Output, PinReport,
+    Heartbeat, Hello, KeyReport, Output, PinReport,
 };
 
 /// What the backend brings to a session.
@@ -83,6 +83,8 @@ pub enum BackendEvent {
     PinReport(PinReport),
     /// The gateway wants another certificate. Answer with `CERT_ISSUED`.
     CertificateWanted(CertRequest),
+    /// The agent key that the gateway's next HELLO is made with is durable there.
+    KeyReported(KeyReport),
     /// Something to show an operator.
     Event(Event),
     /// The gateway ends the session on purpose.

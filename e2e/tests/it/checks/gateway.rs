@@ -357,6 +357,7 @@ async fn a_gateways_links_are_refused_by_check_and_start() {
         "state/renewal.pem",
         "state/renewed.pem",
         "state/renewed-before.pem",
+        "state/agent_keys.json",
         "state/install_id",
         "state/.lock",
     ];

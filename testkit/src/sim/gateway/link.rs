@@ -258,6 +258,7 @@ impl Process {
             AgentEvent::RoundTrip { .. }
             | AgentEvent::TelemetryRefused(_)
             | AgentEvent::CertificateAnswered(_)
+            | AgentEvent::KeyOffered { .. }
             | AgentEvent::PinsOffered(_) => {}
             AgentEvent::TelemetryAcknowledged(position) => {
                 host.write(Write::Acknowledge(position), core);

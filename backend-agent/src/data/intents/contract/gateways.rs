@@ -3,17 +3,19 @@
 use async_trait::async_trait;
 use viworks_common::catalogue::CatalogueEntry;
 use viworks_common::id::{AgentId, CommandName, GatewayName, Tenant};
+use viworks_common::key::MASTER_ID_BYTES;
 use viworks_common::time::Timestamp;
 
-use super::super::link::Engine;
+use super::super::link::{Engine, Urgency};
 use super::super::merged::{Answer, Intent};
 use super::super::store::SqlStore;
-use super::super::{agents, catalogues, certificates, expiry, replacements};
+use super::super::tx::View;
+use super::super::{agents, catalogues, certificates, expiry, replacements, rotation};
 use crate::data::{
     Actor, Certificate, CertificateEnds, CertificateRef, CertificateRevocation, Gateway,
-    GatewayFilter, GatewayRef, GatewayStore, Listing, MergedCommand, NewCertificate, NewGateway,
-    Page, RegisteredCertificate, Renewal, RenewalOutcome, Revocation, Revoked, StoreResult,
-    StoredCatalogue, WithdrawnCertificate,
+    GatewayFilter, GatewayRef, GatewayStore, KeyRotation, Listing, MergedCommand, NewCertificate,
+    NewGateway, Page, RegisteredCertificate, Renewal, RenewalOutcome, Revocation, Revoked,
+    StoreResult, StoredCatalogue, WithdrawnCertificate,
 };
 
 /// For what depends on no time.
@@ -90,6 +92,32 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
             replacements::remove_absent(tx, limit)
         })
         .await
+    }
+
+    async fn rotate_key(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<KeyRotation>> {
+        let actor = actor.clone();
+        self.write(tenant, now, move |tx| {
+            rotation::rotate(tx, agent_id, &actor)
+        })
+        .await
+    }
+
+    async fn note_keys(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        epoch: u64,
+        takes: bool,
+        master: Option<[u8; MASTER_ID_BYTES]>,
+    ) -> StoreResult<()> {
+        let note = move |view: &View<'_>| rotation::note(view, agent_id, epoch, takes, master);
+        self.write_view(tenant, Urgency::Prompt, note).await
     }
 
     async fn revocation(

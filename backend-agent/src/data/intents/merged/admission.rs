@@ -105,8 +105,10 @@ impl<'r> Opening<'r> {
         else {
             return None;
         };
+        // It is recorded that an earlier key is good no more.
+        let rotates = row.key_generation != found.known.row.key_generation;
         let forgets = issued > SESSIONS_KEPT && issued.is_multiple_of(FORGETS_EVERY);
-        (favours.is_none() && !forgets).then_some(Self {
+        (favours.is_none() && !forgets && !rotates).then_some(Self {
             request,
             found,
             presented,

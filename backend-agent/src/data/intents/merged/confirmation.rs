@@ -113,6 +113,7 @@ impl<'r> Confirming<'r> {
             waiting: false,
             fenced: self.found.known.live.map(|(session_id, _)| session_id),
             instance,
+            keys: self.found.known.keys(),
         }))
     }
 }
