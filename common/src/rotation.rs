@@ -22,6 +22,13 @@ pub fn next(accepted: u32, wanted: Option<u32>) -> Option<u32> {
     (next <= u32::from(LAST_GENERATION)).then_some(next)
 }
 
+/// The generation for another machine in the gateway's place: above every one that was handed out, used or not, so that
+/// the machine before knows no key of it. None beyond the last.
+#[must_use]
+pub fn above(accepted: u32, wanted: Option<u32>) -> Option<u32> {
+    next(pending(accepted, wanted).unwrap_or(accepted), None)
+}
+
 /// The generation that was asked for and that no HELLO has shown so far.
 #[must_use]
 pub fn pending(accepted: u32, wanted: Option<u32>) -> Option<u32> {

@@ -19,7 +19,11 @@ use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
 use viworks_api::{
     CatalogueCommand, CatalogueList, CommandList, CommandView, DeadLetter, DeadLetterList,
-    ForkList, ForkResolved, Gateway, GatewayList, GatewayRevoked, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, OrphanList, Paged, ProblemCode, ResolveForkRequest, RevokeRequest, Run, RunCancelled, RunList, RunPlan, RunRequest, RunWait, SkippedGateway, SkippedList, TelemetryGapList, TelemetryList, TelemetryRefusalList, TelemetryStepList, TelemetryStreamList, WAIT_MS_MAX, GatewayKeyRotated,
+    ForkList, ForkResolved, Gateway, GatewayKeyRotated, GatewayList, GatewayRevoked,
+    IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, OrphanList, Paged, ProblemCode, ResolveForkRequest,
+    RevokeRequest, Run, RunCancelled, RunList, RunPlan, RunRequest, RunWait, SkippedGateway,
+    SkippedList, TelemetryGapList, TelemetryList, TelemetryRefusalList, TelemetryStepList,
+    TelemetryStreamList, WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::telemetry::steps::{Aggregate, Step};

@@ -38,9 +38,13 @@ impl Challenges {
 
     /// Those of gateways at the door: none of them is good for a ticket, nor the other way round.
     pub(super) fn of_gateways(master: &MasterKey, tenant: &Tenant) -> Self {
-        let key = master.challenge_key(tenant);
+        let of = |master: &MasterKey| {
+            let key = master.challenge_key(tenant);
+            Secret::from_bytes(key.tag(&[b"viworks/1 renew challenge"]))
+        };
         Self {
-            key: Secret::from_bytes(key.tag(&[b"viworks/1 renew challenge"])),
+            key: of(master),
+            other: master.other().as_ref().map(of),
         }
     }
 

@@ -17,7 +17,7 @@ use viworks_common::enrolment::{
     EnrolmentChallenge, LapsedAnswer, LapsedExchange, LapsedRenewal, LapsedRequest,
 };
 use viworks_common::id::{AgentId, GatewayName, Tenant, TicketId};
-use viworks_common::key::{Identity, Secret};
+use viworks_common::key::{Identity, MasterKey, Secret};
 use viworks_runtime::clock::Timeline;
 
 use super::answer::{Answered, end_of, json};
@@ -160,9 +160,12 @@ impl Reissues {
             agent_id,
         };
         let (master, key_generation) = (self.office.master(), u32::from(request.key_generation));
-        let key = master.agent_key(&identity, key_generation);
-        let exchange = LapsedExchange::new(&key, agent_id, &request.challenge);
-        if !exchange.proves(&body, proof) {
+        let by = |master: &MasterKey| {
+            let key = master.agent_key(&identity, key_generation);
+            let exchange = LapsedExchange::new(&key, agent_id, &request.challenge);
+            exchange.proves(&body, proof).then_some(exchange)
+        };
+        let Some(exchange) = by(master).or_else(|| by(&master.other()?)) else {
             let detail = "the request is not signed with the key that this gateway shares with the backend: the \
                           identity file is of another gateway or backend, or the backend's master key was replaced; \
                           enrol this machine anew (viworks ticket create)";
@@ -170,11 +173,12 @@ impl Reissues {
                 refusal: Refusal::new(StatusCode::FORBIDDEN, "bad_proof", detail),
                 claims: Some(agent_id),
             });
-        }
-        let token = master.token(&identity, request.epoch);
+        };
+        let token = Secret::from_hex(&request.token);
         let shown = Shown {
             epoch: request.epoch,
-            token_valid: Secret::from_hex(&request.token).is_some_and(|shown| shown == token),
+            token_valid: token
+                .is_some_and(|token| master.knows_token(&identity, request.epoch, &token)),
             key_generation,
         };
         Ok(Proved {

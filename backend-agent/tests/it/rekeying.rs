@@ -36,7 +36,8 @@ async fn connected(
 
 async fn known(backend: &Backend) -> viworks_backend_agent::data::Gateway {
     let which = GatewayRef::Name("gw-1".parse().unwrap());
-    let found = backend.store.gateway(&Tenant::default_tenant(), &which);
+    let tenant = Tenant::default_tenant();
+    let found = backend.store.gateway(&tenant, &which);
     found.await.unwrap().unwrap()
 }
 
@@ -164,7 +165,8 @@ async fn a_gateway_moves_to_the_master_key_to_which_the_site_belongs_and_not_bef
     assert!(keys.master.is_some_and(|old| old != new.id()), "{keys:?}");
     assert_eq!(keys.pending(), None);
     drop(gateway);
-    let moved = backend.store.claim_site(&new.check(), SiteClaim::Replaced);
+    let check = new.check();
+    let moved = backend.store.claim_site(&check, SiteClaim::Replaced);
     assert!(moved.await.unwrap());
     let folder = backend.stop().await;
 

@@ -12,8 +12,8 @@ use viworks_testkit::deployment::{Deployment, Start};
 use viworks_testkit::gateway::{AGAIN, ONCE, mark_starts, started};
 
 use crate::enrolment::{ENROLMENT_POINTS, again};
-use crate::lapsed::DOOR_POINTS;
 use crate::keys::KEY_POINTS;
+use crate::lapsed::DOOR_POINTS;
 use crate::renewed::RENEWAL_POINTS;
 
 fn quick() -> Start {

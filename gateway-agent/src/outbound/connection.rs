@@ -20,7 +20,8 @@ use viworks_common::telemetry::{Batch, Position};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
     AgentMessage, CERTIFICATE_RENEWAL, Catalogue, CertRequest, Heartbeat, Hello, KEEPS_TIMEOUT,
-    Output, PIN_ROTATION, Permit, PinReport, RESULT_REFUSALS, TELEMETRY_REFUSALS, Welcome, KEY_ROTATION, KeyReport,
+    KEY_ROTATION, KeyReport, Output, PIN_ROTATION, Permit, PinReport, RESULT_REFUSALS,
+    TELEMETRY_REFUSALS, Welcome,
 };
 use viworks_runtime::clock::sleep_until;
 use viworks_runtime::random;
@@ -386,7 +387,8 @@ impl Connection<'_> {
                 TELEMETRY_REFUSALS,
                 RESULT_REFUSALS,
                 CERTIFICATE_RENEWAL,
-    PIN_ROTATION, KEY_ROTATION,
+                PIN_ROTATION,
+                KEY_ROTATION,
             ]
             .map(str::to_owned)
             .to_vec(),

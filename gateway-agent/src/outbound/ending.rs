@@ -273,6 +273,7 @@ mod tests {
             code,
             expected: false,
             confirmed_for,
+            unproved: false,
         };
         let long = Some(Duration::from_secs(60));
         for (code, confirmed_for, expected) in [

@@ -232,11 +232,10 @@ async fn sign_request(
     wanted: &IssueRequest,
     reply: &Reply,
 ) -> anyhow::Result<()> {
-    let office = Office::open(config)?;
+    let mut office = Office::open(config)?;
     let store = open(config).await?;
-    site::claim(&*store, &office.master, &config.keys.master_key_file)
-        .await
-        .map_err(StartError::from)?;
+    let settled = site::settle(&*store, office.master, &config.keys.master_key_file);
+    office.master = settled.await.map_err(StartError::from)?;
     let tenant = Tenant::default_tenant();
     let clock = take_up(&*store, Arc::new(SystemClock)).await?;
     let signed = sign(

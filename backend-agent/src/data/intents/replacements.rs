@@ -8,6 +8,7 @@ use uuid::Uuid;
 use viworks_common::code::CloseCode;
 use viworks_common::id::{AgentId, AgentRunId};
 use viworks_common::ledger::session::settle_older;
+use viworks_common::rotation;
 use viworks_common::rules::Complete;
 use viworks_runtime::sqlite::params;
 
@@ -25,16 +26,14 @@ use crate::data::{
 /// that call themselves the same would take it from each other in turns, and one that has just enrolled is on its way.
 const HEARD_LATELY_SECONDS: u64 = 60;
 
-/// The last generation of an agent key: HELLO has one byte for it.
-const GENERATION_MAX: u32 = 255;
-
 /// The epoch is above every one that was issued, so that nothing the machine before has is worth anything: a HELLO of
 /// it is below the confirmed epoch, and its key below the generation that is accepted. Counters of orders go on.
 pub(super) const REPLACE: &str = "\
 UPDATE gateways SET revoked_at = NULL, revoked_by = NULL, revoked_reason = NULL, issued = issued + 1,
-       confirmed = issued + 1, key_generation = key_generation + 1, last_agent_run_id = NULL, session_epoch = NULL,
-       session_instance = NULL, favoured_run = NULL, favoured_until = NULL, take_overs = '[]', last_seen_at = :now
-WHERE tenant = :tenant AND agent_id = :agent_id AND key_generation < :generation_max
+       confirmed = issued + 1, key_generation = :generation, key_wanted = NULL, last_agent_run_id = NULL,
+       session_epoch = NULL, session_instance = NULL, favoured_run = NULL, favoured_until = NULL, take_overs = '[]',
+       last_seen_at = :now
+WHERE tenant = :tenant AND agent_id = :agent_id
 RETURNING agent_id, confirmed, key_generation";
 
 /// Ephemeral gateways that were away for longer than they may be.
@@ -68,13 +67,13 @@ pub(super) fn redeem(
     {
         return refused(refusal);
     }
-    if gateway.key_generation >= GENERATION_MAX {
+    let Some(generation) = rotation::above(gateway.key_generation, gateway.key_wanted) else {
         return refused(TicketRefusal::KeysUsedUp);
-    }
+    };
     if !tickets::take_use(tx, redemption.ticket)? {
         return refused(TicketRefusal::UsedUp);
     }
-    let replaced = replace(tx, redemption, &gateway, ticket)?;
+    let replaced = replace(tx, redemption, &gateway, ticket, generation)?;
     Ok(RedeemOutcome::Replaced(Box::new(replaced)))
 }
 
@@ -98,6 +97,7 @@ fn replace(
     redemption: &Redemption,
     gateway: &Gateway,
     ticket: &StoredTicket,
+    generation: u32,
 ) -> StoreResult<Replaced> {
     let Redemption {
         ticket: id,
@@ -109,8 +109,7 @@ fn replace(
     } = redemption;
     let agent_id = gateway.agent_id;
     let actor = &Actor::gateway(agent_id).at_address(Some(*peer));
-    let generation_max = GENERATION_MAX;
-    let (epoch, key_generation) = tx.one(REPLACE, params! { agent_id, generation_max }, |row| {
+    let (epoch, key_generation) = tx.one(REPLACE, params! { agent_id, generation }, |row| {
         let row = Reader::new("gateways", row);
         Ok((
             row.get::<u64>("confirmed")?,

@@ -2,8 +2,10 @@
 
 use tracing::{debug, info};
 use viworks_common::code::CloseCode;
+use viworks_common::id::{AgentId, Tenant};
 use viworks_common::wire::message::{BackendMessage, KeyReport};
 
+use super::super::Inbound;
 use super::live::Live;
 use super::refusal;
 use crate::data::{Actor, GatewayRef, KeyRotation, KeyStanding, StoreResult};
@@ -45,7 +47,8 @@ impl Live {
             }
         }
         if wanted.is_none() && is_of_the_other && takes {
-            match self.next_of_the_site().await {
+            let (inbound, tenant) = (&self.line.inbound, &self.line.peer.identity.tenant);
+            match next_of_the_site(inbound, tenant, self.holder.agent_id).await {
                 Ok(next) => wanted = next,
                 Err(error) => return self.line.fail(&error),
             }
@@ -53,22 +56,6 @@ impl Live {
         if let Some(wanted) = wanted {
             self.send_key(wanted);
         }
-    }
-
-    /// The generation by which a gateway moves to the master key that makes others; none where the site belongs to
-    /// another one by now, and this backend is to be started anew.
-    async fn next_of_the_site(&self) -> StoreResult<Option<u32>> {
-        let inbound = &self.line.inbound;
-        if inbound.store.site_key_check().await? != Some(inbound.master.check()) {
-            return Ok(None);
-        }
-        let (tenant, now) = (&self.line.peer.identity.tenant, inbound.clock.line());
-        let (agent_id, actor) = (self.holder.agent_id, Actor::system());
-        let rotated = inbound.store.rotate_key(tenant, agent_id, &actor, now);
-        Ok(match rotated.await? {
-            Some(KeyRotation::Wanted(generation)) => Some(generation),
-            Some(KeyRotation::Exhausted | KeyRotation::Revoked) | None => None,
-        })
     }
 
     /// Sends the key of a generation, once: the gateway makes its next HELLO with it.
@@ -105,4 +92,22 @@ impl Live {
             debug!(gateway = %self.line.peer.name, %agent_id, generation, sent, "the gateway keeps another agent key than the one that was sent");
         }
     }
+}
+
+/// The generation by which a gateway moves to the master key that makes others; none where the site belongs to another
+/// one by now, and this backend is to be started anew.
+async fn next_of_the_site(
+    inbound: &Inbound,
+    tenant: &Tenant,
+    agent_id: AgentId,
+) -> StoreResult<Option<u32>> {
+    if inbound.store.site_key_check().await? != Some(inbound.master.check()) {
+        return Ok(None);
+    }
+    let (actor, now) = (Actor::system(), inbound.clock.line());
+    let rotated = inbound.store.rotate_key(tenant, agent_id, &actor, now);
+    Ok(match rotated.await? {
+        Some(KeyRotation::Wanted(generation)) => Some(generation),
+        Some(KeyRotation::Exhausted | KeyRotation::Revoked) | None => None,
+    })
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 use viworks_backend_agent::data::postgres::{Error, Role, Target};
 use viworks_backend_agent::data::{
-    AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, CertificateRef, ConfirmOutcome, Hurry, InstanceLoad, Letter, Mail, NewCertificate, Owner, ProbeAnswer, Retention, SessionTouch, Store, StoreError, TelemetryLimits, UpkeepStore, as, _, KeyRotation,
+    AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, CertificateRef, ConfirmOutcome,
+    Hurry, InstanceLoad, KeyRotation, Letter, Mail, NewCertificate, Owner, ProbeAnswer, Retention,
+    SessionTouch, Store, StoreError, TelemetryLimits, UpkeepStore as _,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::command::CommandState;

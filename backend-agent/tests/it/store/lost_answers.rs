@@ -7,7 +7,10 @@ use std::sync::Arc;
 use serde_json::json;
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
-    Accepted, Actor, AuditOutcome, CertificateRef, CertificateRevocation, CompleteOutcome, ConfirmOutcome, ForkDecision, ForkResolution, HeartbeatFigures, Holder, NewAuditRecord, NewCertificate, Owner, PinOutcome, ProbeAnswer, RedeemOutcome, ReissueOutcome, Rejected, RenewalOutcome, SessionTouch, SiteClaim, StoreError, Submission, TelemetryWrite, KeyRotation,
+    Accepted, Actor, AuditOutcome, CertificateRef, CertificateRevocation, CompleteOutcome,
+    ConfirmOutcome, ForkDecision, ForkResolution, HeartbeatFigures, Holder, KeyRotation,
+    NewAuditRecord, NewCertificate, Owner, PinOutcome, ProbeAnswer, RedeemOutcome, ReissueOutcome,
+    Rejected, RenewalOutcome, SessionTouch, SiteClaim, StoreError, Submission, TelemetryWrite,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::code::{CloseCode, RejectCode};
