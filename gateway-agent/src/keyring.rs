@@ -2,6 +2,7 @@
 //!
 //! They are one file, which is written and moved whole: no crash leaves one of them half, or one without the one before.
 
+use std::cmp::Reverse;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -109,7 +110,7 @@ pub fn keep(folder: &Path, name: &Name, in_use: u8, new: &Held) -> Result<(), Ke
     let kept = rotation::kept(&known, in_use, new.generation);
     all.push(new.clone());
     all.retain(|held| kept.contains(&held.generation));
-    all.sort_by(|one, other| other.generation.cmp(&one.generation));
+    all.sort_by_key(|one| Reverse(one.generation));
     let texts: Vec<(u8, Zeroizing<String>)> = all
         .iter()
         .map(|held| {

@@ -302,7 +302,7 @@ pub(super) enum PkiCommand {
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
-    /// Move the site to the master key in master_key_file, while that in previous_master_key_file is accepted, too:
+    /// Move the site to the master key in `master_key_file`, while that in `previous_master_key_file` is accepted, too:
     /// gateways are given new keys over their sessions, and none is cut off
     #[command(
         after_help = "Examples:\n  viworks-backend-agent pki rotate-master-key --config backend.toml --dry-run\n  viworks-backend-agent pki rotate-master-key --config backend.toml\n  viworks-backend-agent pki rotate-master-key --config backend.toml --finish"
