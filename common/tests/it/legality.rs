@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use viworks_common::key::Secret;
 use viworks_common::session::state::{AgentState, BackendState};
 use viworks_common::wire::envelope::{self, Packed};
-use viworks_common::wire::message::{AgentMessage, BackendMessage};
+use viworks_common::wire::message::{AgentMessage, BackendMessage, Drain};
 
 use crate::support::{
     CLIENT_NONCE, KEY_GENERATION, Pair, Until, agent_messages, backend_messages, command,
@@ -95,7 +95,9 @@ fn agent_in(state: AgentState) -> (Pair, Secret, u64) {
         AgentState::Established => (Pair::established(), 2),
         AgentState::Draining => {
             let mut pair = Pair::established();
-            let drain = backend_messages().pop().unwrap();
+            let drain = BackendMessage::Drain(Drain {
+                reconnect_after_ms: 500,
+            });
             pair.send_backend(drain);
             (pair, 3)
         }
@@ -159,7 +161,9 @@ fn backend_in(state: BackendState) -> (Pair, Secret, u64) {
         BackendState::Established => (Pair::established(), 3),
         BackendState::Draining => {
             let mut pair = Pair::established();
-            let drain = backend_messages().pop().unwrap();
+            let drain = BackendMessage::Drain(Drain {
+                reconnect_after_ms: 500,
+            });
             pair.send_backend(drain);
             (pair, 3)
         }
