@@ -422,10 +422,9 @@ impl Manager {
         self.paces(agent_id, now, |paces| paces.openings.forked(run));
     }
 
-    /// A second holder of an identity is refused: how soon it may ask again whether somebody has decided. `random` is
-    /// uniform over all of `u64`.
-    pub fn ask_again(&self, now: Monotonic, random: u64) -> Duration {
-        lock(&self.blocked).refused(now, random)
+    /// A second holder of an identity is refused: how soon it may ask again whether somebody has decided.
+    pub fn ask_again(&self, now: Monotonic) -> Duration {
+        lock(&self.blocked).refused(now)
     }
 
     /// A session of this process is confirmed.

@@ -175,10 +175,8 @@ impl Arrival<'_> {
         if refuse.code != CloseCode::IdentityFork {
             return refuse;
         }
-        // The bits of the number behind those that say which kind it is.
-        let random = self.session_id.as_uuid().as_u64_pair().1 << 2;
         let (manager, now) = (&self.inbound.manager, self.inbound.clock.now());
-        let wait = manager.ask_again(now, random);
+        let wait = manager.ask_again(now);
         Refuse {
             retry_after_ms: Some(millis(wait)),
             ..refuse

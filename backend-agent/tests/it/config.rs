@@ -56,6 +56,8 @@ fn is_an_example(line: &str) -> bool {
         "ca_file = ",
         "ca_key_file = ",
         "crl_file = ",
+        "previous_master_key_file = ",
+        "ca_sign_command = ",
     ]
     .iter()
     .any(|key| line.starts_with(key))

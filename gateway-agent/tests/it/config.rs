@@ -211,6 +211,7 @@ fn the_example_is_accepted_and_what_it_leaves_out_is_the_default() {
 /// What has no default is left out of the example, with a value that only looks like one.
 fn is_an_example(line: &str) -> bool {
     [
+        "door_url = ",
         "key = ",
         "socket = ",
         "server_name = ",

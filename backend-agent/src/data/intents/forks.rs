@@ -49,9 +49,9 @@ SELECT f.agent_id, f.refused_agent_run_id, f.at, f.times, f.refused_epoch, f.ref
        f.resolved_at, f.resolution, r.serial AS refused_serial, r.not_after AS refused_not_after,
        a.serial AS accepted_serial, a.not_after AS accepted_not_after
 FROM forks AS f
-LEFT JOIN certificates AS r
+LEFT JOIN certificates AS r INDEXED BY certificates_by_gateway
     ON r.tenant = f.tenant AND r.agent_id = f.agent_id AND r.fingerprint = f.refused_fingerprint
-LEFT JOIN certificates AS a
+LEFT JOIN certificates AS a INDEXED BY certificates_by_gateway
     ON a.tenant = f.tenant AND a.agent_id = f.agent_id AND a.fingerprint = f.accepted_fingerprint
 WHERE f.tenant = :tenant AND f.agent_id = :agent_id ORDER BY f.at DESC, f.refused_agent_run_id";
 

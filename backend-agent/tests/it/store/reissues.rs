@@ -179,7 +179,7 @@ pub(crate) async fn whoever_is_not_the_gateway_of_today_gets_none(bed: &Bed) {
     }
     // Each consumed its challenge.
     let challenge = no(ReissueRefusal::Challenge);
-    assert_eq!(asked(bed, reissue(1, 1, epoch, 2), now).await, challenge);
+    assert_eq!(asked(bed, reissue(1, 1, epoch, 77), now).await, challenge);
     let (tenant, actor) = (&bed.tenant, Actor::local("test"));
     let revoked = bed
         .store
