@@ -103,6 +103,7 @@ async fn a_gateway_that_was_away_for_longer_than_its_certificate_lives_comes_bac
     }
     let told = "asking the door at https://";
     assert!(gateway.log().contains(told), "{}", gateway.log());
+    system.online("gw-1").await;
     let run = system.submit("gateway.info", "after a year").await;
     system.finished(&run).await;
     let commands = system.commands(&run).await;

@@ -127,10 +127,6 @@ const HELD: &[(&str, &str)] = &[
         "a_name_that_is_taken_is_taken_over_once_nothing_is_heard_of_it",
     ),
     (
-        "GENERATION_MAX backend-agent/src/data/intents/replacements.rs",
-        "a_gateway_has_as_many_keys_as_a_hello_can_name",
-    ),
-    (
         "EPHEMERAL_MS_MIN api/src/ticket.rs",
         "a_place_is_given_away_by_whoever_may_throw_out_and_let_in",
     ),
