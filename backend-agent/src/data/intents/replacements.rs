@@ -28,11 +28,13 @@ const HEARD_LATELY_SECONDS: u64 = 60;
 
 /// The epoch is above every one that was issued, so that nothing the machine before has is worth anything: a HELLO of
 /// it is below the confirmed epoch, and its key below the generation that is accepted. Counters of orders go on.
+/// What is known of the machine before says nothing of this one: neither what its agent can, nor of which master key
+/// its secrets are.
 pub(super) const REPLACE: &str = "\
 UPDATE gateways SET revoked_at = NULL, revoked_by = NULL, revoked_reason = NULL, issued = issued + 1,
-       confirmed = issued + 1, key_generation = :generation, key_wanted = NULL, last_agent_run_id = NULL,
-       session_epoch = NULL, session_instance = NULL, favoured_run = NULL, favoured_until = NULL, take_overs = '[]',
-       last_seen_at = :now
+       confirmed = issued + 1, key_generation = :generation, key_wanted = NULL, takes_keys = NULL, key_master = NULL,
+       last_agent_run_id = NULL, session_epoch = NULL, session_instance = NULL, favoured_run = NULL,
+       favoured_until = NULL, take_overs = '[]', last_seen_at = :now
 WHERE tenant = :tenant AND agent_id = :agent_id
 RETURNING agent_id, confirmed, key_generation";
 

@@ -84,6 +84,9 @@ fn first_hello(bed: &Bed, replaced: &Replaced) -> AdmitRequest {
 
 pub(crate) async fn a_machine_takes_a_place_and_the_one_before_has_nothing_more(bed: &Bed) {
     let old = connected(bed).await;
+    let (tenant, epoch) = (&bed.tenant, old.holder.epoch);
+    let noted = bed.store.note_keys(tenant, agent(1), epoch, true, Some([7; 8]));
+    noted.await.unwrap();
     let begun = bed.released(1, &old).await;
     let again = bed.command(1, true).await;
     bed.lease(&old).await;
@@ -108,6 +111,9 @@ pub(crate) async fn a_machine_takes_a_place_and_the_one_before_has_nothing_more(
     assert_eq!(bed.state(waiting).await, CommandState::Queued);
     let after = bed.gateway_now(1).await;
     assert_eq!((after.agent_id, &after.name), (agent(1), &before.name));
+    // Otherwise a master key would be done with that the new machine's secrets may be of.
+    let keys = after.keys();
+    assert_eq!((keys.takes_one, keys.master), (None, None));
     assert_eq!((after.session, after.next_order), (None, before.next_order));
     let known = async |spki: [u8; 32]| {
         let known = bed.store.certificate(&bed.tenant, agent(1), &spki).await;
