@@ -201,7 +201,7 @@ impl Reissues {
             agent_id,
             challenge: None,
             peer,
-            why: "bad_proof",
+            why: Some("bad_proof"),
         };
         let now = self.clock.line();
         let noted = self.store.refuse_reissue(&self.tenant, refused, now).await;
@@ -232,30 +232,33 @@ impl Reissues {
             Ok(csr) => csr,
             Err(bad) => return Err(self.refuse(proved, bad.into(), peer).await),
         };
+        let (shown, now) = (proved.shown, self.clock.line());
+        let foreseen = self
+            .store
+            .foresee_reissue(&self.tenant, agent_id, csr.spki, shown, now);
+        // Nothing is signed for whoever gets none, and nothing twice: a signature may be somebody else's work.
+        let before = match foreseen.await.map_err(|error| failed(&error))? {
+            None | Some(ReissueOutcome::Issued) => None,
+            Some(ReissueOutcome::Before(pem)) => Some(pem),
+            Some(ReissueOutcome::TooSoon(wait)) => {
+                return Err(self.refuse(proved, too_soon(wait), peer).await);
+            }
+            Some(ReissueOutcome::Refused(refusal)) => {
+                return Err(self.refuse(proved, refused(refusal), peer).await);
+            }
+        };
         let known = self.store.certificate(&self.tenant, agent_id, &csr.spki);
         let known = known.await.map_err(|error| failed(&error))?;
         let Some(known) = known else {
             let unknown = refused(ReissueRefusal::UnknownKey);
             return Err(self.refuse(proved, unknown, peer).await);
         };
-        let (certificate, pem) = self.sign(proved, &csr, &known.gateway).await?;
-        let reissue = Reissue {
-            challenge: proved.challenge,
-            peer,
-            shown: proved.shown,
-            certificate,
-            pem: pem.clone(),
-        };
-        let now = self.clock.line();
-        let done = self.store.reissue_certificate(&self.tenant, reissue, now);
-        let (pem, outcome) = match done.await.map_err(|error| failed(&error))? {
-            ReissueOutcome::Issued => (pem, "door_issued"),
-            ReissueOutcome::Before(pem) => (pem, "door_again"),
-            ReissueOutcome::TooSoon(wait) => {
-                let detail = "this gateway got as many certificates as it may in this time; it asks again by itself";
-                return Err(too_many("too_soon", detail, wait));
+        let (pem, outcome) = match before {
+            Some(pem) => {
+                self.spend(proved, None, peer).await?;
+                (pem, "door_again")
             }
-            ReissueOutcome::Refused(refusal) => return Err(refused(refusal)),
+            None => self.issue(proved, &csr, &known.gateway, peer).await?,
         };
         let not_after = end_of(&pem).map_err(|error| failed(&error))?;
         tracing::info!(
@@ -271,6 +274,32 @@ impl Reissues {
             body: answer,
             outcome,
         })
+    }
+
+    /// Makes a certificate and registers it: its text, and the word for what came of it.
+    async fn issue(
+        &self,
+        proved: &Proved,
+        csr: &CertificateRequest,
+        gateway: &GatewayName,
+        peer: IpAddr,
+    ) -> Result<(String, &'static str), Refusal> {
+        let (certificate, pem) = self.sign(proved, csr, gateway).await?;
+        let reissue = Reissue {
+            challenge: proved.challenge,
+            peer,
+            shown: proved.shown,
+            certificate,
+            pem: pem.clone(),
+        };
+        let now = self.clock.line();
+        let done = self.store.reissue_certificate(&self.tenant, reissue, now);
+        match done.await.map_err(|error| failed(&error))? {
+            ReissueOutcome::Issued => Ok((pem, "door_issued")),
+            ReissueOutcome::Before(pem) => Ok((pem, "door_again")),
+            ReissueOutcome::TooSoon(wait) => Err(too_soon(wait)),
+            ReissueOutcome::Refused(refusal) => Err(refused(refusal)),
+        }
     }
 
     /// Makes the certificate. Nobody accepts it before it is registered.
@@ -297,19 +326,35 @@ impl Reissues {
 
     /// Consumes the challenge, records a refusal that the store did not come to itself, and says it.
     async fn refuse(&self, proved: &Proved, refusal: Refusal, peer: IpAddr) -> Refusal {
-        let why = RefusedReissue {
+        let spent = self.spend(proved, Some(refusal.code), peer).await;
+        spent.err().unwrap_or(refusal)
+    }
+
+    /// Consumes the challenge, and records why nothing came of it, where nothing did.
+    async fn spend(
+        &self,
+        proved: &Proved,
+        why: Option<&'static str>,
+        peer: IpAddr,
+    ) -> Result<(), Refusal> {
+        let spent = RefusedReissue {
             agent_id: proved.agent_id(),
             challenge: Some(proved.challenge),
             peer,
-            why: refusal.code,
+            why,
         };
         let now = self.clock.line();
-        match self.store.refuse_reissue(&self.tenant, why, now).await {
-            Ok(true) => refusal,
-            Ok(false) => refused(ReissueRefusal::Challenge),
-            Err(error) => failed(&error),
+        match self.store.refuse_reissue(&self.tenant, spent, now).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(refused(ReissueRefusal::Challenge)),
+            Err(error) => Err(failed(&error)),
         }
     }
+}
+
+fn too_soon(wait: Duration) -> Refusal {
+    let detail = "this gateway got as many certificates as it may in this time; it asks again by itself";
+    too_many("too_soon", detail, wait)
 }
 
 fn too_many(code: &'static str, detail: &str, after: Duration) -> Refusal {
@@ -347,7 +392,9 @@ fn refused(refusal: ReissueRefusal) -> Refusal {
         ),
         ReissueRefusal::NotTheGateway(NotTheGateway::StaleKey) => (
             StatusCode::FORBIDDEN,
-            "this agent key was superseded by a later one: use the identity file that was issued last".to_owned(),
+            "this agent key was superseded by a later one, or another machine took this gateway's place: use the \
+             identity file that was issued last"
+                .to_owned(),
         ),
         // As little as possible: whoever guesses learns nothing.
         ReissueRefusal::NotTheGateway(NotTheGateway::BadToken) => (

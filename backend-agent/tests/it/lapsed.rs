@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde_json::Value;
+use tempfile::TempDir;
 use viworks_backend_agent::data::{Actor, Page};
 use viworks_backend_agent::pki::authority::Issued;
 use viworks_backend_agent::pki::issue::Material;
@@ -30,8 +31,12 @@ async fn backend() -> Backend {
 }
 
 async fn backend_by(clock: Arc<dyn Clock>) -> Backend {
+    backend_in(pki::initialised(), clock).await
+}
+
+async fn backend_in(folder: TempDir, clock: Arc<dyn Clock>) -> Backend {
     let rarely = Duration::from_secs(3_600);
-    Backend::start_changed(pki::initialised(), clock, |config| {
+    Backend::start_changed(folder, clock, |config| {
         config.jobs.offer = rarely;
         config.enrolment.listen = Some("127.0.0.1:0".parse().unwrap());
     })
@@ -241,6 +246,40 @@ async fn a_request_at_the_door_cannot_be_replayed_and_a_revoked_gateway_gets_not
     assert_eq!((status, said["code"].as_str()), (410, Some("revoked")));
     let noted = refusals(&backend, "certificate.renew_at_door").await;
     assert_eq!(noted, ["revoked", "challenge", "issued"]);
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn nothing_is_signed_at_the_door_for_whoever_gets_no_certificate() {
+    let folder = pki::initialised();
+    let authority = folder.path().join("b/ca.key");
+    let backend = backend_in(folder, Arc::new(SystemClock)).await;
+    let material = backend.join_for("gw-1", SHORT).await;
+    let good = backend.join("gw-2").await;
+    let gone = backend.join_for("gw-3", SHORT).await;
+    let late = backend.join_for("gw-4", SHORT).await;
+    let (status, first) = changed(&backend, &material, |_as_it_is| {}).await;
+    assert_eq!(status, 200, "{first}");
+    let (tenant, actor) = (Tenant::default_tenant(), Actor::local("test"));
+    let (agent_id, now) = (gone.identity.agent_id, SystemClock.wall());
+    let revoked = backend
+        .store
+        .revoke_gateway(&tenant, agent_id, None, &actor, now);
+    revoked.await.unwrap().unwrap();
+
+    // From here on nothing can be signed.
+    std::fs::remove_file(authority).unwrap();
+    let (status, again) = changed(&backend, &material, |_as_it_is| {}).await;
+    assert_eq!(status, 200, "{again}");
+    assert_eq!(again["certificate"], first["certificate"]);
+    for (who, said) in [
+        (&good, (409, "not_lapsed")),
+        (&gone, (410, "revoked")),
+        (&late, (503, "unavailable")),
+    ] {
+        let (status, answer) = changed(&backend, who, |_as_it_is| {}).await;
+        assert_eq!((status, answer["code"].as_str()), (said.0, Some(said.1)));
+    }
     drop(backend.stop().await);
 }
 

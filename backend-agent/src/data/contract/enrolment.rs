@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use async_trait::async_trait;
-use viworks_common::id::{Tenant, TicketId};
+use viworks_common::admission::Shown;
+use viworks_common::id::{AgentId, Tenant, TicketId};
 use viworks_common::time::Timestamp;
 
 use crate::data::{
@@ -69,6 +70,16 @@ pub trait EnrolmentStore: Send + Sync {
         refused: RefusedRedemption,
         now: Timestamp,
     ) -> StoreResult<bool>;
+    /// What comes of a request at the door for this key (SHA-256) by whoever shows this, as far as a look tells; `None`
+    /// where a certificate would be made.
+    async fn foresee_reissue(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        spki: [u8; 32],
+        shown: Shown,
+        now: Timestamp,
+    ) -> StoreResult<Option<ReissueOutcome>>;
     /// Consumes the challenge and registers a certificate that a gateway asked for at the door because its own has
     /// ended, in place of that, all or nothing. It has as many as over its sessions. Until a session was confirmed with
     /// it, the same key gets the same one again. The gateway's epoch stays where it is.
@@ -79,7 +90,8 @@ pub trait EnrolmentStore: Send + Sync {
         now: Timestamp,
     ) -> StoreResult<ReissueOutcome>;
     /// Consumes the challenge that a gateway answered at the door, and records, within bounds, why nothing came of
-    /// that; `false` when it was consumed before, which is recorded instead. Without one, only records it.
+    /// that, where nothing did; `false` when it was consumed before, which is recorded instead. Without one, only
+    /// records it.
     async fn refuse_reissue(
         &self,
         tenant: &Tenant,

@@ -195,7 +195,7 @@ pub(super) fn renew(tx: &Tx<'_>, renewal: &Renewal) -> StoreResult<RenewalOutcom
             Some(_) | None => RenewalOutcome::KeyInUse,
         });
     }
-    if let Some(wait) = pause(tx, *agent_id)? {
+    if let Some(wait) = pause(tx, *agent_id, tx.now)? {
         return Ok(RenewalOutcome::TooSoon(wait));
     }
     let until = tx.now.saturating_sub(RETIRED_KEPT);
@@ -212,10 +212,14 @@ pub(super) fn renew(tx: &Tx<'_>, renewal: &Renewal) -> StoreResult<RenewalOutcom
 }
 
 /// How long a gateway has to wait for another certificate, because of those that it got.
-pub(super) fn pause(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<Option<Duration>> {
-    let since = tx.now.saturating_sub(RENEWAL_SPAN);
+pub(super) fn pause(
+    view: &View<'_>,
+    agent_id: AgentId,
+    now: Timestamp,
+) -> StoreResult<Option<Duration>> {
+    let since = now.saturating_sub(RENEWAL_SPAN);
     let (renewals, first, last, unproved) =
-        tx.one(RENEWALS, params! { agent_id, since }, |row| {
+        view.one(RENEWALS, params! { agent_id, since }, |row| {
             let row = Reader::new("certificates", row);
             Ok((
                 row.get::<u64>("renewals")?,
@@ -225,7 +229,7 @@ pub(super) fn pause(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<Option<Durati
             ))
         })?;
     let after = |at: Option<Timestamp>, span| {
-        let left = at?.saturating_add(span).saturating_since(tx.now);
+        let left = at?.saturating_add(span).saturating_since(now);
         (!left.is_zero()).then_some(left)
     };
     let full = (renewals >= RENEWALS_MAX)

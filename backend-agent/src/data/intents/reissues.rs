@@ -4,14 +4,14 @@
 use std::net::IpAddr;
 
 use serde_json::json;
-use viworks_common::admission::{NotTheGateway, at_the_door};
+use viworks_common::admission::{NotTheGateway, Shown, at_the_door};
 use viworks_common::id::{AgentId, TicketId};
 use viworks_common::renewal::has_lapsed;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
 use super::row::Reader;
-use super::tx::Tx;
+use super::tx::{Tx, View};
 use super::{agents, audit, certificates, enrolments, opening};
 use crate::data::{
     Actor, AuditOutcome, GatewayRef, NewAuditRecord, NewCertificate, RefusedReissue, Reissue,
@@ -60,8 +60,21 @@ pub(super) fn reissue(tx: &Tx<'_>, reissue: &Reissue) -> StoreResult<ReissueOutc
     Ok(outcome)
 }
 
-/// Consumes the challenge, where one was answered, and records why nothing came of it; `false` when it was consumed
-/// before, which is recorded instead.
+/// What comes of a key of this gateway, as far as a look tells; none where a certificate would be made.
+pub(super) fn foresee(
+    view: &View<'_>,
+    agent_id: AgentId,
+    spki: &[u8; 32],
+    shown: Shown,
+    now: Timestamp,
+) -> StoreResult<Option<ReissueOutcome>> {
+    let known = view.optional(BY_KEY, params! { spki }, read)?;
+    let known = known.filter(|known| known.agent_id == agent_id);
+    Ok(judge(view, agent_id, known, shown, now)?.err())
+}
+
+/// Consumes the challenge, where one was answered, and records why nothing came of it, where nothing did; `false` when
+/// it was consumed before, which is recorded instead.
 pub(super) fn refuse(tx: &Tx<'_>, refused: &RefusedReissue) -> StoreResult<bool> {
     let RefusedReissue {
         agent_id,
@@ -71,16 +84,20 @@ pub(super) fn refuse(tx: &Tx<'_>, refused: &RefusedReissue) -> StoreResult<bool>
     } = refused;
     tx.lock([*agent_id])?;
     let Some(challenge) = challenge else {
-        note(tx, UNPROVED, *agent_id, *peer, why)?;
+        if let Some(why) = why {
+            note(tx, UNPROVED, *agent_id, *peer, why)?;
+        }
         return Ok(true);
     };
     let fresh = enrolments::consume(tx, named(*agent_id), challenge)?;
     let why = if fresh {
         *why
     } else {
-        ReissueRefusal::Challenge.name()
+        Some(ReissueRefusal::Challenge.name())
     };
-    note(tx, RENEWED, *agent_id, *peer, why)?;
+    if let Some(why) = why {
+        note(tx, RENEWED, *agent_id, *peer, why)?;
+    }
     Ok(fresh)
 }
 
@@ -129,10 +146,33 @@ fn try_reissue(tx: &Tx<'_>, reissue: &Reissue) -> StoreResult<ReissueOutcome> {
             Some(_) | None => refused(ReissueRefusal::Challenge),
         };
     }
-    let Some(identity) = opening::identity(tx, *agent_id, None)? else {
+    let ended = match judge(tx, *agent_id, known, *shown, tx.now)? {
+        Ok(ended) => ended,
+        Err(other) => return Ok(other),
+    };
+    tx.execute(
+        REISSUE,
+        params! { spki, agent_id, serial, not_after, fingerprint, pem },
+    )?;
+    let detail = json!({ "serial": serial, "not_after": not_after, "ended": ended });
+    let actor = Actor::gateway(*agent_id).at_address(Some(*peer));
+    agents::note(tx, &actor, RENEWED, *agent_id, &detail)?;
+    Ok(ReissueOutcome::Issued)
+}
+
+/// When the certificate ended in whose place there may be another one, for whoever shows this.
+fn judge(
+    view: &View<'_>,
+    agent_id: AgentId,
+    known: Option<Known>,
+    shown: Shown,
+    now: Timestamp,
+) -> StoreResult<Result<Timestamp, ReissueOutcome>> {
+    let refused = |refusal| Ok(Err(ReissueOutcome::Refused(refusal)));
+    let Some(identity) = opening::identity(view, agent_id, None)? else {
         return refused(ReissueRefusal::NotTheGateway(NotTheGateway::BadToken));
     };
-    if let Err(other) = at_the_door(&identity.row, *shown) {
+    if let Err(other) = at_the_door(&identity.row, shown) {
         return refused(ReissueRefusal::NotTheGateway(other));
     }
     let Some(known) = known else {
@@ -141,23 +181,16 @@ fn try_reissue(tx: &Tx<'_>, reissue: &Reissue) -> StoreResult<ReissueOutcome> {
     if known.retired {
         return refused(ReissueRefusal::RetiredKey);
     }
-    if !has_lapsed(known.not_after, tx.now) {
+    if !has_lapsed(known.not_after, now) {
         return match known.unproved {
-            Some(pem) => Ok(ReissueOutcome::Before(pem)),
+            Some(pem) => Ok(Err(ReissueOutcome::Before(pem))),
             None => refused(ReissueRefusal::NotLapsed(known.not_after)),
         };
     }
-    if let Some(wait) = certificates::pause(tx, *agent_id)? {
-        return Ok(ReissueOutcome::TooSoon(wait));
-    }
-    tx.execute(
-        REISSUE,
-        params! { spki, agent_id, serial, not_after, fingerprint, pem },
-    )?;
-    let detail = json!({ "serial": serial, "not_after": not_after, "ended": known.not_after });
-    let actor = Actor::gateway(*agent_id).at_address(Some(*peer));
-    agents::note(tx, &actor, RENEWED, *agent_id, &detail)?;
-    Ok(ReissueOutcome::Issued)
+    let wait = certificates::pause(view, agent_id, now)?;
+    Ok(wait.map_or(Ok(known.not_after), |wait| {
+        Err(ReissueOutcome::TooSoon(wait))
+    }))
 }
 
 fn read(row: &Row<'_>) -> StoreResult<Known> {

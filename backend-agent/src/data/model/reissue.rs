@@ -77,6 +77,6 @@ pub struct RefusedReissue {
     pub challenge: Option<AnsweredChallenge>,
     /// Where it comes from.
     pub peer: IpAddr,
-    /// The word for programs.
-    pub why: &'static str,
+    /// The word for programs; none where nothing is refused, and what was issued before is given again.
+    pub why: Option<&'static str>,
 }

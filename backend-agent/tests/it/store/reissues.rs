@@ -50,11 +50,22 @@ pub(crate) async fn connected(bed: &Bed, ends: i64) -> Session {
     bed.session(1, 1).await
 }
 
+/// What came of it, which a look has told before.
 async fn asked(bed: &Bed, reissue: Reissue, seconds: i64) -> ReissueOutcome {
-    let done = bed
+    let NewCertificate { agent_id, spki, .. } = reissue.certificate;
+    let (tenant, shown, now) = (&bed.tenant, reissue.shown, at(seconds));
+    let foreseen = bed
         .store
-        .reissue_certificate(&bed.tenant, reissue, at(seconds));
-    done.await.unwrap()
+        .foresee_reissue(tenant, agent_id, spki, shown, now);
+    let foreseen = foreseen.await.unwrap();
+    let done = bed.store.reissue_certificate(tenant, reissue, now);
+    let done = done.await.unwrap();
+    // Whether a challenge was answered before is no matter of a look.
+    if done != no(ReissueRefusal::Challenge) {
+        let foreseen = foreseen.unwrap_or(ReissueOutcome::Issued);
+        assert_eq!(foreseen, done);
+    }
+    done
 }
 
 /// A refusal of gateway `who`, over challenge `n` if one was answered.
@@ -63,7 +74,7 @@ pub(crate) fn refusal(n: Option<u64>, who: u64) -> RefusedReissue {
         agent_id: agent(who),
         challenge: n.map(challenge),
         peer: "192.0.2.7".parse().unwrap(),
-        why: "csr_key",
+        why: Some("csr_key"),
     }
 }
 
@@ -224,12 +235,19 @@ pub(crate) async fn what_the_door_refuses_is_recorded_within_bounds_and_of_gatew
     };
     assert!(refuse(refusal(Some(1), 1)).await);
     assert!(!refuse(refusal(Some(1), 1)).await, "it is consumed");
+    // What was issued before and is given again is no refusal.
+    let again = RefusedReissue {
+        why: None,
+        ..refusal(Some(2), 1)
+    };
+    assert!(refuse(again.clone()).await);
+    assert!(!refuse(again).await, "and that is one");
     for _ in 0..100 {
         assert!(refuse(refusal(None, 1)).await);
         assert!(refuse(refusal(None, 5)).await, "there is no such gateway");
     }
     let audited = bed.audited().await;
     let count = |action: &str| audited.iter().filter(|it| it.contains(action)).count();
-    assert_eq!(count("certificate.renew_at_door"), 2, "{audited:?}");
+    assert_eq!(count("certificate.renew_at_door"), 3, "{audited:?}");
     assert_eq!(count("gateway.unproved_renewal"), 60);
 }

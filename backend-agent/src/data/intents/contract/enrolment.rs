@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use async_trait::async_trait;
-use viworks_common::id::{Tenant, TicketId};
+use viworks_common::admission::Shown;
+use viworks_common::id::{AgentId, Tenant, TicketId};
 use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 
@@ -99,6 +100,20 @@ impl<E: Engine> EnrolmentStore for SqlStore<E> {
     ) -> StoreResult<bool> {
         self.write(tenant, now, move |tx| enrolments::refuse(tx, &refused))
             .await
+    }
+
+    async fn foresee_reissue(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        spki: [u8; 32],
+        shown: Shown,
+        now: Timestamp,
+    ) -> StoreResult<Option<ReissueOutcome>> {
+        self.read(tenant, move |view| {
+            reissues::foresee(view, agent_id, &spki, shown, now)
+        })
+        .await
     }
 
     async fn reissue_certificate(
