@@ -61,8 +61,11 @@ pub(super) fn foresee(
     };
     let refusal = if ticket.revoked_at.is_some() {
         Some(TicketRefusal::Revoked)
-    } else if view.optional(BY_KEY, params! { spki }, read)?.is_some() {
-        None
+    } else if let Some(enrolled) = view.optional(BY_KEY, params! { spki }, read)? {
+        // Nothing is signed for whoever has it and goes on asking.
+        let gateway = agents::load(view, &GatewayRef::Id(enrolled.agent_id))?;
+        let unused = gateway.is_some_and(|gateway| is_unused(&gateway, &enrolled));
+        (!unused).then_some(TicketRefusal::KeyInUse)
     } else {
         judge(&ticket, peer, now)
     };
@@ -253,6 +256,11 @@ pub(super) struct Enrolled {
     pub(super) epoch: u64,
 }
 
+/// Whether no machine can have had the answer: none of it was connected.
+fn is_unused(gateway: &Gateway, enrolled: &Enrolled) -> bool {
+    gateway.revoked_at.is_none() && gateway.confirmed == enrolled.epoch
+}
+
 /// The same gateway for the same installation, which cannot have had the answer: it was never connected.
 fn again(
     tx: &Tx<'_>,
@@ -263,9 +271,7 @@ fn again(
     let gateway = agents::load(tx, &GatewayRef::Id(enrolled.agent_id))?;
     let same =
         enrolled.ticket_id == redemption.ticket && enrolled.install_id == redemption.install_id;
-    let unused = |gateway: &Gateway| {
-        gateway.revoked_at.is_none() && gateway.confirmed == enrolled.epoch && same
-    };
+    let unused = |gateway: &Gateway| same && is_unused(gateway, &enrolled);
     let Some(gateway) = gateway.filter(unused) else {
         return Ok(RedeemOutcome::Refused(TicketRefusal::KeyInUse));
     };

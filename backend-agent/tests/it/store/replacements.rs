@@ -220,7 +220,16 @@ pub(crate) async fn a_place_whose_answer_was_lost_is_given_again(bed: &Bed) {
     };
     assert_eq!(before.certificate, "certificate 50");
     assert_eq!((before.epoch, before.key_generation), (done.epoch, 2));
+    let foreseen = async || {
+        let (tenant, peer) = (&bed.tenant, "192.0.2.7".parse().unwrap());
+        let look = bed
+            .store
+            .foresee_redemption(tenant, ticket_id(1), bytes(50), peer, at(33));
+        look.await.unwrap().unwrap().refusal
+    };
+    assert_eq!(foreseen().await, None);
     bed.open(first_hello(bed, &done)).await;
+    assert_eq!(foreseen().await, Some(TicketRefusal::KeyInUse));
     let in_use = refused(TicketRefusal::KeyInUse);
     assert_eq!(redeem(bed, again(61), 33).await, in_use);
     assert_eq!(stored(bed, 1).await.uses, 1);
