@@ -353,7 +353,8 @@ impl Reissues {
 }
 
 fn too_soon(wait: Duration) -> Refusal {
-    let detail = "this gateway got as many certificates as it may in this time; it asks again by itself";
+    let detail =
+        "this gateway got as many certificates as it may in this time; it asks again by itself";
     too_many("too_soon", detail, wait)
 }
 

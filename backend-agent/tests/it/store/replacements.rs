@@ -85,7 +85,9 @@ fn first_hello(bed: &Bed, replaced: &Replaced) -> AdmitRequest {
 pub(crate) async fn a_machine_takes_a_place_and_the_one_before_has_nothing_more(bed: &Bed) {
     let old = connected(bed).await;
     let (tenant, epoch) = (&bed.tenant, old.holder.epoch);
-    let noted = bed.store.note_keys(tenant, agent(1), epoch, true, Some([7; 8]));
+    let noted = bed
+        .store
+        .note_keys(tenant, agent(1), epoch, true, Some([7; 8]));
     noted.await.unwrap();
     let begun = bed.released(1, &old).await;
     let again = bed.command(1, true).await;
