@@ -228,6 +228,7 @@ async fn ask_at_door(parts: &Parts, material: &Material, url: &str, ended: &Ende
         url,
         pins: parts.pins.accepted().pins,
         material,
+        credentials: &parts.credentials,
         identity: &parts.identity,
         journal: &parts.journal,
     };

@@ -13,7 +13,7 @@ use std::time::Duration;
 use rcgen::KeyPair;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::time::sleep;
-use tracing::info;
+use tracing::{info, warn};
 use viworks_common::enrolment::{
     CLOCK_OFF_MAX, EnrolmentChallenge, LapsedAnswer, LapsedExchange, LapsedRenewal, LapsedRequest,
     RENEW_PATH,
@@ -29,6 +29,7 @@ use viworks_runtime::{fault, random};
 
 use super::door::{self, Door, DoorFailure};
 use crate::config::door_place;
+use crate::credentials::Credentials;
 use crate::identity::Identity;
 use crate::journal::Journal;
 use crate::material::{Material, Papers};
@@ -67,6 +68,8 @@ pub struct Asking<'a> {
     pub pins: BTreeSet<SpkiPin>,
     /// The certificates and keys of the gateway.
     pub material: &'a Material,
+    /// Where it is noted that its agent key was refused.
+    pub credentials: &'a Credentials,
     /// Who it is.
     pub identity: &'a Identity,
     /// Where its ratchet is.
@@ -80,6 +83,8 @@ struct Vain {
     fix: &'static str,
     /// Whether another key that the gateway has may fare better.
     is_of_the_key: bool,
+    /// Whether another agent key may.
+    is_of_the_agent_key: bool,
 }
 
 impl Vain {
@@ -89,6 +94,7 @@ impl Vain {
             cause,
             fix,
             is_of_the_key: false,
+            is_of_the_agent_key: false,
         }
     }
 }
@@ -117,6 +123,7 @@ impl From<DoorFailure> for Vain {
                 cause: format!("the backend refuses: {code}: {detail}"),
                 fix: FIX_REFUSED,
                 is_of_the_key: matches!(code.as_str(), "unknown_key" | "retired_key"),
+                is_of_the_agent_key: matches!(code.as_str(), "bad_proof" | "stale_agent_key"),
             },
         }
     }
@@ -295,6 +302,15 @@ impl Lapsed {
             state.place = state.place.wrapping_add(1);
         }
         drop(state);
+        // As HELLO does, which such a gateway does not come to.
+        if vain.is_of_the_agent_key && asking.credentials.key_refused(asking.material.key_digest())
+        {
+            let generation = asking.material.key_generation;
+            warn!(
+                generation,
+                "this agent key is refused at the door; another one that this gateway has is tried"
+            );
+        }
         let Vain { cause, fix, .. } = vain;
         let again = human::span(pause);
         let cause = format!(
@@ -427,6 +443,15 @@ mod tests {
             ("revoked", false),
         ] {
             assert_eq!(refused(code, true).is_of_the_key, of_the_key, "{code}");
+        }
+        for (code, of_the_agent_key) in [
+            ("bad_proof", true),
+            ("stale_agent_key", true),
+            ("bad_token", false),
+            ("retired_key", false),
+        ] {
+            let vain = refused(code, true);
+            assert_eq!(vain.is_of_the_agent_key, of_the_agent_key, "{code}");
         }
         let other = Vain::from(DoorFailure::OtherServer {
             place: "door.test:8082".to_owned(),
