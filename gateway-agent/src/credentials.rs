@@ -129,6 +129,12 @@ impl Credentials {
         fresh
     }
 
+    /// Notes that a backend gave this agent key, by its SHA-256, in a session: whatever spoke against it before is of
+    /// another backend, or of another time. Otherwise it would be given in every session, and shown in none.
+    pub fn key_offered(&self, offered: &[u8; 32]) {
+        self.keys_refused().forget(offered);
+    }
+
     /// Notes that a session was confirmed with this agent key, by its SHA-256. True when a later one is refused.
     pub fn key_taken(&self, shown: &[u8; 32]) -> bool {
         let all = self.get().key_candidates();
@@ -260,4 +266,83 @@ fn same(before: &Material, after: &Material) -> bool {
         && before.key_generation == after.key_generation
         && before.key.secret() == after.key.secret()
         && before.roots.roots == after.roots.roots
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use rustls::RootCertStore;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+    use uuid::Uuid;
+    use viworks_common::id::{AgentId, Tenant};
+    use viworks_common::key::{AgentKey, Identity as Name, Secret};
+    use viworks_common::time::Timestamp;
+    use viworks_runtime::clock::SystemClock;
+    use viworks_runtime::config::Environment;
+    use viworks_runtime::tls;
+
+    use super::*;
+    use crate::keyring::Held;
+    use crate::material::Papers;
+
+    fn held(generation: u8) -> Held {
+        Held {
+            generation,
+            key: AgentKey::new(Secret::from_bytes([generation; 32])),
+        }
+    }
+
+    /// Of a gateway with two agent keys.
+    fn credentials() -> Credentials {
+        let papers = Papers {
+            origin: Origin::Configured,
+            path: "gateway.crt".into(),
+            tls: tls::Identity {
+                chain: vec![CertificateDer::from(vec![1])],
+                key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(vec![1])),
+            },
+            fingerprint: [1; 32],
+            not_before: Timestamp::from_unix_micros(0),
+            not_after: Timestamp::from_unix_micros(4_000_000_000_000_000),
+        };
+        let first = held(1);
+        let mut material = Material {
+            name: Name {
+                tenant: Tenant::default_tenant(),
+                agent_id: AgentId::from_uuid(Uuid::from_u128(1)),
+            },
+            key: first.key.clone(),
+            key_generation: first.generation,
+            keys: vec![first, held(2)],
+            first_epoch: 0,
+            first_token: Secret::from_bytes([9; 32]),
+            trust_domain: "viworks.test".parse().unwrap(),
+            all: vec![papers.clone()],
+            shown: papers,
+            unread: Vec::new(),
+            roots: Arc::new(RootCertStore::empty()),
+        };
+        material.show_key(&RefusedKeys::default());
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let nowhere = Path::new("/nonexistent/gateway.toml");
+        let (config, _problems) = Config::read_to_ask(nowhere, &Environment::default());
+        let conditions = Conditions::new(Arc::clone(&clock));
+        Credentials::new(config, material, conditions, clock)
+    }
+
+    #[test]
+    fn an_agent_key_that_is_given_again_is_shown_again_whoever_refused_it() {
+        let own = credentials();
+        let [first, second] = [held(1), held(2)].map(|held| held.digest());
+        let shown = || own.get().key_generation;
+        assert_eq!(shown(), 2);
+        assert!(own.key_refused(second));
+        assert_eq!(shown(), 1);
+        assert!(own.key_taken(&first), "a later one is refused");
+        own.key_offered(&second);
+        assert!(!own.key_taken(&first));
+        assert!(own.key_refused(first));
+        assert_eq!(shown(), 2);
+    }
 }

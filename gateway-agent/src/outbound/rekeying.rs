@@ -36,6 +36,7 @@ pub(super) struct Rekeying {
     digest: [u8; 32],
     /// From when and by when a session of its own uses the one that came.
     trial: Option<(Monotonic, Monotonic)>,
+    credentials: Credentials,
     conditions: Conditions,
     clock: Arc<dyn Clock>,
 }
@@ -49,6 +50,7 @@ impl Rekeying {
             in_use: material.key_generation,
             digest: material.key_digest(),
             trial: None,
+            credentials: parts.credentials.clone(),
             conditions: parts.conditions.clone(),
             clock: Arc::clone(&parts.clock),
         }
@@ -78,9 +80,12 @@ impl Rekeying {
             return Some(self.in_use);
         }
         let (folder, name, in_use) = (self.folder.clone(), self.name.clone(), self.in_use);
-        let keep = move || keyring::keep(&folder, &name, in_use, &Held { generation, key });
+        let new = Held { generation, key };
+        let digest = new.digest();
+        let keep = move || keyring::keep(&folder, &name, in_use, &new);
         let failed = match blocking::call("agent key", WRITE_TIME, keep).await {
             Ok(Ok(())) => {
+                self.credentials.key_offered(&digest);
                 info!(
                     generation,
                     "a later agent key is kept; the next session uses it"
