@@ -406,6 +406,7 @@ suite! {
         a_machine_takes_a_place_and_the_one_before_has_nothing_more,
         two_machines_never_take_one_place,
         a_hello_of_the_machine_before_never_outlives_it,
+        whoever_held_the_identity_before_is_no_choice_any_more,
         a_place_whose_answer_was_lost_is_given_again,
         a_revoked_gateway_comes_back_by_a_ticket_for_its_place_alone,
         a_name_that_is_taken_is_taken_over_once_nothing_is_heard_of_it,

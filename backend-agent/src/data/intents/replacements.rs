@@ -34,9 +34,14 @@ pub(super) const REPLACE: &str = "\
 UPDATE gateways SET revoked_at = NULL, revoked_by = NULL, revoked_reason = NULL, issued = issued + 1,
        confirmed = issued + 1, key_generation = :generation, key_wanted = NULL, takes_keys = NULL, key_master = NULL,
        last_agent_run_id = NULL, session_epoch = NULL, session_instance = NULL, favoured_run = NULL,
-       favoured_until = NULL, take_overs = '[]', last_seen_at = :now
+       favoured_until = NULL, take_overs = '[]', kept_epoch = NULL, last_seen_at = :now
 WHERE tenant = :tenant AND agent_id = :agent_id
 RETURNING agent_id, confirmed, key_generation";
+
+/// Nobody of them has the identity any more, or a key of it: to give it to one of them would put the new machine out and
+/// let nobody in.
+pub(super) const END_FORKS: &str =
+    "DELETE FROM forks WHERE tenant = :tenant AND agent_id = :agent_id";
 
 /// Ephemeral gateways that were away for longer than they may be.
 pub(super) const ABSENT: &str = "\
@@ -118,6 +123,7 @@ fn replace(
             row.get::<u32>("key_generation")?,
         ))
     })?;
+    tx.execute(END_FORKS, params! { agent_id })?;
     if let Some(session) = &gateway.session {
         if session.instance.is_some() {
             tx.post(Post {

@@ -135,6 +135,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("reissues::BY_KEY", reissues::BY_KEY),
         one("reissues::REISSUE", reissues::REISSUE),
         one("replacements::ABSENT", replacements::ABSENT),
+        one("replacements::END_FORKS", replacements::END_FORKS),
         one("replacements::REPLACE", replacements::REPLACE),
         one("pins::FORGET", pins::FORGET),
         one("pins::FORGET_SHOWN", pins::FORGET_SHOWN),

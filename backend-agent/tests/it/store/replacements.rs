@@ -6,15 +6,14 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::sync::Barrier;
 use viworks_backend_agent::data::{
-    Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, GatewayFilter, KeyRotation, Letter,
-    NewGateway, NewTicket, Page, RedeemOutcome, Redemption, Replaced, StoreError, TicketRefusal,
+    Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, GatewayFilter, KeyRotation, Letter, NewGateway, NewTicket, Page, RedeemOutcome, Redemption, Replaced, StoreError, TicketRefusal, ForkDecision, ForkResolution,
 };
 use viworks_common::code::CloseCode;
 use viworks_common::command::CommandState;
 use viworks_common::enrolment::NameRule;
 use viworks_common::id::AgentId;
 
-use super::bed::{Bed, LEASE, Session, agent, at};
+use super::bed::{Bed, LEASE, Session, agent, at, process};
 use super::enrolments::{
     bytes, challenge, create, enrol, new_ticket, redeem, redemption, refused, stored, ticket_id,
 };
@@ -193,6 +192,26 @@ pub(crate) async fn a_hello_of_the_machine_before_never_outlives_it(bed: &Bed) {
     }
     let gateway = bed.gateway_now(1).await;
     assert_eq!((gateway.confirmed, gateway.session), (done.epoch, None));
+    bed.open(first_hello(bed, &done)).await;
+}
+
+pub(crate) async fn whoever_held_the_identity_before_is_no_choice_any_more(bed: &Bed) {
+    connected(bed).await;
+    assert_eq!(bed.admit(bed.hello(1, 2, 0)).await, AdmitOutcome::Fork);
+    let forks = async || bed.store.list_forks(&bed.tenant, agent(1)).await.unwrap();
+    assert_eq!(forks().await.len(), 1);
+    create(bed, ticket_for_the_place(1)).await;
+    let done = replaced(redeem(bed, newcomer(1, 50), 30).await);
+    assert!(forks().await.is_empty());
+    let (actor, keep) = (Actor::local("test"), ForkDecision::Keep(process(2)));
+    let decided = bed
+        .store
+        .resolve_fork(&bed.tenant, agent(1), keep, &actor, at(31));
+    let decided = decided.await.unwrap();
+    assert!(
+        matches!(decided, Some(ForkResolution::NoFork)),
+        "{decided:?}"
+    );
     bed.open(first_hello(bed, &done)).await;
 }
 
