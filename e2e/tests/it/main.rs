@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod authority;
 mod behind_nginx;
 mod busy_api;
 mod causes;
@@ -74,3 +75,4 @@ mod validated;
 mod validation;
 mod verb;
 mod wrong_server;
+mod year;

@@ -22,7 +22,7 @@ use crate::causes::status_where;
 use crate::renewals::{renew_server, shown};
 
 /// `viworks pin …`.
-async fn pin(system: &Deployment, arguments: &[&str]) -> Said {
+pub(crate) async fn pin(system: &Deployment, arguments: &[&str]) -> Said {
     let mut command = Command::new(system.binaries().cli());
     command
         .arg("pin")
@@ -36,7 +36,8 @@ async fn pin(system: &Deployment, arguments: &[&str]) -> Said {
     finish(command, PATIENCE).await
 }
 
-fn pin_of(key: &KeyPair) -> String {
+/// The pin of a key.
+pub(crate) fn pin_of(key: &KeyPair) -> String {
     let names = vec!["localhost".to_owned()];
     let certificate = CertificateParams::new(names).unwrap().self_signed(key);
     let spki = tls::spki_sha256(certificate.unwrap().der());
@@ -50,7 +51,7 @@ async fn standing(system: &Deployment, pin: &str) -> Option<Value> {
     pins.find(|known| known["pin"] == pin).cloned()
 }
 
-async fn confirmed_by(system: &Deployment, pin: &str, gateways: u64) {
+pub(crate) async fn confirmed_by(system: &Deployment, pin: &str, gateways: u64) {
     let what = format!("{gateways} have confirmed it");
     eventually(&what, PATIENCE, async || {
         let found = standing(system, pin).await?;
@@ -60,7 +61,7 @@ async fn confirmed_by(system: &Deployment, pin: &str, gateways: u64) {
 }
 
 /// The pin of the key that the server shows.
-async fn live(system: &Deployment) -> String {
+pub(crate) async fn live(system: &Deployment) -> String {
     let status = system.get("/v1/pins").await;
     let pins = status["pins"].as_array().unwrap();
     let shown = pins.iter().find(|pin| pin["shown"] == true).unwrap();
@@ -259,6 +260,55 @@ async fn pins_that_are_put_in_by_hand_bring_a_gateway_back_when_every_pinned_key
     assert!(pins.contains(&new) && !pins.contains(&old), "{status:#}");
     eventually("health is well again", PATIENCE, async || {
         health(&system).await.is_empty().then_some(())
+    })
+    .await;
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
+
+/// The drill: the server's key was stolen. The next one, which every gateway trusts from the start, takes its place at
+/// once, and whoever has the stolen one is no server any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stolen_key_of_the_server_is_replaced_at_once_and_not_trusted_any_more() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    let material = Material::read(&folder).unwrap();
+    let backend = system.path().join("backend");
+    let socket = folder.join("state/api.sock");
+    let read = |name: &str| std::fs::read_to_string(backend.join(name)).unwrap();
+    let stolen = [read("server.crt"), read("server.key")];
+    let key = KeyPair::from_pem(&read("next.key")).unwrap();
+    let next = pin_of(&key);
+    system.start_backend(Start::default()).await;
+    let gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    let old = live(&system).await;
+
+    // A set has two keys at the least: the one after next comes first.
+    let after_next = pin_of(&KeyPair::generate().unwrap());
+    let _done = pin(&system, &["stage", &after_next]).await.ended_with(0);
+    confirmed_by(&system, &after_next, 1).await;
+    let _done = pin(&system, &["promote", &next]).await.ended_with(0);
+    let pem = renew_server(&backend, &key, time::Duration::days(60));
+    std::fs::write(backend.join("server.key"), key.serialize_pem()).unwrap();
+    system.backend().signal(Signal::HUP);
+    let renewed = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    eventually("the next one is shown", PATIENCE, async || {
+        (shown(&system, &material).await == renewed.as_ref()).then_some(())
+    })
+    .await;
+    let mut gateway = again(&system, &folder, gateway, "gw-1").await;
+    let _done = pin(&system, &["retire", &old]).await.ended_with(0);
+    has_given_up(&system, &folder, &next, &old).await;
+
+    // The thief, where the backend was.
+    assert!(system.backend().stop(PATIENCE).await.success());
+    for (name, content) in ["server.crt", "server.key"].iter().zip(&stolen) {
+        std::fs::write(backend.join(name), content).unwrap();
+    }
+    system.start_backend(Start::default()).await;
+    status_where("it is refused", system.binaries(), &socket, |status| {
+        let cause = status["connection"]["last_failure"]["cause"].as_str();
+        cause.is_some_and(|cause| cause.contains("not pinned"))
     })
     .await;
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
