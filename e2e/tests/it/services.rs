@@ -21,6 +21,14 @@ const GATEWAY: &str = "viworks-gateway-agent.service";
 /// What tells how to do all of this.
 const PAGE: &str = "docs/operations/services.md";
 
+/// What a package says on a machine that is not set up.
+const NEXT: [&str; 4] = [
+    "viworks-backend-agent pki init",
+    "viworks ticket create",
+    "viworks-gateway-agent enroll",
+    "systemctl start viworks-gateway-agent",
+];
+
 /// How long a service may take to be where it should be; it is restarted after two seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -365,7 +373,10 @@ impl Site {
         let (backend, gateway) = (self.process(BACKEND), self.process(GATEWAY));
         self.machine
             .shell("echo '# ours' >>/etc/viworks/commands.d/10-gateway.toml");
-        install(&self.machine, packages);
+        let said = install(&self.machine, packages);
+        for word in NEXT {
+            assert!(!said.contains(word), "it is set up: {said}");
+        }
         self.is_back(BACKEND, &backend).await;
         self.is_back(GATEWAY, &gateway).await;
         self.machine
@@ -390,7 +401,7 @@ impl Site {
         self.machine.shell(&format!(
             "ls -d {kept} >/dev/null; ! grep -ls '^viworks-' /proc/[0-9]*/comm"
         ));
-        install(&self.machine, packages);
+        drop(install(&self.machine, packages));
         self.works().await;
 
         // What an enrolment has begun, and what was put aside for one.
@@ -411,7 +422,8 @@ impl Site {
     }
 }
 
-fn install(machine: &Machine, packages: &Packages) {
+/// Installs them; what that says.
+fn install(machine: &Machine, packages: &Packages) -> String {
     let files: Vec<String> = packages
         .files()
         .iter()
@@ -421,7 +433,7 @@ fn install(machine: &Machine, packages: &Packages) {
             format!("/root/{name}")
         })
         .collect();
-    machine.shell(&format!("dpkg --install {}", files.join(" ")));
+    machine.shell(&format!("dpkg --install {}", files.join(" ")))
 }
 
 /// What the unit files ask for is what the manager has understood.
@@ -491,7 +503,10 @@ async fn the_packages_live_and_die_under_systemd() {
     let Some([first, second]) = Packages::built() else {
         return;
     };
-    install(&machine, first);
+    let said = install(&machine, first);
+    for word in NEXT {
+        assert!(said.contains(word), "what to do next: {said}");
+    }
     let site = Site { machine };
     for unit in [BACKEND, GATEWAY] {
         // Without a configuration: not started, and not failed.
