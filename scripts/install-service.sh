@@ -209,6 +209,16 @@ install_part() {
     [ -z "$again" ] || run systemctl try-restart $again
   fi
   for unit in "$program.service" "$helper.socket"; do drop "$(mark_of "$unit")"; done
+  case $1 in
+    backend)
+      [ -e "$root/etc/viworks/backend/backend.toml" ] ||
+        printf 'next: set the backend up by viworks-backend-agent pki init; docs/operations/services.md has what to type\n'
+      ;;
+    gateway)
+      [ -e "$root/etc/viworks/gateway.toml" ] ||
+        printf 'next: viworks-gateway-agent enroll, with a ticket of viworks ticket create; then systemctl start %s\n' "$program"
+      ;;
+  esac
 }
 
 uninstall_part() {

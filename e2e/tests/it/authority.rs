@@ -15,6 +15,7 @@ use viworks_testkit::process::eventually;
 use viworks_testkit::rogue::{Material, upgrade};
 
 use crate::causes::{renew, renew_of, status_where};
+use crate::renewals::renew_server;
 
 /// An authority: its certificate and its key, PEM.
 pub(crate) struct Authority {
@@ -49,13 +50,17 @@ impl Authority {
 
     /// Lets this one sign from now on, while the others are trusted beside it.
     pub(crate) fn signs_beside(&self, backend: &Path, others: &[&Self]) {
+        self.is_trusted_beside(backend, others);
+        std::fs::write(backend.join("ca.key"), &self.key).unwrap();
+    }
+
+    /// Lets whoever has this folder trust this one and the others. The file keeps its mode.
+    fn is_trusted_beside(&self, folder: &Path, others: &[&Self]) {
         let mut trusted = self.certificate.clone();
         for other in others {
             trusted.push_str(&other.certificate);
         }
-        // The files keep their modes.
-        std::fs::write(backend.join("ca.crt"), trusted).unwrap();
-        std::fs::write(backend.join("ca.key"), &self.key).unwrap();
+        std::fs::write(folder.join("ca.crt"), trusted).unwrap();
     }
 }
 
@@ -98,7 +103,10 @@ async fn the_authority_is_rotated_while_both_are_trusted_and_nobody_is_cut_off()
     let mut third = system.start_gateway(&folders[2], Start::default());
     let session = system.online("gw-3").await["session"]["id"].clone();
 
-    // Both are trusted, the new one signs; who is connected stays so.
+    // Both are trusted on both ends, the new one signs; who is connected stays so.
+    for folder in &folders {
+        new.is_trusted_beside(folder, &[&old]);
+    }
     new.signs_beside(&backend, &[&old]);
     reload(&mut system).await;
     let mut gateways = Vec::new();
@@ -128,7 +136,11 @@ async fn the_authority_is_rotated_while_both_are_trusted_and_nobody_is_cut_off()
     })
     .await;
 
-    // The old one is taken away, and everybody comes back by the new one.
+    // The server has a certificate of the new one, for the same key. The old one is taken away on both ends, and
+    // everybody comes back by the new one.
+    let key = std::fs::read_to_string(backend.join("server.key")).unwrap();
+    let key = KeyPair::from_pem(&key).unwrap();
+    renew_server(&backend, &key, time::Duration::days(60));
     new.signs_beside(&backend, &[]);
     reload(&mut system).await;
     for gateway in &mut gateways {
@@ -136,6 +148,7 @@ async fn the_authority_is_rotated_while_both_are_trusted_and_nobody_is_cut_off()
     }
     gateways.clear();
     for folder in &folders {
+        new.is_trusted_beside(folder, &[]);
         gateways.push(system.start_gateway(folder, Start::default()));
     }
     for (name, folder) in names.iter().zip(&folders) {
@@ -151,7 +164,7 @@ async fn the_authority_is_rotated_while_both_are_trusted_and_nobody_is_cut_off()
     // What the old one signed opens nothing any more.
     let refused = upgrade(
         system.agents_address(),
-        &copied.authority,
+        new.certificate.as_bytes(),
         Some(&copied.certificate),
         "/agent/v1/connect",
         "viworks.agent.v1",

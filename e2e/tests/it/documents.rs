@@ -6,6 +6,7 @@ use std::process::Command;
 
 use viworks_api::Scope;
 
+mod drills;
 mod installed;
 mod pasted;
 mod promises;
