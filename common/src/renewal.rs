@@ -384,6 +384,43 @@ mod tests {
         assert_eq!(minutes(told(u64::MAX), 1), 24 * 60);
     }
 
+    #[test]
+    fn in_a_year_of_certificates_of_an_hour_none_ends_before_the_next_one_is_there() {
+        const HOUR: Duration = Duration::from_secs(3_600);
+        // As a backend issues them: they begin an eighth of their life in the past.
+        let issued = |wall: Timestamp| (wall.saturating_sub(HOUR / 8), wall.saturating_add(HOUR));
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut drawn = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for _gateway in 0..50 {
+            let (mut wall, mut now) = (at(0), mono(DAY));
+            let (mut plan, mut life) = (Plan::new(drawn()), issued(wall));
+            let (mut renewals, mut lost) = (0, 0);
+            while wall < at(365) {
+                let due = plan.due(life).saturating_since(wall);
+                let wait = due.max(plan.pause(now).unwrap_or_default());
+                (wall, now) = (wall.saturating_add(wait), now.saturating_add(wait));
+                assert!(wall < life.1, "{wall} is behind {}", life.1);
+                assert!(plan.may_ask(life, wall, now));
+                plan.asked(life.1.saturating_since(wall), now, drawn());
+                // Every fourth answer is lost, and two of them in a row at the most.
+                if lost < 2 && drawn().is_multiple_of(4) {
+                    lost += 1;
+                    continue;
+                }
+                lost = 0;
+                life = issued(wall);
+                plan.proved(life, wall, drawn());
+                renewals += 1;
+            }
+            assert!(renewals > 10_000, "{renewals}");
+        }
+    }
+
     /// What happens to a gateway between two looks.
     #[derive(Debug, Clone)]
     enum Happened {

@@ -2,7 +2,7 @@
 //!
 //! It never says HELLO. That would be a second holder of this gateway's identity: beside a running agent a fork, and
 //! without one a session whose epoch the agent's journal would have to know of. What only HELLO shows is asked of the
-//! running agent, and as long as that one has a session nothing is dialled at all.
+//! running agent, and as long as that one has a session nothing is dialled but the door, where no identity is shown.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::time::timeout;
 use viworks_common::human;
 use viworks_common::limits::SKEW_CORRECTED_FROM;
 use viworks_common::time::{Monotonic, Timestamp};
@@ -23,8 +24,9 @@ use viworks_runtime::tls;
 
 use super::status::{Format, STANDS_STILL, look_for_agent};
 use crate::catalogue::Catalogue;
-use crate::config::{Config, OutboundConfig};
+use crate::config::{Config, OutboundConfig, door_place};
 use crate::outbound::dial::{self, Dialler};
+use crate::outbound::door::Door;
 use crate::outbound::failure::{DialFailure, Step};
 use crate::outbound::look;
 use crate::outbound::pins::Pins;
@@ -65,6 +67,8 @@ const STEP_TENTHS: u32 = 4;
 const AGAIN: Duration = Duration::from_millis(100);
 
 const CLOCK_FIX: &str = "set this machine's clock, and keep it set (chrony, systemd-timesyncd), unless it is the backend's that is wrong: certificates are judged by it, and times of readings are corrected meanwhile";
+
+const DOOR_FIX: &str = "check door_url in [outbound], and that the backend has a door there (listen in its [enrolment]), with nothing in between that ends TLS";
 
 /// What is looked at.
 pub(super) struct Asked {
@@ -110,13 +114,42 @@ impl Doctor {
         if let Some(status) = &status
             && is_connected(status)
         {
-            return self.connected(status);
+            self.connected(status)?;
+            self.door(&setup).await;
+            return Ok(());
         }
         if let Err(stop) = self.network(&setup).await {
             self.walk.reach(DNS, stop.step);
             return Err(stop);
         }
-        self.session(status, &socket).await
+        self.session(status, &socket).await?;
+        self.door(&setup).await;
+        Ok(())
+    }
+
+    /// Nobody needs the door to be connected, so it ends no walk: it is where another certificate comes from, should
+    /// this one end while the gateway is away, and then it is too late to find out.
+    async fn door(&mut self, setup: &Setup) {
+        let outbound = &setup.config.outbound;
+        let Some(url) = &outbound.door_url else {
+            return;
+        };
+        let Some((host, port)) = door_place(url) else {
+            return;
+        };
+        let pins = Pins::open(&setup.config.gateway.state_folder, outbound.pins.clone());
+        let limit = self.step_limit();
+        let opened = Box::pin(Door::open(pins.accepted().pins, &host, port));
+        let opened = timeout(limit, opened).await;
+        let cause = match opened {
+            Ok(Ok(_door)) => return,
+            Ok(Err(failure)) => failure.to_string(),
+            Err(_late) => format!("nothing came of it within {} ms", limit.as_millis()),
+        };
+        let cause = format!(
+            "the door, {url}, would give this gateway no other certificate, should its own end while it is away: {cause}"
+        );
+        self.walk.warn(CERTIFICATE, cause, DOOR_FIX);
     }
 
     /// What is left of the time for all, and no more than one step may take.

@@ -34,6 +34,18 @@ async fn a_session_is_not_disturbed_and_its_loss_is_explained() {
         "the backend noticed nothing"
     );
 
+    // The door is needed later, if at all: it is told of, and everything else is as it should be.
+    let mut command = ward.command(&folder, &url);
+    let door = closed().replace("wss://", "https://");
+    command.env("VIWORKS__OUTBOUND__DOOR_URL", &door);
+    let said = finish(command, PATIENCE).await.ended_with(0).json();
+    let steps = said["steps"].as_array().unwrap();
+    let told = steps.iter().find(|step| step["status"] == "warn").unwrap();
+    assert_eq!(told["name"], "certificate", "{said:#}");
+    let detail = told["detail"].as_str().unwrap();
+    assert!(detail.contains(&door), "{said:#}");
+    assert!(told["fix"].as_str().unwrap().contains("door_url"));
+
     gateway.signal(Signal::STOP);
     let stopped = ward.walk(&folder, &url).await;
     gateway.signal(Signal::CONT);
