@@ -111,7 +111,9 @@ fn it_installs_keeps_uninstalls_and_purges_below_a_folder() {
     assert!(would.contains("would run: mv"), "{would}");
     assert_eq!(fs::read_dir(site.root()).unwrap().count(), 0);
 
-    act("install", &[]);
+    let installed = act("install", &[]);
+    let next = "next: viworks-gateway-agent enroll";
+    assert!(installed.contains(next), "{installed}");
     let unit = "usr/lib/systemd/system/viworks-gateway-agent.service";
     let example = "usr/share/viworks/helper.d/40-services.toml";
     for file in [
