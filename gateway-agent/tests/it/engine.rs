@@ -310,7 +310,8 @@ async fn a_time_limit_below_the_catalogues_ends_a_command_in_whatever_process_it
     bench.tell(Input::Go(id(72), later()));
     let ended = outcome(&mut messages).await;
     assert_eq!(ended.state, OutcomeState::TimedOut, "the journal kept it");
-    assert!(ended.duration_ms >= 200, "{}", ended.duration_ms);
+    // The limit counts from before the process is there, and its time from then on.
+    assert!(ended.duration_ms >= 150, "{}", ended.duration_ms);
     bench.die().await;
 }
 

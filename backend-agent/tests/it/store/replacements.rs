@@ -6,7 +6,9 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::sync::Barrier;
 use viworks_backend_agent::data::{
-    Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, GatewayFilter, KeyRotation, Letter, NewGateway, NewTicket, Page, RedeemOutcome, Redemption, Replaced, StoreError, TicketRefusal, ForkDecision, ForkResolution,
+    Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, ForkDecision, ForkResolution, GatewayFilter,
+    KeyRotation, Letter, NewGateway, NewTicket, Page, RedeemOutcome, Redemption, Replaced,
+    StoreError, TicketRefusal,
 };
 use viworks_common::code::CloseCode;
 use viworks_common::command::CommandState;
