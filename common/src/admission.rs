@@ -8,7 +8,8 @@
 use crate::id::AgentRunId;
 use crate::rules::{Complete, Rule, Rulebook};
 
-/// What the backend remembers about one identity; every field only grows, except who spoke last.
+/// What the backend remembers about one identity; every field only grows, except who spoke last, and the generation of
+/// the key where an operator gave the identity to a holder that has an earlier one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdentityRow {
     /// The last epoch that was presented or confirmed.
@@ -112,7 +113,8 @@ pub fn admit_under(rules: impl Rulebook, row: &IdentityRow, hello: &HelloFacts) 
     if row.revoked {
         return Admission::Revoked;
     }
-    if hello.key_generation < row.key_generation {
+    // The agent key of the holder that is kept may be one that the other holder's replaced, as its certificate may be.
+    if hello.key_generation < row.key_generation && !hello.kept {
         return Admission::StaleKey;
     }
     if !hello.token_valid {
@@ -143,6 +145,7 @@ pub fn admit_under(rules: impl Rulebook, row: &IdentityRow, hello: &HelloFacts) 
     let after = IdentityRow {
         confirmed: presented,
         issued,
+        // Also an earlier one of the holder that is kept: it has no other, and would be refused the next time.
         key_generation: hello.key_generation,
         last_agent_run_id: Some(hello.agent_run_id),
         revoked: false,
@@ -356,6 +359,31 @@ mod tests {
                 prop_assert!(row.confirmed <= row.issued);
             }
         }
+    }
+
+    #[test]
+    fn the_holder_that_is_kept_passes_with_the_key_that_it_has() {
+        let row = IdentityRow {
+            confirmed: 9,
+            issued: 9,
+            key_generation: 3,
+            ..IdentityRow::fresh(1)
+        };
+        let mut facts = hello(2, run(1));
+        assert_eq!(admit(&row, &facts), Admission::StaleKey);
+        facts.kept = true;
+        let (after, issued) = accepted(&row, &facts);
+        assert_eq!((after.confirmed, issued), (9, 10));
+        assert_eq!(after.key_generation, 1, "it has no later one to come with");
+        // Whoever was left behind stays behind, whatever key it has.
+        facts.kept = false;
+        facts.key_generation = 3;
+        facts.confirmed_at_challenge = 9;
+        facts.agent_run_id = run(2);
+        assert_eq!(admit(&after, &facts), Admission::Fork);
+        facts.kept = true;
+        facts.token_valid = false;
+        assert_eq!(admit(&row, &facts), Admission::BadToken);
     }
 
     #[test]

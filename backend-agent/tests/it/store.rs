@@ -279,6 +279,8 @@ suite! {
         a_second_copied_disk_does_not_pass_for_the_one_that_is_kept,
         a_holder_that_gets_another_identity_is_no_fork_any_more,
         the_certificate_of_the_one_that_is_kept_is_good_again,
+        an_original_that_is_kept_comes_back_with_the_agent_key_that_it_has,
+        a_holder_whose_certificate_was_revoked_is_not_kept,
         a_decision_that_means_nobody_changes_nothing,
     }
     runs {

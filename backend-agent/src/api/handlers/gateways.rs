@@ -251,6 +251,11 @@ pub(in crate::api) async fn resolve_fork(
                 "no second holder of this identity was seen: there is nothing to decide",
             );
         }
+        ForkResolution::HolderIsOut => {
+            return conflict(
+                "the certificate of this holder was revoked, or another machine took the gateway's place since: it could not come back, and the one that has the identity would be cut off; nothing was changed",
+            );
+        }
         ForkResolution::NoSuchHolder => {
             let allowed = "a process or an installation that the list of forks shows";
             return Err(ApiError::body_field("keep", "no holder has it", allowed));

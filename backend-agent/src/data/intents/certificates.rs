@@ -95,9 +95,10 @@ WHERE c.tenant = :tenant AND c.not_after > :after
       AND (c.revoked_at IS NOT NULL OR g.revoked_at IS NOT NULL OR c.retired_at IS NOT NULL)
 ORDER BY 3 DESC, c.not_after DESC, c.serial LIMIT :limit";
 
-/// Its text goes: whoever lost the answer does not get it again.
+/// Its text goes: whoever lost the answer does not get it again. A backend of before that is beside this one knows
+/// nothing of revoked certificates, and refuses retired ones.
 pub(super) const REVOKE: &str = "\
-UPDATE certificates SET revoked_at = :now, unproved = NULL
+UPDATE certificates SET revoked_at = :now, retired_at = coalesce(retired_at, :now), unproved = NULL
 WHERE tenant = :tenant AND agent_id = :agent_id AND spki = :spki AND revoked_at IS NULL";
 
 /// The last confirmed session that showed a certificate.
@@ -318,6 +319,7 @@ pub(super) fn revoke(
         let code = CloseCode::Revoked.name();
         tx.execute(END_SHOWN, params! { agent_id, fingerprint, code })?;
         certificate.revoked_at = Some(tx.now);
+        certificate.retired_at = certificate.retired_at.or(Some(tx.now));
         certificate.unproved = false;
         // `audit` keeps it for good.
         let detail = json!({

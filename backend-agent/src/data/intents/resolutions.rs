@@ -31,10 +31,16 @@ UPDATE gateways SET issued = :epoch, confirmed = :epoch, last_agent_run_id = NUL
        kept_boot_id = :boot_id, kept_agent_run_id = :agent_run_id, kept_by = :told_by
 WHERE tenant = :tenant AND agent_id = :agent_id AND revoked_at IS NULL";
 
+/// Whether the certificate of a holder lets nobody in any more, whoever keeps the identity.
+pub(super) const IS_OUT: &str = "\
+SELECT replaced_at IS NOT NULL OR revoked_at IS NOT NULL AS is_out FROM certificates
+WHERE tenant = :tenant AND agent_id = :agent_id AND fingerprint = :fingerprint";
+
 /// The certificate of the one that is kept may have retired when the other renewed it.
 pub(super) const UNRETIRE: &str = "\
 UPDATE certificates SET retired_at = NULL
-WHERE tenant = :tenant AND agent_id = :agent_id AND fingerprint = :fingerprint AND retired_at IS NOT NULL";
+WHERE tenant = :tenant AND agent_id = :agent_id AND fingerprint = :fingerprint AND retired_at IS NOT NULL
+      AND revoked_at IS NULL AND replaced_at IS NULL";
 
 /// One that held the identity and never was refused is remembered as one that is: it will be.
 pub(super) const LEAVE_OUT: &str = "\
@@ -206,6 +212,10 @@ fn settle(
     // otherwise a copy of what it held last could come before it.
     let gives = !has_it && decision != ForkDecision::Replace;
     let session_ended = gives && known.live.is_some();
+    if gives && is_out(tx, agent_id, &pair.kept.0)? {
+        // Both would be out: the one that has it, and the one that cannot take it.
+        return Ok(ForkResolution::HolderIsOut);
+    }
     if gives {
         give_to(tx, known, &kept, &pair.kept.0, agent_id)?;
         // Who had it a moment ago, or last.
@@ -287,6 +297,14 @@ fn leave_out(
     let kept = forks::KEPT_MAX;
     tx.execute(forks::KEEP_NEWEST, params! { agent_id, kept })
         .map(drop)
+}
+
+fn is_out(tx: &Tx<'_>, agent_id: AgentId, party: &ForkParty) -> StoreResult<bool> {
+    let fingerprint = party.fingerprint;
+    let found = tx.optional(IS_OUT, params! { agent_id, fingerprint }, |row| {
+        Reader::new("certificates", row).get("is_out")
+    })?;
+    Ok(found.unwrap_or(false))
 }
 
 fn holder_of(tx: &Tx<'_>, agent_id: AgentId, epoch: u64) -> StoreResult<Option<Since>> {

@@ -153,6 +153,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("resolutions::DECIDE", resolutions::DECIDE),
         one("resolutions::GIVE", resolutions::GIVE),
         one("resolutions::HOLDER", resolutions::HOLDER),
+        one("resolutions::IS_OUT", resolutions::IS_OUT),
         one("resolutions::LEAVE_OUT", resolutions::LEAVE_OUT),
         one("resolutions::UNRETIRE", resolutions::UNRETIRE),
         one("rotation::TAKES", rotation::TAKES),

@@ -657,6 +657,8 @@ pub enum ForkResolution {
     NoSuchHolder,
     /// Both holders have this installation.
     BothHolders,
+    /// The certificate of this holder was revoked, or another machine has the gateway's place: it could not come back.
+    HolderIsOut,
 }
 
 /// A decision between two holders that holds.

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 use viworks_backend_agent::data::{
-    Actor, AdmitOutcome, AdmitRequest, Fork, ForkDecision, ForkEnd, ForkResolution, ForkResolved,
+    Actor, AdmitOutcome, AdmitRequest, CertificateRef, CertificateRevocation, Fork, ForkDecision, ForkEnd, ForkResolution, ForkResolved,
     Letter, NewCertificate, RenewalOutcome,
 };
 use viworks_common::id::{AgentRunId, BootId, InstallId};
@@ -209,6 +209,64 @@ pub(crate) async fn the_certificate_of_the_one_that_is_kept_is_good_again(bed: &
     assert_eq!(known, Some(("0a".to_owned(), at(1_000))));
     keep(bed, process(1)).await;
     assert!(!is_retired().await);
+}
+
+pub(crate) async fn an_original_that_is_kept_comes_back_with_the_agent_key_that_it_has(bed: &Bed) {
+    overtaken(bed).await;
+    // The copy was given a later one.
+    let later = AdmitRequest {
+        key_generation: 2,
+        ..copied(bed, 9, 2)
+    };
+    let copy = bed.open(later).await;
+    let epoch = copy.holder.epoch;
+    assert_eq!(bed.admit(bed.hello(1, 1, 1)).await, AdmitOutcome::StaleKey);
+    assert!(keep(bed, process(1)).await.session_ended);
+    bed.open(bed.hello(1, 1, 1)).await;
+    let original = bed.gateway_now(1).await;
+    assert!(original.session.is_some());
+    assert_eq!(original.key_generation, 1);
+    // Otherwise it would be refused as soon as it connects again.
+    let again = bed.hello(1, 1, original.confirmed);
+    bed.open(again).await;
+    let left_behind = AdmitRequest {
+        key_generation: 2,
+        ..copied(bed, 9, epoch)
+    };
+    assert_eq!(bed.admit(left_behind).await, AdmitOutcome::Fork);
+}
+
+pub(crate) async fn a_holder_whose_certificate_was_revoked_is_not_kept(bed: &Bed) {
+    bed.gateway(1).await;
+    let (tenant, actor) = (&bed.tenant, Actor::local("test"));
+    let fingerprint = bed.hello(1, 1, 0).fingerprint;
+    let first = NewCertificate {
+        fingerprint,
+        ..new_certificate(1, 1)
+    };
+    let registered = bed.store.register_certificate(tenant, first, &actor, at(0));
+    registered.await.unwrap();
+    bed.session(1, 1).await;
+    let copy = AdmitRequest {
+        fingerprint: [9; 32],
+        ..copied(bed, 9, 1)
+    };
+    bed.open(copy).await;
+    assert_eq!(bed.admit(bed.hello(1, 1, 1)).await, AdmitOutcome::Fork);
+    let which = CertificateRef::Fingerprint(fingerprint);
+    let revoked = bed
+        .store
+        .revoke_certificate(tenant, agent(1), &which, "copied", &actor, at(4));
+    assert!(matches!(
+        revoked.await.unwrap(),
+        CertificateRevocation::Revoked(_)
+    ));
+    let before = (bed.gateway_now(1).await, forks(bed).await);
+    let refused = decide(bed, ForkDecision::Keep(process(1))).await;
+    assert_eq!(refused, ForkResolution::HolderIsOut);
+    // Whoever has the identity goes on.
+    assert_eq!((bed.gateway_now(1).await, forks(bed).await), before);
+    assert!(before.0.session.is_some());
 }
 
 pub(crate) async fn a_decision_that_means_nobody_changes_nothing(bed: &Bed) {

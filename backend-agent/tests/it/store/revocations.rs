@@ -88,6 +88,8 @@ pub(crate) async fn a_revoked_certificate_ends_its_session_and_no_other(bed: &Be
     for key in [1, 2] {
         let known = certificate(bed, key).await;
         assert!(known.revoked && known.gateway_goes_on, "{key}");
+        // That is what a backend of before, beside this one, refuses it by.
+        assert!(known.retired, "{key}");
     }
     let again = revoked(bed, 2).await;
     assert!(again.already && !again.session_ended);
