@@ -98,6 +98,12 @@ pub enum RotationRefusal {
         "a backend still shows this key: put the next one in its place first, and reload each backend"
     )]
     Shown,
+    /// Nobody knows what a backend shows.
+    #[error(
+        "a backend that is there has not said which key it shows, and may show this one: ask again in half a minute; one \
+         of a version before says nothing, so put this version there first"
+    )]
+    Unsaid,
     /// There is no higher version.
     #[error("the version of the pin set is the highest that there is")]
     VersionsUsedUp,

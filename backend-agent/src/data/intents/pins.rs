@@ -6,11 +6,12 @@ use std::ops::ControlFlow;
 use serde_json::json;
 use viworks_common::id::AgentId;
 use viworks_common::pin::SpkiPin;
-use viworks_common::pin::rotation::{KeyState, Rotation, ServerKey};
+use viworks_common::pin::rotation::{KeyState, Rotation, RotationRefusal, ServerKey};
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
 use super::audit;
+use super::link::{Party, Sql};
 use super::page::following;
 use super::row::Reader;
 use super::tx::{Tx, View};
@@ -39,6 +40,14 @@ ON CONFLICT (tenant, shown_by) DO UPDATE SET pin = excluded.pin, shown_at = excl
 
 pub(super) const FORGET_SHOWN: &str =
     "DELETE FROM shown_pins WHERE tenant = :tenant AND shown_at <= :since";
+
+/// Backends that are there and have not said which key they show: those of a version before never do.
+pub(super) const UNSAID: Sql = Sql::of_server(
+    "\
+SELECT count(*) AS backends FROM instances AS i
+WHERE i.instance <> :own AND NOT i.ended AND i.lease_until > clock_timestamp() AND NOT EXISTS (
+    SELECT 1 FROM shown_pins AS s WHERE s.tenant = :tenant AND s.shown_by = i.instance AND s.shown_at > :since)",
+);
 
 pub(super) const TRUST: &str = "\
 SELECT pin_set_version, count(*) AS gateways FROM gateways
@@ -82,6 +91,18 @@ fn shown(view: &View<'_>, own: &OwnPins, now: Timestamp) -> StoreResult<BTreeSet
 fn shown_by(view: &View<'_>) -> String {
     let instance = view.party().instance();
     instance.map_or_else(|| "alone".to_owned(), |instance| instance.to_string())
+}
+
+/// Whether there is a backend of which nobody knows what it shows.
+fn is_unsaid(tx: &Tx<'_>) -> StoreResult<bool> {
+    if tx.party() == Party::Alone {
+        return Ok(false);
+    }
+    let (own, since) = (shown_by(tx), tx.now.saturating_sub(SHOWN_FOR));
+    let backends: u64 = tx.one(UNSAID, params! { own, since }, |row| {
+        Reader::new("instances", row).get("backends")
+    })?;
+    Ok(backends > 0)
 }
 
 /// Which versions gateways trust.
@@ -143,7 +164,13 @@ pub(super) fn change(tx: &Tx<'_>, change: &PinChange, actor: &Actor) -> StoreRes
             let promoted = rotation.promote(pin, missing, *forced, tx.now);
             ("pin.promote", promoted)
         }
-        PinStep::Retire => ("pin.retire", rotation.retire(pin, &shown, tx.now)),
+        PinStep::Retire => {
+            let retired = match rotation.retire(pin, &shown, tx.now) {
+                Ok(true) if is_unsaid(tx)? => Err(RotationRefusal::Unsaid),
+                other => other,
+            };
+            ("pin.retire", retired)
+        }
     };
     match taken {
         Err(refusal) => return Ok(PinOutcome::Refused(refusal)),

@@ -144,6 +144,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("pins::SHOW", pins::SHOW),
         one("pins::SHOWN", pins::SHOWN),
         one("pins::TRUST", pins::TRUST),
+        one("pins::UNSAID", pins::UNSAID),
         one("pins::UNTRUSTING", pins::UNTRUSTING),
         one("pins::UNTRUSTING_COUNT", pins::UNTRUSTING_COUNT),
         one("reports::HAS_ORPHAN", reports::HAS_ORPHAN),

@@ -8,6 +8,8 @@ use viworks_common::pin::rotation::RotationRefusal;
 use viworks_common::pin::{PinSet, SpkiPin};
 
 use super::bed::{Bed, Session, agent, at};
+use super::instances::two_backends;
+use super::postgres_only::finish;
 
 pub(crate) fn pin(n: u8) -> SpkiPin {
     SpkiPin::from_digest([n; 32])
@@ -188,4 +190,23 @@ pub(crate) async fn a_pin_set_that_is_configured_under_a_higher_version_takes_th
         known(bed, showing(2)).await.rotation.set(),
         set(8, &[2, 8, 9])
     );
+}
+
+#[tokio::test]
+async fn no_key_is_retired_while_a_backend_does_not_say_which_one_it_shows() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other, _hand)) = two_backends(&folder).await else {
+        return;
+    };
+    assert_eq!(change(&one, stage(3)).await, PinOutcome::Done);
+    assert_eq!(change(&one, promote(3)).await, PinOutcome::Done);
+    // As one of a version before, which may show the key of before for all that is known.
+    let retire = step(PinStep::Retire, 1, showing(3));
+    let unsaid = PinOutcome::Refused(RotationRefusal::Unsaid);
+    assert_eq!(change(&one, retire.clone()).await, unsaid);
+    assert_eq!(known(&one, showing(3)).await.rotation.set(), set(2, &[1, 2, 3]));
+    let said = other.store.show_pin(&other.tenant, pin(3), at(6));
+    said.await.unwrap();
+    assert_eq!(change(&one, retire).await, PinOutcome::Done);
+    finish(&folder, one, other).await;
 }
