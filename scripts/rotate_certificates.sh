@@ -22,7 +22,8 @@ usage: scripts/rotate_certificates.sh --config FILE --certificate FILE [--key FI
 
 Checked before anything is changed: that the key fits, that the certificate leads to that authority as a server's, that
 it is valid now, that it has the names of the one in place, and that gateways trust its key. They trust the key in place
-and the one of next_key_file; where `viworks pin status` answers, the key has to be among those that it tells of, too.
+and the one of next_key_file. Where `viworks pin status` answers, that counts: another key has to be promoted there, or,
+as long as nobody took a step, be the one of next_key_file and confirmed by every gateway.
 Then both files are kept beside themselves, replaced, the backend is reloaded and asked what it shows. When that is not
 the new certificate, the files of before are put back and the backend is reloaded again.
 
@@ -70,7 +71,7 @@ done
 if [ -z "$config" ] || [ -z "$new" ]; then usage >&2; complain 2 'name --config and --certificate'; fi
 [ "${#units[@]}" -gt 0 ] || units=(viworks-backend-agent)
 [[ $pid =~ ^[0-9]*$ ]] || complain 2 "$pid is no process"
-for tool in openssl viworks-backend-agent timeout; do
+for tool in openssl viworks-backend-agent timeout awk; do
   command -v "$tool" >/dev/null 2>&1 || complain 69 "$tool was not found"
 done
 [ -n "$pid$dry_run" ] || command -v systemctl >/dev/null 2>&1 || complain 69 'systemctl was not found; name the process: --pid PID'
@@ -141,19 +142,40 @@ done
 told=''
 if command -v viworks >/dev/null 2>&1; then
   told=$(timeout "$PATIENCE" viworks pin status -o json 2>/dev/null) || told=''
+  grep -q '^ *"kind": "PinStatus",$' <<<"$told" || told=''
+fi
+# What is told of the new key. Each member stands on a line of its own, and a pin before what is said of it.
+told_of() {
+  awk -v pin="$new_pin" -v member="$1" '
+    { sub(/^[ \t]+/, ""); sub(/,$/, "") }
+    /^"pin": / { here = ($0 == "\"pin\": \"" pin "\"") }
+    here && index($0, "\"" member "\": ") == 1 { value = substr($0, length(member) + 5); gsub(/"/, "", value); print value; exit }
+  ' <<<"$told"
+}
+if [ -n "$told" ] && [ "$trusted" != "$key" ]; then
+  gateways=$(sed -n 's/^ *"gateways": \([0-9]*\),\{0,1\}$/\1/p' <<<"$told")
+  confirmed=$(told_of confirmed_by)
+  case "$(told_of state)" in
+    promoted) trusted=promoted ;;
+    staged)
+      [ "$confirmed" = "$gateways" ] ||
+        refuse "$confirmed of $gateways gateways trust the key $new_pin so far, and each other one would end the connection" \
+          "viworks pin status names them: come back when each has confirmed it, or accept that they are cut off: viworks pin promote $new_pin --force --reason TEXT"
+      # Before the first step the backend takes over the key of next_key_file, and afterwards what was promoted.
+      if [ "$trusted" = no ] || grep -q '^ *"since": [^n]' <<<"$told"; then
+        refuse "every gateway trusts the key $new_pin, and the backend does not show it before it is promoted" \
+          "viworks pin promote $new_pin"
+      fi
+      ;;
+    *)
+      refuse "viworks pin status does not tell of $new_pin as a key to trust: gateways would end the connection" \
+        "viworks pin stage $new_pin, and viworks pin promote $new_pin when every gateway has confirmed it"
+      ;;
+  esac
 fi
 if [ "$trusted" = no ]; then
   refuse "no gateway trusts the key $new_pin yet, and each would end the connection" \
     "put the key where next_key_file in [agents] points, have gateways learn it (viworks pin stage $new_pin), and come back when viworks pin status says that they have"
-fi
-if [ -n "$told" ] && [ "$trusted" != "$key" ]; then
-  case "$told" in
-    *"$new_pin"*) ;;
-    *)
-      refuse "viworks pin status does not tell of $new_pin: gateways that were issued before it was made do not trust it" \
-        "viworks pin stage $new_pin, and come back when every gateway has confirmed it"
-      ;;
-  esac
 fi
 
 # Where it is looked at.

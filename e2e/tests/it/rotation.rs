@@ -1,8 +1,12 @@
 //! The scripts about the server's key: the pin of whatever has one, and another certificate in place, or the old one.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use viworks_api::{Kind, Pin, PinState, PinStatus};
+use viworks_common::time::Timestamp;
 use viworks_testkit::binaries::{Binaries, workspace};
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::process::{Said, finish};
@@ -39,10 +43,75 @@ fn script(name: &str) -> Command {
     command
 }
 
+/// One key, and how many of two gateways have confirmed it; a step was taken where it is known since when it is so.
+fn told(pin: &str, state: PinState, confirmed_by: u64, since: Option<Timestamp>) -> PinStatus {
+    PinStatus {
+        kind: Kind::PinStatus,
+        version: 1,
+        gateways: 2,
+        pins: vec![Pin {
+            pin: pin.trim().to_owned(),
+            state,
+            shown: false,
+            staged_in: 1,
+            retired_in: None,
+            since,
+            confirmed_by,
+            cut_off: Vec::new(),
+        }],
+    }
+}
+
 async fn pin(arguments: &[&str]) -> Said {
     let mut command = script("generate_spki_pin.sh");
     command.args(arguments);
     finish(command, PATIENCE).await
+}
+
+/// Where it is told how far the keys are, that counts, and nothing else: of the successor and of a foreign key.
+async fn what_is_told_of_the_keys_counts(
+    folder: &Path,
+    base: &[&str],
+    [successor, foreign]: [&str; 2],
+) {
+    let tools = folder.join("tools");
+    std::fs::create_dir(&tools).unwrap();
+    let (tool, document) = (tools.join("viworks"), tools.join("told.json"));
+    let tells = format!("#!/bin/sh\ncat '{}'\n", document.display());
+    std::fs::write(&tool, tells).unwrap();
+    std::fs::set_permissions(&tool, Permissions::from_mode(0o755)).unwrap();
+    let judged = async |candidate: &str, more: &[PathBuf], status: &PinStatus| {
+        std::fs::write(&document, serde_json::to_string_pretty(status).unwrap()).unwrap();
+        let mut command = script("rotate_certificates.sh");
+        let path = command.get_envs().find(|(name, _)| *name == "PATH");
+        let path = path.unwrap().1.unwrap().to_string_lossy().into_owned();
+        command.env("PATH", format!("{}:{path}", tools.display()));
+        command.args(base).arg("--certificate");
+        command.arg(folder.join(candidate)).args(more);
+        finish(command, PATIENCE).await
+    };
+    let since = Some(Timestamp::from_unix_micros(1));
+    for (state, confirmed_by, since, why) in [
+        (PinState::Staged, 1, None, "1 of 2 gateways trust the key"),
+        (PinState::Staged, 2, since, "before it is promoted"),
+        (PinState::Retired, 0, since, "does not tell of sha256/"),
+    ] {
+        let status = told(successor, state, confirmed_by, since);
+        let refused = judged("successor.crt", &[], &status).await.ended_with(6);
+        assert!(refused.stderr.contains(why), "{refused:#?}");
+        let fix = refused.stderr.contains("\n  fix: viworks pin ");
+        assert!(fix, "{refused:#?}");
+    }
+    let confirmed = told(successor, PinState::Staged, 2, None);
+    let taken = judged("successor.crt", &[], &confirmed).await;
+    drop(taken.ended_with(0));
+    // A key that was promoted needs no next_key_file, and what is told of it is not told of another one.
+    let promoted = told(foreign, PinState::Promoted, 2, since);
+    let key = [PathBuf::from("--key"), folder.join("alien.key")];
+    let taken = judged("foreign.crt", &key, &promoted).await;
+    drop(taken.ended_with(0));
+    let refused = judged("successor.crt", &[], &promoted).await;
+    drop(refused.ended_with(6));
 }
 
 /// A certificate for the server's names and the key in a file, by the authority of a deployment, with that behind it.
@@ -168,6 +237,10 @@ async fn another_server_certificate_is_put_in_place_or_the_one_before_is_back() 
         .ended_with(0);
     assert!(dry.stdout.contains("nothing was changed"), "{dry:#?}");
     assert_eq!(std::fs::read(folder.join("server.crt")).unwrap(), before);
+
+    let base = ["--config", config.to_str().unwrap(), "--connect", &place];
+    let base = [&base[..], &["--pid", &process, "--dry-run"]].concat();
+    what_is_told_of_the_keys_counts(&folder, &base, [&next, &of("foreign.crt").await]).await;
 
     // The same key with another certificate, and then the successor.
     drop(rotate(&process, &renewed, &[]).await.ended_with(0));
