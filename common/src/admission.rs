@@ -197,20 +197,26 @@ pub enum NotTheGateway {
 }
 
 /// Whether whoever is at the door is the gateway: by the rule of HELLO, and it changes nothing. A copy that fell behind
-/// gets no certificate, so it cannot come into a session by it either.
+/// gets no certificate, so it cannot come into a session by it either. While the holder that an operator keeps is
+/// `awaited`, one that was left behind may be that one, and its certificate may have ended while it was kept out: which
+/// holder it is, HELLO says.
 ///
 /// # Errors
 ///
 /// Why it is not.
-pub const fn at_the_door(row: &IdentityRow, shown: Shown) -> Result<(), NotTheGateway> {
+pub const fn at_the_door(
+    row: &IdentityRow,
+    shown: Shown,
+    awaited: bool,
+) -> Result<(), NotTheGateway> {
     if row.revoked {
         return Err(NotTheGateway::Revoked);
     }
-    if shown.key_generation < row.key_generation {
+    if shown.key_generation < row.key_generation && !awaited {
         return Err(NotTheGateway::StaleKey);
     }
     // Beyond the last one that was handed out, the token shows that the database was set back, as in HELLO.
-    if !shown.token_valid || shown.epoch < row.confirmed {
+    if !shown.token_valid || shown.epoch < row.confirmed && !awaited {
         return Err(NotTheGateway::BadToken);
     }
     Ok(())
@@ -314,7 +320,7 @@ mod tests {
         #[test]
         fn whoever_gets_a_certificate_at_the_door_would_get_a_session_with_it(
             confirmed in 0_u64..6, ahead in 0_u64..4, generation in 1_u32..4, revoked in any::<bool>(),
-            epoch in 0_u64..12, token_valid in any::<bool>(), key_generation in 1_u32..4,
+            epoch in 0_u64..12, token_valid in any::<bool>(), key_generation in 1_u32..4, kept in any::<bool>(),
         ) {
             let row = IdentityRow {
                 confirmed,
@@ -323,13 +329,13 @@ mod tests {
                 revoked,
                 ..IdentityRow::fresh(1)
             };
-            let facts = HelloFacts { token_valid, key_generation, ..hello(epoch, run(1)) };
+            let facts = HelloFacts { token_valid, key_generation, kept, ..hello(epoch, run(1)) };
             let shown = Shown { epoch, token_valid, key_generation };
             let is_admitted = matches!(
                 admit(&row, &facts),
                 Admission::Accept { .. } | Admission::RolledBack { .. }
             );
-            prop_assert_eq!(at_the_door(&row, shown).is_ok(), is_admitted);
+            prop_assert_eq!(at_the_door(&row, shown, kept).is_ok(), is_admitted);
         }
 
         /// Any mixture of lost WELCOMEs and CONFIRMs, and restarts in between.

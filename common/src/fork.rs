@@ -98,11 +98,17 @@ impl Kept {
             && (self.apart < Apart::Process || somebody.agent_run_id == agent_run_id)
     }
 
+    /// Whether the holder that is kept has not come yet.
+    #[must_use]
+    pub const fn is_awaited(&self, confirmed: u64) -> bool {
+        self.epoch == confirmed
+    }
+
     /// Whether somebody passes although its epoch was left behind: the holder that is kept, until a session of it is
     /// confirmed. That raises the confirmed epoch, and with it everybody is judged by the ratchet again.
     #[must_use]
     pub fn lets_in(&self, somebody: &Holder, confirmed: u64) -> bool {
-        self.epoch == confirmed && self.is(somebody)
+        self.is_awaited(confirmed) && self.is(somebody)
     }
 }
 

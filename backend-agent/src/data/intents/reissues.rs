@@ -172,7 +172,10 @@ fn judge(
     let Some(identity) = opening::identity(view, agent_id, None)? else {
         return refused(ReissueRefusal::NotTheGateway(NotTheGateway::BadToken));
     };
-    if let Err(other) = at_the_door(&identity.row, shown) {
+    let awaited = identity
+        .kept
+        .is_some_and(|kept| kept.is_awaited(identity.row.confirmed));
+    if let Err(other) = at_the_door(&identity.row, shown, awaited) {
         return refused(ReissueRefusal::NotTheGateway(other));
     }
     let Some(known) = known else {

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
+use uuid::Uuid;
 use viworks_backend_agent::data::{
-    Actor, AnsweredChallenge, NewCertificate, RefusedReissue, Reissue, ReissueOutcome,
+    Actor, AdmitOutcome, AdmitRequest, AnsweredChallenge, ForkDecision, ForkResolution,
+    NewCertificate, RefusedReissue, Reissue, ReissueOutcome,
     ReissueRefusal, Renewal, RenewalOutcome,
 };
 use viworks_common::admission::{NotTheGateway, Shown};
+use viworks_common::id::BootId;
 
-use super::bed::{Bed, Session, agent, at};
+use super::bed::{Bed, Session, agent, at, process};
 use super::enrolments::challenge;
 use super::gateways::new_certificate;
 use super::renewals::{certificate, confirmed_with};
@@ -114,6 +117,30 @@ pub(crate) async fn a_gateway_whose_certificate_has_ended_gets_another_for_the_s
     let count = |action: &str| audited.iter().filter(|it| it.contains(action)).count();
     assert_eq!(count("certificate.renew_at_door"), 3, "{audited:?}");
     assert_eq!(count("certificate.prove"), 1, "{audited:?}");
+}
+
+pub(crate) async fn the_holder_that_is_kept_gets_another_until_it_has_come_back(bed: &Bed) {
+    let session = connected(bed, DAY).await;
+    let left = session.holder.epoch;
+    let copy = AdmitRequest {
+        boot_id: BootId::from_uuid(Uuid::from_u128(99)),
+        ..bed.hello(1, 9, left)
+    };
+    bed.open(copy).await;
+    assert_eq!(bed.admit(bed.hello(1, 1, left)).await, AdmitOutcome::Fork);
+    let (behind, now) = (not_it(NotTheGateway::BadToken), 2 * DAY);
+    assert_eq!(asked(bed, reissue(1, 1, left, 2), now).await, behind);
+    let (actor, keep) = (Actor::local("test"), ForkDecision::Keep(process(1)));
+    let kept = bed
+        .store
+        .resolve_fork(&bed.tenant, agent(1), keep, &actor, at(now));
+    let kept = kept.await.unwrap();
+    assert!(matches!(kept, Some(ForkResolution::Resolved(_))), "{kept:?}");
+    // Its certificate ended while it was kept out, and it renews none without a session.
+    let issued = asked(bed, reissue(1, 2, left, 2), now).await;
+    assert_eq!(issued, ReissueOutcome::Issued);
+    bed.open(bed.hello(1, 1, left)).await;
+    assert_eq!(asked(bed, reissue(1, 3, left, 3), now).await, behind);
 }
 
 pub(crate) async fn the_first_session_with_it_retires_the_earlier_ones(bed: &Bed) {
