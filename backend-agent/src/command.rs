@@ -235,8 +235,8 @@ impl Commands {
         Ok(revoked)
     }
 
-    /// Has a gateway given a later agent key: here at once, elsewhere by what the transaction leaves there, and otherwise
-    /// in its next session. `None` when there is no such gateway.
+    /// Has a gateway given a later agent key: here at once, elsewhere by what the transaction leaves there, and
+    /// otherwise in its next session. `None` when there is no such gateway.
     ///
     /// # Errors
     /// As the store's.

@@ -480,14 +480,14 @@ settings! {
     pub struct KeysConfig from section {
         /// The master key, 64 hexadecimal digits, readable by the backend only. Every agent key follows from it.
         master_key_file: PathBuf = secret_file() like "master.key",
-        /// The master key of before, while a site moves from that to the one in `master_key_file`: both are accepted, and
-        /// that one makes agent keys to which the database belongs, see `pki rotate-master-key`.
+        /// The master key of before, while a site moves from that to the one in `master_key_file`: both are accepted,
+        /// and that one makes agent keys to which the database belongs, see `pki rotate-master-key`.
         previous_master_key_file: Option<PathBuf> = optional_secret_file() like "previous-master.key",
         /// The authority's private key, PEM, where gateways' certificates are issued on this machine.
         ca_key_file: Option<PathBuf> = optional_secret_file() like "ca.key",
-        /// A program that has the authority's key, such as in a hardware module, and its arguments: it is given what is
-        /// to be signed on its standard input, and answers the signature (ECDSA in DER, with the hash of its key's size)
-        /// on its standard output, within ten seconds. Instead of `ca_key_file`. No shell reads it.
+        /// A program that has the authority's key, such as in a hardware module, and its arguments: it is given what
+        /// is to be signed on its standard input, and answers the signature (ECDSA in DER, with the hash of its key's
+        /// size) on its standard output, within ten seconds. Instead of `ca_key_file`. No shell reads it.
         ca_sign_command: Vec<String> = strings(&[]),
         /// Where the list of certificates that are revoked or replaced is kept (a CRL, PEM), for `ssl_crl` of an nginx
         /// that ends the gateways' TLS: written anew within a minute of a change, and every day. Needs `ca_key_file` or

@@ -1,11 +1,11 @@
 //! Which of several agent keys a gateway shows, and which ones it keeps: decided without a file or a socket.
 //!
 //! The generation in HELLO's header is what the backend derives the key by, so a backend whose database was set back
-//! takes a later generation than it knows of. What it cannot take is a key of another master key: then a gateway is back
-//! with the one before.
+//! takes a later generation than it knows of. What it cannot take is a key of another master key: then a gateway is
+//! back with the one before.
 
-/// Agent keys that a gateway keeps beside the one that it was issued with: one that is new, the one that its session was
-/// opened with, and one more, for a backend that was set back.
+/// Agent keys that a gateway keeps beside the one that it was issued with: one that is new, the one that its session
+/// was opened with, and one more, for a backend that was set back.
 pub const KEYS_KEPT: usize = 3;
 
 /// The last generation: it is one byte of the envelope, and never begins anew.
@@ -73,8 +73,8 @@ impl RefusedKeys {
     }
 }
 
-/// The place of the key to show: the one of the latest generation that was not refused, and of refused ones the one that
-/// was not tried for longest. None without any.
+/// The place of the key to show: the one of the latest generation that was not refused, and of refused ones the one
+/// that was not tried for longest. None without any.
 #[must_use]
 pub fn choose(candidates: &[Candidate], refused: &RefusedKeys) -> Option<usize> {
     let places = || candidates.iter().enumerate();
@@ -89,8 +89,8 @@ pub fn choose(candidates: &[Candidate], refused: &RefusedKeys) -> Option<usize> 
     latest.map(|(place, _)| place).or_else(longest_ago)
 }
 
-/// What is kept once a key of generation `new` came in a session that was opened with one of `in_use`: these two, and of
-/// the others the latest, each generation once, the latest first.
+/// What is kept once a key of generation `new` came in a session that was opened with one of `in_use`: these two, and
+/// of the others the latest, each generation once, the latest first.
 #[must_use]
 pub fn kept(known: &[u8], in_use: u8, new: u8) -> Vec<u8> {
     let mut others: Vec<u8> = known.to_vec();

@@ -114,8 +114,8 @@ impl Credentials {
         locked.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that the agent key that was shown, by its SHA-256, was refused. True when another one is shown from here on
-    /// that was not.
+    /// Notes that the agent key that was shown, by its SHA-256, was refused. True when another one is shown from here
+    /// on that was not.
     pub fn key_refused(&self, shown: [u8; 32]) -> bool {
         let mut material = Material::clone(&self.get());
         let mut refused = self.keys_refused();

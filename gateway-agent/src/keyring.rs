@@ -1,6 +1,7 @@
 //! Agent keys of later generations, in the agent's own folder: the identity file is root's, and has the first one.
 //!
-//! They are one file, which is written and moved whole: no crash leaves one of them half, or one without the one before.
+//! They are one file, which is written and moved whole: no crash leaves one of them half, or one without the one
+//! before.
 
 use std::cmp::Reverse;
 use std::path::Path;

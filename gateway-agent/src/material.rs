@@ -100,7 +100,8 @@ impl Material {
         Ok(material)
     }
 
-    /// Adds the agent keys that came over sessions. Those that cannot be used are no reason to do without the first one.
+    /// Adds the agent keys that came over sessions. Those that cannot be used are no reason to do without the first
+    /// one.
     fn add_keys(&mut self, folder: &Path) {
         match keyring::read(folder, &self.name) {
             Ok(later) => self.keys.extend(later),

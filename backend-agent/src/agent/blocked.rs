@@ -27,8 +27,8 @@ impl Blocked {
         let at = self.free.map_or(soonest, |free| free.max(soonest));
         let wait = at.saturating_since(now);
         if wait > RETRY_AFTER_MAX {
-            // Beyond, they share a time: no gateway waits for longer, and none that asks again and again puts the others
-            // off for longer than that.
+            // Beyond, they share a time: no gateway waits for longer, and none that asks again and again puts the
+            // others off for longer than that.
             return RETRY_AFTER_MAX;
         }
         self.free = Some(at.saturating_add(Duration::from_secs(1) / PER_SECOND));

@@ -1,5 +1,6 @@
 //! What goes into the store and what comes out of it.
 
+mod certificate;
 mod command;
 mod dead_letter;
 mod enrolment;
@@ -14,6 +15,7 @@ use std::net::IpAddr;
 
 use viworks_common::id::{AgentId, ApiKeyId};
 
+pub use certificate::*;
 pub use command::*;
 pub use dead_letter::*;
 pub use enrolment::*;

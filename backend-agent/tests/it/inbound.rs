@@ -627,8 +627,7 @@ fn new_run(agent_id: AgentId, command_id: CommandId, now: Timestamp) -> NewRun {
 async fn a_busy_gateway_is_asked_again_by_its_session() {
     let backend = Backend::start().await;
     let material = backend.join("gw-1").await;
-    let now = SystemClock.wall();
-    let command_id = CommandId::from_uuid(Uuid::from_u128(1));
+    let (now, command_id) = (SystemClock.wall(), CommandId::from_uuid(Uuid::from_u128(1)));
     let run = new_run(material.identity.agent_id, command_id, now);
     let tenant = Tenant::default_tenant();
     backend.store.submit_run(&tenant, run, now).await.unwrap();
@@ -660,8 +659,7 @@ async fn a_busy_gateway_is_asked_again_by_its_session() {
 async fn a_time_limit_goes_to_gateways_that_keep_it_and_to_no_others() {
     let backend = Backend::start().await;
     let tenant = Tenant::default_tenant();
-    let names = ["gw-new", "gw-old"];
-    for (number, (name, keeps)) in (1_u128..).zip(names.into_iter().zip([true, false])) {
+    for (number, (name, keeps)) in (1_u128..).zip([("gw-new", true), ("gw-old", false)]) {
         let material = backend.join(name).await;
         let now = SystemClock.wall();
         let command_id = CommandId::from_uuid(Uuid::from_u128(number));
@@ -677,10 +675,8 @@ async fn a_time_limit_goes_to_gateways_that_keep_it_and_to_no_others() {
         let welcomed = gateway.event().await;
         assert!(matches!(welcomed, Some(AgentEvent::Welcomed(_))));
         gateway.session.confirm(SystemClock.now());
-        assert!(matches!(
-            gateway.event().await,
-            Some(AgentEvent::Established)
-        ));
+        let established = gateway.event().await;
+        assert!(matches!(established, Some(AgentEvent::Established)));
         if keeps {
             let limit = loop {
                 match gateway.event().await {

@@ -32,8 +32,8 @@ pub const CERTIFICATE_RENEWAL: &str = "certificate_renewal";
 /// and is offered the set in its next WELCOME.
 pub const PIN_ROTATION: &str = "pin_rotation";
 
-/// The capability of an agent that takes another agent key over an open session. `KEY_UPDATE` is sent to nobody else, and
-/// `KEY_REPORT` answers it.
+/// The capability of an agent that takes another agent key over an open session. `KEY_UPDATE` is sent to nobody else,
+/// and `KEY_REPORT` answers it.
 pub const KEY_ROTATION: &str = "key_rotation";
 
 macro_rules! body {

@@ -473,15 +473,7 @@ impl Connection<'_> {
 
     /// Takes over a set that may follow the one in force, and reports which one is: durable by then.
     async fn take_pins(&mut self, offered: Option<PinSet>) {
-        let pins = &self.parts.pins;
-        if let Some(offered) = offered {
-            let version = offered.version;
-            match pins.adopt(offered, &self.pin).await {
-                Ok(()) => info!(version, "took over the backend's pin set"),
-                Err(error) => warn!(%error, version, "the backend's pin set was not taken over"),
-            }
-        }
-        let version = pins.current().version;
+        let version = self.parts.pins.take(offered, &self.pin).await;
         self.control(AgentMessage::PinReport(PinReport { version }));
     }
 

@@ -33,8 +33,8 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    /// Whether no session came about because of the agent key that was shown; `has_later` when this gateway has one of a
-    /// later generation than that: then an authentic refusal may be of the generation.
+    /// Whether no session came about because of the agent key that was shown; `has_later` when this gateway has one
+    /// of a later generation than that: then an authentic refusal may be of the generation.
     pub(super) const fn is_of_the_key(&self, has_later: bool) -> bool {
         let stale = has_later && matches!(self.code, Some(CloseCode::CertUntrusted));
         self.confirmed_for.is_none() && (self.unproved || stale)

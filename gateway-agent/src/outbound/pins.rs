@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tracing::warn;
+use tracing::{info, warn};
 use viworks_common::pin::{PinSet, PinSetRefusal, SpkiPin};
 use viworks_runtime::blocking::{self, Unanswered};
 use viworks_runtime::files::{self, FileError};
@@ -132,6 +132,19 @@ impl Pins {
             pins: kept.set.pins.iter().chain(previous).copied().collect(),
             version: kept.set.version,
         }
+    }
+
+    /// Takes over a set that may have come on a connection with the key `live`, as far as it may follow the one in
+    /// force; answers the version of the set that is in force then, which is durable.
+    pub async fn take(&self, offered: Option<PinSet>, live: &SpkiPin) -> u64 {
+        if let Some(offered) = offered {
+            let version = offered.version;
+            match self.adopt(offered, live).await {
+                Ok(()) => info!(version, "took over the backend's pin set"),
+                Err(error) => warn!(%error, version, "the backend's pin set was not taken over"),
+            }
+        }
+        self.current().version
     }
 
     /// Takes over a set that came on a connection with the key `live`; durable once this returns. The set that was in

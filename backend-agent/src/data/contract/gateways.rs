@@ -61,8 +61,8 @@ pub trait GatewayStore: Send + Sync {
         actor: &Actor,
         now: Timestamp,
     ) -> StoreResult<Option<KeyRotation>>;
-    /// Notes whether the agent of a gateway takes keys over its session, which is of this epoch, and of which master key
-    /// its agent key and its token are.
+    /// Notes whether the agent of a gateway takes keys over its session, which is of this epoch, and of which master
+    /// key its agent key and its token are.
     async fn note_keys(
         &self,
         tenant: &Tenant,

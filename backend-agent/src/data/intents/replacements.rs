@@ -38,8 +38,8 @@ UPDATE gateways SET revoked_at = NULL, revoked_by = NULL, revoked_reason = NULL,
 WHERE tenant = :tenant AND agent_id = :agent_id
 RETURNING agent_id, confirmed, key_generation";
 
-/// Nobody of them has the identity any more, or a key of it: to give it to one of them would put the new machine out and
-/// let nobody in.
+/// Nobody of them has the identity any more, or a key of it: to give it to one of them would put the new machine out
+/// and let nobody in.
 pub(super) const END_FORKS: &str =
     "DELETE FROM forks WHERE tenant = :tenant AND agent_id = :agent_id";
 

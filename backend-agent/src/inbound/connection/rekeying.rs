@@ -20,8 +20,8 @@ pub(super) struct Rekeying {
 }
 
 impl Live {
-    /// Notes what the gateway's agent can, where that is news, and sends the key that is wanted; `again` when that may be
-    /// another one by now.
+    /// Notes what the gateway's agent can, where that is news, and sends the key that is wanted; `again` when that
+    /// may be another one by now.
     pub(super) async fn settle_key(&mut self, keys: KeyStanding, again: bool) {
         self.rekeying.in_use = keys.generation;
         let takes = self.announced.takes_keys;

@@ -113,8 +113,9 @@ impl Live {
                 if settled.state == CommandState::Queued {
                     self.ask_again(rest);
                 }
-                // Said again, it moves nothing. Of what is on offer here the answer to the move may have been lost: then
-                // it is told once more. Not each time that the gateway goes on saying it: it is no offer any more.
+                // Said again, it moves nothing. Of what is on offer here the answer to the move may have been lost:
+                // then it is told once more. Not each time that the gateway goes on saying it: it is no offer any
+                // more.
                 if settled.moved || self.runs.of(command_id).is_some() {
                     self.settled(&settled, settled.reason.clone());
                 }

@@ -2,8 +2,8 @@
 
 use uuid::Uuid;
 use viworks_backend_agent::data::{
-    Actor, AdmitOutcome, AdmitRequest, CertificateRef, CertificateRevocation, Fork, ForkDecision, ForkEnd, ForkResolution, ForkResolved,
-    Letter, NewCertificate, RenewalOutcome,
+    Actor, AdmitOutcome, AdmitRequest, CertificateRef, CertificateRevocation, Fork, ForkDecision,
+    ForkEnd, ForkResolution, ForkResolved, Letter, NewCertificate, RenewalOutcome,
 };
 use viworks_common::id::{AgentRunId, BootId, InstallId};
 

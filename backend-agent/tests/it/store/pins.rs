@@ -204,7 +204,10 @@ async fn no_key_is_retired_while_a_backend_does_not_say_which_one_it_shows() {
     let retire = step(PinStep::Retire, 1, showing(3));
     let unsaid = PinOutcome::Refused(RotationRefusal::Unsaid);
     assert_eq!(change(&one, retire.clone()).await, unsaid);
-    assert_eq!(known(&one, showing(3)).await.rotation.set(), set(2, &[1, 2, 3]));
+    assert_eq!(
+        known(&one, showing(3)).await.rotation.set(),
+        set(2, &[1, 2, 3])
+    );
     let said = other.store.show_pin(&other.tenant, pin(3), at(6));
     said.await.unwrap();
     assert_eq!(change(&one, retire).await, PinOutcome::Done);

@@ -5,8 +5,8 @@ use std::time::Duration;
 use uuid::Uuid;
 use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, AnsweredChallenge, ForkDecision, ForkResolution,
-    NewCertificate, RefusedReissue, Reissue, ReissueOutcome,
-    ReissueRefusal, Renewal, RenewalOutcome,
+    NewCertificate, RefusedReissue, Reissue, ReissueOutcome, ReissueRefusal, Renewal,
+    RenewalOutcome,
 };
 use viworks_common::admission::{NotTheGateway, Shown};
 use viworks_common::id::BootId;
@@ -135,7 +135,10 @@ pub(crate) async fn the_holder_that_is_kept_gets_another_until_it_has_come_back(
         .store
         .resolve_fork(&bed.tenant, agent(1), keep, &actor, at(now));
     let kept = kept.await.unwrap();
-    assert!(matches!(kept, Some(ForkResolution::Resolved(_))), "{kept:?}");
+    assert!(
+        matches!(kept, Some(ForkResolution::Resolved(_))),
+        "{kept:?}"
+    );
     // Its certificate ended while it was kept out, and it renews none without a session.
     let issued = asked(bed, reissue(1, 2, left, 2), now).await;
     assert_eq!(issued, ReissueOutcome::Issued);
