@@ -226,6 +226,8 @@ pub(crate) async fn an_original_that_is_kept_comes_back_with_the_agent_key_that_
     let original = bed.gateway_now(1).await;
     assert!(original.session.is_some());
     assert_eq!(original.key_generation, 1);
+    // It gets one that the copy does not have.
+    assert_eq!(original.key_wanted, Some(3));
     // Otherwise it would be refused as soon as it connects again.
     let again = bed.hello(1, 1, original.confirmed);
     bed.open(again).await;
