@@ -113,6 +113,9 @@ async fn a_machine_that_died_is_replaced_and_stays_the_same_gateway() {
         "--of-ticket",
     ];
     let of = leaked["id"].as_str().unwrap();
+    let mistyped = [&words[..], &[before["id"].as_str().unwrap(), "--yes"]].concat();
+    let said = typed(&system, &mistyped).await.ended_with(5);
+    assert!(said.stderr.contains("no such ticket"), "{said:?}");
     let asked = typed(&system, &[&words[..], &[of]].concat()).await;
     let asked = asked.ended_with(9);
     assert!(

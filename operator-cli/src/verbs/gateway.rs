@@ -135,6 +135,10 @@ async fn revoke_of(
     format: Format,
 ) -> Result<(), Failure> {
     let mut list = client.gateways_of(ticket).await?;
+    if list.items.is_empty() {
+        // Nothing came of one that there is not, either: whoever mistypes an id must not take that for done.
+        client.ticket(ticket).await?;
+    }
     list.items
         .retain(|gateway| gateway.status != GatewayStatus::Revoked);
     let now = SystemClock.wall();
