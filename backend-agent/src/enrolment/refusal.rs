@@ -69,8 +69,9 @@ impl Refusal {
 
     pub(super) fn name_of_revoked(name: &GatewayName) -> Self {
         let detail = format!(
-            "a gateway called {name} was revoked, and only a ticket that is for this name takes it over: ask for one \
-             (viworks ticket create --name {name}), or choose another name with --name"
+            "a gateway called {name} was revoked, and only a ticket that is for this name, and was made since, takes it \
+             over: ask for one (viworks ticket create --name {name}, or viworks gateway replace {name} to be that \
+             gateway again), or choose another name with --name"
         );
         let code = TicketRefusal::NameOfRevoked.name();
         Self::new(StatusCode::CONFLICT, code, detail)

@@ -74,6 +74,10 @@ pub(super) fn redeem(
     {
         return refused(refusal);
     }
+    if gateway.revoked_at.is_some_and(|at| at > ticket.created_at) {
+        // Whoever revoked it did not mean that a ticket of before brings it back.
+        return refused(TicketRefusal::NameOfRevoked);
+    }
     let Some(generation) = rotation::above(gateway.key_generation, gateway.key_wanted) else {
         return refused(TicketRefusal::KeysUsedUp);
     };

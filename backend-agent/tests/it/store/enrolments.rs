@@ -58,6 +58,13 @@ async fn try_create(bed: &Bed, new: NewTicket, bounds: TicketBounds, by: &Actor)
     made.await.unwrap()
 }
 
+/// At a time of its own.
+pub(super) async fn create_at(bed: &Bed, new: NewTicket, seconds: i64) {
+    let (by, now) = (Actor::local("root"), at(seconds));
+    let made = bed.store.create_ticket(&bed.tenant, new, BOUNDS, &by, now);
+    assert_eq!(made.await.unwrap(), TicketOutcome::Made);
+}
+
 pub(super) async fn create(bed: &Bed, new: NewTicket) {
     let made = try_create(bed, new, BOUNDS, &Actor::local("root")).await;
     assert_eq!(made, TicketOutcome::Made);

@@ -17,7 +17,8 @@ use viworks_common::id::AgentId;
 
 use super::bed::{Bed, LEASE, Session, agent, at, process};
 use super::enrolments::{
-    bytes, challenge, create, enrol, new_ticket, redeem, redemption, refused, stored, ticket_id,
+    bytes, challenge, create, create_at, enrol, new_ticket, redeem, redemption, refused, stored,
+    ticket_id,
 };
 use super::gateways::new_certificate;
 use super::instances::two_backends;
@@ -283,7 +284,10 @@ pub(crate) async fn a_revoked_gateway_comes_back_by_a_ticket_for_its_place_alone
     create(bed, other).await;
     let unknown = refused(TicketRefusal::Unknown);
     assert_eq!(redeem(bed, newcomer(3, 52), 30).await, unknown);
-    let done = replaced(redeem(bed, newcomer(1, 50), 30).await);
+    // Neither does one of before the revocation bring it back.
+    assert_eq!(redeem(bed, newcomer(1, 50), 30).await, no);
+    create_at(bed, ticket_for_the_place(4), 31).await;
+    let done = replaced(redeem(bed, newcomer(4, 53), 32).await);
     let back = bed.gateway_now(1).await;
     assert_eq!((back.revoked_at, why().await), (None, None));
     bed.open(first_hello(bed, &done)).await;
