@@ -296,9 +296,11 @@ async fn a_stolen_key_of_the_server_is_replaced_at_once_and_not_trusted_any_more
         (shown(&system, &material).await == renewed.as_ref()).then_some(())
     })
     .await;
-    let mut gateway = again(&system, &folder, gateway, "gw-1").await;
+    let gateway = again(&system, &folder, gateway, "gw-1").await;
     let _done = pin(&system, &["retire", &old]).await.ended_with(0);
     has_given_up(&system, &folder, &next, &old).await;
+    // The set of before is let go with the first session that was opened with the new one.
+    let mut gateway = again(&system, &folder, gateway, "gw-1").await;
 
     // The thief, where the backend was.
     assert!(system.backend().stop(PATIENCE).await.success());
