@@ -13,7 +13,7 @@ use viworks_runtime::conditions::Conditions;
 use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::{Hangups, Lifecycle, Signals, notify};
-use viworks_runtime::{descriptors, fault, logging, ready_file, tls};
+use viworks_runtime::{descriptors, fault, files, logging, ready_file, tls};
 
 use crate::api::{self, AgentFacts, CertificateStatus, ServeLimits};
 use crate::audit::Audit;
@@ -342,10 +342,47 @@ fn make_demo(config: &Config) -> anyhow::Result<Catalogue> {
     )?)
 }
 
+/// The folder comes to be whole or not at all: one that is there is the operator's, and nothing is added to it.
 fn fill_demo(folder: &Path) -> anyhow::Result<()> {
-    viworks_runtime::files::create_private_folder(folder)?;
-    for (name, contents) in SHIPPED {
-        viworks_runtime::files::write_atomic(&folder.join(name), contents.as_bytes())?;
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let being_made = folder.with_file_name(format!(".{name}.being-made"));
+    // Of a start that was killed.
+    if being_made.symlink_metadata().is_ok() {
+        std::fs::remove_dir_all(&being_made)?;
     }
+    files::create_private_folder(&being_made)?;
+    for (name, contents) in SHIPPED {
+        files::write_atomic(&being_made.join(name), contents.as_bytes())?;
+    }
+    std::fs::rename(&being_made, folder)?;
+    files::sync_folder(folder.parent().unwrap_or_else(|| Path::new(".")))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_demo_that_was_killed_while_it_got_its_catalogue_gets_all_of_it_the_next_time() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("commands.d");
+        let begun = place.path().join(".commands.d.being-made");
+        files::create_private_folder(&begun).unwrap();
+        std::fs::write(begun.join(".10-gateway.toml.0.tmp"), "").unwrap();
+        fill_demo(&folder).unwrap();
+        let named = |path: &Path| {
+            let entries = std::fs::read_dir(path).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let shipped: Vec<&str> = SHIPPED.iter().map(|(name, _contents)| *name).collect();
+        assert_eq!(named(&folder), shipped);
+        assert_eq!(named(place.path()), ["commands.d"]);
+        // What is there is the operator's.
+        std::fs::remove_file(folder.join(SHIPPED[0].0)).unwrap();
+        assert!(fill_demo(&folder).is_err());
+        assert_eq!(named(&folder).len(), SHIPPED.len() - 1);
+    }
 }

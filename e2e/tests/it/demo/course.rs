@@ -148,7 +148,10 @@ async fn down_finds_what_is_left_of_a_demo_that_was_killed_at_any_moment() {
         let step = format!("✓ {milestone}");
         let is_done = |line: &str| line.trim_start().starts_with(&step);
         eventually(milestone, PATIENCE, async || {
-            up.log().lines().any(is_done).then_some(())
+            let (ended, log) = (up.ended(), up.log());
+            let found = log.lines().any(is_done);
+            assert!(found || ended.is_none(), "{milestone}: {ended:?}: {log}");
+            found.then_some(())
         })
         .await;
         up.kill();
