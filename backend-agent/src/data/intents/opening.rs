@@ -40,8 +40,8 @@ pub(super) const IDENTITY: &str = concat!(
      WHERE g.tenant = :tenant AND g.agent_id = :agent_id"
 );
 
-/// A holder that an operator keeps may come with an agent key of before. It is to get one above all that were handed out,
-/// which the other holder may have: generations never begin anew.
+/// A holder that an operator keeps may come with an agent key of before. It is to get one above all that were handed
+/// out, which the other holder may have: generations never begin anew.
 pub(super) const SWAP: &str = "\
 UPDATE gateways SET confirmed = :confirmed, issued = :issued, key_generation = :key_generation,
        key_wanted = CASE WHEN :key_generation >= key_generation THEN key_wanted
