@@ -6,7 +6,8 @@ use viworks_common::id::AgentId;
 use viworks_common::time::Timestamp;
 
 use crate::agent::manager::Manager;
-use crate::command::bus::{CommandChange, RunBus};
+use crate::command::bus::RunBus;
+use crate::command::told;
 use crate::data::Replaced;
 use crate::metrics::BackendMetrics;
 
@@ -26,20 +27,7 @@ impl Ends {
         // Also when the answer to the first time was lost: what is here of before that epoch is the other machine's.
         self.manager.superseded(agent_id, replaced.epoch);
         for settled in &replaced.ended {
-            self.metrics.commands_final(settled.state, 1);
-            let change = CommandChange {
-                at,
-                command_id: settled.command_id,
-                agent_id: settled.agent_id,
-                state: settled.state,
-                attempt: None,
-                exit_code: None,
-                duration_ms: None,
-                reason: settled.reason.clone(),
-                written: None,
-            };
-            self.bus
-                .command_changed(settled.run_id, change, settled.run_finished);
+            told::tell(&self.bus, &self.metrics, settled, at);
         }
     }
 }
