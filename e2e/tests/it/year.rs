@@ -3,8 +3,8 @@
 //! Meanwhile the server's key and the authority of the certificates are replaced twice each, while five machines are
 //! off for longer than a certificate lives.
 //!
-//! What is not in it: certificates of one hour all year long, which is ten thousand renewals of each gateway. When they
-//! are asked for then is held by `common/src/renewal.rs`; that a session lives on while its gateway renews, and while
+//! What is not in it: certificates of one hour all year long, which is ten thousand renewals of each gateway. That year
+//! is simulated by `testkit/tests/it/year.rs`; that a session lives on while its gateway renews, and while
 //! the server's files are replaced, by `renewed.rs`, `pins.rs` and `authority.rs`. The server's own certificates are
 //! signed by the first authority all year long, because gateways learn another one by hand only.
 
