@@ -419,8 +419,11 @@ impl Year {
     }
 
     fn tell_pins(&mut self, at: usize) {
-        let (set, live) = (self.backend.pins.set(), self.backend.shown);
-        self.backend.identities[at].pins = self.gateways[at].take_pins(set, &live);
+        let (set, live) = (&self.backend.set, self.backend.shown);
+        let confirmed = &mut self.backend.identities[at].pins;
+        if *confirmed < set.version {
+            *confirmed = self.gateways[at].take_pins(set.clone(), &live);
+        }
     }
 
     fn plan_ask(&mut self, at: usize, epoch: u64) {
@@ -610,6 +613,7 @@ impl Year {
     }
 
     fn tell_all(&mut self) {
+        self.backend.set = self.backend.pins.set();
         for at in 0..GATEWAYS {
             if self.gateways[at].session.is_some() {
                 self.tell_pins(at);

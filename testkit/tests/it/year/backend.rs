@@ -105,6 +105,8 @@ pub(super) struct Hello {
 pub(super) struct Backend {
     pub(super) identities: Vec<Identity>,
     pub(super) pins: Rotation,
+    /// The set that they make: each session asks for it.
+    pub(super) set: PinSet,
     /// The key that it shows.
     pub(super) shown: SpkiPin,
     /// The authorities whose certificates it takes, and the one that signs.
@@ -140,6 +142,7 @@ impl Backend {
         Self {
             identities: (1..).take(gateways).map(identity).collect(),
             pins: Rotation::of(&first_pins(), pin(1), Vec::new()),
+            set: first_pins(),
             shown: pin(1),
             trusted: [0].into(),
             signs: 0,
