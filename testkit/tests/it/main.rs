@@ -4,4 +4,5 @@
 
 mod proxy;
 mod simulation;
+mod trust;
 mod year;
