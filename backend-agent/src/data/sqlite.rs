@@ -290,7 +290,7 @@ impl Link for Connection {
         Ok(false)
     }
 
-    fn lock_name(&self, _tenant: &Tenant, _name: &str) -> Result<(), LinkError> {
+    fn lock_names(&self, _tenant: &Tenant, _names: &[String]) -> Result<(), LinkError> {
         Ok(())
     }
 

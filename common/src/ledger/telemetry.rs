@@ -230,7 +230,7 @@ pub struct Row<'b> {
 /// What a batch adds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Intake<'b> {
-    /// The position to be stored; none for a spool epoch that is one too many.
+    /// The position to be stored; none where it stays, and for a spool epoch that is one too many.
     pub position: Option<u64>,
     /// Records in their order.
     pub rows: Vec<Row<'b>>,
@@ -278,7 +278,7 @@ pub fn intake<'b>(
     } = facts;
     let before = reached.accounted();
     let known = reached.committed.is_some() || usage.epoch(&limits);
-    let mut taken = Intake::new(batch, before, known, usage);
+    let mut taken = Intake::new(batch, reached, known, usage);
     if !known {
         taken.refuse_epoch(batch, before);
         return taken;
@@ -299,14 +299,15 @@ pub fn intake<'b>(
 }
 
 impl<'b> Intake<'b> {
-    fn new(batch: &Batch, before: u64, known: bool, usage: Usage) -> Self {
+    fn new(batch: &Batch, reached: Reached, known: bool, usage: Usage) -> Self {
+        let before = reached.accounted();
         let seq = if known {
             before.max(batch.to_seq)
         } else {
             batch.to_seq
         };
         Self {
-            position: known.then_some(seq),
+            position: (known && reached.committed != Some(seq)).then_some(seq),
             rows: Vec::new(),
             newest: BTreeMap::new(),
             gaps: Vec::new(),

@@ -164,8 +164,8 @@ pub(in crate::data) trait Link {
     /// them before may have changed. Ids come in their order, or two transactions may wait for each other.
     fn lock_gateways(&self, tenant: &Tenant, gateways: &[AgentId]) -> Result<bool, LinkError>;
 
-    /// Keeps other transactions waiting that lock the same name.
-    fn lock_name(&self, tenant: &Tenant, name: &str) -> Result<(), LinkError>;
+    /// Keeps other transactions waiting that lock one of the same names, which are locked one after another.
+    fn lock_names(&self, tenant: &Tenant, names: &[String]) -> Result<(), LinkError>;
 
     /// Appends records of telemetry that are beyond their positions, all at once. The telemetry of their gateways is
     /// locked.

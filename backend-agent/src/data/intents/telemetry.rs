@@ -1,24 +1,23 @@
 //! Telemetry on its way in: batches, with the positions they reach.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use viworks_common::id::{AgentId, AgentRunId, StreamName};
-use viworks_common::ledger::telemetry::{
-    self as ledger, Facts, Intake, REFUSED_EPOCHS_MAX, Reached, Row, Usage,
-};
+use viworks_common::id::{AgentId, AgentRunId};
+use viworks_common::ledger::telemetry::{self as ledger, REFUSED_EPOCHS_MAX, Reached, Row, Usage};
 use viworks_common::rules::Complete;
 use viworks_common::telemetry::{Gap, Position, RecordRefusal};
 use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 use viworks_runtime::sqlite::{self, params};
 
-use super::link::{Record, Sql};
-use super::row::{Reader, column, to_json};
-use super::sessions::holds;
+use self::gathered::Gathered;
+use super::link::Record;
+use super::row::{Reader, column};
 use super::tx::{Tx, View};
-use crate::data::{StoreError, StoreResult, TelemetryLimits, TelemetryOutcome, TelemetryWrite};
+use crate::data::{StoreResult, TelemetryLimits, TelemetryOutcome, TelemetryWrite};
 
 pub(super) mod all;
+pub(super) mod gathered;
 pub(super) mod proof;
 pub(super) mod queries;
 pub(super) mod retention;
@@ -50,39 +49,6 @@ DELETE FROM telemetry_refused_epochs WHERE tenant = :tenant AND agent_id = :agen
     SELECT spool_epoch FROM telemetry_refused_epochs WHERE tenant = :tenant AND agent_id = :agent_id
     ORDER BY refused_at DESC, spool_epoch LIMIT 1000000 OFFSET :kept)";
 
-/// Those of some streams that a gateway has.
-pub(super) const KNOWN_STREAMS: Sql = Sql {
-    sqlite: "\
-SELECT stream FROM telemetry_streams
-WHERE tenant = :tenant AND agent_id = :agent_id AND stream IN (SELECT value FROM json_each(:streams))",
-    postgres: "\
-SELECT stream FROM telemetry_streams
-WHERE tenant = :tenant AND agent_id = :agent_id AND stream IN (SELECT * FROM json_array_elements_text(:streams))",
-};
-
-pub(super) const MOVE_POSITION: &str = "\
-INSERT INTO telemetry_positions (tenant, agent_id, spool_epoch, seq, moved_at)
-VALUES (:tenant, :agent_id, :spool_epoch, :seq, :now)
-ON CONFLICT (tenant, agent_id, spool_epoch) DO UPDATE SET seq = excluded.seq, moved_at = excluded.moved_at
-WHERE excluded.seq > telemetry_positions.seq";
-
-macro_rules! move_streams {
-    ($rows:literal) => {
-        concat!(
-            "INSERT INTO telemetry_streams (tenant, agent_id, stream, newest) SELECT ",
-            $rows,
-            " ON CONFLICT (tenant, agent_id, stream) DO UPDATE SET newest = excluded.newest \
-             WHERE excluded.newest > telemetry_streams.newest"
-        )
-    };
-}
-
-/// Each stream with the time of its newest record, from one document.
-pub(super) const MOVE_STREAMS: Sql = Sql {
-    sqlite: move_streams!(":tenant, :agent_id, key, value FROM json_each(:newest) WHERE true"),
-    postgres: move_streams!(":tenant, :agent_id, key, value::bigint FROM json_each_text(:newest)"),
-};
-
 pub(super) const INSERT_GAP: &str = "\
 INSERT INTO telemetry_gaps (tenant, agent_id, spool_epoch, from_seq, to_seq, reason, stored_at)
 VALUES (:tenant, :agent_id, :spool_epoch, :from_seq, :to_seq, :reason, :now)";
@@ -94,14 +60,8 @@ ON CONFLICT (tenant, agent_id, spool_epoch, reason) DO UPDATE SET last_at = excl
     records = CASE WHEN telemetry_refusals.records > 9007199254740992 - excluded.records THEN 9007199254740992
                    ELSE telemetry_refusals.records + excluded.records END";
 
-pub(super) const SAVE_USAGE: &str = "\
-INSERT INTO telemetry_usage (tenant, agent_id, day, epochs, records, bytes, gaps, streams)
-VALUES (:tenant, :agent_id, :day, :epochs, :records, :bytes, :gaps, :streams)
-ON CONFLICT (tenant, agent_id) DO UPDATE SET day = excluded.day, epochs = excluded.epochs, records = excluded.records,
-    bytes = excluded.bytes, gaps = excluded.gaps, streams = excluded.streams";
-
-/// Stores batches of many gateways, one after another, and their records at the end. `wall` is what their clocks are
-/// held against.
+/// Stores batches of many gateways, one after another; what is found and changed of all of them is one statement each,
+/// and their records come at the end. `wall` is what their clocks are held against.
 pub(super) fn commit(
     tx: &Tx<'_>,
     writes: &[TelemetryWrite],
@@ -109,16 +69,22 @@ pub(super) fn commit(
     wall: Timestamp,
 ) -> StoreResult<Vec<TelemetryOutcome>> {
     tx.lock_telemetry(writes.iter().map(|write| write.agent_id))?;
+    let checked = writes.iter().map(|write| ledger::check(&write.batch));
+    let checked: Vec<_> = checked.collect();
+    let sound = writes.iter().zip(&checked);
+    let sound = sound.filter_map(|(write, checked)| checked.is_ok().then_some(write));
+    let mut gathered = Gathered::find(tx, sound)?;
     let mut outcomes = Vec::with_capacity(writes.len());
     let mut added = Vec::new();
-    for write in writes {
-        outcomes.push(match holds(tx, write.agent_id, write.epoch) {
-            Ok(_low_water) => commit_one(tx, write, limits, wall, &mut added)?,
+    for (write, checked) in writes.iter().zip(checked) {
+        outcomes.push(match checked {
+            Err(malformed) => TelemetryOutcome::Malformed(malformed),
             // Whoever is fenced leaves no trace.
-            Err(StoreError::Fenced) => TelemetryOutcome::Fenced,
-            Err(error) => return Err(error),
+            Ok(()) if !gathered.holds(write.agent_id, write.epoch) => TelemetryOutcome::Fenced,
+            Ok(()) => commit_one(tx, write, limits, wall, (&mut gathered, &mut added))?,
         });
     }
+    gathered.write(tx)?;
     append(tx, &added)?;
     fault::point("store.telemetry.before_commit");
     Ok(outcomes)
@@ -157,44 +123,20 @@ fn commit_one<'b>(
     write: &'b TelemetryWrite,
     limits: &TelemetryLimits,
     wall: Timestamp,
-    added: &mut Vec<Added<'b>>,
+    (gathered, added): (&mut Gathered<'b>, &mut Vec<Added<'b>>),
 ) -> StoreResult<TelemetryOutcome> {
     let batch = &write.batch;
-    if let Err(malformed) = ledger::check(batch) {
-        return Ok(TelemetryOutcome::Malformed(malformed));
-    }
     let (agent_id, spool_epoch) = (write.agent_id, batch.spool_epoch);
-    let named: BTreeSet<_> = batch
-        .records
-        .iter()
-        .map(|(_, record)| &record.stream)
-        .collect();
-    let streams = to_json(&named);
-    let known = column::<StreamName>("telemetry_streams", "stream");
-    let streams = tx.all(KNOWN_STREAMS, params! { agent_id, streams }, known)?;
-    let stored = usage(tx, agent_id)?;
-    let facts = Facts {
-        reached: reached(tx, agent_id, spool_epoch)?,
-        usage: stored.today(tx.now),
-        streams: streams.into_iter().collect(),
-        limits: *limits,
-        now: tx.now,
-    };
-    let before = facts.usage;
+    let facts = gathered.facts(agent_id, spool_epoch, *limits, tx.now);
     let taken = ledger::intake(Complete, batch, write.skew_ms, facts, wall);
-    write_intake(tx, agent_id, spool_epoch, &taken)?;
-    if taken.usage != before {
-        save_usage(tx, agent_id, &taken.usage)?;
+    gathered.take(agent_id, spool_epoch, &taken, tx.now);
+    for gap in &taken.gaps {
+        insert_gap(tx, agent_id, spool_epoch, gap)?;
     }
-    // Today is noted once. A day that is over, or to come, is each time: somebody may have rolled it up.
-    let today = rollups::day_of(tx.now);
-    let days = taken
-        .rows
-        .iter()
-        .map(|row| rollups::day_of(row.observed_at));
-    let mut days: BTreeSet<i64> = days.filter(|day| *day != today).collect();
-    days.extend((stored.day < today).then_some(today));
-    rollups::mark(tx, agent_id, &days)?;
+    for (reason, records) in &taken.commit.refused {
+        count_refused(tx, agent_id, taken.refused_under, *reason, *records)?;
+    }
+    remember_refused(tx, agent_id, spool_epoch, taken.refused_to)?;
     if !taken.rows.is_empty() {
         added.push(Added {
             agent_id: agent_id.to_string(),
@@ -203,30 +145,6 @@ fn commit_one<'b>(
         });
     }
     Ok(TelemetryOutcome::Committed(taken.commit))
-}
-
-fn write_intake(
-    tx: &Tx<'_>,
-    agent_id: AgentId,
-    spool_epoch: AgentRunId,
-    taken: &Intake<'_>,
-) -> StoreResult<()> {
-    if !taken.newest.is_empty() {
-        let newest = taken.newest.iter();
-        let newest: BTreeMap<_, _> = newest.map(|(name, at)| (name, at.unix_micros())).collect();
-        let newest = to_json(&newest);
-        tx.execute(MOVE_STREAMS, params! { agent_id, newest })?;
-    }
-    if let Some(seq) = taken.position {
-        tx.execute(MOVE_POSITION, params! { agent_id, spool_epoch, seq })?;
-    }
-    for gap in &taken.gaps {
-        insert_gap(tx, agent_id, spool_epoch, gap)?;
-    }
-    for (reason, records) in &taken.commit.refused {
-        count_refused(tx, agent_id, taken.refused_under, *reason, *records)?;
-    }
-    remember_refused(tx, agent_id, spool_epoch, taken.refused_to)
 }
 
 /// Remembers how far a spool epoch was refused as one too many.
@@ -287,30 +205,9 @@ fn reached(view: &View<'_>, agent_id: AgentId, spool_epoch: AgentRunId) -> Store
 /// What a gateway had had stored when that was noted last.
 fn usage(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<Usage> {
     let usage = tx.optional(USAGE, params! { agent_id }, |row| {
-        let row = Reader::new("telemetry_usage", row);
-        Ok(Usage {
-            day: row.get("day")?,
-            epochs: row.get("epochs")?,
-            records: row.get("records")?,
-            bytes: row.get("bytes")?,
-            gaps: row.get("gaps")?,
-            streams: row.get("streams")?,
-        })
+        gathered::read_usage(&Reader::new("telemetry_usage", row))
     })?;
-    Ok(usage.unwrap_or_default())
-}
-
-fn save_usage(tx: &Tx<'_>, agent_id: AgentId, usage: &Usage) -> StoreResult<()> {
-    let Usage {
-        day,
-        epochs,
-        records,
-        bytes,
-        gaps,
-        streams,
-    } = usage;
-    let params = params! { agent_id, day, epochs, records, bytes, gaps, streams };
-    tx.execute(SAVE_USAGE, params).map(drop)
+    Ok(usage.flatten().unwrap_or_default())
 }
 
 /// How far the epochs are committed that a gateway names.
@@ -355,13 +252,13 @@ pub(super) fn settle_positions(
             count_refused(tx, agent_id, under, reason, records)?;
         }
         if let Some(seq) = remembered.moved_to {
-            tx.execute(MOVE_POSITION, params! { agent_id, spool_epoch, seq })?;
+            gathered::move_positions(tx, &[(agent_id, spool_epoch, seq)])?;
         }
         remember_refused(tx, agent_id, spool_epoch, remembered.refused_to)?;
         settled.positions.push(remembered.position);
     }
     if used != before {
-        save_usage(tx, agent_id, &used)?;
+        gathered::save_usage(tx, &[(agent_id, used)])?;
         let today = rollups::day_of(tx.now);
         let first = (stored.day < today).then_some(today);
         rollups::mark(tx, agent_id, &first.into_iter().collect())?;

@@ -188,10 +188,9 @@ impl<'c> View<'c> {
         gateways: impl IntoIterator<Item = AgentId>,
     ) -> StoreResult<()> {
         let in_order: BTreeSet<AgentId> = gateways.into_iter().collect();
-        for agent_id in in_order {
-            self.lock_name(&format!("telemetry {agent_id}"))?;
-        }
-        Ok(())
+        let names = in_order.iter();
+        let names: Vec<String> = names.map(|id| format!("telemetry {id}")).collect();
+        Ok(self.link.lock_names(self.tenant, &names)?)
     }
 
     /// Whose rows these are.
@@ -206,7 +205,7 @@ impl<'c> View<'c> {
 
     /// Keeps others waiting that lock the same name.
     pub(super) fn lock_name(&self, name: &str) -> StoreResult<()> {
-        Ok(self.link.lock_name(self.tenant, name)?)
+        Ok(self.link.lock_names(self.tenant, &[name.to_owned()])?)
     }
 
     /// Appends records of telemetry.

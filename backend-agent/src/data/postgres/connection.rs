@@ -534,11 +534,14 @@ impl Link for Connection {
         Ok(true)
     }
 
-    fn lock_name(&self, tenant: &Tenant, name: &str) -> Result<(), LinkError> {
-        const LOCK: &str =
-            "SELECT pg_advisory_xact_lock(hashtextextended(:tenant || ' ' || :name, 0)) IS NULL";
+    fn lock_names(&self, tenant: &Tenant, names: &[String]) -> Result<(), LinkError> {
+        // The rows of a function come in its order.
+        const LOCK: &str = "\
+            SELECT pg_advisory_xact_lock(hashtextextended(:tenant || ' ' || name, 0)) IS NULL
+            FROM json_array_elements_text(:names) AS n (name)";
         let tenant = tenant.as_str();
-        let params = viworks_runtime::params! { tenant, name };
+        let names = serde_json::Value::from(names).to_string();
+        let params = viworks_runtime::params! { tenant, names };
         self.query(LOCK.into(), params, &[], &mut |_row| {
             ControlFlow::Continue(())
         })

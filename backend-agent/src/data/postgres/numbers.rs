@@ -261,7 +261,7 @@ impl Connection {
             return Ok(());
         }
         // Whoever appends something is done before, or comes after.
-        self.lock_name(of, &format!("telemetry {agent_id}"))?;
+        self.lock_names(of, &[format!("telemetry {agent_id}")])?;
         let params = params! { tenant, agent_id, agent, day };
         self.execute(FORGET_EPOCHS.into(), params, &[])?;
         let params = params! { tenant, agent_id, agent };

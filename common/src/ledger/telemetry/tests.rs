@@ -316,7 +316,7 @@ proptest! {
             prop_assert!(commit.position.seq >= position);
             position = commit.position.seq;
             told += commit.stored + commit.missing + commit.refused.values().sum::<u64>();
-            known.reached.committed = taken.position;
+            known.reached.committed = taken.position.or(known.reached.committed);
             known.usage = taken.usage;
             known.streams.extend(taken.newest.keys().map(|stream| (*stream).clone()));
         }

@@ -306,7 +306,11 @@ impl Backend {
 
     /// Accepts a command for a gateway.
     pub(super) fn submit(&mut self, at: usize, id: CommandId, idempotent: bool, now: Timestamp) {
-        let waiting = self.identities.iter().map(|it| it.open.len()).sum::<usize>();
+        let waiting = self
+            .identities
+            .iter()
+            .map(|it| it.open.len())
+            .sum::<usize>();
         let identity = &mut self.identities[at];
         let counters = Counters {
             name: "gw-1".parse().unwrap(),
@@ -343,7 +347,9 @@ impl Backend {
     /// What a new session makes of the commands of those before it.
     pub(super) fn settle(&mut self, at: usize, unreported: &BTreeSet<CommandId>, now: Timestamp) {
         let identity = &self.identities[at];
-        let Some((_, run)) = identity.live else { return };
+        let Some((_, run)) = identity.live else {
+            return;
+        };
         let open = identity.open.values().cloned();
         let older = session::settle_older(Complete, open, run, unreported, now);
         self.write(at, older.changes);
