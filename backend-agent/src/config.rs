@@ -605,7 +605,7 @@ settings! {
         /// How long batches of all gateways are collected into one transaction.
         coalesce: Duration = duration_ms(millis(5), millis(0)..=seconds(1)),
         /// Records in one transaction; fewer while commands come in.
-        rows_max: usize = integer(1_000, 100..=200_000),
+        rows_max: usize = integer(2_000, 100..=200_000),
         /// Batches waiting to be committed; beyond, sessions stop handing in telemetry.
         batches_waiting_max: usize = integer(4_096, 1..=100_000),
         /// Bytes of batches of all sessions that wait, as they travelled; beyond, sessions with more than one batch

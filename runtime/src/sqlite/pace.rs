@@ -6,7 +6,7 @@ use viworks_common::time::Monotonic;
 
 /// The span over which short writes are counted.
 const WINDOW: Duration = Duration::from_millis(500);
-/// So many short writes within two windows are more than the upkeep of an idle process.
+/// So many short writes that change something, within two windows, are more than the upkeep of an idle process.
 const BUSY_FROM: usize = 4;
 /// How long bulk rests after it was written while others write, in multiples of the time it took.
 const REST: u32 = 2;
@@ -24,7 +24,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Notes a commit of so many short writes.
+    /// Notes a commit of so many short writes that changed something.
     pub(super) fn short(&mut self, writes: usize, now: Monotonic) {
         self.turn(now);
         self.current = self.current.saturating_add(writes);

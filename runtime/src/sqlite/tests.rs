@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use super::*;
 
 mod opening;
+mod turns;
 
 const TABLE: Migration = Migration {
     file: "0001_make_the_table.sql",
@@ -638,36 +639,6 @@ async fn a_file_held_by_another_process_is_busy() {
     insert(&database, "a").await.unwrap();
     drop(other);
     database.close().await.unwrap();
-}
-
-#[tokio::test]
-async fn bulk_waits_for_short_writes_and_is_not_lost_at_the_close() {
-    let (_folder, database) = database(|options| options).await;
-    let order = Arc::new(Mutex::new(Vec::new()));
-    let note = |what: &'static str| {
-        let order = Arc::clone(&order);
-        move |_connection: &Connection| {
-            order.lock().unwrap().push(what);
-            Ok::<_, Error>(())
-        }
-    };
-    let mut tasks = JoinSet::new();
-    let gate = hold_writer(&database, &mut tasks).await;
-    let bulk = database.write_bulk(note("bulk"));
-    let short = database.write(note("short"));
-    let queued = async {
-        while database.queue_depth() < 1 {
-            tokio::task::yield_now().await;
-        }
-        gate.open();
-    };
-    let (bulk, short, ()) = tokio::join!(bulk, short, queued);
-    bulk.unwrap();
-    short.unwrap();
-    assert_eq!(*order.lock().unwrap(), ["short", "bulk"]);
-    let (bulk, closed) = tokio::join!(database.write_bulk(note("last")), database.close());
-    bulk.unwrap();
-    closed.unwrap();
 }
 
 #[tokio::test]

@@ -212,9 +212,12 @@ impl Writer {
             .drain(..taken)
             .map(|(job, _place)| job)
             .collect();
+        let before = self.connection.inner().total_changes();
         self.commit_together(batch);
+        // What only looks whether there is something to do, as upkeep does each second, keeps bulk from nothing.
+        let changed = self.connection.inner().total_changes() != before;
         let now = SystemClock.now();
-        self.pace.short(taken, now);
+        self.pace.short(if changed { taken } else { 0 }, now);
         self.note_pace(now);
     }
 

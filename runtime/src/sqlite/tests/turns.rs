@@ -1,0 +1,49 @@
+//! Who writes first: what somebody waits for, and what takes long.
+
+use super::*;
+
+#[tokio::test]
+async fn bulk_waits_for_short_writes_and_is_not_lost_at_the_close() {
+    let (_folder, database) = database(|options| options).await;
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let note = |what: &'static str| {
+        let order = Arc::clone(&order);
+        move |_connection: &Connection| {
+            order.lock().unwrap().push(what);
+            Ok::<_, Error>(())
+        }
+    };
+    let mut tasks = JoinSet::new();
+    let gate = hold_writer(&database, &mut tasks).await;
+    let bulk = database.write_bulk(note("bulk"));
+    let short = database.write(note("short"));
+    let queued = async {
+        while database.queue_depth() < 1 {
+            tokio::task::yield_now().await;
+        }
+        gate.open();
+    };
+    let (bulk, short, ()) = tokio::join!(bulk, short, queued);
+    bulk.unwrap();
+    short.unwrap();
+    assert_eq!(*order.lock().unwrap(), ["short", "bulk"]);
+    let (bulk, closed) = tokio::join!(database.write_bulk(note("last")), database.close());
+    bulk.unwrap();
+    closed.unwrap();
+}
+
+#[tokio::test]
+async fn writes_that_change_nothing_keep_nobody_from_writing_much() {
+    let (_folder, database) = database(|options| options).await;
+    for _look in 0..20 {
+        execute(&database, "UPDATE item SET size = 1 WHERE id = 0")
+            .await
+            .unwrap();
+    }
+    assert!(!database.counters().is_busy());
+    for number in 0..20 {
+        insert(&database, format!("item {number}")).await.unwrap();
+    }
+    assert!(database.counters().is_busy());
+    database.close().await.unwrap();
+}
