@@ -1,5 +1,7 @@
 //! Drives one session over one socket, in a fixed order: due timeout, events, messages, then wait for whatever comes.
 
+mod trust;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -12,16 +14,15 @@ use tokio_rustls::client::TlsStream;
 use tracing::{info, warn};
 use viworks_common::command::format_digest;
 use viworks_common::id::AgentRunId;
-use viworks_common::pin::{PinSet, SpkiPin};
+use viworks_common::pin::SpkiPin;
 use viworks_common::rules::Complete;
 use viworks_common::session::backoff::FailureClass;
 use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig, SendRefusal};
 use viworks_common::telemetry::{Batch, Position};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
-    AgentMessage, CERTIFICATE_RENEWAL, Catalogue, CertRequest, Heartbeat, Hello, KEEPS_TIMEOUT,
-    KEY_ROTATION, KeyReport, Output, PIN_ROTATION, Permit, PinReport, RESULT_REFUSALS,
-    TELEMETRY_REFUSALS, Welcome,
+    AgentMessage, CERTIFICATE_RENEWAL, Catalogue, Heartbeat, Hello, KEEPS_TIMEOUT, KEY_ROTATION,
+    KeyReport, Output, PIN_ROTATION, Permit, RESULT_REFUSALS, TELEMETRY_REFUSALS, Welcome,
 };
 use viworks_runtime::clock::sleep_until;
 use viworks_runtime::random;
@@ -456,73 +457,6 @@ impl Connection<'_> {
             commands: self.announced.entries(),
         };
         self.control(AgentMessage::Catalogue(catalogue));
-    }
-
-    async fn settle_pins(&mut self, offered: Option<PinSet>) {
-        let pins = &self.parts.pins;
-        match pins.proved(self.dialled_with, &self.pin).await {
-            Ok(true) => info!(
-                version = self.dialled_with,
-                "the new pin set has proved itself"
-            ),
-            Ok(false) => {}
-            Err(error) => warn!(%error, "the pin set that was replaced is kept"),
-        }
-        self.take_pins(offered).await;
-    }
-
-    /// Takes over a set that may follow the one in force, and reports which one is: durable by then.
-    async fn take_pins(&mut self, offered: Option<PinSet>) {
-        let version = self.parts.pins.take(offered, &self.pin).await;
-        self.control(AgentMessage::PinReport(PinReport { version }));
-    }
-
-    /// What the confirmation says of the certificate that it was shown.
-    async fn settle_certificate(&self, server_time: Timestamp) {
-        let (parts, papers) = (self.parts, self.papers);
-        let refused = parts.credentials.taken(&papers.fingerprint);
-        let (origin, life) = (papers.origin, papers.life());
-        let renewal = &parts.renewal;
-        let settled = renewal.confirmed(origin, life, server_time, &refused);
-        if settled.await {
-            parts.credentials.refresh().await;
-        }
-    }
-
-    /// Asks for another certificate where it is time, and leaves for a session with the one that was issued when no
-    /// command runs. While the agent stops it does neither.
-    fn renew(&mut self) {
-        let now = self.parts.clock.now();
-        let stays = self.left.is_some() || self.draining_until.is_some();
-        if stays || self.confirmed_at.is_none() {
-            return;
-        }
-        let quiet = self.parts.engine.active() == 0 && self.parts.executor.running() == 0;
-        if self.renewing.wants_trial(quiet, now) {
-            return self.leave(Left::Renewed, "the certificate was renewed");
-        }
-        if self.rekeying.wants_session(quiet, now) {
-            return self.leave(Left::Rekeyed, "a later agent key is there");
-        }
-        // A later one that somebody put there needs none; the next session shows it.
-        let shown = self.parts.credentials.get();
-        if shown.shown.life() <= self.papers.life() {
-            self.renewing.look(now);
-        }
-    }
-
-    fn renewal_step(&mut self, done: Done) {
-        match done {
-            Done::Request(Ok(csr)) => {
-                self.renewing.sent();
-                self.control(AgentMessage::CertRequest(CertRequest { csr }));
-            }
-            // Told by the step; it is tried again after a pause.
-            Done::Request(Err(_)) | Done::Answered(None) => {}
-            Done::Answered(Some(not_after)) => {
-                self.renewing.kept(not_after, self.parts.clock.now());
-            }
-        }
     }
 
     /// Ends a session that is well for another one, at once. What runs goes on, and is reported in that one.

@@ -1,0 +1,79 @@
+//! What a session settles of what its gateway is trusted by: pins and certificates.
+
+use tracing::{info, warn};
+use viworks_common::pin::PinSet;
+use viworks_common::time::Timestamp;
+use viworks_common::wire::message::{AgentMessage, CertRequest, PinReport};
+
+use super::super::ending::Left;
+use super::super::renewing::Done;
+use super::Connection;
+
+impl Connection<'_> {
+    pub(super) async fn settle_pins(&mut self, offered: Option<PinSet>) {
+        let pins = &self.parts.pins;
+        match pins.proved(self.dialled_with, &self.pin).await {
+            Ok(true) => info!(
+                version = self.dialled_with,
+                "the new pin set has proved itself"
+            ),
+            Ok(false) => {}
+            Err(error) => warn!(%error, "the pin set that was replaced is kept"),
+        }
+        self.take_pins(offered).await;
+    }
+
+    /// Takes over a set that may follow the one in force, and reports which one is: durable by then.
+    pub(super) async fn take_pins(&mut self, offered: Option<PinSet>) {
+        let version = self.parts.pins.take(offered, &self.pin).await;
+        self.control(AgentMessage::PinReport(PinReport { version }));
+    }
+
+    /// What the confirmation says of the certificate that it was shown.
+    pub(super) async fn settle_certificate(&self, server_time: Timestamp) {
+        let (parts, papers) = (self.parts, self.papers);
+        let refused = parts.credentials.taken(&papers.fingerprint);
+        let (origin, life) = (papers.origin, papers.life());
+        let renewal = &parts.renewal;
+        let settled = renewal.confirmed(origin, life, server_time, &refused);
+        if settled.await {
+            parts.credentials.refresh().await;
+        }
+    }
+
+    /// Asks for another certificate where it is time, and leaves for a session with the one that was issued when no
+    /// command runs. While the agent stops it does neither.
+    pub(super) fn renew(&mut self) {
+        let now = self.parts.clock.now();
+        let stays = self.left.is_some() || self.draining_until.is_some();
+        if stays || self.confirmed_at.is_none() {
+            return;
+        }
+        let quiet = self.parts.engine.active() == 0 && self.parts.executor.running() == 0;
+        if self.renewing.wants_trial(quiet, now) {
+            return self.leave(Left::Renewed, "the certificate was renewed");
+        }
+        if self.rekeying.wants_session(quiet, now) {
+            return self.leave(Left::Rekeyed, "a later agent key is there");
+        }
+        // A later one that somebody put there needs none; the next session shows it.
+        let shown = self.parts.credentials.get();
+        if shown.shown.life() <= self.papers.life() {
+            self.renewing.look(now);
+        }
+    }
+
+    pub(super) fn renewal_step(&mut self, done: Done) {
+        match done {
+            Done::Request(Ok(csr)) => {
+                self.renewing.sent();
+                self.control(AgentMessage::CertRequest(CertRequest { csr }));
+            }
+            // Told by the step; it is tried again after a pause.
+            Done::Request(Err(_)) | Done::Answered(None) => {}
+            Done::Answered(Some(not_after)) => {
+                self.renewing.kept(not_after, self.parts.clock.now());
+            }
+        }
+    }
+}
