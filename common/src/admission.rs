@@ -101,6 +101,16 @@ pub enum Admission {
     StaleKey,
 }
 
+/// Whether a HELLO that is refused for its retired key is of a second holder of the identity as well: one that has a
+/// token of the identity and fell behind, while it was not overtaken under way and is not the process that has it.
+#[must_use]
+pub fn is_left_behind(row: &IdentityRow, hello: &HelloFacts) -> bool {
+    hello.token_valid
+        && hello.epoch < row.confirmed
+        && hello.epoch < hello.confirmed_at_challenge
+        && row.last_agent_run_id != Some(hello.agent_run_id)
+}
+
 /// Decides about a HELLO whose MAC was verified.
 #[must_use]
 pub fn admit(row: &IdentityRow, hello: &HelloFacts) -> Admission {
@@ -377,6 +387,18 @@ mod tests {
         };
         let mut facts = hello(2, run(1));
         assert_eq!(admit(&row, &facts), Admission::StaleKey);
+        facts.confirmed_at_challenge = row.confirmed;
+        assert!(is_left_behind(&row, &facts));
+        let overtaken = HelloFacts {
+            confirmed_at_challenge: facts.epoch,
+            ..facts
+        };
+        assert!(!is_left_behind(&row, &overtaken));
+        let without_token = HelloFacts {
+            token_valid: false,
+            ..facts
+        };
+        assert!(!is_left_behind(&row, &without_token));
         facts.kept = true;
         let (after, issued) = accepted(&row, &facts);
         assert_eq!((after.confirmed, issued), (9, 10));

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
-use viworks_common::admission::{Admission, HelloFacts, IdentityRow, admit as decide};
+use viworks_common::admission::{
+    Admission, HelloFacts, IdentityRow, admit as decide, is_left_behind,
+};
 use viworks_common::fork::Holder;
 use viworks_common::ledger::session;
 use viworks_common::limits::COUNTER_MAX;
@@ -101,6 +103,10 @@ pub(super) fn admit(
             return Ok(AdmitOutcome::Revoked);
         }
         Admission::StaleKey => {
+            // Whichever of two holders was given the later key, an operator has to find the copied disk.
+            if is_left_behind(&known.row, &facts(request, &known)) {
+                forks::record(tx, request)?;
+            }
             refuse(tx, request, "stale_key")?;
             return Ok(AdmitOutcome::StaleKey);
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::json;
+use tracing::warn;
 use uuid::Uuid;
 use viworks_common::code::CloseCode;
 use viworks_common::id::{AgentId, AgentRunId};
@@ -227,7 +228,13 @@ pub(super) fn remove_absent(tx: &Tx<'_>, limit: usize) -> StoreResult<Vec<(Agent
         let actor = Actor::system();
         let reason = Some("it is ephemeral and stayed away for longer than it may");
         if let Some(revoked) = agents::revoke(tx, agent_id, reason, &actor)? {
-            agents::release_name(tx, &gateway.name, &actor)?;
+            match agents::release_name(tx, &gateway.name, &actor) {
+                // It keeps its name, and does not hold up the others.
+                Err(StoreError::Conflict { what }) => {
+                    warn!(%agent_id, what, "a removed gateway keeps its name");
+                }
+                freed => freed?,
+            }
             removed.push((agent_id, revoked));
         }
     }

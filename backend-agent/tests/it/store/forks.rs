@@ -212,15 +212,20 @@ pub(crate) async fn the_certificate_of_the_one_that_is_kept_is_good_again(bed: &
 }
 
 pub(crate) async fn an_original_that_is_kept_comes_back_with_the_agent_key_that_it_has(bed: &Bed) {
-    overtaken(bed).await;
-    // The copy was given a later one.
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    // The copy was given a later one before the original came back.
     let later = AdmitRequest {
         key_generation: 2,
-        ..copied(bed, 9, 2)
+        ..copied(bed, 9, 1)
     };
     let copy = bed.open(later).await;
     let epoch = copy.holder.epoch;
+    assert!(forks(bed).await.is_empty());
     assert_eq!(bed.admit(bed.hello(1, 1, 1)).await, AdmitOutcome::StaleKey);
+    let recorded = forks(bed).await;
+    assert_eq!(recorded.len(), 1);
+    assert_eq!(recorded[0].refused.agent_run_id, process(1));
     assert!(keep(bed, process(1)).await.session_ended);
     bed.open(bed.hello(1, 1, 1)).await;
     let original = bed.gateway_now(1).await;
