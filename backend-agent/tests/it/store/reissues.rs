@@ -253,6 +253,17 @@ pub(crate) async fn the_door_and_the_session_have_one_bound(bed: &Bed) {
         asked(bed, short(3, 4, 1_000), 760).await,
         ReissueOutcome::Issued
     );
+    // Of those of an hour it counts once: it is one key.
+    for (n, text, now) in [
+        (4, 5, 820),
+        (5, 6, 880),
+        (6, 7, 940),
+        (7, 8, 1_000),
+        (8, 9, 1_060),
+    ] {
+        let issued = asked(bed, short(n, text, 1_000), now).await;
+        assert_eq!(issued, ReissueOutcome::Issued, "{now}");
+    }
 }
 
 pub(crate) async fn what_the_door_refuses_is_recorded_within_bounds_and_of_gateways_alone(
