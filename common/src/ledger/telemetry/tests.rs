@@ -66,7 +66,12 @@ fn take(batch: &Batch, committed: Option<u64>, limits: Limits) -> Intake<'_> {
 fn a_repeated_batch_adds_nothing_and_reaches_the_same_position() {
     let repeated = batch(1, 4);
     let taken = take(&repeated, Some(4), Limits::default());
-    assert_eq!((taken.position, taken.commit.stored), (Some(4), 0));
+    assert_eq!((taken.commit.position.seq, taken.commit.stored), (4, 0));
+    // Nothing is written for it.
+    assert_eq!(
+        (taken.position, taken.usage),
+        (None, Usage::default().today(NOW))
+    );
     // Half of it is new.
     let half = batch(3, 6);
     let taken = take(&half, Some(4), Limits::default());
