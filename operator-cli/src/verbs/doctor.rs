@@ -18,6 +18,7 @@ use viworks_runtime::stdout::PrintError;
 use crate::client::{Client, Dialled, NotThere};
 use crate::failure::Failure;
 use crate::output::Format;
+use crate::views::expiry;
 
 const CONTEXT: &str = "context";
 const DNS: &str = "dns";
@@ -351,6 +352,31 @@ impl Doctor {
             );
             self.walk
                 .warn(GATEWAYS, found, "viworks gateway ls lists them");
+        }
+        self.certificates(list, now);
+    }
+
+    /// Those that should have been renewed by now.
+    fn certificates(&mut self, list: &GatewayList, now: Timestamp) {
+        let overdue = list.items.iter().filter_map(|gateway| {
+            let until = gateway.certificate_not_after?;
+            Some((gateway, until, expiry::overdue(gateway, now)?))
+        });
+        let overdue: Vec<_> = overdue.collect();
+        for (gateway, until, why) in overdue.iter().take(NAMED_MAX) {
+            let word = if *until < now { "ended" } else { "ends" };
+            let at = human::relative(*until, now);
+            let found = format!("the certificate of {} {word} {at}", gateway.name);
+            self.walk.warn(GATEWAYS, found, *why);
+        }
+        let more = overdue.len().saturating_sub(NAMED_MAX);
+        if more > 0 {
+            let found = format!(
+                "{} ended or about to end as well",
+                human::counted(more, "more certificate is", "more certificates are")
+            );
+            self.walk
+                .warn(GATEWAYS, found, "viworks gateway expiring lists them");
         }
     }
 }
