@@ -18,7 +18,7 @@ use viworks_runtime::stdout::PrintError;
 use crate::client::{Client, Dialled, NotThere};
 use crate::failure::Failure;
 use crate::output::Format;
-use crate::views::expiry;
+use crate::views::{expiry, pin};
 
 const CONTEXT: &str = "context";
 const DNS: &str = "dns";
@@ -296,7 +296,20 @@ impl Doctor {
             }
         };
         self.fleet(&list, since(begun));
+        self.pins(client).await;
         Ok(())
+    }
+
+    /// Keys of the server that are staged, and wait. Nothing is in the way where this is not told: a key may lack
+    /// `pins:read`, and a backend of before has no pins to ask for.
+    async fn pins(&mut self, client: &Client) {
+        let Ok(Ok(status)) = timeout(self.step_time(), client.pins()).await else {
+            return;
+        };
+        let waiting = pin::waiting(&status, SystemClock.wall());
+        for (found, fix) in waiting.into_iter().take(NAMED_MAX) {
+            self.walk.warn(GATEWAYS, found, fix);
+        }
     }
 
     fn fleet(&mut self, list: &GatewayList, took: Duration) {
