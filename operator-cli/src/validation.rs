@@ -4,9 +4,11 @@
 
 mod agent;
 mod api;
+mod causes;
 mod papers;
 mod report;
 mod site;
+mod trust;
 mod wire;
 
 use std::path::PathBuf;
@@ -39,6 +41,8 @@ pub enum CheckName {
     DataFlow,
     Restart,
     Limits,
+    Renewal,
+    Pins,
 }
 
 impl CheckName {
@@ -59,6 +63,8 @@ impl CheckName {
             Self::DataFlow => "data_flow",
             Self::Restart => "restart",
             Self::Limits => "limits",
+            Self::Renewal => "renewal",
+            Self::Pins => "pins",
         }
     }
 
@@ -77,6 +83,8 @@ impl CheckName {
             Self::DataFlow => "data flow",
             Self::Restart => "gateway restarted",
             Self::Limits => "resource limits",
+            Self::Renewal => "certificates renewed",
+            Self::Pins => "pinned keys",
         }
     }
 
@@ -93,6 +101,8 @@ impl CheckName {
             Self::RoundTrip | Self::Restart => "< 2 s",
             Self::DataFlow => "exact",
             Self::Limits => "in force",
+            Self::Renewal => "0 overdue online",
+            Self::Pins => "promoted, confirmed",
         }
     }
 }

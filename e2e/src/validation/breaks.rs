@@ -31,6 +31,8 @@ pub(crate) enum Break {
     DataFlow,
     Restart,
     Limits,
+    Renewal,
+    Pins,
     BackendConfiguration,
     BackendStart,
     BackendRecovery,

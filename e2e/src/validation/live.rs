@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use serde_json::json;
 use tokio::process::Command;
 use tokio::time::timeout;
 use viworks_operator_cli::validation::{Check, Report};
@@ -16,7 +17,7 @@ use crate::breaks::{Break, Door, open_door, taker};
 use crate::scene::Scene;
 
 /// Their names.
-pub(crate) const NAMES: [&str; 13] = [
+pub(crate) const NAMES: [&str; 15] = [
     "health",
     "configuration",
     "upgrade",
@@ -30,6 +31,8 @@ pub(crate) const NAMES: [&str; 13] = [
     "data_flow",
     "restart",
     "limits",
+    "renewal",
+    "pins",
 ];
 
 /// How long all of them may take.
@@ -119,8 +122,16 @@ async fn arrange(scene: &mut Scene, broken: Option<Break>) -> anyhow::Result<Arr
             arranged.server = Some(format!("http://{}", door.address));
             arranged._door = Some(door);
         }
+        Some(Break::Pins) => {
+            // Gateways stay connected, as far as anybody knows, and are told of nothing.
+            scene.address.set(Network::HalfOpen);
+            let pin = no_pin();
+            let staged = json!({ "pin": pin, "reason": "a key that nobody confirms" });
+            scene.first().post("/v1/pins/stage", &staged).await;
+        }
         Some(
             Break::DataFlow
+            | Break::Renewal
             | Break::BackendConfiguration
             | Break::BackendStart
             | Break::BackendRecovery
@@ -141,9 +152,14 @@ fn other_pins(folder: &Path) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(&file)?;
     let (before, rest) = text.split_once("pins = [").context("it has pins")?;
     let (_pins, after) = rest.split_once(']').context("they end")?;
-    let pin = format!("sha256/{}=", "A".repeat(43));
+    let pin = no_pin();
     Ok(std::fs::write(
         file,
         format!("{before}pins = [\"{pin}\"]{after}"),
     )?)
+}
+
+/// The pin of a key that nobody has.
+fn no_pin() -> String {
+    format!("sha256/{}=", "A".repeat(43))
 }

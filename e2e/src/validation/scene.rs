@@ -72,6 +72,9 @@ impl Scene {
         };
         let folders: Vec<PathBuf> = GATEWAYS.iter().map(|name| one.issue(name)).collect();
         let probe = one.issue("validation");
+        if broken == Some(Break::Renewal) {
+            one.ages_certificate(GATEWAYS[0]);
+        }
         leads_to(&probe, &url(&address))?;
         let mut backends = vec![one];
         if postgres.is_some() {
