@@ -43,6 +43,8 @@ pub enum CheckName {
     Limits,
     Renewal,
     Pins,
+    // The last one: whoever is revoked is good for no other check.
+    Revocation,
 }
 
 impl CheckName {
@@ -65,6 +67,7 @@ impl CheckName {
             Self::Limits => "limits",
             Self::Renewal => "renewal",
             Self::Pins => "pins",
+            Self::Revocation => "revocation",
         }
     }
 
@@ -85,6 +88,7 @@ impl CheckName {
             Self::Limits => "resource limits",
             Self::Renewal => "certificates renewed",
             Self::Pins => "pinned keys",
+            Self::Revocation => "gateway revoked",
         }
     }
 
@@ -103,6 +107,7 @@ impl CheckName {
             Self::Limits => "in force",
             Self::Renewal => "0 overdue online",
             Self::Pins => "promoted, confirmed",
+            Self::Revocation => "cut in < 1 s, refused",
         }
     }
 }

@@ -13,11 +13,11 @@ use viworks_testkit::proxy::Network;
 use viworks_testkit::stand_in::{Answer, StandIn};
 
 use crate::Cli;
-use crate::breaks::{Break, Door, open_door, taker};
+use crate::breaks::{Break, Door, forgetful, open_door, taker};
 use crate::scene::Scene;
 
 /// Their names.
-pub(crate) const NAMES: [&str; 15] = [
+pub(crate) const NAMES: [&str; 16] = [
     "health",
     "configuration",
     "upgrade",
@@ -33,6 +33,7 @@ pub(crate) const NAMES: [&str; 15] = [
     "limits",
     "renewal",
     "pins",
+    "revocation",
 ];
 
 /// How long all of them may take.
@@ -128,6 +129,18 @@ async fn arrange(scene: &mut Scene, broken: Option<Break>) -> anyhow::Result<Arr
             let pin = no_pin();
             let staged = json!({ "pin": pin, "reason": "a key that nobody confirms" });
             scene.first().post("/v1/pins/stage", &staged).await;
+        }
+        Some(Break::Revocation) => {
+            let gateway = scene.first().get("/v1/gateways/validation").await;
+            let answer = json!({
+                "kind": "GatewayRevoked", "already": false, "session_ended": true, "cancelled": 0, "indeterminate": 0,
+                "gateway": gateway,
+            });
+            let api = scene.first().api_url();
+            let api = api.trim_start_matches("http://").to_owned();
+            let door = forgetful(api, answer.to_string()).await?;
+            arranged.server = Some(format!("http://{}", door.address));
+            arranged._door = Some(door);
         }
         Some(
             Break::DataFlow

@@ -20,7 +20,7 @@ const CHECKED_WITHIN_MS: u64 = 180_000;
 const WITHIN: Duration = Duration::from_secs(400);
 
 /// The checks that a command line can make from outside, and what they need from those before them.
-const LIVE: [(&str, &str); 15] = [
+const LIVE: [(&str, &str); 16] = [
     ("health", ""),
     ("configuration", ""),
     ("upgrade", ""),
@@ -36,6 +36,7 @@ const LIVE: [(&str, &str); 15] = [
     ("limits", ""),
     ("renewal", ""),
     ("pins", ""),
+    ("revocation", "registration,"),
 ];
 
 /// Those that only somebody may make who may kill everything; with the servers that they need.
@@ -84,7 +85,7 @@ async fn an_installation_of_its_own_is_validated_and_is_a_go() {
     }
     let (said, report) = validation(folder.path(), &arguments).await;
     let said = said.ended_with(0);
-    assert!(said.stdout.contains("  GO   23 of 23 in "), "{said:#?}");
+    assert!(said.stdout.contains("  GO   24 of 24 in "), "{said:#?}");
     assert!(!said.stdout.contains("left out"), "{said:#?}");
     assert_eq!(report["verdict"], "go");
     let took = report["tookMs"].as_u64().unwrap();
@@ -103,7 +104,7 @@ async fn an_installation_of_its_own_is_validated_and_is_a_go() {
         assert!(!check["limit"].as_str().unwrap().is_empty(), "{check}");
     }
     let junit = std::fs::read_to_string(folder.path().join("validation.xml")).unwrap();
-    assert!(junit.contains("tests=\"23\" failures=\"0\""), "{junit}");
+    assert!(junit.contains("tests=\"24\" failures=\"0\""), "{junit}");
 }
 
 /// Breaks what a check is about, and sees that very check say so.
@@ -197,7 +198,7 @@ async fn a_live_installation_is_validated_by_the_shipped_programs_alone_and_left
     let command = script(&system, &[&url[..], &config, &rest].concat());
     let said = finish(command, PATIENCE).await.ended_with(0);
     assert!(said.stdout.contains("  GO   4 of 4 in "), "{said:#?}");
-    let part = "a part of it: 11 checks left out (--only)";
+    let part = "a part of it: 12 checks left out (--only)";
     assert!(said.stdout.contains(part), "{said:#?}");
     // The gateway that it had is revoked, and no agent of it runs.
     let gateways = system.get("/v1/gateways").await;

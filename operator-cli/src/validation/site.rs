@@ -114,6 +114,7 @@ impl<'s> Site<'s> {
             CheckName::Limits => api::limits(self.client, &self.papers).await,
             CheckName::Renewal => trust::renewal(self.client).await,
             CheckName::Pins => trust::pins(self.client, &self.papers).await,
+            CheckName::Revocation => self.revocation().await,
         }
     }
 
@@ -342,6 +343,17 @@ impl<'s> Site<'s> {
             return Finding::Pass(measured);
         }
         Finding::fail(measured, "it took as long as the limit, or longer", fix)
+    }
+
+    async fn revocation(&mut self) -> Finding {
+        if let Some(finding) = self.needs_the_gateway() {
+            return finding;
+        }
+        let reference = self.reference();
+        let Some(agent) = self.agent.as_mut() else {
+            return Finding::fail("not tried", "there is no agent", LOGS);
+        };
+        trust::revocation(self.client, &self.papers, &reference, agent).await
     }
 
     fn needs_the_gateway(&self) -> Option<Finding> {

@@ -11,16 +11,27 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
-use super::causes::{not_upgraded, unanswered};
+use super::agent::Agent;
+use super::causes::{LOGS, not_upgraded, unanswered};
 use super::papers::Papers;
 use super::report::Finding;
-use super::wire;
+use super::wire::{self, Opened, Refused};
 use crate::client::Client;
 
 /// How long connected gateways may take to confirm a key that was staged just now.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(5);
 /// Between two looks at the keys.
 const PAUSE: Duration = Duration::from_millis(250);
+/// How long a session of a gateway that is revoked may go on.
+const CUT_MAX: Duration = Duration::from_secs(1);
+/// When it is not waited for any longer.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(5);
+/// Between two looks at a session that is to end.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+/// The close code of a gateway that is revoked.
+const REVOKED: u16 = 4_403;
+/// What to do where a revocation does not keep a machine out.
+const UNSAFE: &str = "this backend is not safe to use: report it";
 /// Names that one line has.
 const NAMED_MAX: usize = 5;
 
@@ -153,6 +164,68 @@ fn known(status: &PinStatus, shown: Option<SpkiPin>) -> Finding {
     ))
 }
 
+/// A gateway that is thrown out is cut off at once, and stays out.
+pub(super) async fn revocation(
+    client: &Client,
+    papers: &Papers,
+    reference: &str,
+    agent: &mut Agent,
+) -> Finding {
+    if !agent.is_connected().await {
+        let fix = "mend what the other checks found first";
+        return Finding::fail("not tried", "the gateway is not connected", fix);
+    }
+    let begun = Instant::now();
+    match client.revoke_gateway(reference, "production validation").await {
+        Ok(_revoked) => {}
+        Err(failure) if failure.exit == ExitCode::Forbidden => {
+            return Finding::Skipped("this key may not revoke a gateway (gateways:write)".to_owned());
+        }
+        Err(failure) => return unanswered("not revoked", failure),
+    }
+    while agent.is_connected().await {
+        if begun.elapsed() >= GIVEN_UP_AFTER {
+            let measured = format!("not cut within {} s", GIVEN_UP_AFTER.as_secs());
+            return Finding::fail(measured, "the revoked gateway keeps its session", UNSAFE);
+        }
+        sleep(LOOK_PAUSE).await;
+    }
+    let took = begun.elapsed();
+    if let Some(status) = agent.ended() {
+        let reason = format!("the agent ended ({status}): {}", agent.last_line());
+        return Finding::fail("not seen", reason, LOGS);
+    }
+    let refused = match wire::hello(papers).await {
+        Err(refused @ (Refused::Http(403) | Refused::Certificate(_)))
+        | Ok((_, Opened::Refused(refused @ Refused::Closed(REVOKED)))) => refused,
+        Ok((_, Opened::Welcomed)) => {
+            return Finding::fail("let in", "the revoked gateway was let in again", UNSAFE);
+        }
+        Err(refused) | Ok((_, Opened::Refused(refused))) => {
+            let reason = "it was not let in again, and nobody said that it is revoked";
+            return Finding::fail(refused.words(), reason, LOGS);
+        }
+    };
+    match client.gateway(reference).await {
+        Ok(gateway) => cut_off(&gateway, took, &refused.words()),
+        Err(failure) => unanswered("not known", failure),
+    }
+}
+
+fn cut_off(gateway: &Gateway, took: Duration, refused: &str) -> Finding {
+    let measured = format!("cut after {} ms, then {refused}", took.as_millis());
+    if gateway.status != GatewayStatus::Revoked || gateway.session.is_some() {
+        let reason = "the list of gateways does not show it as revoked and without a session";
+        return Finding::fail(measured, reason, UNSAFE);
+    }
+    if took < CUT_MAX {
+        return Finding::Pass(measured);
+    }
+    let reason = "it took as long as the limit, or longer";
+    let fix = "look at the load of the database, which tells every backend of a revocation";
+    Finding::fail(measured, reason, fix)
+}
+
 /// Some names, and how many more there are.
 fn named(names: &[String]) -> String {
     let first = names.get(..NAMED_MAX).unwrap_or(names).join(", ");
@@ -199,6 +272,20 @@ mod tests {
                 assert!(reason.ends_with(": gw-4"), "{reason}");
             }
             other @ (Finding::Pass(_) | Finding::Skipped(_)) => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_revocation_is_in_time_and_shown() {
+        let cut = |status, ms| {
+            let gateway = gateway("gw-1", status, "2026-12-31T00:00:00Z");
+            cut_off(&gateway, Duration::from_millis(ms), "refused with HTTP 403")
+        };
+        let passed = "cut after 999 ms, then refused with HTTP 403";
+        assert_eq!(cut("revoked", 999), Finding::Pass(passed.to_owned()));
+        for (status, ms) in [("revoked", 1_000), ("offline", 10)] {
+            let found = cut(status, ms);
+            assert!(matches!(found, Finding::Fail { .. }), "{found:?}");
         }
     }
 
