@@ -31,6 +31,7 @@ pub(crate) enum Break {
     DataFlow,
     Restart,
     Limits,
+    Enrolment,
     Renewal,
     Pins,
     Revocation,

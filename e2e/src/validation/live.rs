@@ -17,7 +17,7 @@ use crate::breaks::{Break, Door, forgetful, open_door, taker};
 use crate::scene::Scene;
 
 /// Their names.
-pub(crate) const NAMES: [&str; 16] = [
+pub(crate) const NAMES: [&str; 17] = [
     "health",
     "configuration",
     "upgrade",
@@ -31,6 +31,7 @@ pub(crate) const NAMES: [&str; 16] = [
     "data_flow",
     "restart",
     "limits",
+    "enrolment",
     "renewal",
     "pins",
     "revocation",
@@ -46,6 +47,7 @@ const SLOW: Duration = Duration::from_millis(700);
 struct Arranged {
     server: Option<String>,
     agent: Option<PathBuf>,
+    door: Option<String>,
     _door: Option<Door>,
     _stand_in: Option<StandIn>,
 }
@@ -61,6 +63,10 @@ pub(crate) async fn checks(scene: &mut Scene, cli: &Cli) -> anyhow::Result<Vec<C
     let binaries = scene.first().binaries();
     let mut command = Command::new(binaries.cli());
     let server = arranged.server.clone();
+    let door = arranged.door.as_deref();
+    let door = door.unwrap_or_else(|| scene.first().door_address());
+    // The certificate is for the name.
+    let port = door.rsplit(':').next().unwrap_or_default();
     command
         .args(["validate", "-o", "json", "--server"])
         .arg(server.unwrap_or_else(|| scene.first().api_url()))
@@ -70,6 +76,7 @@ pub(crate) async fn checks(scene: &mut Scene, cli: &Cli) -> anyhow::Result<Vec<C
         .arg(&scene.probe)
         .arg("--agent")
         .arg(arranged.agent.clone().unwrap_or_else(|| binaries.gateway()))
+        .args(["--door", &format!("https://localhost:{port}")])
         .args(["--commands", &cli.commands.to_string()])
         .args(["--records", &cli.records.to_string()])
         .args(["--only", &wanted.join(",")])
@@ -122,6 +129,10 @@ async fn arrange(scene: &mut Scene, broken: Option<Break>) -> anyhow::Result<Arr
             let door = taker().await?;
             arranged.server = Some(format!("http://{}", door.address));
             arranged._door = Some(door);
+        }
+        // Where gateways are taken, and nobody without a certificate.
+        Some(Break::Enrolment) => {
+            arranged.door = Some(scene.first().agents_address().to_owned());
         }
         Some(Break::Pins) => {
             // Gateways stay connected, as far as anybody knows, and are told of nothing.

@@ -49,7 +49,9 @@ impl Scene {
         };
         let redis = postgres.as_ref().and_then(|_it| redis::Own::start());
         let address = Proxy::before("").await?;
-        let mut start = Start::default().with("VIWORKS__API__KEY_REQUESTS_PER_MINUTE", "1000000");
+        let mut start = Start::default()
+            .with("VIWORKS__API__KEY_REQUESTS_PER_MINUTE", "1000000")
+            .with("VIWORKS__ENROLMENT__LISTEN", "127.0.0.1:0");
         let has_nginx = !embedded && Nginx::is_installed();
         if has_nginx {
             start = start

@@ -20,7 +20,7 @@ const CHECKED_WITHIN_MS: u64 = 180_000;
 const WITHIN: Duration = Duration::from_secs(400);
 
 /// The checks that a command line can make from outside, and what they need from those before them.
-const LIVE: [(&str, &str); 16] = [
+const LIVE: [(&str, &str); 17] = [
     ("health", ""),
     ("configuration", ""),
     ("upgrade", ""),
@@ -34,6 +34,7 @@ const LIVE: [(&str, &str); 16] = [
     ("data_flow", "registration,"),
     ("restart", "registration,"),
     ("limits", ""),
+    ("enrolment", ""),
     ("renewal", ""),
     ("pins", ""),
     ("revocation", "registration,"),
@@ -85,7 +86,7 @@ async fn an_installation_of_its_own_is_validated_and_is_a_go() {
     }
     let (said, report) = validation(folder.path(), &arguments).await;
     let said = said.ended_with(0);
-    assert!(said.stdout.contains("  GO   24 of 24 in "), "{said:#?}");
+    assert!(said.stdout.contains("  GO   25 of 25 in "), "{said:#?}");
     assert!(!said.stdout.contains("left out"), "{said:#?}");
     assert_eq!(report["verdict"], "go");
     let took = report["tookMs"].as_u64().unwrap();
@@ -104,7 +105,7 @@ async fn an_installation_of_its_own_is_validated_and_is_a_go() {
         assert!(!check["limit"].as_str().unwrap().is_empty(), "{check}");
     }
     let junit = std::fs::read_to_string(folder.path().join("validation.xml")).unwrap();
-    assert!(junit.contains("tests=\"24\" failures=\"0\""), "{junit}");
+    assert!(junit.contains("tests=\"25\" failures=\"0\""), "{junit}");
 }
 
 /// Breaks what a check is about, and sees that very check say so.
@@ -198,7 +199,7 @@ async fn a_live_installation_is_validated_by_the_shipped_programs_alone_and_left
     let command = script(&system, &[&url[..], &config, &rest].concat());
     let said = finish(command, PATIENCE).await.ended_with(0);
     assert!(said.stdout.contains("  GO   4 of 4 in "), "{said:#?}");
-    let part = "a part of it: 12 checks left out (--only)";
+    let part = "a part of it: 13 checks left out (--only)";
     assert!(said.stdout.contains(part), "{said:#?}");
     // The gateway that it had is revoked, and no agent of it runs.
     let gateways = system.get("/v1/gateways").await;
@@ -208,10 +209,12 @@ async fn a_live_installation_is_validated_by_the_shipped_programs_alone_and_left
 
     // Nobody is there: that is no verdict but the health check's.
     system.backend().stop(PATIENCE).await;
-    let rest = ["--only", "health"];
+    let rest = ["--only", "health,enrolment"];
     let command = script(&system, &[&url[..], &config, &rest].concat());
     let said = finish(command, PATIENCE).await.ended_with(20);
     assert!(said.stdout.contains("fix  start the backend"), "{said:#?}");
+    let unknown = "no address of the door is known: --door";
+    assert!(said.stdout.contains(unknown), "{said:#?}");
 
     for wrong in [
         &["--url", "http://127.0.0.1:1"][..],

@@ -16,7 +16,7 @@ use super::causes::{LOGS, not_upgraded, unanswered};
 use super::papers::Papers;
 use super::report::Finding;
 use super::wire::{self, Opened, Refused, Shown};
-use super::{CheckName, Wanted, api, trust};
+use super::{CheckName, Wanted, api, door, trust};
 use crate::client::Client;
 use crate::failure::Failure;
 
@@ -112,6 +112,9 @@ impl<'s> Site<'s> {
             CheckName::DataFlow => self.data_flow().await,
             CheckName::Restart => self.restart().await,
             CheckName::Limits => api::limits(self.client, &self.papers).await,
+            CheckName::Enrolment => {
+                door::enrolment(&self.papers, self.wanted.door.as_deref()).await
+            }
             CheckName::Renewal => trust::renewal(self.client).await,
             CheckName::Pins => trust::pins(self.client, &self.papers).await,
             CheckName::Revocation => self.revocation().await,
