@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 use viworks_testkit::binaries::{Binaries, workspace};
-use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start, run, text};
 use viworks_testkit::nginx::Nginx;
 use viworks_testkit::process::{Said, finish};
 use viworks_testkit::{postgres, redis};
@@ -194,18 +194,42 @@ async fn a_live_installation_is_validated_by_the_shipped_programs_alone_and_left
         "--report",
         "reports",
         "--only",
-        "health,upgrade,registration,round_trip",
+        "health,upgrade,registration,round_trip,revocation",
     ];
     let command = script(&system, &[&url[..], &config, &rest].concat());
     let said = finish(command, PATIENCE).await.ended_with(0);
-    assert!(said.stdout.contains("  GO   4 of 4 in "), "{said:#?}");
-    let part = "a part of it: 13 checks left out (--only)";
+    assert!(said.stdout.contains("  GO   5 of 5 in "), "{said:#?}");
+    let part = "a part of it: 12 checks left out (--only)";
     assert!(said.stdout.contains(part), "{said:#?}");
     // The gateway that it had is revoked, and no agent of it runs.
     let gateways = system.get("/v1/gateways").await;
     let statuses: Vec<&Value> = gateways["items"].as_array().unwrap().iter().collect();
     assert_eq!(statuses.len(), 1, "{gateways}");
     assert_eq!(statuses[0]["status"], "revoked", "{gateways}");
+
+    // What its key may not do is not tried, and said.
+    run(
+        &system.binaries().backend(),
+        &[
+            "apikey",
+            "create",
+            "--config",
+            text(&system.backend_config()),
+            "--name",
+            "weak",
+            "--scopes",
+            "gateways:read",
+            "--out",
+            text(&system.path().join("weak.key")),
+        ],
+    );
+    let weak = [url[0], url[1], url[2], "weak.key"];
+    let rest = ["--only", "registration,pins,revocation"];
+    let command = script(&system, &[&weak[..], &config, &rest].concat());
+    let said = finish(command, PATIENCE).await.ended_with(0);
+    for part in ["2 SKIPPED", "(pins:read)", "(gateways:write)"] {
+        assert!(said.stdout.contains(part), "{part}: {said:#?}");
+    }
 
     // Nobody is there: that is no verdict but the health check's.
     system.backend().stop(PATIENCE).await;

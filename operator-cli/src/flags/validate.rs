@@ -31,7 +31,7 @@ pub struct Validate {
     /// The gateway agent that is started for it [default: beside this program]
     #[arg(long, value_name = "FILE")]
     pub agent: Option<PathBuf>,
-    /// The door by which machines become gateways [default: door_url of the gateway's folder]
+    /// The door by which machines become gateways [default: the one in the gateway's folder]
     #[arg(long, value_name = "URL")]
     pub door: Option<String>,
     /// Where the report is written as well: validation.json and validation.xml (JUnit)
