@@ -50,14 +50,12 @@ pub(super) async fn enrolment(papers: &Papers, named: Option<&str>) -> Finding {
         let reason = format!("{url:?} is no address of a door");
         return Finding::fail("not tried", reason, "--door https://HOST:PORT, and nothing behind");
     };
-    let begun = Instant::now();
     match mistyped(papers, &place).await {
         Ok(finding) => finding,
-        Err(refused) => Finding::fail(
-            refused.words(),
-            format!("no machine can enrol at {url} after {} ms", begun.elapsed().as_millis()),
-            FIX,
-        ),
+        Err(refused) => {
+            let reason = format!("no machine can enrol at {url}");
+            Finding::fail(refused.words(), reason, FIX)
+        }
     }
 }
 
