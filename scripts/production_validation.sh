@@ -5,7 +5,8 @@ set -euo pipefail
 usage() {
   cat <<'TXT'
 usage: scripts/production_validation.sh --self-contained [--strict] [--previous DIR] [--report DIR] [--only CHECKS]
-       scripts/production_validation.sh --url URL --key FILE (--gateway DIR | --backend-config FILE) [--report DIR] [--only CHECKS]
+       scripts/production_validation.sh --url URL --key FILE (--gateway DIR | --backend-config FILE) [--door URL]
+                                        [--report DIR] [--only CHECKS]
 
   --self-contained        starts an installation of its own, with nginx, PostgreSQL and Redis where they are installed,
                           kills its parts, and removes it; needs a Rust toolchain
@@ -18,6 +19,9 @@ usage: scripts/production_validation.sh --self-contained [--strict] [--previous 
   --gateway DIR           a gateway that was issued for this run and never ran; revoke it afterwards
   --backend-config FILE   on the backend's host, instead of --gateway: issues one, and revokes it afterwards
 
+  --door URL              where machines enrol, https://HOST:PORT; without it, and without door_url in the gateway's
+                          configuration, the check of enrolment is skipped
+
   --report DIR            where validation.json and validation.xml (JUnit) go
   --only CHECKS           only these, separated by commas
 
@@ -28,14 +32,14 @@ TXT
 complain() { printf 'error: %s\n' "$1" >&2; usage >&2; exit 2; }
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-mode='' own='' url='' key='' gateway='' config='' report=''
+mode='' own='' url='' key='' gateway='' config='' door='' report=''
 passed=()
 while [ $# -gt 0 ]; do
   case "$1" in
     -h | --help) usage; exit 0 ;;
     --self-contained) mode=own; shift; continue ;;
     --strict) own="$1"; passed+=("$1"); shift; continue ;;
-    --url | --key | --gateway | --backend-config | --previous | --report | --only) ;;
+    --url | --key | --gateway | --backend-config | --door | --previous | --report | --only) ;;
     *) complain "unknown argument $1" ;;
   esac
   [ $# -gt 1 ] || complain "$1 needs a value"
@@ -44,6 +48,7 @@ while [ $# -gt 0 ]; do
     --key) key=$2 ;;
     --gateway) gateway=$2 ;;
     --backend-config) config=$2 ;;
+    --door) door=$2; passed+=("$1" "$2") ;;
     --report) report=$2 ;;
     --previous) own="$1"; passed+=("$1" "$2") ;;
     *) passed+=("$1" "$2") ;;
@@ -52,7 +57,7 @@ while [ $# -gt 0 ]; do
 done
 
 if [ "$mode" = own ]; then
-  [ -z "$url$key$gateway$config" ] || complain '--self-contained has an installation of its own'
+  [ -z "$url$key$gateway$config$door" ] || complain '--self-contained has an installation of its own'
   [ -f "$root/Cargo.toml" ] || { printf 'error: --self-contained is for a checkout of the repository, which this is not: %s\n' "$root" >&2; exit 69; }
   command -v cargo >/dev/null 2>&1 || { printf 'error: cargo was not found; install a Rust toolchain (https://rustup.rs)\n' >&2; exit 69; }
   [ -z "$report" ] || passed+=(--report "$report")

@@ -4,9 +4,12 @@
 
 mod agent;
 mod api;
+mod causes;
+mod door;
 mod papers;
 mod report;
 mod site;
+mod trust;
 mod wire;
 
 use std::path::PathBuf;
@@ -39,6 +42,11 @@ pub enum CheckName {
     DataFlow,
     Restart,
     Limits,
+    Enrolment,
+    Renewal,
+    Pins,
+    // The last one: whoever is revoked is good for no other check.
+    Revocation,
 }
 
 impl CheckName {
@@ -59,6 +67,10 @@ impl CheckName {
             Self::DataFlow => "data_flow",
             Self::Restart => "restart",
             Self::Limits => "limits",
+            Self::Enrolment => "enrolment",
+            Self::Renewal => "renewal",
+            Self::Pins => "pins",
+            Self::Revocation => "revocation",
         }
     }
 
@@ -77,6 +89,10 @@ impl CheckName {
             Self::DataFlow => "data flow",
             Self::Restart => "gateway restarted",
             Self::Limits => "resource limits",
+            Self::Enrolment => "door for new gateways",
+            Self::Renewal => "certificates renewed",
+            Self::Pins => "pinned keys",
+            Self::Revocation => "gateway revoked",
         }
     }
 
@@ -93,6 +109,10 @@ impl CheckName {
             Self::RoundTrip | Self::Restart => "< 2 s",
             Self::DataFlow => "exact",
             Self::Limits => "in force",
+            Self::Enrolment => "pinned key, refused",
+            Self::Renewal => "0 overdue online",
+            Self::Pins => "promoted, confirmed",
+            Self::Revocation => "cut in < 1 s, refused",
         }
     }
 }
@@ -104,6 +124,8 @@ pub struct Wanted {
     pub gateway: PathBuf,
     /// The gateway agent.
     pub agent: PathBuf,
+    /// The door by which machines become gateways, where the gateway's folder does not name it.
+    pub door: Option<String>,
     /// How many commands are timed.
     pub commands: u32,
     /// How many records are handed in.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use viworks_runtime::clock::{Clock, SystemClock};
 
 use crate::binaries::Binaries;
 use crate::few_files;
@@ -554,6 +555,30 @@ impl Deployment {
             let written = connection.execute(&sql, rusqlite::params![command, times]);
             assert_eq!(written, Ok(times as usize), "{table}");
         }
+    }
+
+    /// Has the database say that a gateway's certificate was registered a month ago and ends in an hour: the gateway,
+    /// whose certificate is as good as before, does not renew it. No backend may run.
+    ///
+    /// # Panics
+    /// When the database does not take it.
+    pub fn ages_certificate(&self, name: &str) {
+        const MONTH_S: i64 = 30 * 24 * 3_600;
+        let now = SystemClock.wall().unix_millis() / 1_000;
+        let sql = format!(
+            "UPDATE certificates SET registered_at = {}, not_after = {} \
+             WHERE agent_id = (SELECT agent_id FROM gateways WHERE name = '{name}')",
+            (now - MONTH_S) * 1_000_000,
+            (now + 3_600) * 1_000_000
+        );
+        if let Some(server) = &self.server {
+            server.ask(&sql).expect("the server answers");
+            return;
+        }
+        let path = self.path().join("backend/state/backend.sqlite");
+        let connection = rusqlite::Connection::open(path).expect("the database opens");
+        let changed = connection.execute(&sql, []);
+        assert_eq!(changed, Ok(1), "{name} has one certificate");
     }
 
     fn database(&self) -> rusqlite::Connection {

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use futures_util::StreamExt;
 use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
@@ -31,6 +31,10 @@ pub(crate) enum Break {
     DataFlow,
     Restart,
     Limits,
+    Enrolment,
+    Renewal,
+    Pins,
+    Revocation,
     BackendConfiguration,
     BackendStart,
     BackendRecovery,
@@ -84,7 +88,7 @@ pub(crate) async fn open_door(backend: &Path) -> anyhow::Result<Door> {
     })
 }
 
-async fn let_in(acceptor: TlsAcceptor, stream: tokio::net::TcpStream) -> anyhow::Result<()> {
+async fn let_in(acceptor: TlsAcceptor, stream: TcpStream) -> anyhow::Result<()> {
     let stream = acceptor.accept(stream).await?;
     #[expect(
         clippy::result_large_err,
@@ -129,4 +133,63 @@ pub(crate) async fn taker() -> anyhow::Result<Door> {
         address,
         _serving: serving,
     })
+}
+
+/// The API at this address, of which revocations are answered with `answer`, and not done.
+pub(crate) async fn forgetful(api: String, answer: String) -> anyhow::Result<Door> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?.to_string();
+    let mut serving = JoinSet::new();
+    serving.spawn(async move {
+        let mut open = JoinSet::new();
+        while let Ok((stream, _peer)) = listener.accept().await {
+            let (api, answer) = (api.clone(), answer.clone());
+            open.spawn(async move {
+                // Whoever hangs up has what it wanted.
+                drop(forget(stream, &api, &answer).await);
+            });
+        }
+    });
+    Ok(Door {
+        address,
+        _serving: serving,
+    })
+}
+
+async fn forget(mut near: TcpStream, api: &str, answer: &str) -> anyhow::Result<()> {
+    let mut far = TcpStream::connect(api).await?;
+    let (mut said, mut told) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
+    loop {
+        tokio::select! {
+            count = near.read(&mut said) => {
+                let piece = said.get(..count?).unwrap_or_default();
+                let line = piece.split(|byte| *byte == b'\r').next().unwrap_or_default();
+                let line = String::from_utf8_lossy(line);
+                if line.starts_with("POST ") && line.contains("/revoke ") {
+                    break;
+                }
+                if piece.is_empty() {
+                    return Ok(());
+                }
+                far.write_all(piece).await?;
+            }
+            count = far.read(&mut told) => {
+                let piece = told.get(..count?).unwrap_or_default();
+                if piece.is_empty() {
+                    return Ok(());
+                }
+                near.write_all(piece).await?;
+            }
+        }
+    }
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        answer.len()
+    );
+    near.write_all(head.as_bytes()).await?;
+    near.write_all(answer.as_bytes()).await?;
+    near.shutdown().await?;
+    // A rest of the request that nobody reads would take the answer away.
+    while near.read(&mut said).await? > 0 {}
+    Ok(())
 }

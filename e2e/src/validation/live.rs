@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use serde_json::json;
 use tokio::process::Command;
 use tokio::time::timeout;
 use viworks_operator_cli::validation::{Check, Report};
@@ -12,11 +13,11 @@ use viworks_testkit::proxy::Network;
 use viworks_testkit::stand_in::{Answer, StandIn};
 
 use crate::Cli;
-use crate::breaks::{Break, Door, open_door, taker};
+use crate::breaks::{Break, Door, forgetful, open_door, taker};
 use crate::scene::Scene;
 
 /// Their names.
-pub(crate) const NAMES: [&str; 13] = [
+pub(crate) const NAMES: [&str; 17] = [
     "health",
     "configuration",
     "upgrade",
@@ -30,6 +31,10 @@ pub(crate) const NAMES: [&str; 13] = [
     "data_flow",
     "restart",
     "limits",
+    "enrolment",
+    "renewal",
+    "pins",
+    "revocation",
 ];
 
 /// How long all of them may take.
@@ -42,6 +47,7 @@ const SLOW: Duration = Duration::from_millis(700);
 struct Arranged {
     server: Option<String>,
     agent: Option<PathBuf>,
+    door: Option<String>,
     _door: Option<Door>,
     _stand_in: Option<StandIn>,
 }
@@ -57,6 +63,10 @@ pub(crate) async fn checks(scene: &mut Scene, cli: &Cli) -> anyhow::Result<Vec<C
     let binaries = scene.first().binaries();
     let mut command = Command::new(binaries.cli());
     let server = arranged.server.clone();
+    let door = arranged.door.as_deref();
+    let door = door.unwrap_or_else(|| scene.first().door_address());
+    // The certificate is for the name.
+    let port = door.rsplit(':').next().unwrap_or_default();
     command
         .args(["validate", "-o", "json", "--server"])
         .arg(server.unwrap_or_else(|| scene.first().api_url()))
@@ -66,6 +76,7 @@ pub(crate) async fn checks(scene: &mut Scene, cli: &Cli) -> anyhow::Result<Vec<C
         .arg(&scene.probe)
         .arg("--agent")
         .arg(arranged.agent.clone().unwrap_or_else(|| binaries.gateway()))
+        .args(["--door", &format!("https://localhost:{port}")])
         .args(["--commands", &cli.commands.to_string()])
         .args(["--records", &cli.records.to_string()])
         .args(["--only", &wanted.join(",")])
@@ -119,8 +130,32 @@ async fn arrange(scene: &mut Scene, broken: Option<Break>) -> anyhow::Result<Arr
             arranged.server = Some(format!("http://{}", door.address));
             arranged._door = Some(door);
         }
+        // Where gateways are taken, and nobody without a certificate.
+        Some(Break::Enrolment) => {
+            arranged.door = Some(scene.first().agents_address().to_owned());
+        }
+        Some(Break::Pins) => {
+            // Gateways stay connected, as far as anybody knows, and are told of nothing.
+            scene.address.set(Network::HalfOpen);
+            let pin = no_pin();
+            let staged = json!({ "pin": pin, "reason": "a key that nobody confirms" });
+            scene.first().post("/v1/pins/stage", &staged).await;
+        }
+        Some(Break::Revocation) => {
+            let gateway = scene.first().get("/v1/gateways/validation").await;
+            let answer = json!({
+                "kind": "GatewayRevoked", "already": false, "session_ended": true, "cancelled": 0, "indeterminate": 0,
+                "gateway": gateway,
+            });
+            let api = scene.first().api_url();
+            let api = api.trim_start_matches("http://").to_owned();
+            let door = forgetful(api, answer.to_string()).await?;
+            arranged.server = Some(format!("http://{}", door.address));
+            arranged._door = Some(door);
+        }
         Some(
             Break::DataFlow
+            | Break::Renewal
             | Break::BackendConfiguration
             | Break::BackendStart
             | Break::BackendRecovery
@@ -141,9 +176,14 @@ fn other_pins(folder: &Path) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(&file)?;
     let (before, rest) = text.split_once("pins = [").context("it has pins")?;
     let (_pins, after) = rest.split_once(']').context("they end")?;
-    let pin = format!("sha256/{}=", "A".repeat(43));
+    let pin = no_pin();
     Ok(std::fs::write(
         file,
         format!("{before}pins = [\"{pin}\"]{after}"),
     )?)
+}
+
+/// The pin of a key that nobody has.
+fn no_pin() -> String {
+    format!("sha256/{}=", "A".repeat(43))
 }

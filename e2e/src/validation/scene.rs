@@ -49,7 +49,9 @@ impl Scene {
         };
         let redis = postgres.as_ref().and_then(|_it| redis::Own::start());
         let address = Proxy::before("").await?;
-        let mut start = Start::default().with("VIWORKS__API__KEY_REQUESTS_PER_MINUTE", "1000000");
+        let mut start = Start::default()
+            .with("VIWORKS__API__KEY_REQUESTS_PER_MINUTE", "1000000")
+            .with("VIWORKS__ENROLMENT__LISTEN", "127.0.0.1:0");
         let has_nginx = !embedded && Nginx::is_installed();
         if has_nginx {
             start = start
@@ -72,6 +74,9 @@ impl Scene {
         };
         let folders: Vec<PathBuf> = GATEWAYS.iter().map(|name| one.issue(name)).collect();
         let probe = one.issue("validation");
+        if broken == Some(Break::Renewal) {
+            one.ages_certificate(GATEWAYS[0]);
+        }
         leads_to(&probe, &url(&address))?;
         let mut backends = vec![one];
         if postgres.is_some() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 use viworks_testkit::binaries::{Binaries, workspace};
-use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start, run, text};
 use viworks_testkit::nginx::Nginx;
 use viworks_testkit::process::{Said, finish};
 use viworks_testkit::{postgres, redis};
@@ -20,7 +20,7 @@ const CHECKED_WITHIN_MS: u64 = 180_000;
 const WITHIN: Duration = Duration::from_secs(400);
 
 /// The checks that a command line can make from outside, and what they need from those before them.
-const LIVE: [(&str, &str); 13] = [
+const LIVE: [(&str, &str); 17] = [
     ("health", ""),
     ("configuration", ""),
     ("upgrade", ""),
@@ -34,6 +34,10 @@ const LIVE: [(&str, &str); 13] = [
     ("data_flow", "registration,"),
     ("restart", "registration,"),
     ("limits", ""),
+    ("enrolment", ""),
+    ("renewal", ""),
+    ("pins", ""),
+    ("revocation", "registration,"),
 ];
 
 /// Those that only somebody may make who may kill everything; with the servers that they need.
@@ -82,7 +86,7 @@ async fn an_installation_of_its_own_is_validated_and_is_a_go() {
     }
     let (said, report) = validation(folder.path(), &arguments).await;
     let said = said.ended_with(0);
-    assert!(said.stdout.contains("  GO   21 of 21 in "), "{said:#?}");
+    assert!(said.stdout.contains("  GO   25 of 25 in "), "{said:#?}");
     assert!(!said.stdout.contains("left out"), "{said:#?}");
     assert_eq!(report["verdict"], "go");
     let took = report["tookMs"].as_u64().unwrap();
@@ -101,7 +105,7 @@ async fn an_installation_of_its_own_is_validated_and_is_a_go() {
         assert!(!check["limit"].as_str().unwrap().is_empty(), "{check}");
     }
     let junit = std::fs::read_to_string(folder.path().join("validation.xml")).unwrap();
-    assert!(junit.contains("tests=\"21\" failures=\"0\""), "{junit}");
+    assert!(junit.contains("tests=\"25\" failures=\"0\""), "{junit}");
 }
 
 /// Breaks what a check is about, and sees that very check say so.
@@ -190,12 +194,12 @@ async fn a_live_installation_is_validated_by_the_shipped_programs_alone_and_left
         "--report",
         "reports",
         "--only",
-        "health,upgrade,registration,round_trip",
+        "health,upgrade,registration,round_trip,revocation",
     ];
     let command = script(&system, &[&url[..], &config, &rest].concat());
     let said = finish(command, PATIENCE).await.ended_with(0);
-    assert!(said.stdout.contains("  GO   4 of 4 in "), "{said:#?}");
-    let part = "a part of it: 9 checks left out (--only)";
+    assert!(said.stdout.contains("  GO   5 of 5 in "), "{said:#?}");
+    let part = "a part of it: 12 checks left out (--only)";
     assert!(said.stdout.contains(part), "{said:#?}");
     // The gateway that it had is revoked, and no agent of it runs.
     let gateways = system.get("/v1/gateways").await;
@@ -203,12 +207,38 @@ async fn a_live_installation_is_validated_by_the_shipped_programs_alone_and_left
     assert_eq!(statuses.len(), 1, "{gateways}");
     assert_eq!(statuses[0]["status"], "revoked", "{gateways}");
 
+    // What its key may not do is not tried, and said.
+    run(
+        &system.binaries().backend(),
+        &[
+            "apikey",
+            "create",
+            "--config",
+            text(&system.backend_config()),
+            "--name",
+            "weak",
+            "--scopes",
+            "gateways:read",
+            "--out",
+            text(&system.path().join("weak.key")),
+        ],
+    );
+    let weak = [url[0], url[1], url[2], "weak.key"];
+    let rest = ["--only", "registration,pins,revocation"];
+    let command = script(&system, &[&weak[..], &config, &rest].concat());
+    let said = finish(command, PATIENCE).await.ended_with(0);
+    for part in ["2 SKIPPED", "(pins:read)", "(gateways:write)"] {
+        assert!(said.stdout.contains(part), "{part}: {said:#?}");
+    }
+
     // Nobody is there: that is no verdict but the health check's.
     system.backend().stop(PATIENCE).await;
-    let rest = ["--only", "health"];
+    let rest = ["--only", "health,enrolment"];
     let command = script(&system, &[&url[..], &config, &rest].concat());
     let said = finish(command, PATIENCE).await.ended_with(20);
     assert!(said.stdout.contains("fix  start the backend"), "{said:#?}");
+    let unknown = "no address of the door is known: --door";
+    assert!(said.stdout.contains(unknown), "{said:#?}");
 
     for wrong in [
         &["--url", "http://127.0.0.1:1"][..],

@@ -11,8 +11,9 @@ It is given a gateway of its own, which nothing else has used; on the backend's 
   viworks-backend-agent pki issue-gateway validation-1 \\
     --config /etc/viworks/backend/backend.toml --out validation-1
 It starts an agent for it here, runs commands there alone, and hands in telemetry \
-of it alone. Afterwards the gateway is used up: revoke it. One security event, \
-a second holder of its identity, belongs to the run.
+of it alone. Afterwards the gateway is used up: revoke it; a key with the scope \
+gateways:write does so as the last check. One security event, a second holder of \
+its identity, belongs to the run.
 
 Ends with 0 for GO and 20 for NO-GO.
 
@@ -30,6 +31,9 @@ pub struct Validate {
     /// The gateway agent that is started for it [default: beside this program]
     #[arg(long, value_name = "FILE")]
     pub agent: Option<PathBuf>,
+    /// The door by which machines become gateways [default: the one in the gateway's folder]
+    #[arg(long, value_name = "URL")]
+    pub door: Option<String>,
     /// Where the report is written as well: validation.json and validation.xml (JUnit)
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,

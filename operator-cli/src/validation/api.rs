@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use viworks_common::human;
 
+use super::causes::START_IT;
 use super::papers::Papers;
 use super::report::Finding;
 use super::wire;
@@ -13,9 +14,6 @@ use crate::client::Client;
 const BODY_BYTES: usize = 4 * 1024 * 1024;
 /// As long as a connection that says nothing can be configured to be kept.
 const SILENCE_MAX: Duration = Duration::from_secs(61);
-
-/// What to do when nobody answers.
-pub(super) const START_IT: &str = "start the backend, and name its API: --server URL";
 
 /// Every probe says that all is well.
 pub(super) async fn health(client: &Client) -> Finding {

@@ -26,6 +26,7 @@ pub(super) struct Papers {
     pub(super) server_name: String,
     pub(super) pins: BTreeSet<SpkiPin>,
     pub(super) binding: BindingMode,
+    pub(super) door_url: Option<String>,
     pub(super) authority: Vec<CertificateDer<'static>>,
     pub(super) shown: tls::Identity,
     pub(super) identity: Identity,
@@ -42,6 +43,8 @@ settings! {
         url: String = required_url(&["wss"]),
         /// The name in its certificate; the URL's host when left out.
         server_name: Option<String> = optional_str(),
+        /// Where machines become gateways.
+        door_url: Option<String> = optional_str(),
         /// What sessions are bound to.
         binding: BindingMode = one_of("exporter", &BINDINGS),
         /// Keys the backend may show.
@@ -122,6 +125,7 @@ impl Papers {
             host,
             pins: outbound.pins.into_iter().collect(),
             binding: outbound.binding,
+            door_url: outbound.door_url,
             authority: tls::load_certificates(&outbound.ca_file).map_err(|error| chain(&error))?,
             shown: tls::Identity::load(&files.certificate_file, &files.key_file)
                 .map_err(|error| chain(&error))?,

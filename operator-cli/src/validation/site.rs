@@ -12,10 +12,11 @@ use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
 use super::agent::{Agent, COMMAND, STREAM, Tried, tries};
+use super::causes::{LOGS, not_upgraded, unanswered};
 use super::papers::Papers;
 use super::report::Finding;
 use super::wire::{self, Opened, Refused, Shown};
-use super::{CheckName, Wanted, api};
+use super::{CheckName, Wanted, api, door, trust};
 use crate::client::Client;
 use crate::failure::Failure;
 
@@ -35,9 +36,6 @@ const PAUSE: Duration = Duration::from_millis(50);
 const IDENTITY_FORK: u16 = 4_410;
 /// Of what was said before, and of what cannot be read.
 const REPLAY: [u16; 1] = [4_400];
-
-/// What the log of the agent or the backend says, for a fix.
-const LOGS: &str = "look at /readyz and the backend's log";
 
 /// An installation and the gateway that it is validated with.
 pub(super) struct Site<'s> {
@@ -114,6 +112,12 @@ impl<'s> Site<'s> {
             CheckName::DataFlow => self.data_flow().await,
             CheckName::Restart => self.restart().await,
             CheckName::Limits => api::limits(self.client, &self.papers).await,
+            CheckName::Enrolment => {
+                door::enrolment(&self.papers, self.wanted.door.as_deref()).await
+            }
+            CheckName::Renewal => trust::renewal(self.client).await,
+            CheckName::Pins => trust::pins(self.client, &self.papers).await,
+            CheckName::Revocation => self.revocation().await,
         }
     }
 
@@ -344,6 +348,17 @@ impl<'s> Site<'s> {
         Finding::fail(measured, "it took as long as the limit, or longer", fix)
     }
 
+    async fn revocation(&mut self) -> Finding {
+        if let Some(finding) = self.needs_the_gateway() {
+            return finding;
+        }
+        let reference = self.reference();
+        let Some(agent) = self.agent.as_mut() else {
+            return Finding::fail("not tried", "there is no agent", LOGS);
+        };
+        trust::revocation(self.client, &self.papers, &reference, agent).await
+    }
+
     fn needs_the_gateway(&self) -> Option<Finding> {
         self.agent.is_none().then(|| {
             Finding::fail(
@@ -500,31 +515,4 @@ impl<'s> Site<'s> {
             sleep(PAUSE).await;
         }
     }
-}
-
-/// The API did not do what was asked of it.
-fn unanswered(measured: &str, failure: Failure) -> Finding {
-    let fix = if failure.exit == ExitCode::Unavailable {
-        api::START_IT
-    } else {
-        LOGS
-    };
-    Finding::fail(measured, failure.what, fix)
-}
-
-fn not_upgraded(refused: &Refused) -> Finding {
-    let fix = match refused {
-        Refused::Tcp(_) => "start the backend, or look at the way to it",
-        Refused::Tls(_) | Refused::Certificate(_) => {
-            "look at the certificates, the pins and whoever ends TLS in front of the backend"
-        }
-        Refused::Http(403) => {
-            "the gateway is not known or was revoked: issue another one for this validation"
-        }
-        Refused::Http(_) => {
-            "something in front answers without forwarding the upgrade: proxy_http_version 1.1, Upgrade and Connection"
-        }
-        Refused::Closed(_) | Refused::Cut => LOGS,
-    };
-    Finding::fail(refused.words(), "there is no connection of a gateway", fix)
 }

@@ -169,7 +169,7 @@ async fn upgraded(
 }
 
 /// Why TLS ended, by what the other end said.
-fn of_tls(error: &std::io::Error) -> Refused {
+pub(super) fn of_tls(error: &std::io::Error) -> Refused {
     let inner = error.get_ref();
     let inner = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
@@ -194,7 +194,7 @@ async fn connect(papers: &Papers) -> Result<TcpStream, Refused> {
     stream.map_err(|error| Refused::Tcp(error.to_string()))
 }
 
-fn config(papers: &Papers, shown: Shown) -> Result<Arc<ClientConfig>, String> {
+pub(super) fn config(papers: &Papers, shown: Shown) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore::empty();
     for authority in &papers.authority {
         roots

@@ -18,6 +18,7 @@ use viworks_runtime::stdout::PrintError;
 use crate::client::{Client, Dialled, NotThere};
 use crate::failure::Failure;
 use crate::output::Format;
+use crate::views::{expiry, pin};
 
 const CONTEXT: &str = "context";
 const DNS: &str = "dns";
@@ -295,7 +296,20 @@ impl Doctor {
             }
         };
         self.fleet(&list, since(begun));
+        self.pins(client).await;
         Ok(())
+    }
+
+    /// Keys of the server that are staged, and wait. Nothing is in the way where this is not told: a key may lack
+    /// `pins:read`, and a backend of before has no pins to ask for.
+    async fn pins(&mut self, client: &Client) {
+        let Ok(Ok(status)) = timeout(self.step_time(), client.pins()).await else {
+            return;
+        };
+        let waiting = pin::waiting(&status, SystemClock.wall());
+        for (found, fix) in waiting.into_iter().take(NAMED_MAX) {
+            self.walk.warn(GATEWAYS, found, fix);
+        }
     }
 
     fn fleet(&mut self, list: &GatewayList, took: Duration) {
@@ -351,6 +365,31 @@ impl Doctor {
             );
             self.walk
                 .warn(GATEWAYS, found, "viworks gateway ls lists them");
+        }
+        self.certificates(list, now);
+    }
+
+    /// Those that should have been renewed by now.
+    fn certificates(&mut self, list: &GatewayList, now: Timestamp) {
+        let overdue = list.items.iter().filter_map(|gateway| {
+            let until = gateway.certificate_not_after?;
+            Some((gateway, until, expiry::overdue(gateway, now)?))
+        });
+        let overdue: Vec<_> = overdue.collect();
+        for (gateway, until, why) in overdue.iter().take(NAMED_MAX) {
+            let word = if *until < now { "ended" } else { "ends" };
+            let at = human::relative(*until, now);
+            let found = format!("the certificate of {} {word} {at}", gateway.name);
+            self.walk.warn(GATEWAYS, found, *why);
+        }
+        let more = overdue.len().saturating_sub(NAMED_MAX);
+        if more > 0 {
+            let found = format!(
+                "{} ended or about to end as well",
+                human::counted(more, "more certificate is", "more certificates are")
+            );
+            self.walk
+                .warn(GATEWAYS, found, "viworks gateway expiring lists them");
         }
     }
 }

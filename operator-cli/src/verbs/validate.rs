@@ -25,6 +25,7 @@ pub(super) async fn execute(
             Some(agent) => agent.clone(),
             None => beside()?,
         },
+        door: flags.door.clone(),
         commands: flags.commands,
         records: flags.records,
         only: flags.only.clone(),

@@ -44,6 +44,17 @@ pub fn reason(gateway: &Gateway, within: Duration, now: Timestamp) -> Option<&'s
     }
 }
 
+/// Why a certificate that should have been renewed by now was not: it ends soon, as `life` judges it, or has ended.
+pub fn overdue(gateway: &Gateway, now: Timestamp) -> Option<&'static str> {
+    let (since, until) = gateway
+        .certificate_since
+        .zip(gateway.certificate_not_after)?;
+    match life(since, until, now) {
+        Life::EndsSoon { .. } | Life::Ended => reason(gateway, until.saturating_since(now), now),
+        Life::Good | Life::NotYet => None,
+    }
+}
+
 /// Prints a row for each.
 pub fn list(
     list: &GatewayList,
@@ -109,5 +120,20 @@ mod tests {
         // From a third of its life before the end it renews by itself; in the last quarter it should have.
         assert!(!told("online", "2026-03-30T00:00:00Z"));
         assert!(told("online", "2026-03-08T00:00:00Z"));
+    }
+
+    #[test]
+    fn whoever_should_have_renewed_by_now_is_overdue_whether_connected_or_away() {
+        let now = Timestamp::parse("2026-03-01T00:00:00Z").unwrap();
+        let told = |status, until| {
+            let gateway = gateway(status, "2026-01-01T00:00:00Z", until);
+            overdue(&gateway, now).is_some()
+        };
+        for status in ["online", "offline", "blocked", "never"] {
+            assert!(told(status, "2026-02-01T00:00:00Z"), "{status}");
+            assert!(told(status, "2026-03-08T00:00:00Z"), "{status}");
+            assert!(!told(status, "2026-03-30T00:00:00Z"), "{status}");
+        }
+        assert!(!told("revoked", "2026-02-01T00:00:00Z"));
     }
 }

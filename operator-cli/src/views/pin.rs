@@ -106,6 +106,25 @@ fn advice(status: &PinStatus, now: Timestamp) -> Vec<String> {
     lines
 }
 
+/// Staged keys and what each waits for, with what can be done.
+pub fn waiting(status: &PinStatus, now: Timestamp) -> Vec<(String, String)> {
+    let staged = status.pins.iter();
+    let staged = staged.filter(|pin| pin.state == PinState::Staged);
+    let told = staged.map(|pin| {
+        let key = one_line(&pin.pin);
+        if pin.cut_off.is_empty() {
+            let found = format!("the staged key {key} waits to be promoted: it cuts nobody off");
+            return (found, format!("viworks pin promote {key}"));
+        }
+        let missing = status.gateways.saturating_sub(pin.confirmed_by);
+        let named = named(&pin.cut_off, missing, now);
+        let found = format!("the staged key {key} waits to be confirmed by {named}");
+        let fix = "connect them, or revoke those that are gone; who is missing: viworks pin status";
+        (found, fix.to_owned())
+    });
+    told.collect()
+}
+
 /// Some gateways by name, with when they were heard, and how many more there are.
 fn named(gateways: &[PinGateway], all: u64, now: Timestamp) -> String {
     let names: Vec<String> = gateways
@@ -219,7 +238,16 @@ mod tests {
                 "viworks pin promote sha256/b --force --reason TEXT   would cut off gw-1 (never seen), gw-2 (online) and 1 other"
             ]
         );
+        let waits = waiting(&status(&staged), now);
+        assert_eq!(waits.len(), 1, "{waits:?}");
+        assert_eq!(
+            waits[0].0,
+            "the staged key sha256/b waits to be confirmed by gw-1 (never seen), gw-2 (online) and 1 other"
+        );
         let confirmed = json!({"state": "staged", "shown": false, "staged_in": 2});
+        let waits = waiting(&status(&confirmed), now);
+        assert_eq!(waits[0].1, "viworks pin promote sha256/b");
+        assert!(waiting(&status(&json!({})), now).is_empty());
         let lines = advice(&status(&confirmed), now);
         assert_eq!(lines, ["viworks pin promote sha256/b   cuts nobody off"]);
         let before = json!({"shown": false});

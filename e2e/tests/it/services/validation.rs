@@ -9,10 +9,10 @@ use super::{Site, typed};
 const PAGE: &str = "docs/operations/validation.md";
 
 /// All that the page says so of.
-const SCOPES: &str = "gateways:read,runs:read,runs:write,telemetry:read,health:read";
+const SCOPES: &str = "gateways:read,runs:read,runs:write,telemetry:read,health:read,pins:read";
 
 /// Those that take seconds, and those that measure nothing that others on this machine hold up.
-const CHECKS: &str = "health,configuration,mtls,registration,round_trip,data_flow";
+const CHECKS: &str = "health,configuration,mtls,registration,round_trip,data_flow,renewal,pins";
 
 impl Site {
     /// What is typed on its page, with a key that may do no more than it has to, from a folder that is root's, and with
@@ -50,7 +50,7 @@ impl Site {
              {} --only {CHECKS}",
             line.trim()
         ));
-        assert!(said.contains("  GO   6 of 6 in "), "{said}");
+        assert!(said.contains("  GO   8 of 8 in "), "{said}");
 
         let reports = "cd /root/reports; stat -c %U validation.json validation.xml";
         assert_eq!(self.machine.shell(reports), "root\nroot\n");
