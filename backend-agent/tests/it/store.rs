@@ -222,6 +222,7 @@ suite! {
         a_key_is_promoted_against_whoever_does_not_trust_it_only_by_force,
         a_gateway_that_is_revoked_or_trusts_what_nobody_made_confirms_nothing,
         a_pin_set_that_is_configured_under_a_higher_version_takes_the_place_of_the_stored_one,
+        the_configured_set_is_stored_by_the_first_and_replaced_by_a_higher_version_alone,
     }
     revocations {
         a_revoked_certificate_ends_its_session_and_no_other,
