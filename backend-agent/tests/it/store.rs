@@ -417,6 +417,7 @@ suite! {
         a_name_that_is_taken_is_taken_over_once_nothing_is_heard_of_it,
         a_gateway_has_as_many_keys_as_a_hello_can_name,
         an_ephemeral_gateway_that_stays_away_is_removed_and_its_name_is_free,
+        an_ephemeral_gateway_without_a_free_name_does_not_hold_up_the_others,
         gateways_are_listed_by_the_ticket_that_they_came_of,
     }
     records {
