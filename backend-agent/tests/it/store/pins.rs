@@ -229,19 +229,13 @@ pub(crate) async fn the_configured_set_is_stored_by_the_first_and_replaced_by_a_
     assert!(note(bed, other(4)).await);
     assert!(!note(bed, other(4)).await);
     assert!(!note(bed, showing(1)).await);
-    assert_eq!(
-        known(bed, showing(1)).await.rotation.set(),
-        set(4, &[1, 8])
-    );
+    assert_eq!(known(bed, showing(1)).await.rotation.set(), set(4, &[1, 8]));
     let told = recorded(bed).await;
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0].0, "pin.configure", "{told:?}");
     // The same keys under a higher version are another set.
     assert!(note(bed, other(6)).await);
-    assert_eq!(
-        known(bed, showing(1)).await.rotation.set(),
-        set(6, &[1, 8])
-    );
+    assert_eq!(known(bed, showing(1)).await.rotation.set(), set(6, &[1, 8]));
     assert_eq!(change(bed, stage(3)).await, PinOutcome::Done);
     assert!(!note(bed, other(6)).await);
     assert_eq!(
@@ -257,7 +251,7 @@ async fn of_backends_with_different_keys_that_start_at_once_one_stores_its_set()
         return;
     };
     let noted = tokio::join!(note(&one, showing(1)), note(&two, other(1)));
-    assert!(noted.0 != noted.1, "{noted:?}");
+    assert_ne!(noted.0, noted.1, "one of them stores its set");
     let (first, second) = (known(&one, showing(1)).await, known(&two, other(1)).await);
     assert_eq!(first.rotation, second.rotation);
     finish(&folder, one, two).await;

@@ -394,7 +394,9 @@ pub(crate) async fn an_ephemeral_gateway_that_stays_away_is_removed_and_its_name
     assert_eq!(removed(bed, 1_000_000).await, []);
 }
 
-pub(crate) async fn an_ephemeral_gateway_without_a_free_name_does_not_hold_up_the_others(bed: &Bed) {
+pub(crate) async fn an_ephemeral_gateway_without_a_free_name_does_not_hold_up_the_others(
+    bed: &Bed,
+) {
     let ephemeral = NewTicket {
         ephemeral: Some(Duration::from_secs(600)),
         ..new_ticket(1, 9)
@@ -414,8 +416,7 @@ pub(crate) async fn an_ephemeral_gateway_without_a_free_name_does_not_hold_up_th
                 more => format!("gw-1-revoked-{end_of_id}-{more}"),
             };
             let new = new_gateway(10_000 + number, &name);
-            bed.store
-                .create_gateway(&bed.tenant, new, &actor, at(0))
+            bed.store.create_gateway(&bed.tenant, new, &actor, at(0))
         });
         for made in join_all(made).await {
             made.unwrap();
