@@ -119,6 +119,10 @@ pub struct CertificateRevoked {
     pub gateway: NamedGateway,
     /// The certificate as it stands.
     pub certificate: GatewayCertificate,
+    /// Others of the gateway that were issued over its session and have been in none so far, the latest first and eight
+    /// at the most. They are good: whoever had the key of the revoked one may have asked for them.
+    #[serde(default)]
+    pub to_be_proved: Vec<GatewayCertificate>,
 }
 
 list! {

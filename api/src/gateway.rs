@@ -352,6 +352,19 @@ pub enum ForkEnd {
     Replaced,
 }
 
+/// By what the holder that keeps an identity is known when it comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum KeptBy {
+    /// Its installation: after a restart and a reboot as well.
+    Install,
+    /// Its installation and its boot: after a restart as well.
+    Boot,
+    /// The very process.
+    Process,
+}
+
 /// A request to decide between two holders of one identity: either `keep` or `replace`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -376,6 +389,10 @@ pub struct ForkResolved {
     pub already: bool,
     /// Who keeps the identity. Without a session it is let in when it comes back, within a minute.
     pub kept: Option<ForkHolder>,
+    /// By what it is known when it comes back: with `process`, it does so only if that very process still runs. Absent
+    /// when it has the session.
+    #[serde(default)]
+    pub kept_by: Option<KeptBy>,
     /// Who stays out.
     pub out: Option<ForkHolder>,
     /// Whether a session of the one that stays out was ended, within a second on whichever backend has it.

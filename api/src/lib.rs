@@ -34,7 +34,7 @@ pub use event::{MissedOutput, RunEvent};
 pub use gateway::{
     Fork, ForkEnd, ForkHolder, ForkList, ForkResolved, Gateway, GatewayKey, GatewayKeyRotated,
     GatewayList, GatewayRef, GatewayRevocation, GatewayRevoked, GatewaySession, GatewaySpool,
-    GatewayStatus, Label, LabelSource, NamedGateway, REASON_BYTES_MAX, ResolveForkRequest,
+    GatewayStatus, KeptBy, Label, LabelSource, NamedGateway, REASON_BYTES_MAX, ResolveForkRequest,
     RevokeRequest,
 };
 pub use health::{Health, HealthCheck, HealthPast, HealthStatus, NotReady, NotReadyStatus};

@@ -144,7 +144,7 @@ impl App {
         let needed = config.sockets_max();
         let config = &config.clone().within(descriptors::room());
         let shared = Shared::new(config, Arc::clone(&store), clock, &material);
-        shared.pins.refresh().await?;
+        shared.pins.begin().await?;
         let keys = match config.enrolment.listen {
             Some(_door) => "connections_max of [agents], of [api] and of [enrolment]",
             None => "connections_max of [agents] and of [api]",

@@ -178,9 +178,9 @@ impl Reload {
     }
 
     fn take_over(&mut self, material: ServerMaterial) -> Result<(), &'static str> {
-        let stored = self.pins.known().stored;
+        let stepped = self.pins.known().stepped;
         if !self.pins.may_show(&material.pin) {
-            return Err(if stored {
+            return Err(if stepped {
                 "the server's certificate has a key that was not promoted: gateways that do not trust it would be cut off; viworks pin status says who they are, and viworks pin promote lets it in"
             } else {
                 "the server's certificate has a key that is neither the one in use nor the one in next_key_file: gateways that pin those two would be cut off; viworks pin stage makes them trust another one"
@@ -191,7 +191,7 @@ impl Reload {
             // Every agent key follows from it.
             waiting.push("the master key");
         }
-        if !stored && material.pins != self.current.pins {
+        if !stepped && material.pins != self.current.pins {
             waiting.push("the pins of both keys");
         }
         let pins = std::mem::take(&mut self.current.pins);

@@ -9,14 +9,14 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info};
 use viworks_common::id::Tenant;
-use viworks_common::pin::rotation::Rotation;
+use viworks_common::pin::rotation::{PINS_MIN, Rotation};
 use viworks_common::pin::{PINS_MAX, PinSet, SpkiPin};
 use viworks_common::time::Monotonic;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::lifecycle::Lifecycle;
 
-use crate::data::{OwnPins, PinsKnown, Store, StoreResult, in_full};
+use crate::data::{Actor, OwnPins, PinsKnown, Store, StoreResult, in_full};
 use crate::metrics::BackendMetrics;
 
 /// How often it is looked whether another backend has changed the set.
@@ -25,11 +25,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often it is said which key is shown, and counted who trusts what.
 const TELL_EVERY: Duration = Duration::from_secs(20);
 
-/// A set with fewer pins leaves no way out when a key is lost; it is never offered.
-const PINS_MIN: usize = 2;
-
-/// The condition while the server shows a key that the set does not have.
+/// The condition while the server shows a key that the set does not have, or its configuration names other keys.
 const PINS: &str = "pins";
+
+const SAME_FIX: &str = "give every backend the same certificate key, next_key_file and pin_set_version in [agents] and \
+                        restart those that were changed; to change the set, viworks pin stage and retire, or raise \
+                        pin_set_version on all of them";
 
 const PINS_FIX: &str = "put the certificate of a key back that viworks pin ls lists, and send SIGHUP; if there is none, \
                         stage the key that is shown, and see docs/certificate_management.md for gateways that do not \
@@ -89,7 +90,7 @@ impl ServerPins {
         let known = PinsKnown {
             rotation: Rotation::of(&own.configured, own.live, Vec::new()),
             shown: [own.live].into(),
-            stored: false,
+            stepped: false,
         };
         let (known, _receiver) = watch::channel(Arc::new(known));
         Self {
@@ -136,14 +137,7 @@ impl ServerPins {
     /// that is shown it could not even ask.
     #[must_use]
     pub fn for_newcomers(&self, files: &[SpkiPin]) -> PinSet {
-        let known = self.known();
-        if !known.stored {
-            return PinSet {
-                version: self.lock().configured.version,
-                pins: files.iter().copied().collect(),
-            };
-        }
-        let mut set = known.rotation.set();
+        let mut set = self.known().rotation.set();
         if let Some(live) = files.first()
             && set.pins.len() < PINS_MAX
         {
@@ -152,13 +146,29 @@ impl ServerPins {
         set
     }
 
-    /// Whether the server may show another key than before: one that was promoted; before there was any rotation, the
-    /// one that the configuration names as the next.
+    /// Whether the server may show another key than before: one that was promoted; before the first step, the one that
+    /// the configuration names as the next.
     #[must_use]
     pub fn may_show(&self, pin: &SpkiPin) -> bool {
         let (own, known) = (self.own(), self.known());
-        let is_configured = !known.stored && own.configured.contains(pin);
+        let is_configured = !known.stepped && own.configured.contains(pin);
         *pin == own.live || is_configured || known.rotation.may_show(pin)
+    }
+
+    /// Stores what is configured, unless another backend did so or somebody took a step, and looks at what is stored.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be asked.
+    pub async fn begin(&self) -> StoreResult<()> {
+        let (own, now) = (self.own(), self.clock.line());
+        let version = own.configured.version;
+        let actor = Actor::system();
+        let noted = self.store.note_pins(&self.tenant, own, &actor, now);
+        if noted.await? {
+            info!(version, "the configured pin set is stored");
+        }
+        self.refresh().await.map(drop)
     }
 
     /// Looks at what is stored.
@@ -185,8 +195,19 @@ impl ServerPins {
     }
 
     fn judge(&self, known: &PinsKnown) {
-        let (live, set) = (self.lock().live, known.rotation.set());
-        if !known.stored || known.rotation.may_show(&live) {
+        let OwnPins { configured, live } = self.own();
+        let set = known.rotation.set();
+        if !known.stepped && set.contains(&live) && !configured.pins.is_subset(&set.pins) {
+            let cause = format!(
+                "the configuration of this backend names other keys than version {} of the pin set, which was stored \
+                 first and counts: no gateway is told to trust them",
+                set.version
+            );
+            return self
+                .conditions
+                .raise(PINS, Severity::Warn, &cause, SAME_FIX);
+        }
+        if known.rotation.may_show(&live) {
             return self.conditions.clear(PINS);
         }
         if set.contains(&live) {

@@ -105,8 +105,8 @@ async fn a_staged_set_goes_over_the_open_session_of_whoever_can_take_it() {
     let (earlier, welcome) = connected(&backend, &second, &[], session).await;
     assert_eq!(welcome.pins, Some(set));
     let known = backend.store.pins(&tenant, own.clone(), now).await.unwrap();
-    let PinsKnown { shown, stored, .. } = known;
-    assert!(stored && shown == [own.live].into());
+    let PinsKnown { shown, stepped, .. } = known;
+    assert!(stepped && shown == [own.live].into());
     drop((able, earlier));
     drop(backend.stop().await);
 }

@@ -222,9 +222,11 @@ suite! {
         a_key_is_promoted_against_whoever_does_not_trust_it_only_by_force,
         a_gateway_that_is_revoked_or_trusts_what_nobody_made_confirms_nothing,
         a_pin_set_that_is_configured_under_a_higher_version_takes_the_place_of_the_stored_one,
+        the_configured_set_is_stored_by_the_first_and_replaced_by_a_higher_version_alone,
     }
     revocations {
         a_revoked_certificate_ends_its_session_and_no_other,
+        whoever_revokes_a_certificate_is_told_of_a_renewal_that_is_not_proved,
         a_session_that_waits_to_be_confirmed_is_not_with_a_revoked_certificate,
         a_certificate_is_found_as_other_programs_print_its_serial_number,
         a_revoked_certificate_is_neither_handed_out_again_nor_in_use,
@@ -415,6 +417,7 @@ suite! {
         a_name_that_is_taken_is_taken_over_once_nothing_is_heard_of_it,
         a_gateway_has_as_many_keys_as_a_hello_can_name,
         an_ephemeral_gateway_that_stays_away_is_removed_and_its_name_is_free,
+        an_ephemeral_gateway_without_a_free_name_does_not_hold_up_the_others,
         gateways_are_listed_by_the_ticket_that_they_came_of,
     }
     records {

@@ -10,8 +10,8 @@ use crate::time::Timestamp;
 /// Keys that were retired and are remembered; beyond that the earliest are forgotten.
 pub const RETIRED_MAX: usize = 32;
 
-/// Fewer leave no way out when a key is lost.
-const PINS_MIN: usize = 2;
+/// A set of fewer leaves no way out when a key is lost; it is never offered.
+pub const PINS_MIN: usize = 2;
 
 /// What a key of the server is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -162,6 +162,30 @@ impl Rotation {
                 };
                 self.keys.insert(*pin, key);
             }
+        }
+        // The same keys under another version: whoever reads them is to find that version as well.
+        let made = |key: &ServerKey| key.retired_in.unwrap_or(0).max(key.staged_in);
+        let is_told = self.keys.values().any(|key| made(key) == self.version);
+        if !is_told && let Some(key) = self.keys.get_mut(&live) {
+            key.staged_in = self.version;
+        }
+    }
+
+    /// Whether somebody took a step. Before the first one a server may show each key of the set: by whom it is shown, it
+    /// was put in place.
+    #[must_use]
+    pub fn is_stepped(&self) -> bool {
+        self.keys.values().any(|key| key.since.is_some())
+    }
+
+    /// Before the first step, the keys that backends show count as promoted.
+    pub fn put_in_place(&mut self, shown: &BTreeSet<SpkiPin>) {
+        if self.is_stepped() {
+            return;
+        }
+        let keys = self.keys.values_mut();
+        for key in keys.filter(|key| key.is_trusted() && shown.contains(&key.pin)) {
+            key.state = KeyState::Promoted;
         }
     }
 
@@ -406,6 +430,31 @@ mod tests {
         assert_eq!(higher.trusted_from(&pin(2)), Some(1));
         assert_eq!(higher.trusted_from(&pin(7)), Some(5));
         assert_eq!(higher.trusted_from(&pin(3)), None);
+    }
+
+    #[test]
+    fn what_is_kept_of_a_configured_set_has_its_version() {
+        for (version, numbers) in [(1, [1, 2]), (5, [1, 2]), (6, [1, 3])] {
+            let kept = stored(&Rotation::of(&configured(1, &[1, 2]), pin(1), Vec::new()));
+            let higher = configured(version, &numbers);
+            let own = Rotation::of(&higher, pin(1), kept);
+            let other = Rotation::of(&configured(1, &[1, 2]), pin(1), stored(&own));
+            assert_eq!(other.set(), higher);
+            assert_eq!(other, own);
+        }
+    }
+
+    #[test]
+    fn before_the_first_step_a_key_that_is_shown_was_put_in_place() {
+        let mut own = Rotation::of(&configured(1, &[1, 2]), pin(1), Vec::new());
+        assert!(!own.is_stepped() && !own.may_show(&pin(2)));
+        own.put_in_place(&pins(&[2, 9]));
+        assert!(own.may_show(&pin(1)) && own.may_show(&pin(2)));
+        assert_eq!(own.key(&pin(9)), None);
+        own.stage(pin(3), pin(2), NOW).unwrap();
+        assert!(own.is_stepped());
+        own.put_in_place(&pins(&[3]));
+        assert!(!own.may_show(&pin(3)), "from the first step on it takes one");
     }
 
     #[test]

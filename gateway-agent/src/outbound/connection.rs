@@ -100,6 +100,8 @@ pub(super) async fn run(
         papers: &material.shown,
         renewing: Renewing::new(parts.renewal.clone(), material, parts.lifecycle.clone()),
         rekeying: Rekeying::new(parts, material),
+        slot: Duration::ZERO,
+        parting: None,
     };
     let ended = connection.drive(live).await;
     // Its messages go nowhere now; the engine notices by the closed channel.
@@ -146,6 +148,10 @@ struct Connection<'p> {
     renewing: Renewing,
     /// What becomes of the agent key.
     rekeying: Rekeying,
+    /// The time within which the backend takes its gateways in again.
+    slot: Duration,
+    /// From when and by when this session is left because the newest pin set leaves its server's key out.
+    parting: Option<(Monotonic, Monotonic)>,
 }
 
 /// What the loop waited for.
@@ -433,9 +439,8 @@ impl Connection<'_> {
             .status
             .connected(welcome.epoch, self.parts.clock.wall());
         info!(epoch = welcome.epoch, "connected");
-        self.told = Some(FailureClass::Slot {
-            within: Duration::from_millis(welcome.reconnect_slot_ms),
-        });
+        self.slot = Duration::from_millis(welcome.reconnect_slot_ms);
+        self.told = Some(FailureClass::Slot { within: self.slot });
         self.committed.extend(welcome.committed.iter().copied());
         self.tell(Input::Attach {
             messages,

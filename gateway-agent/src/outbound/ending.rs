@@ -102,6 +102,8 @@ pub(super) enum Left {
     Renewed,
     /// A later agent key came, and a session of its own uses it.
     Rekeyed,
+    /// The newest pin set leaves out the key that the server has in this session, and is taken over in another one.
+    Repinned,
 }
 
 /// The epoch in HELLO.
@@ -227,6 +229,10 @@ impl Seen {
             }
             (End::Agent, None) if self.left == Some(Left::Rekeyed) => {
                 let cause = "a later agent key came, and the gateway connects with it";
+                (None, cause.to_owned(), "")
+            }
+            (End::Agent, None) if self.left == Some(Left::Repinned) => {
+                let cause = "the server's key was retired, and the gateway connects to the one that follows it";
                 (None, cause.to_owned(), "")
             }
             (End::Agent | End::Backend, code) => (code, said, advice),

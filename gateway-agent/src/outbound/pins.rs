@@ -10,9 +10,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
+use viworks_common::pin::parting::Partings;
 use viworks_common::pin::{PinSet, PinSetRefusal, SpkiPin};
+use viworks_common::time::Monotonic;
 use viworks_runtime::blocking::{self, Unanswered};
 use viworks_runtime::files::{self, FileError};
+use viworks_runtime::random;
 
 /// How long the disk may take for the file.
 const WRITE_TIME: Duration = Duration::from_secs(30);
@@ -51,6 +54,18 @@ pub struct Pins {
     kept: Mutex<Kept>,
     /// One change at a time; held while the file is written, which readers do not wait for.
     changing: tokio::sync::Mutex<()>,
+    /// The sessions that were left because their server's key is in no set any more.
+    partings: Mutex<Partings>,
+}
+
+/// What became of a set that may have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// The version that is in force, durable.
+    pub version: u64,
+    /// The set that came is a newer one and leaves out the key of the session that it came over: it is taken over in
+    /// one with another key.
+    pub leaves_out_the_live_key: bool,
 }
 
 /// What one attempt to connect may accept.
@@ -96,6 +111,7 @@ impl Pins {
             path,
             kept: Mutex::new(kept),
             changing: tokio::sync::Mutex::new(()),
+            partings: Mutex::default(),
         }
     }
 
@@ -135,16 +151,41 @@ impl Pins {
     }
 
     /// Takes over a set that may have come on a connection with the key `live`, as far as it may follow the one in
-    /// force; answers the version of the set that is in force then, which is durable.
-    pub async fn take(&self, offered: Option<PinSet>, live: &SpkiPin) -> u64 {
+    /// force.
+    pub async fn take(&self, offered: Option<PinSet>, live: &SpkiPin) -> Taken {
+        let mut leaves_out_the_live_key = false;
         if let Some(offered) = offered {
             let version = offered.version;
             match self.adopt(offered, live).await {
                 Ok(()) => info!(version, "took over the backend's pin set"),
+                Err(PinsError::Refused(PinSetRefusal::LiveKeyMissing)) => {
+                    leaves_out_the_live_key = true;
+                    warn!(
+                        version,
+                        "the backend's pin set leaves out the key that its server shows in this session: it is taken \
+                         over in a session with another key"
+                    );
+                }
                 Err(error) => warn!(%error, version, "the backend's pin set was not taken over"),
             }
         }
-        self.current().version
+        Taken {
+            version: self.current().version,
+            leaves_out_the_live_key,
+        }
+    }
+
+    /// From when and by when to leave a session in which such a set came; `slot` is the time within which the backend
+    /// takes its gateways in again.
+    #[must_use]
+    pub fn parting(&self, now: Monotonic, slot: Duration) -> (Monotonic, Monotonic) {
+        let random = u64::from_ne_bytes(random::bytes());
+        self.partings().plan(now, slot, random)
+    }
+
+    /// One was left.
+    pub fn parted(&self, now: Monotonic) {
+        self.partings().left(now);
     }
 
     /// Takes over a set that came on a connection with the key `live`; durable once this returns. The set that was in
@@ -204,6 +245,10 @@ impl Pins {
             *current = kept;
         }
         Ok(())
+    }
+
+    fn partings(&self) -> MutexGuard<'_, Partings> {
+        self.partings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -272,6 +317,25 @@ mod tests {
         }
         assert_eq!(opened.accepted().pins, pins(&[1, 2]));
         assert!(!folder.path().join("pins.json").exists());
+    }
+
+    #[tokio::test]
+    async fn only_a_newer_set_without_the_live_key_asks_for_another_session() {
+        let folder = tempfile::tempdir().unwrap();
+        let opened = Pins::open(folder.path(), pins(&[1, 2]));
+        for (offered, version, leaves_out_the_live_key) in [
+            (None, 0, false),
+            (Some(set(0, &[2, 3])), 0, false),
+            (Some(set(4, &[3])), 0, false),
+            (Some(set(4, &[2, 3])), 0, true),
+            (Some(set(5, &[1, 3])), 5, false),
+        ] {
+            let expected = Taken {
+                version,
+                leaves_out_the_live_key,
+            };
+            assert_eq!(opened.take(offered, &pin(1)).await, expected);
+        }
     }
 
     #[tokio::test]

@@ -52,7 +52,7 @@ pub(super) async fn execute(
         } => {
             let decision = ResolveForkRequest { keep, replace };
             let resolved = client.resolve_fork(&gateway, &decision).await?;
-            views::forks::resolved(&resolved, replace, format)?;
+            views::forks::resolved(&resolved, replace, format, SystemClock.wall())?;
         }
         Gateway::Orphans { gateway } => {
             let orphans = client.orphans(&gateway).await?;

@@ -69,6 +69,9 @@ pub fn revoked(
         return output::json(revoked);
     }
     output::line(&one_line(&fate(revoked, now)))?;
+    for step in goes_on(revoked, now) {
+        output::note(&one_line(&step));
+    }
     output::note(&format!(
         "what {} still has: {} gateway certificates {}",
         revoked.gateway.name,
@@ -76,6 +79,22 @@ pub fn revoked(
         revoked.gateway.name
     ));
     Ok(())
+}
+
+/// What may be in the same hands as the one that was revoked, and how that is revoked too.
+fn goes_on(revoked: &CertificateRevoked, now: Timestamp) -> Vec<String> {
+    let name = &revoked.gateway.name;
+    let step = |other: &GatewayCertificate| {
+        let since = human::relative_and_exact(other.registered_at, now);
+        format!(
+            "{name} was issued another one {since}, which is good and was in no session so far: {}; unless the machine \
+             itself asked for it, revoke it too: {} gateway revoke {name} --certificate {} --reason TEXT",
+            other.fingerprint,
+            program::name(),
+            other.fingerprint
+        )
+    };
+    revoked.to_be_proved.iter().map(step).collect()
 }
 
 fn fate(revoked: &CertificateRevoked, now: Timestamp) -> String {
@@ -118,6 +137,22 @@ mod tests {
         assert_eq!(state(&certificate("in_use"), before), "in use");
         assert_eq!(state(&certificate("to_be_proved"), before), "to be proved");
         assert_eq!(state(&certificate("retired"), after), "retired, ended");
+    }
+
+    #[test]
+    fn a_renewal_that_is_not_proved_is_named_with_how_to_revoke_it() {
+        let now = Timestamp::parse("2026-01-02T02:00:00Z").unwrap();
+        let revoked = json!({
+            "kind": "CertificateRevoked", "already": false, "session_ended": true,
+            "gateway": {"id": "00000000-0000-4000-8000-000000000001", "name": "gw-1"},
+            "certificate": certificate("revoked"), "to_be_proved": [certificate("to_be_proved")],
+        });
+        let mut revoked: CertificateRevoked = serde_json::from_value(revoked).unwrap();
+        let told = goes_on(&revoked, now).join("\n");
+        let command = format!("gateway revoke gw-1 --certificate {}", "3b".repeat(32));
+        assert!(told.contains(&command), "{told}");
+        revoked.to_be_proved.clear();
+        assert!(goes_on(&revoked, now).is_empty());
     }
 
     #[test]

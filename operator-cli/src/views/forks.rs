@@ -1,6 +1,6 @@
 //! Second holders of a gateway's identity, each beside the one that was accepted, and what the comparison says.
 
-use viworks_api::{Fork, ForkEnd, ForkHolder, ForkList, ForkResolved};
+use viworks_api::{Fork, ForkEnd, ForkHolder, ForkList, ForkResolved, KeptBy};
 use viworks_common::human;
 use viworks_common::time::Timestamp;
 
@@ -31,11 +31,16 @@ pub fn list(list: &ForkList, gateway: &str, format: Format, now: Timestamp) -> R
 }
 
 /// Says who keeps the identity, who stays out, and what is to be done on the other machine.
-pub fn resolved(resolved: &ForkResolved, replace: bool, format: Format) -> Result<(), Failure> {
+pub fn resolved(
+    resolved: &ForkResolved,
+    replace: bool,
+    format: Format,
+    now: Timestamp,
+) -> Result<(), Failure> {
     if format == Format::Json {
         return output::json(resolved);
     }
-    output::line(&one_line(&fate(resolved)))?;
+    output::line(&one_line(&fate(resolved, now)))?;
     if replace {
         for step in new_identity(resolved) {
             output::note(&step);
@@ -44,7 +49,7 @@ pub fn resolved(resolved: &ForkResolved, replace: bool, format: Format) -> Resul
     Ok(())
 }
 
-fn fate(resolved: &ForkResolved) -> String {
+fn fate(resolved: &ForkResolved, now: Timestamp) -> String {
     let name = &resolved.gateway.name;
     let named = |holder: &ForkHolder| {
         let (process, address) = (holder.agent_run_id, &holder.peer_address);
@@ -56,7 +61,7 @@ fn fate(resolved: &ForkResolved) -> String {
         parts.push(format!("{} keeps {name}{already}", named(kept)));
     }
     if resolved.gateway.session.is_none() {
-        parts.push("it is let in when it comes back, within a minute".to_owned());
+        parts.push(comes_back(resolved, now));
     }
     if let Some(out) = &resolved.out {
         parts.push(format!("{} stays out", named(out)));
@@ -65,6 +70,25 @@ fn fate(resolved: &ForkResolved) -> String {
         parts.push("its session is ended".to_owned());
     }
     parts.join("; ")
+}
+
+/// What has to be there still, so that the one that keeps the identity comes back.
+fn comes_back(resolved: &ForkResolved, now: Timestamp) -> String {
+    let condition = match resolved.kept_by {
+        Some(KeptBy::Process) => {
+            ", only if that very process still runs: one that is started anew has to be decided about again"
+        }
+        Some(KeptBy::Boot) => ", only if that machine was not booted anew since",
+        Some(KeptBy::Install) => ", only if its state folder is still there",
+        None => "",
+    };
+    let seen = resolved.kept.as_ref().and_then(|kept| kept.last_seen);
+    let seen = seen.map(|at| {
+        let at = human::relative_and_exact(at, now);
+        format!(" (it was last seen {at})")
+    });
+    let seen = seen.unwrap_or_default();
+    format!("it is let in when it comes back, within a minute{condition}{seen}")
 }
 
 /// What gives the other machine an identity of its own. Nothing of the one that goes on is revoked.
@@ -204,7 +228,8 @@ mod tests {
 
     #[test]
     fn who_keeps_an_identity_and_who_stays_out_is_told() {
-        let told = fate(&decided(true, false));
+        let now = Timestamp::from_unix_micros(0);
+        let told = fate(&decided(true, false), now);
         assert!(
             told.contains("00000000-0000-4000-8000-000000000010 at 192.0.2.1:1 keeps gw-1; "),
             "{told}"
@@ -214,9 +239,27 @@ mod tests {
             told.ends_with("at 192.0.2.2:2 stays out; its session is ended"),
             "{told}"
         );
-        let again = fate(&decided(false, true));
+        let again = fate(&decided(false, true), now);
         assert!(again.contains("keeps gw-1 already"), "{again}");
         assert!(!again.contains("ended"), "{again}");
+    }
+
+    #[test]
+    fn a_holder_that_may_be_gone_is_said_to_come_back_only_if_it_is_there() {
+        let mut resolved = decided(true, false);
+        let at = Timestamp::from_unix_micros(1_000_000);
+        resolved.kept_by = Some(KeptBy::Process);
+        resolved.kept.as_mut().unwrap().last_seen = Some(at);
+        let now = Timestamp::from_unix_micros(8_000_000);
+        let told = fate(&resolved, now);
+        assert!(
+            told.contains("only if that very process still runs"),
+            "{told}"
+        );
+        assert!(told.contains("(it was last seen 7 s ago"), "{told}");
+        resolved.kept_by = Some(KeptBy::Install);
+        let told = fate(&resolved, now);
+        assert!(!told.contains("process still runs"), "{told}");
     }
 
     #[test]

@@ -82,6 +82,12 @@ pub(in crate::api) async fn revoke(
         already: revoked.already,
         session_ended: revoked.session_ended,
         certificate: view(&revoked.certificate, found.revoked_at),
+        to_be_proved: revoked
+            .unproved
+            .iter()
+            .map(|known| view(known, found.revoked_at))
+            .filter(|known| known.state == CertificateState::ToBeProved)
+            .collect(),
         gateway: NamedGateway {
             id: found.agent_id,
             name: found.name,

@@ -8,10 +8,12 @@ use serde::Deserialize;
 use viworks_api::{
     Fork, ForkEnd, ForkHolder, ForkList, ForkResolved, Gateway, GatewayKey, GatewayList,
     GatewayRef, GatewayRevocation, GatewayRevoked, GatewaySession, GatewaySpool, GatewayStatus,
-    Kind, Label, LabelSource, ProblemCode, REASON_BYTES_MAX, ResolveForkRequest, RevokeRequest,
+    KeptBy, Kind, Label, LabelSource, ProblemCode, REASON_BYTES_MAX, ResolveForkRequest,
+    RevokeRequest,
 };
 
 use viworks_common::command::CommandState;
+use viworks_common::fork::Apart;
 use viworks_common::id::{AgentRunId, InstanceId, TicketId};
 use viworks_common::time::Timestamp;
 
@@ -257,7 +259,7 @@ pub(in crate::api) async fn resolve_fork(
             );
         }
         ForkResolution::NoSuchHolder => {
-            let allowed = "a process or an installation that the list of forks shows";
+            let allowed = "a process or an installation that viworks gateway forks shows; one that was started anew is another process, which is there once it was refused";
             return Err(ApiError::body_field("keep", "no holder has it", allowed));
         }
         ForkResolution::BothHolders => {
@@ -270,12 +272,18 @@ pub(in crate::api) async fn resolve_fork(
         }
     };
     let gateway = find(&state, id).await?;
-    let known = |party: data::ForkParty| holder(party, None, None);
+    // What was accepted last is what the gateway was last heard as.
+    let seen = resolved.seen.or(found.last_seen_at);
     Ok(Json(ForkResolved {
         kind: Kind::ForkResolved,
         already: resolved.already,
-        kept: resolved.kept.map(known),
-        out: resolved.out.map(known),
+        kept: resolved.kept.map(|party| holder(party, None, seen)),
+        kept_by: resolved.told_by.map(|told_by| match told_by {
+            Apart::Install => KeptBy::Install,
+            Apart::Boot => KeptBy::Boot,
+            Apart::Process => KeptBy::Process,
+        }),
+        out: resolved.out.map(|party| holder(party, None, None)),
         session_ended: resolved.session_ended,
         gateway: whole(&state, gateway).await?,
     }))

@@ -125,21 +125,35 @@ const RETIRED_NAMES_MAX: u32 = 1_000;
 
 /// Frees the name of a revoked gateway, so that it can be issued again as a new identity: the old one keeps its id, its
 /// history and a name that says what became of it.
-pub(super) fn release_name(tx: &Tx<'_>, name: &GatewayName, actor: &Actor) -> StoreResult<()> {
+fn release_name(tx: &Tx<'_>, name: &GatewayName, actor: &Actor) -> StoreResult<()> {
+    let taken = try_release_name(tx, name, actor)?;
+    taken.map_or(Ok(()), |agent_id| {
+        Err(StoreError::Conflict {
+            what: format!("every name for the revoked gateway {agent_id}"),
+        })
+    })
+}
+
+/// The same; answers the gateway that keeps its name because every other one for it is taken. That is found by looking,
+/// so that the transaction can go on: behind a name that the database refuses, because it was taken in between, it can
+/// do nothing more.
+pub(super) fn try_release_name(
+    tx: &Tx<'_>,
+    name: &GatewayName,
+    actor: &Actor,
+) -> StoreResult<Option<AgentId>> {
     let holder = load(tx, &GatewayRef::Name(name.clone()))?;
     let Some(holder) = holder.filter(|holder| holder.revoked_at.is_some()) else {
-        return Ok(());
+        return Ok(None);
     };
     // Whoever knows the id could have taken the first name in advance.
     for number in 1..=RETIRED_NAMES_MAX {
         let kept = retired_name(name, holder.agent_id, number);
         if load(tx, &GatewayRef::Name(kept.clone()))?.is_none() {
-            return rename(tx, holder.agent_id, &kept, actor).map(drop);
+            return rename(tx, holder.agent_id, &kept, actor).map(|_renamed| None);
         }
     }
-    Err(StoreError::Conflict {
-        what: format!("every name for the revoked gateway {}", holder.agent_id),
-    })
+    Ok(Some(holder.agent_id))
 }
 
 /// The name of a revoked gateway whose name went to another: as long as a name may be, with the end of the id, and with

@@ -81,6 +81,12 @@ macro_rules! registered {
 
 pub(super) const LIST: &str = registered!("ORDER BY registered_at DESC, fingerprint LIMIT :limit");
 
+/// Those that were issued over a session and may be used by whoever asked for them: with the key of the gateway, that may
+/// have been somebody else.
+pub(super) const UNPROVED: &str = registered!(
+    "AND unproved IS NOT NULL AND not_after > :after ORDER BY registered_at DESC, fingerprint LIMIT 8"
+);
+
 /// By what a person copies from elsewhere: other programs leave out the zeros in front of a serial number.
 pub(super) const MEANT: &str = registered!(
     "AND (fingerprint = :fingerprint OR ltrim(serial, '0') = ltrim(CAST(:serial AS text), '0')) ORDER BY registered_at DESC LIMIT 2"
@@ -327,6 +333,9 @@ pub(super) fn revoke(
         });
         agents::note(tx, actor, "certificate.revoke", agent_id, &detail)?;
     }
+    // The one that was meant is none of them any more.
+    let after = tx.now;
+    let unproved = tx.all(UNPROVED, params! { agent_id, after }, read_registered)?;
     let session_ended = live.is_some();
     if let Some(session) = live {
         if session.instance.is_some() {
@@ -347,6 +356,7 @@ pub(super) fn revoke(
             // Also of one that is over: if the answer to that was lost, nobody has told the session here.
             epoch: shown,
             certificate,
+            unproved: unproved.into_iter().map(|(_spki, other)| other).collect(),
         },
     )))
 }

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use serde_json::json;
 use viworks_common::id::AgentId;
 use viworks_common::pin::SpkiPin;
-use viworks_common::pin::rotation::{KeyState, Rotation, RotationRefusal, ServerKey};
+use viworks_common::pin::rotation::{KeyState, PINS_MIN, Rotation, RotationRefusal, ServerKey};
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
@@ -66,12 +66,47 @@ ORDER BY agent_id LIMIT :limit";
 /// What is known of the pins.
 pub(super) fn known(view: &View<'_>, own: &OwnPins, now: Timestamp) -> StoreResult<PinsKnown> {
     let keys = view.all(LOAD, &[], read)?;
-    let stored = !keys.is_empty();
+    let shown = shown(view, own, now)?;
+    let mut rotation = Rotation::of(&own.configured, own.live, keys);
+    rotation.put_in_place(&shown);
     Ok(PinsKnown {
-        rotation: Rotation::of(&own.configured, own.live, keys),
-        shown: shown(view, own, now)?,
-        stored,
+        stepped: rotation.is_stepped(),
+        rotation,
+        shown,
     })
+}
+
+/// Stores the configured set, where nothing is stored or what is stored is of a lower version.
+pub(super) fn note(tx: &Tx<'_>, own: &OwnPins, actor: &Actor) -> StoreResult<bool> {
+    // A backend that has no next key at hand keeps none of another one's out.
+    if own.configured.pins.len() < PINS_MIN {
+        return Ok(false);
+    }
+    tx.lock_name("pins")?;
+    let stored: Vec<ServerKey> = tx.all(LOAD, &[], read)?;
+    let mut rotation = Rotation::of(&own.configured, own.live, stored.clone());
+    if rotation.keys().eq(&stored) {
+        return Ok(false);
+    }
+    save_all(tx, &mut rotation)?;
+    if !stored.is_empty() {
+        let set = rotation.set();
+        let detail = json!({ "version": set.version, "pins": set.pins });
+        audit::append(tx, actor, "pin.configure", "pins", AuditOutcome::Done, &detail)?;
+    }
+    Ok(true)
+}
+
+/// Stores each key, and forgets those that were retired too long ago.
+fn save_all(tx: &Tx<'_>, rotation: &mut Rotation) -> StoreResult<()> {
+    for pin in rotation.forget() {
+        let pin = pin.digest();
+        tx.execute(FORGET, params! { pin })?;
+    }
+    for key in rotation.keys() {
+        save(tx, key)?;
+    }
+    Ok(())
 }
 
 /// The keys that backends show: this one, and those that said so lately.
@@ -177,13 +212,7 @@ pub(super) fn change(tx: &Tx<'_>, change: &PinChange, actor: &Actor) -> StoreRes
         Ok(false) => return Ok(PinOutcome::Before),
         Ok(true) => {}
     }
-    for pin in rotation.forget() {
-        let pin = pin.digest();
-        tx.execute(FORGET, params! { pin })?;
-    }
-    for key in rotation.keys() {
-        save(tx, key)?;
-    }
+    save_all(tx, &mut rotation)?;
     let set = rotation.set();
     let detail = json!({
         "version": set.version, "pins": set.pins, "cut_off": missing, "reason": reason,

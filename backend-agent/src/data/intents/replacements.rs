@@ -228,12 +228,9 @@ pub(super) fn remove_absent(tx: &Tx<'_>, limit: usize) -> StoreResult<Vec<(Agent
         let actor = Actor::system();
         let reason = Some("it is ephemeral and stayed away for longer than it may");
         if let Some(revoked) = agents::revoke(tx, agent_id, reason, &actor)? {
-            match agents::release_name(tx, &gateway.name, &actor) {
-                // It keeps its name, and does not hold up the others.
-                Err(StoreError::Conflict { what }) => {
-                    warn!(%agent_id, what, "a removed gateway keeps its name");
-                }
-                freed => freed?,
+            // It keeps its name, and does not hold up the others.
+            if agents::try_release_name(tx, &gateway.name, &actor)?.is_some() {
+                warn!(%agent_id, "a removed gateway keeps its name: every other one for it is taken");
             }
             removed.push((agent_id, revoked));
         }

@@ -66,6 +66,8 @@ type Since = (ForkParty, Option<Timestamp>);
 /// The one that keeps the identity, and the other of the fork that names it.
 struct Pair {
     kept: Since,
+    /// When the kept one spoke last, where it was refused.
+    seen: Option<Timestamp>,
     other: Option<Since>,
     /// Whether it is the one that was accepted.
     was_accepted: bool,
@@ -97,15 +99,25 @@ pub(super) fn resolve(
     let undecided = recorded.iter().any(|fork| fork.resolved.is_none());
     if pair.stands && !undecided {
         let fenced = known.kept.map(|kept| kept.epoch.saturating_sub(1));
-        return Ok(Some(resolved(true, pair, false, fenced)));
+        let awaited = known.kept.filter(|kept| kept.is_awaited(known.row.confirmed));
+        let told_by = awaited.map(|kept| kept.apart);
+        return Ok(Some(resolved(true, pair, told_by, false, fenced)));
     }
     settle(tx, &known, &recorded, pair, (agent_id, decision), actor).map(Some)
 }
 
-fn resolved(already: bool, pair: Pair, session_ended: bool, fenced: Option<u64>) -> ForkResolution {
+fn resolved(
+    already: bool,
+    pair: Pair,
+    told_by: Option<Apart>,
+    session_ended: bool,
+    fenced: Option<u64>,
+) -> ForkResolution {
     ForkResolution::Resolved(Box::new(ForkResolved {
         already,
         kept: Some(pair.kept.0),
+        seen: pair.seen,
+        told_by,
         out: pair.other.map(|(party, _since)| party),
         session_ended,
         fenced,
@@ -132,6 +144,7 @@ fn pair(recorded: &[Fork], decision: ForkDecision) -> Result<Pair, ForkResolutio
         let fork = fork.ok_or(ForkResolution::NoFork)?;
         return Ok(Pair {
             kept: accepted_of(fork).ok_or(ForkResolution::NoFork)?,
+            seen: None,
             other: Some(refused_of(fork)),
             was_accepted: true,
             stands: ended(fork, &[ForkEnd::Replaced]),
@@ -148,6 +161,7 @@ fn pair(recorded: &[Fork], decision: ForkDecision) -> Result<Pair, ForkResolutio
             (true, None) => {
                 return Ok(Pair {
                     kept: refused_of(fork),
+                    seen: Some(fork.at),
                     other: accepted_of(fork),
                     was_accepted: false,
                     stands: ended(fork, &[ForkEnd::Kept]),
@@ -156,6 +170,7 @@ fn pair(recorded: &[Fork], decision: ForkDecision) -> Result<Pair, ForkResolutio
             (false, Some(kept)) => {
                 return Ok(Pair {
                     kept,
+                    seen: None,
                     other: Some(refused_of(fork)),
                     was_accepted: true,
                     stands: ended(fork, &out),
@@ -225,6 +240,7 @@ fn settle(
             leave_out(tx, agent_id, &had, &pair.kept)?;
         }
     }
+    let awaited = gives.then_some(kept.apart);
     let (told_by, others) = (kept.apart.name(), others.name());
     let Holder {
         install_id,
@@ -246,7 +262,7 @@ fn settle(
     });
     agents::note(tx, actor, "identity.resolve", agent_id, &detail)?;
     let fenced = gives.then(|| kept.epoch.saturating_sub(1));
-    Ok(resolved(false, pair, session_ended, fenced))
+    Ok(resolved(false, pair, awaited, session_ended, fenced))
 }
 
 /// Gives the identity to a holder that has no session: whoever has one loses it, on whichever backend that is.

@@ -54,6 +54,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("certificates::RETIRE", certificates::RETIRE),
         one("certificates::REVOKE", certificates::REVOKE),
         one("certificates::SHOWN", certificates::SHOWN),
+        one("certificates::UNPROVED", certificates::UNPROVED),
         one("certificates::WITHDRAWN", certificates::WITHDRAWN),
         one("confirm::ADD_LABELS", confirm::ADD_LABELS),
         one("confirm::CONFIRMED", confirm::CONFIRMED),

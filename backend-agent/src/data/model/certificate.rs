@@ -148,6 +148,8 @@ pub struct RevokedCertificate {
     pub epoch: Option<u64>,
     /// The certificate as it stands.
     pub certificate: RegisteredCertificate,
+    /// Others of its gateway that were issued over a session, and none was confirmed with so far: they are good.
+    pub unproved: Vec<RegisteredCertificate>,
 }
 
 /// A certificate that a gateway asked for over its session.

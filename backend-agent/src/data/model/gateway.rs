@@ -499,6 +499,10 @@ pub struct ForkResolved {
     pub already: bool,
     /// Who keeps the identity.
     pub kept: Option<ForkParty>,
+    /// When that one spoke last, where it was the one that was refused.
+    pub seen: Option<Timestamp>,
+    /// By what it is known when it comes back; none where it has the session, or comes back as always.
+    pub told_by: Option<fork::Apart>,
     /// Who stays out.
     pub out: Option<ForkParty>,
     /// Whether a session of the one that stays out was ended.

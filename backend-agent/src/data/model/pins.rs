@@ -31,8 +31,8 @@ pub struct PinsKnown {
     pub rotation: Rotation,
     /// Those that backends show, as far as they said so lately.
     pub shown: BTreeSet<SpkiPin>,
-    /// Whether it is stored, and not only configured.
-    pub stored: bool,
+    /// Whether somebody took a step, and it is not only what was configured.
+    pub stepped: bool,
 }
 
 /// A step of the rotation.

@@ -5,6 +5,7 @@ use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, CertificateRef, CertificateRevocation, Fork, ForkDecision,
     ForkEnd, ForkResolution, ForkResolved, Letter, NewCertificate, RenewalOutcome,
 };
+use viworks_common::fork::Apart;
 use viworks_common::id::{AgentRunId, BootId, InstallId};
 
 use super::bed::{Bed, agent, at, process};
@@ -64,10 +65,14 @@ async fn overtaken(bed: &Bed) {
 
 pub(crate) async fn an_original_that_is_kept_comes_back_and_its_copy_stays_out(bed: &Bed) {
     overtaken(bed).await;
+    let spoke = forks(bed).await[0].at;
     let kept = keep(bed, process(1)).await;
     assert!(!kept.already && kept.session_ended, "{kept:?}");
     assert_eq!(kept.fenced, Some(2));
     assert_eq!(kept.out.unwrap().agent_run_id, process(9));
+    // It is away: whoever decided is told when it spoke last, and what it has to be when it comes back.
+    assert_eq!(kept.seen, Some(spoke));
+    assert_eq!(kept.told_by, Some(Apart::Boot));
     assert!(bed.gateway_now(1).await.session.is_none());
     // The answer was lost: the same again changes nothing, and still says which sessions are to be cut.
     let again = keep(bed, process(1)).await;
@@ -98,6 +103,7 @@ pub(crate) async fn a_live_holder_that_is_kept_is_not_disturbed(bed: &Bed) {
     let before = bed.gateway_now(1).await;
     let kept = keep(bed, process(9)).await;
     assert!(!kept.session_ended && kept.fenced.is_none(), "{kept:?}");
+    assert_eq!((kept.seen, kept.told_by), (None, None), "it has the session");
     let after = bed.gateway_now(1).await;
     assert_eq!(after.session, before.session);
     assert_eq!(after.confirmed, before.confirmed);

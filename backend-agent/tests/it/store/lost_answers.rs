@@ -174,6 +174,9 @@ async fn create(own: &mut Robbed) {
     twice!(own, create_api_key(&tenant, key.clone(), &actor, at(0)), audited 1);
     twice!(own, touch_api_key(&tenant, key.id, at(1)), audited 0);
     twice!(own, revoke_api_key(&tenant, key.id, &actor, at(2)), audited 2).unwrap();
+    let (configured, system) = (super::pins::showing(1), Actor::system());
+    let noted = twice!(own, note_pins(&tenant, configured.clone(), &system, at(2)), audited 0);
+    assert!(!noted, "it was stored the first time");
     let (stage, pin) = (super::pins::stage(3), super::pins::pin(3));
     let staged = twice!(own, change_pins(&tenant, stage.clone(), &actor, at(2)), audited 1);
     assert_eq!(staged, PinOutcome::Before);

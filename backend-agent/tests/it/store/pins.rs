@@ -23,7 +23,7 @@ fn set(version: u64, pins: &[u8]) -> PinSet {
 }
 
 /// A backend whose configuration names the keys 1 and 2, and which shows this one.
-fn showing(live: u8) -> OwnPins {
+pub(crate) fn showing(live: u8) -> OwnPins {
     OwnPins {
         configured: set(1, &[1, 2]),
         live: pin(live),
@@ -89,12 +89,12 @@ pub(crate) async fn a_key_of_the_server_is_staged_promoted_and_the_one_before_is
 ) {
     let sessions = two(bed).await;
     let before = known(bed, showing(1)).await;
-    assert!(!before.stored);
+    assert!(!before.stepped);
     assert_eq!(before.rotation.set(), set(1, &[1, 2]));
     assert_eq!(change(bed, stage(3)).await, PinOutcome::Done);
     assert_eq!(change(bed, stage(3)).await, PinOutcome::Before);
     let staged = known(bed, showing(1)).await;
-    assert!(staged.stored && !staged.rotation.may_show(&pin(3)));
+    assert!(staged.stepped && !staged.rotation.may_show(&pin(3)));
     assert_eq!(staged.rotation.set(), set(2, &[1, 2, 3]));
     for session in &sessions {
         trusts(bed, session, 2).await;
@@ -190,6 +190,71 @@ pub(crate) async fn a_pin_set_that_is_configured_under_a_higher_version_takes_th
         known(bed, showing(2)).await.rotation.set(),
         set(8, &[2, 8, 9])
     );
+}
+
+/// Stores what a backend has in its configuration, as it does when it starts; whether it did.
+async fn note(bed: &Bed, own: OwnPins) -> bool {
+    let actor = Actor::system();
+    let noted = bed.store.note_pins(&bed.tenant, own, &actor, at(4));
+    noted.await.unwrap()
+}
+
+fn other(version: u64) -> OwnPins {
+    OwnPins {
+        configured: set(version, &[1, 8]),
+        live: pin(1),
+    }
+}
+
+pub(crate) async fn the_configured_set_is_stored_by_the_first_and_replaced_by_a_higher_version_alone(
+    bed: &Bed,
+) {
+    let single = OwnPins {
+        configured: set(1, &[7]),
+        live: pin(7),
+    };
+    assert!(!note(bed, single).await, "it is never offered");
+    assert!(note(bed, showing(1)).await);
+    assert!(!note(bed, showing(1)).await);
+    // Another configuration under the same version is not the one that counts, at none of them.
+    assert!(!note(bed, other(1)).await);
+    for own in [showing(1), other(1)] {
+        let known = known(bed, own).await;
+        assert!(!known.stepped);
+        assert_eq!(known.rotation.set(), set(1, &[1, 2]));
+    }
+    // The key that took the place of the first one before any step was put there.
+    assert!(known(bed, showing(2)).await.rotation.may_show(&pin(2)));
+    assert!(recorded(bed).await.is_empty());
+    assert!(note(bed, other(4)).await);
+    assert!(!note(bed, other(4)).await);
+    assert!(!note(bed, showing(1)).await);
+    assert_eq!(known(bed, showing(1)).await.rotation.set(), set(4, &[1, 8]));
+    let told = recorded(bed).await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].0, "pin.configure", "{told:?}");
+    // The same keys under a higher version are another set.
+    assert!(note(bed, other(6)).await);
+    assert_eq!(known(bed, showing(1)).await.rotation.set(), set(6, &[1, 8]));
+    assert_eq!(change(bed, stage(3)).await, PinOutcome::Done);
+    assert!(!note(bed, other(6)).await);
+    assert_eq!(
+        known(bed, other(6)).await.rotation.set(),
+        set(7, &[1, 3, 8])
+    );
+}
+
+#[tokio::test]
+async fn of_backends_with_different_keys_that_start_at_once_one_stores_its_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, two, _hand)) = two_backends(&folder).await else {
+        return;
+    };
+    let noted = tokio::join!(note(&one, showing(1)), note(&two, other(1)));
+    assert_ne!(noted.0, noted.1, "one of them stores its set");
+    let (first, second) = (known(&one, showing(1)).await, known(&two, other(1)).await);
+    assert_eq!(first.rotation, second.rotation);
+    finish(&folder, one, two).await;
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use super::enrolments::{
     bytes, challenge, create, create_at, enrol, new_ticket, redeem, redemption, refused, stored,
     ticket_id,
 };
-use super::gateways::new_certificate;
+use super::gateways::{new_certificate, new_gateway};
 use super::instances::two_backends;
 
 /// Ticket `n`, by which one machine takes the place of a gateway.
@@ -392,6 +392,42 @@ pub(crate) async fn an_ephemeral_gateway_that_stays_away_is_removed_and_its_name
     assert_eq!(removed(bed, 5_599).await, []);
     assert_eq!(removed(bed, 5_600).await, [agent(2)]);
     assert_eq!(removed(bed, 1_000_000).await, []);
+}
+
+pub(crate) async fn an_ephemeral_gateway_without_a_free_name_does_not_hold_up_the_others(
+    bed: &Bed,
+) {
+    let ephemeral = NewTicket {
+        ephemeral: Some(Duration::from_secs(600)),
+        ..new_ticket(1, 9)
+    };
+    create(bed, ephemeral).await;
+    for n in [1, 2] {
+        assert_eq!(enrol(bed, 1, n, 0).await, RedeemOutcome::Enrolled);
+    }
+    let id = agent(1).to_string();
+    let end_of_id = id.rsplit('-').next().unwrap();
+    let numbers: Vec<u64> = (1..=1_000).collect();
+    let actor = Actor::local("test");
+    for some in numbers.chunks(100) {
+        let made = some.iter().map(|number| {
+            let name = match number {
+                1 => format!("gw-1-revoked-{end_of_id}"),
+                more => format!("gw-1-revoked-{end_of_id}-{more}"),
+            };
+            let new = new_gateway(10_000 + number, &name);
+            bed.store.create_gateway(&bed.tenant, new, &actor, at(0))
+        });
+        for made in join_all(made).await {
+            made.unwrap();
+        }
+    }
+    assert_eq!(removed(bed, 600).await, [agent(1), agent(2)]);
+    let (kept, freed) = (bed.gateway_now(1).await, bed.gateway_now(2).await);
+    assert!(kept.revoked_at.is_some() && freed.revoked_at.is_some());
+    assert_eq!(kept.name.as_str(), "gw-1", "every other name is taken");
+    assert_ne!(freed.name.as_str(), "gw-2");
+    assert_eq!(removed(bed, 601).await, [], "once");
 }
 
 pub(crate) async fn gateways_are_listed_by_the_ticket_that_they_came_of(bed: &Bed) {

@@ -103,6 +103,26 @@ pub(crate) async fn a_revoked_certificate_ends_its_session_and_no_other(bed: &Be
     bed.open(hello(bed, 3).await).await;
 }
 
+pub(crate) async fn whoever_revokes_a_certificate_is_told_of_a_renewal_that_is_not_proved(
+    bed: &Bed,
+) {
+    gateway(bed, &[1]).await;
+    let epoch = bed.open(hello(bed, 1).await).await.holder.epoch;
+    let mut new = renewal(epoch, 2);
+    new.certificate.serial = "0002".to_owned();
+    let renewed = bed.store.renew_certificate(&bed.tenant, new, at(3));
+    assert_eq!(renewed.await.unwrap(), RenewalOutcome::Issued);
+    let first = revoked(bed, 1).await;
+    assert_eq!(first.unproved.len(), 1, "{first:?}");
+    let (other, good) = (&first.unproved[0], certificate(bed, 2).await);
+    assert!(other.unproved && other.fingerprint == [2; 32], "{other:?}");
+    assert!(!good.revoked && !good.retired, "it is only told");
+    // The answer may have been lost.
+    let again = revoked(bed, 1).await;
+    assert!(again.already && again.unproved == first.unproved, "{again:?}");
+    assert!(revoked(bed, 2).await.unproved.is_empty());
+}
+
 pub(crate) async fn a_session_that_waits_to_be_confirmed_is_not_with_a_revoked_certificate(
     bed: &Bed,
 ) {
@@ -169,7 +189,8 @@ pub(crate) async fn a_revoked_certificate_is_neither_handed_out_again_nor_in_use
         .map(|known| (known.fingerprint[0], known.unproved, known.registered_at))
         .collect();
     assert_eq!(found, [(2, true, at(3)), (1, false, at(0))]);
-    assert!(!revoked(bed, 2).await.session_ended);
+    let both = revoked(bed, 2).await;
+    assert!(!both.session_ended && both.unproved.is_empty(), "{both:?}");
     let again = bed.store.renew_certificate(&bed.tenant, new, at(6));
     assert_eq!(again.await.unwrap(), RenewalOutcome::KeyInUse);
     let now = bed.gateway_now(1).await;

@@ -23,9 +23,17 @@ impl Connection<'_> {
         self.take_pins(offered).await;
     }
 
-    /// Takes over a set that may follow the one in force, and reports which one is: durable by then.
+    /// Takes over a set that may follow the one in force, and reports which one is: durable by then. One that leaves
+    /// out the key of this very session asks for a session of its own.
     pub(super) async fn take_pins(&mut self, offered: Option<PinSet>) {
-        let version = self.parts.pins.take(offered, &self.pin).await;
+        let pins = &self.parts.pins;
+        let taken = pins.take(offered, &self.pin).await;
+        let planned = self.parting.take();
+        if taken.leaves_out_the_live_key {
+            let now = self.parts.clock.now();
+            self.parting = planned.or_else(|| Some(pins.parting(now, self.slot)));
+        }
+        let version = taken.version;
         self.control(AgentMessage::PinReport(PinReport { version }));
     }
 
@@ -42,7 +50,8 @@ impl Connection<'_> {
     }
 
     /// Asks for another certificate where it is time, and leaves for a session with the one that was issued when no
-    /// command runs. While the agent stops it does neither.
+    /// command runs; so it does for a later agent key, and for the key that the server has now. While the agent stops it
+    /// does none of that.
     pub(super) fn renew(&mut self) {
         let now = self.parts.clock.now();
         let stays = self.left.is_some() || self.draining_until.is_some();
@@ -55,6 +64,11 @@ impl Connection<'_> {
         }
         if self.rekeying.wants_session(quiet, now) {
             return self.leave(Left::Rekeyed, "a later agent key is there");
+        }
+        let parting = self.parting;
+        if parting.is_some_and(|(from, latest)| now >= latest || (quiet && now >= from)) {
+            self.parts.pins.parted(now);
+            return self.leave(Left::Repinned, "the server's key was retired");
         }
         // A later one that somebody put there needs none; the next session shows it.
         let shown = self.parts.credentials.get();

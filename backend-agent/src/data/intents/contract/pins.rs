@@ -19,6 +19,18 @@ impl<E: Engine> PinStore for SqlStore<E> {
             .await
     }
 
+    async fn note_pins(
+        &self,
+        tenant: &Tenant,
+        own: OwnPins,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<bool> {
+        let actor = actor.clone();
+        self.write(tenant, now, move |tx| pins::note(tx, &own, &actor))
+            .await
+    }
+
     async fn pin_trust(&self, tenant: &Tenant) -> StoreResult<PinTrust> {
         self.read(tenant, pins::trust).await
     }
