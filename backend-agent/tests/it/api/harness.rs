@@ -157,7 +157,11 @@ fn make_keys(folder: &TempDir) {
 }
 
 /// Writes tickets for a door that nobody listens at; none where there is a file that says so.
-fn tickets(folder: &TempDir, pins: Arc<ServerPins>) -> TicketOffice {
+fn tickets(
+    folder: &TempDir,
+    pins: Arc<ServerPins>,
+    conditions: &Conditions,
+) -> TicketOffice {
     let config = config(folder);
     let has_door = !folder.path().join(NO_DOOR).exists();
     let addresses = Addresses {
@@ -165,7 +169,8 @@ fn tickets(folder: &TempDir, pins: Arc<ServerPins>) -> TicketOffice {
         agents: "127.0.0.1:8081".parse().unwrap(),
     };
     let master = Arc::new(load_master(&config.keys.master_key_file).unwrap());
-    TicketOffice::new(Arc::new(config), addresses, master, pins)
+    let conditions = conditions.clone();
+    TicketOffice::new(Arc::new(config), addresses, master, pins, conditions)
 }
 
 fn config(folder: &TempDir) -> Config {
@@ -270,7 +275,7 @@ impl Backend {
             metrics: metrics.clone(),
             counters,
             redis: None,
-            tickets: tickets(&folder, Arc::clone(&pins)),
+            tickets: tickets(&folder, Arc::clone(&pins), &conditions),
             pins,
             state_folder: folder.path().to_owned(),
             limits,
