@@ -288,6 +288,8 @@ async fn health_has_the_figures_of_each_part_and_what_is_over() {
     assert_eq!(figures("telemetry")["refused_readings"], 0, "{health:#}");
     let open = figures("descriptors")["open"].as_i64().unwrap();
     assert!(open > 2 && open <= figures("descriptors")["open_max"].as_i64().unwrap());
+    let door = part("door")["detail"].as_str().unwrap();
+    assert!(door.contains("127.0.0.1:8082"), "{health:#}");
     // The figures of a part stand beside what is told of it.
     assert_eq!(part("clock")["status"], "warn", "{health:#}");
     assert!(figures("clock")["ahead_s"].is_i64(), "{health:#}");
