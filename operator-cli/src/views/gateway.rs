@@ -127,6 +127,7 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
     if gateway.status == GatewayStatus::Revoked {
         rows.extend(revocation(gateway));
     }
+    rows.extend(refusal(gateway, now));
     rows.extend([
         (
             "version",
@@ -247,6 +248,22 @@ fn revocation(gateway: &Gateway) -> Vec<(&'static str, String)> {
     vec![
         ("revoked by", known.by.clone()),
         ("reason", reason.to_owned()),
+    ]
+}
+
+/// When it was last refused, why, and what to do.
+fn refusal(gateway: &Gateway, now: Timestamp) -> Vec<(&'static str, String)> {
+    let Some(last) = &gateway.last_refusal else {
+        return Vec::new();
+    };
+    let mut when = human::relative_and_exact(last.at, now);
+    if let Some(address) = &last.peer_address {
+        when = format!("{when}, from {address}");
+    }
+    vec![
+        ("refused", format!("last {when}")),
+        ("because", format!("{} ({})", last.cause, last.why)),
+        ("what to do", last.fix.clone()),
     ]
 }
 
@@ -408,6 +425,25 @@ mod tests {
         assert_eq!(revocation(&gateway(&silent))[1].1, "none was given");
         let unknown = revocation(&gateway(&json!({})));
         assert!(unknown[0].1.contains("gateway.revoke"), "{unknown:?}");
+    }
+
+    #[test]
+    fn the_last_refusal_is_shown_with_its_cause_and_its_fix() {
+        let now = Timestamp::parse("2026-01-02T02:00:00Z").unwrap();
+        assert!(refusal(&gateway(&json!({})), now).is_empty());
+        let last = json!({"last_refusal": {
+            "at": "2026-01-02T01:00:00Z", "why": "fork", "cause": "another machine has a copy",
+            "fix": "decide who keeps it", "peer_address": "192.0.2.7:4000",
+        }});
+        let rows = refusal(&gateway(&last), now);
+        let at = Timestamp::parse("2026-01-02T01:00:00Z").unwrap();
+        let when = human::relative_and_exact(at, now);
+        assert_eq!(
+            rows[0],
+            ("refused", format!("last {when}, from 192.0.2.7:4000"))
+        );
+        assert_eq!(rows[1].1, "another machine has a copy (fork)");
+        assert_eq!(rows[2], ("what to do", "decide who keeps it".to_owned()));
     }
 
     #[test]
