@@ -139,10 +139,6 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
                 .certificate_not_after
                 .map_or_else(unknown, |at| format!("ends {}", times(at))),
         ),
-        (
-            "agent key",
-            format!("generation {}", gateway.key_generation),
-        ),
         ("pins", pins(gateway)),
         ("agent key", agent_key(gateway)),
         ("labels", labels(gateway)),
@@ -228,7 +224,8 @@ fn pins(gateway: &Gateway) -> String {
 /// The generation of its key, and the one that it is to use.
 fn agent_key(gateway: &Gateway) -> String {
     let Some(key) = gateway.key else {
-        return "–".to_owned();
+        // A backend of before says this much.
+        return format!("generation {}", gateway.key_generation);
     };
     let generation = key.generation;
     match key.wanted {
@@ -425,6 +422,15 @@ mod tests {
         assert_eq!(revocation(&gateway(&silent))[1].1, "none was given");
         let unknown = revocation(&gateway(&json!({})));
         assert!(unknown[0].1.contains("gateway.revoke"), "{unknown:?}");
+    }
+
+    #[test]
+    fn the_generation_of_the_agent_key_is_told_by_backends_of_before_as_well() {
+        let before = gateway(&json!({"key_generation": 3}));
+        assert_eq!(agent_key(&before), "generation 3");
+        let rotated = json!({"key_generation": 3, "key": {"generation": 3, "wanted": 4}});
+        let told = agent_key(&gateway(&rotated));
+        assert_eq!(told, "generation 3, 4 is wanted");
     }
 
     #[test]
