@@ -157,11 +157,7 @@ fn make_keys(folder: &TempDir) {
 }
 
 /// Writes tickets for a door that nobody listens at; none where there is a file that says so.
-fn tickets(
-    folder: &TempDir,
-    pins: Arc<ServerPins>,
-    conditions: &Conditions,
-) -> TicketOffice {
+fn tickets(folder: &TempDir, pins: Arc<ServerPins>, conditions: &Conditions) -> TicketOffice {
     let config = config(folder);
     let has_door = !folder.path().join(NO_DOOR).exists();
     let addresses = Addresses {
