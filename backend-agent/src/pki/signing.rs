@@ -26,7 +26,7 @@ pub fn tell<T>(conditions: &Conditions, signed: &Result<T, PkiError>) {
 /// Tells why nothing can be signed.
 pub fn tell_failed(conditions: &Conditions, error: &dyn Error) {
     let cause = format!(
-        "a certificate of a gateway could not be signed: {}",
+        "certificates of gateways cannot be signed: {}",
         in_full(error)
     );
     conditions.raise(SIGNING, Severity::Warn, &cause, FIX);
@@ -57,8 +57,8 @@ mod tests {
         );
         assert_eq!(
             told[0].cause,
-            "a certificate of a gateway could not be signed: the program of ca_sign_command in [keys] did not sign: \
-             it did not end within 10 seconds"
+            "certificates of gateways cannot be signed: the program of ca_sign_command in [keys] did not sign: it did \
+             not end within 10 seconds"
         );
         assert!(told[0].fix.contains("put right"), "{}", told[0].fix);
         // Whoever has no authority here neither raises nor ends it.

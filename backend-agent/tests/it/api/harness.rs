@@ -1,6 +1,7 @@
 //! A backend's API over a store in a temporary folder, with gateways that have reported their catalogues.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -197,6 +198,11 @@ impl Backend {
         let mut again = Self::open(backend.folder, limits, queue, None).await;
         again.key = backend.key;
         again
+    }
+
+    /// The authority's key, which a test may take away.
+    pub(super) fn authority_key(&self) -> PathBuf {
+        self.folder.path().join("keys/ca.key")
     }
 
     pub(super) async fn new() -> Self {
