@@ -164,6 +164,24 @@ pub struct GatewayRevocation {
     pub reason: Option<String>,
 }
 
+/// The last time that somebody who showed a certificate of a gateway got no session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GatewayRefusal {
+    /// When.
+    pub at: Timestamp,
+    /// Why, as one word: `fork`, `bad_token`, `stale_key`, `revoked`, `hello_replayed`, `wrong_agent_key`,
+    /// `retired_certificate`, `unregistered_certificate`, `revoked_certificate`, or one that a later version adds.
+    pub why: String,
+    /// The same in words.
+    pub cause: String,
+    /// What to do about it.
+    pub fix: String,
+    /// The address that it came from, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_address: Option<String>,
+}
+
 /// How full a gateway's telemetry spool is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -248,6 +266,10 @@ pub struct Gateway {
     /// the audit trail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revocation: Option<GatewayRevocation>,
+    /// When it, or whoever has its certificate, was last refused a session; only where one gateway is shown, and as
+    /// long as it is among the latest 50,000 records of the audit trail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_refusal: Option<GatewayRefusal>,
 }
 
 /// The longest reason that is kept, in bytes.

@@ -33,9 +33,9 @@ pub use dead_letter::{DeadLetter, DeadLetterList, DeadLetterState};
 pub use event::{MissedOutput, RunEvent};
 pub use gateway::{
     Fork, ForkEnd, ForkHolder, ForkList, ForkResolved, Gateway, GatewayKey, GatewayKeyRotated,
-    GatewayList, GatewayRef, GatewayRevocation, GatewayRevoked, GatewaySession, GatewaySpool,
-    GatewayStatus, KeptBy, Label, LabelSource, NamedGateway, REASON_BYTES_MAX, ResolveForkRequest,
-    RevokeRequest,
+    GatewayList, GatewayRef, GatewayRefusal, GatewayRevocation, GatewayRevoked, GatewaySession,
+    GatewaySpool, GatewayStatus, KeptBy, Label, LabelSource, NamedGateway, REASON_BYTES_MAX,
+    ResolveForkRequest, RevokeRequest,
 };
 pub use health::{Health, HealthCheck, HealthPast, HealthStatus, NotReady, NotReadyStatus};
 pub use orphan::{OrphanList, OrphanResult};

@@ -174,7 +174,9 @@ impl App {
         };
         let master = Arc::new(material.master.clone());
         let pins = Arc::clone(&shared.pins);
-        let tickets = TicketOffice::new(Arc::new(config.clone()), addresses, master, pins);
+        let conditions = shared.conditions.clone();
+        let shared_config = Arc::new(config.clone());
+        let tickets = TicketOffice::new(shared_config, addresses, master, pins, conditions);
 
         let stored_at_the_end = Arc::clone(&shared.clock);
         let dispatcher = shared.start_dispatcher(config, lifecycle).await?;
@@ -375,6 +377,7 @@ impl Shared {
                 Arc::clone(&self.store),
                 Arc::clone(&self.clock),
                 self.counters.clone(),
+                self.conditions.clone(),
             )),
             metrics: self.counters.clone(),
             terms: Terms::from(agents),

@@ -17,6 +17,7 @@ pub mod place;
 pub mod renew;
 pub mod request;
 pub mod signer;
+pub mod signing;
 pub mod site;
 mod template;
 

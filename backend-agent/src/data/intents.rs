@@ -31,6 +31,7 @@ mod page;
 mod pins;
 mod recent;
 mod recount;
+mod refusals;
 mod reissues;
 mod replacements;
 mod reports;

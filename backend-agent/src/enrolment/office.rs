@@ -13,15 +13,16 @@ use viworks_common::network::IpNetwork;
 use viworks_common::pin::PinSet;
 use viworks_runtime::blocking::{self, Unanswered};
 use viworks_runtime::clock::Timeline;
+use viworks_runtime::conditions::Conditions;
 use viworks_runtime::random;
 use zeroize::Zeroizing;
 
 use crate::agent::pins::ServerPins;
 use crate::config::Config;
 use crate::data::{Actor, NewTicket, Store, StoreError, StoredTicket, TicketBounds, TicketOutcome};
-use crate::pki::PkiError;
 use crate::pki::issue::Office;
 use crate::pki::place::authority;
+use crate::pki::{PkiError, signing};
 
 /// How long reading the authority's and the server's files may take.
 const READ_TIME: Duration = Duration::from_secs(5);
@@ -99,6 +100,8 @@ pub struct TicketOffice {
     master: Arc<MasterKey>,
     /// What gateways are to trust.
     pins: Arc<ServerPins>,
+    /// Where it is told that nothing can be signed.
+    conditions: Conditions,
 }
 
 /// Where this backend listens.
@@ -118,12 +121,14 @@ impl TicketOffice {
         addresses: Addresses,
         master: Arc<MasterKey>,
         pins: Arc<ServerPins>,
+        conditions: Conditions,
     ) -> Self {
         Self {
             config,
             addresses,
             master,
             pins,
+            conditions,
         }
     }
 
@@ -136,7 +141,36 @@ impl TicketOffice {
     pub(super) async fn open(&self, purpose: &'static str) -> Result<Office, TicketError> {
         let config = Arc::clone(&self.config);
         let open = move || Office::open(&config);
-        Ok(blocking::call(purpose, READ_TIME, open).await??)
+        let error = match blocking::call(purpose, READ_TIME, open).await {
+            Ok(Ok(office)) => {
+                // A key that was read signs; of a program nobody knows before it has.
+                if !office.authority.is_asked() {
+                    signing::tell(&self.conditions, &Ok(()));
+                }
+                return Ok(office);
+            }
+            Ok(Err(error)) => TicketError::from(error),
+            Err(error) => TicketError::from(error),
+        };
+        signing::tell_failed(&self.conditions, &error);
+        Err(error)
+    }
+
+    /// Where it is told that nothing can be signed.
+    pub(super) const fn conditions(&self) -> &Conditions {
+        &self.conditions
+    }
+
+    /// The address of the door, if this backend has one.
+    #[must_use]
+    pub const fn door(&self) -> Option<SocketAddr> {
+        self.addresses.door
+    }
+
+    /// Whether this backend has an authority that signs gateways' certificates.
+    #[must_use]
+    pub fn signs(&self) -> bool {
+        self.config.keys.signs()
     }
 
     /// How long gateways' certificates live.

@@ -15,8 +15,8 @@ use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::{blocking, files};
 
-use super::PkiError;
 use super::issue::open_authority;
+use super::{PkiError, signing};
 use crate::config::Config;
 use crate::data::{Store, WithdrawnCertificate, in_full};
 
@@ -118,7 +118,8 @@ impl Keeper {
             write(&config, &names, &file, now)
         });
         match done.await {
-            Ok(Ok(())) => {}
+            // Who signed this signs certificates as well.
+            Ok(Ok(())) => signing::tell(&self.conditions, &Ok(())),
             Ok(Err(error)) => {
                 return Err(format!(
                     "failed to write {}: {}",

@@ -11,10 +11,11 @@ use viworks_common::key::Identity;
 use viworks_common::wire::message::{CertIssued, CertRefused};
 use viworks_runtime::blocking;
 use viworks_runtime::clock::Timeline;
+use viworks_runtime::conditions::Conditions;
 
 use super::issue::open_authority;
 use super::request::{BadRequest, CertificateRequest};
-use super::{PkiError, signer};
+use super::{PkiError, signer, signing};
 use crate::config::Config;
 use crate::data::{
     Actor, AuditOutcome, NewAuditRecord, NewCertificate, Renewal, RenewalOutcome, Store,
@@ -52,6 +53,7 @@ pub struct Renewals {
     store: Arc<dyn Store>,
     clock: Arc<Timeline>,
     metrics: BackendMetrics,
+    conditions: Conditions,
     turns: Semaphore,
     /// That there is no authority was said.
     said: AtomicBool,
@@ -93,12 +95,14 @@ impl Renewals {
         store: Arc<dyn Store>,
         clock: Arc<Timeline>,
         metrics: BackendMetrics,
+        conditions: Conditions,
     ) -> Self {
         Self {
             config,
             store,
             clock,
             metrics,
+            conditions,
             turns: Semaphore::new(TURNS),
             said: AtomicBool::new(false),
         }
@@ -216,7 +220,12 @@ impl Renewals {
             );
             open_authority(&config)?.gateway_of(&key, domain, &identity, &gateway, now, life)
         };
-        let (pem, facts) = match blocking::call("renewals", limit, sign).await {
+        let signed = blocking::call("renewals", limit, sign).await;
+        match &signed {
+            Ok(signed) => signing::tell(&self.conditions, signed),
+            Err(error) => signing::tell_failed(&self.conditions, error),
+        }
+        let (pem, facts) = match signed {
             Ok(Ok(signed)) => signed,
             Ok(Err(PkiError::NoAuthority)) => return Err(self.no_authority()),
             Ok(Err(error)) => {

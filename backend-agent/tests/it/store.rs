@@ -269,6 +269,7 @@ suite! {
         refused_hellos_without_end_leave_so_many_audit_records,
         sessions_that_are_never_confirmed_are_bounded_too,
         what_a_gateway_reports_leaves_room_in_the_audit_log_for_what_it_does_wrong,
+        why_a_gateway_was_last_refused_is_found,
     }
     expiry {
         certificates_are_counted_by_the_time_that_they_have_left,

@@ -127,6 +127,7 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
     if gateway.status == GatewayStatus::Revoked {
         rows.extend(revocation(gateway));
     }
+    rows.extend(refusal(gateway, now));
     rows.extend([
         (
             "version",
@@ -137,10 +138,6 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
             gateway
                 .certificate_not_after
                 .map_or_else(unknown, |at| format!("ends {}", times(at))),
-        ),
-        (
-            "agent key",
-            format!("generation {}", gateway.key_generation),
         ),
         ("pins", pins(gateway)),
         ("agent key", agent_key(gateway)),
@@ -227,7 +224,8 @@ fn pins(gateway: &Gateway) -> String {
 /// The generation of its key, and the one that it is to use.
 fn agent_key(gateway: &Gateway) -> String {
     let Some(key) = gateway.key else {
-        return "–".to_owned();
+        // A backend of before says this much.
+        return format!("generation {}", gateway.key_generation);
     };
     let generation = key.generation;
     match key.wanted {
@@ -247,6 +245,22 @@ fn revocation(gateway: &Gateway) -> Vec<(&'static str, String)> {
     vec![
         ("revoked by", known.by.clone()),
         ("reason", reason.to_owned()),
+    ]
+}
+
+/// When it was last refused, why, and what to do.
+fn refusal(gateway: &Gateway, now: Timestamp) -> Vec<(&'static str, String)> {
+    let Some(last) = &gateway.last_refusal else {
+        return Vec::new();
+    };
+    let mut when = human::relative_and_exact(last.at, now);
+    if let Some(address) = &last.peer_address {
+        when = format!("{when}, from {address}");
+    }
+    vec![
+        ("refused", format!("last {when}")),
+        ("because", format!("{} ({})", last.cause, last.why)),
+        ("what to do", last.fix.clone()),
     ]
 }
 
@@ -408,6 +422,34 @@ mod tests {
         assert_eq!(revocation(&gateway(&silent))[1].1, "none was given");
         let unknown = revocation(&gateway(&json!({})));
         assert!(unknown[0].1.contains("gateway.revoke"), "{unknown:?}");
+    }
+
+    #[test]
+    fn the_generation_of_the_agent_key_is_told_by_backends_of_before_as_well() {
+        let before = gateway(&json!({"key_generation": 3}));
+        assert_eq!(agent_key(&before), "generation 3");
+        let rotated = json!({"key_generation": 3, "key": {"generation": 3, "wanted": 4}});
+        let told = agent_key(&gateway(&rotated));
+        assert_eq!(told, "generation 3, 4 is wanted");
+    }
+
+    #[test]
+    fn the_last_refusal_is_shown_with_its_cause_and_its_fix() {
+        let now = Timestamp::parse("2026-01-02T02:00:00Z").unwrap();
+        assert!(refusal(&gateway(&json!({})), now).is_empty());
+        let last = json!({"last_refusal": {
+            "at": "2026-01-02T01:00:00Z", "why": "fork", "cause": "another machine has a copy",
+            "fix": "decide who keeps it", "peer_address": "192.0.2.7:4000",
+        }});
+        let rows = refusal(&gateway(&last), now);
+        let at = Timestamp::parse("2026-01-02T01:00:00Z").unwrap();
+        let when = human::relative_and_exact(at, now);
+        assert_eq!(
+            rows[0],
+            ("refused", format!("last {when}, from 192.0.2.7:4000"))
+        );
+        assert_eq!(rows[1].1, "another machine has a copy (fork)");
+        assert_eq!(rows[2], ("what to do", "decide who keeps it".to_owned()));
     }
 
     #[test]

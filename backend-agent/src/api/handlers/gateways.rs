@@ -23,6 +23,8 @@ use crate::api::problem::{ApiError, ApiResult, stored_ref};
 use crate::api::request::{Api, RequestId};
 use crate::data::{self, ForkDecision, ForkResolution, GatewayFilter};
 
+mod refusal;
+
 /// Which gateways.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -156,6 +158,8 @@ pub(in crate::api) async fn whole(state: &ApiState, found: data::Gateway) -> Api
             reason: known.reason,
         });
     }
+    let refused = state.store.last_refusal(&state.tenant, gateway.id).await?;
+    gateway.last_refusal = refused.map(|last| refusal::told(last, &gateway.name));
     Ok(gateway)
 }
 
@@ -406,6 +410,7 @@ async fn view(
         forks: gateway.forks,
         orphans: gateway.orphans,
         revocation: None,
+        last_refusal: None,
     })
 }
 

@@ -1,7 +1,8 @@
 //! Parts of the health document that are read from this process and its machine: disk, certificates, clock, sessions,
-//! telemetry, descriptors, Redis.
+//! telemetry, descriptors, Redis, the door for new gateways.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -10,10 +11,12 @@ use rustix::fs::statvfs;
 use viworks_api::{HealthCheck, HealthStatus};
 use viworks_common::human;
 use viworks_runtime::blocking::{CALLS_MAX, PerKey};
+use viworks_runtime::conditions::Condition;
 use viworks_runtime::descriptors;
 
 use super::super::ApiState;
 use super::{check, micros};
+use crate::pki::signing::SIGNING;
 
 /// How long a look at the disk, or at this process's files, may take.
 const LOOK_TIME: Duration = Duration::from_secs(1);
@@ -53,6 +56,7 @@ pub(super) async fn parts(state: &ApiState) -> Vec<HealthCheck> {
         clock(state),
         sessions(state),
         telemetry(state),
+        door(state),
         files,
     ];
     parts.extend(redis(state));
@@ -178,6 +182,35 @@ fn telemetry(state: &ApiState) -> HealthCheck {
     }
 }
 
+/// Where machines become gateways, and gateways come back whose certificates have ended.
+fn door(state: &ApiState) -> HealthCheck {
+    let (listens, signs) = (state.tickets.door(), state.tickets.signs());
+    of_door(listens, signs, &state.conditions.list())
+}
+
+fn of_door(listens: Option<SocketAddr>, signs: bool, conditions: &[Condition]) -> HealthCheck {
+    let name = "door";
+    let Some(address) = listens else {
+        let detail = if signs {
+            "off, because listen in [enrolment] is not set: machines become gateways by a request and \
+             viworks-backend-agent pki sign-request, and no gateway comes back by itself whose certificate has ended"
+        } else {
+            "off, because listen in [enrolment] is not set, and neither ca_key_file nor ca_sign_command in [keys] with \
+             which certificates would be signed: they are issued and renewed elsewhere"
+        };
+        return check(name, HealthStatus::Pass, detail);
+    };
+    let detail = format!(
+        "listens on {address} for machines with a ticket, and for gateways whose certificates have ended"
+    );
+    // Whoever comes gets nothing.
+    if conditions.iter().any(|found| found.name == SIGNING) {
+        let detail = format!("{detail}; nobody gets a certificate there, see {SIGNING}");
+        return check(name, HealthStatus::Warn, detail);
+    }
+    check(name, HealthStatus::Pass, detail)
+}
+
 async fn files() -> HealthCheck {
     let count = |_own: &()| Some(std::fs::read_dir("/proc/self/fd").ok()?.count());
     let open = FILES.ask((), LOOK_TIME, count).await.ok().flatten();
@@ -226,7 +259,46 @@ fn of_files(open: Option<u64>, most: Option<u64>) -> HealthCheck {
 
 #[cfg(test)]
 mod tests {
+    use viworks_common::time::Timestamp;
+    use viworks_runtime::conditions::Severity;
+
     use super::*;
+
+    #[test]
+    fn the_door_says_where_it_listens_or_why_not_and_whether_it_is_of_use() {
+        let told = |listens, signs, conditions: &[Condition]| {
+            let part = of_door(listens, signs, conditions);
+            assert_eq!(part.name, "door");
+            (part.status, part.detail)
+        };
+        let address: SocketAddr = "127.0.0.1:8082".parse().unwrap();
+        let (status, detail) = told(Some(address), true, &[]);
+        assert_eq!(status, HealthStatus::Pass);
+        assert!(
+            detail.starts_with("listens on 127.0.0.1:8082 for"),
+            "{detail}"
+        );
+        let unsigned = |name: &str| Condition {
+            name: name.to_owned(),
+            severity: Severity::Warn,
+            cause: "it did not sign".to_owned(),
+            fix: String::new(),
+            since: Timestamp::from_unix_micros(7),
+        };
+        let (status, detail) = told(Some(address), true, &[unsigned(SIGNING)]);
+        assert_eq!(status, HealthStatus::Warn);
+        assert!(detail.ends_with("see pki.signing"), "{detail}");
+        // What is wrong elsewhere is told there.
+        let (status, _detail) = told(Some(address), true, &[unsigned("pki.crl")]);
+        assert_eq!(status, HealthStatus::Pass);
+        // Off on purpose is no fault.
+        let (status, detail) = told(None, true, &[]);
+        assert_eq!(status, HealthStatus::Pass);
+        assert!(detail.contains("pki sign-request"), "{detail}");
+        let (status, detail) = told(None, false, &[unsigned(SIGNING)]);
+        assert_eq!(status, HealthStatus::Pass);
+        assert!(detail.contains("neither ca_key_file"), "{detail}");
+    }
 
     #[test]
     fn what_is_not_known_of_files_is_no_number() {

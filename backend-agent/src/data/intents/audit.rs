@@ -15,9 +15,9 @@ use crate::data::{
     StoreResult,
 };
 
-/// The latest records among which the one of a revocation is looked for: the log has no index but its numbers, and is
+/// The latest records among which one of a gateway is looked for: the log has no index but its numbers, and is
 /// kept for good.
-const LOOKED_THROUGH: usize = 50_000;
+pub(super) const LOOKED_THROUGH: usize = 50_000;
 
 /// Numbered by the highest there is where one writes at a time, and by a sequence where many do.
 pub(super) const APPEND: Sql = Sql {

@@ -8,8 +8,8 @@ use super::link::Sql;
 use super::{
     admit, agents, audit, budget, catalogues, certificates, confirm, dead_letters, enrolments,
     expiry, forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, pins, recount,
-    reissues, replacements, reports, resolutions, rotation, runs, sessions, settle, site, standing,
-    submit, targets, telemetry, tickets, timeline, tx, upkeep,
+    refusals, reissues, replacements, reports, resolutions, rotation, runs, sessions, settle, site,
+    standing, submit, targets, telemetry, tickets, timeline, tx, upkeep,
 };
 
 fn one(name: &'static str, sql: impl Into<Sql>) -> (&'static str, Sql) {
@@ -148,6 +148,8 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("pins::UNSAID", pins::UNSAID),
         one("pins::UNTRUSTING", pins::UNTRUSTING),
         one("pins::UNTRUSTING_COUNT", pins::UNTRUSTING_COUNT),
+        one("refusals::EVER", refusals::EVER),
+        one("refusals::LAST", refusals::LAST),
         one("reports::HAS_ORPHAN", reports::HAS_ORPHAN),
         one("reports::KEEP_LATE_OUTCOME", reports::KEEP_LATE_OUTCOME),
         one("reports::KEEP_ORPHAN", reports::KEEP_ORPHAN),

@@ -225,6 +225,17 @@ pub struct Revocation {
     pub reason: Option<String>,
 }
 
+/// The last time that somebody who showed a gateway's certificate got no session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastRefusal {
+    /// When, by the wall clock.
+    pub at: Timestamp,
+    /// Why, as one word, such as `fork`.
+    pub why: String,
+    /// The address that it came from, where that is known.
+    pub peer_address: Option<String>,
+}
+
 /// A HELLO whose MAC was right, with what the connection says about its sender.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdmitRequest {

@@ -29,6 +29,8 @@ async fn an_operator_decides_which_of_two_holders_keeps_an_identity() {
     );
     assert_eq!(undecided[0]["resolution"], Value::Null);
     assert_eq!(health_of_the_fleet(&backend).await["figures"]["forks"], 1);
+    let whole = backend.get("/v1/gateways/gw-1").await.json();
+    assert_eq!(whole["last_refusal"]["why"], "fork", "{whole:#}");
 
     let path = "/v1/gateways/gw-1/forks/resolve";
     let answer = backend.post(path, &json!({"keep": second})).await;

@@ -1,6 +1,7 @@
 //! A backend's API over a store in a temporary folder, with gateways that have reported their catalogues.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -157,7 +158,7 @@ fn make_keys(folder: &TempDir) {
 }
 
 /// Writes tickets for a door that nobody listens at; none where there is a file that says so.
-fn tickets(folder: &TempDir, pins: Arc<ServerPins>) -> TicketOffice {
+fn tickets(folder: &TempDir, pins: Arc<ServerPins>, conditions: &Conditions) -> TicketOffice {
     let config = config(folder);
     let has_door = !folder.path().join(NO_DOOR).exists();
     let addresses = Addresses {
@@ -165,7 +166,8 @@ fn tickets(folder: &TempDir, pins: Arc<ServerPins>) -> TicketOffice {
         agents: "127.0.0.1:8081".parse().unwrap(),
     };
     let master = Arc::new(load_master(&config.keys.master_key_file).unwrap());
-    TicketOffice::new(Arc::new(config), addresses, master, pins)
+    let conditions = conditions.clone();
+    TicketOffice::new(Arc::new(config), addresses, master, pins, conditions)
 }
 
 fn config(folder: &TempDir) -> Config {
@@ -196,6 +198,11 @@ impl Backend {
         let mut again = Self::open(backend.folder, limits, queue, None).await;
         again.key = backend.key;
         again
+    }
+
+    /// The authority's key, which a test may take away.
+    pub(super) fn authority_key(&self) -> PathBuf {
+        self.folder.path().join("keys/ca.key")
     }
 
     pub(super) async fn new() -> Self {
@@ -270,7 +277,7 @@ impl Backend {
             metrics: metrics.clone(),
             counters,
             redis: None,
-            tickets: tickets(&folder, Arc::clone(&pins)),
+            tickets: tickets(&folder, Arc::clone(&pins), &conditions),
             pins,
             state_folder: folder.path().to_owned(),
             limits,

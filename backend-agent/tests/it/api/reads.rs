@@ -256,6 +256,34 @@ async fn health_names_the_worst_part() {
 }
 
 #[tokio::test]
+async fn health_says_why_no_certificate_can_be_signed_until_one_can() {
+    let backend = Backend::new().await;
+    let (key, wanted) = (backend.authority_key(), json!({"uses": 1}));
+    let away = key.with_extension("away");
+    std::fs::rename(&key, &away).unwrap();
+    let refused = backend.post("/v1/tickets", &wanted).await;
+    refused.problem(409, "VW-N-002");
+    let told = async |name: &str| {
+        let health = backend.get("/v1/health").await.json();
+        let mut checks = health["checks"].as_array().unwrap().iter();
+        checks.find(|check| check["name"] == name).cloned()
+    };
+    let condition = told("pki.signing").await.unwrap();
+    assert_eq!(condition["status"], "warn", "{condition:#}");
+    let detail = condition["detail"].as_str().unwrap();
+    assert!(detail.contains("ca.key"), "{detail}");
+    assert!(detail.contains("put right what the cause"), "{detail}");
+    let door = told("door").await.unwrap();
+    assert_eq!(door["status"], "warn", "{door:#}");
+
+    std::fs::rename(&away, &key).unwrap();
+    let made = backend.post("/v1/tickets", &wanted).await;
+    assert!(made.status.is_success(), "{}", made.text);
+    assert_eq!(told("pki.signing").await, None);
+    assert_eq!(told("door").await.unwrap()["status"], "pass");
+}
+
+#[tokio::test]
 async fn health_has_the_figures_of_each_part_and_what_is_over() {
     let backend = Backend::new().await;
     backend.connect("gw-1", catalogue()).await;
@@ -288,6 +316,8 @@ async fn health_has_the_figures_of_each_part_and_what_is_over() {
     assert_eq!(figures("telemetry")["refused_readings"], 0, "{health:#}");
     let open = figures("descriptors")["open"].as_i64().unwrap();
     assert!(open > 2 && open <= figures("descriptors")["open_max"].as_i64().unwrap());
+    let door = part("door")["detail"].as_str().unwrap();
+    assert!(door.contains("127.0.0.1:8082"), "{health:#}");
     // The figures of a part stand beside what is told of it.
     assert_eq!(part("clock")["status"], "warn", "{health:#}");
     assert!(figures("clock")["ahead_s"].is_i64(), "{health:#}");

@@ -583,6 +583,51 @@ pub(crate) async fn what_a_gateway_reports_leaves_room_in_the_audit_log_for_what
     }
 }
 
+pub(crate) async fn why_a_gateway_was_last_refused_is_found(bed: &Bed) {
+    let agent_id = bed.gateway(1).await;
+    bed.gateway(2).await;
+    bed.session(1, 1).await;
+    let last = async |n| bed.store.last_refusal(&bed.tenant, agent(n)).await.unwrap();
+    let newest = async || {
+        let log = bed.store.list_audit(&bed.tenant, Page::first(1)).await;
+        log.unwrap().items[0].at
+    };
+    assert_eq!(last(1).await, None);
+    let mut guessed = bed.hello(1, 1, 1);
+    guessed.token_valid = false;
+    let address = guessed.peer_address.clone();
+    assert_eq!(bed.admit(guessed).await, AdmitOutcome::BadToken);
+    let told = last(1).await.unwrap();
+    assert_eq!((&*told.why, told.at), ("bad_token", newest().await));
+    assert_eq!(told.peer_address, Some(address));
+    assert_eq!(bed.admit(bed.hello(1, 9, 0)).await, AdmitOutcome::Fork);
+    assert_eq!(last(1).await.unwrap().why, "fork");
+    // As the listener records what it refuses itself.
+    let note = async |action: &str, outcome, seconds| {
+        let actor = Actor::gateway(agent_id);
+        let record = NewAuditRecord {
+            object: actor.to_string(),
+            actor,
+            action: action.to_owned(),
+            outcome,
+            detail: serde_json::json!({ "address": "192.0.2.7:4000", "left_out": 0 }),
+        };
+        let noted = bed
+            .store
+            .note_gateway(&bed.tenant, agent_id, record, at(seconds));
+        assert!(noted.await.unwrap());
+    };
+    note("gateway.wrong_agent_key", AuditOutcome::Refused, 70).await;
+    let told = last(1).await.unwrap();
+    assert_eq!((&*told.why, told.at), ("wrong_agent_key", newest().await));
+    assert_eq!(told.peer_address.as_deref(), Some("192.0.2.7:4000"));
+    // What it reports, or is refused within a session, is something else.
+    note("gateway.event", AuditOutcome::Noted, 71).await;
+    note("gateway.frame_replayed", AuditOutcome::Refused, 72).await;
+    assert_eq!(last(1).await.unwrap(), told);
+    assert_eq!(last(2).await, None);
+}
+
 pub(crate) async fn sessions_that_are_never_confirmed_are_bounded_too(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;

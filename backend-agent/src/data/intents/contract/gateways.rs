@@ -10,12 +10,12 @@ use super::super::link::{Engine, Urgency};
 use super::super::merged::{Answer, Intent};
 use super::super::store::SqlStore;
 use super::super::tx::View;
-use super::super::{agents, catalogues, certificates, expiry, replacements, rotation};
+use super::super::{agents, catalogues, certificates, expiry, refusals, replacements, rotation};
 use crate::data::{
     Actor, Certificate, CertificateEnds, CertificateRef, CertificateRevocation, Gateway,
-    GatewayFilter, GatewayRef, GatewayStore, KeyRotation, Listing, MergedCommand, NewCertificate,
-    NewGateway, Page, RegisteredCertificate, Renewal, RenewalOutcome, Revocation, Revoked,
-    StoreResult, StoredCatalogue, WithdrawnCertificate,
+    GatewayFilter, GatewayRef, GatewayStore, KeyRotation, LastRefusal, Listing, MergedCommand,
+    NewCertificate, NewGateway, Page, RegisteredCertificate, Renewal, RenewalOutcome, Revocation,
+    Revoked, StoreResult, StoredCatalogue, WithdrawnCertificate,
 };
 
 /// For what depends on no time.
@@ -126,6 +126,15 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
         agent_id: AgentId,
     ) -> StoreResult<Option<Revocation>> {
         self.read(tenant, move |view| agents::revocation(view, agent_id))
+            .await
+    }
+
+    async fn last_refusal(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Option<LastRefusal>> {
+        self.read(tenant, move |view| refusals::last(view, agent_id))
             .await
     }
 

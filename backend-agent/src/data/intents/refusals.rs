@@ -1,0 +1,77 @@
+//! When a gateway was last refused a session, and why: found in the audit log, which is all that keeps it.
+
+use serde_json::Value;
+use viworks_common::id::AgentId;
+use viworks_runtime::sqlite::params;
+
+use super::audit::LOOKED_THROUGH;
+use super::row::Reader;
+use super::tx::View;
+use crate::data::{Actor, LastRefusal, StoreResult};
+
+/// What is recorded of somebody who shows a gateway's certificate and gets no session.
+macro_rules! actions {
+    () => {
+        "('session.open', 'identity.fork', 'gateway.hello_replayed', 'gateway.wrong_agent_key', \
+         'gateway.retired_certificate', 'gateway.unregistered_certificate', \
+         'gateway.revoked_certificate')"
+    };
+}
+
+/// Every record of these takes from what the gateway has left of its kind (`note:` and the action): without a row
+/// there, the log is not looked through.
+pub(super) const EVER: &str = concat!(
+    "SELECT kind FROM gateway_budgets WHERE tenant = :tenant AND agent_id = :agent_id AND substr(kind, 6) IN ",
+    actions!(),
+    " LIMIT 1"
+);
+
+pub(super) const LAST: &str = concat!(
+    "\
+SELECT at, action, detail FROM audit_log
+WHERE tenant = :tenant
+  AND seq > (SELECT coalesce(max(seq), 0) FROM audit_log WHERE tenant = :tenant) - CAST(:looked AS bigint)
+  AND object = :object AND outcome = 'refused' AND action IN ",
+    actions!(),
+    " ORDER BY seq DESC LIMIT 1"
+);
+
+/// The last refusal, as long as it is among the latest records of the log.
+pub(super) fn last(view: &View<'_>, agent_id: AgentId) -> StoreResult<Option<LastRefusal>> {
+    let ever = view.optional(EVER, params! { agent_id }, |row| {
+        Reader::new("gateway_budgets", row).get::<String>("kind")
+    })?;
+    if ever.is_none() {
+        return Ok(None);
+    }
+    let object = Actor::gateway(agent_id).to_string();
+    view.optional(LAST, params! { object, looked: LOOKED_THROUGH }, |row| {
+        let row = Reader::new("audit_log", row);
+        let (action, detail): (String, Value) = (row.get("action")?, row.json("detail")?);
+        let said = |name: &str| detail.get(name).and_then(Value::as_str).map(str::to_owned);
+        Ok(LastRefusal {
+            at: row.get("at")?,
+            why: why(&action, said("why")),
+            peer_address: said("peer_address").or_else(|| said("address")),
+        })
+    })
+}
+
+/// One word for it: what a HELLO was refused for, or the last part of what happened.
+fn why(action: &str, said: Option<String>) -> String {
+    let last = || action.rsplit('.').next().unwrap_or(action).to_owned();
+    said.unwrap_or_else(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_has_one_word() {
+        let said = Some("stale_key".to_owned());
+        assert_eq!(why("session.open", said), "stale_key");
+        assert_eq!(why("identity.fork", None), "fork");
+        assert_eq!(why("gateway.wrong_agent_key", None), "wrong_agent_key");
+    }
+}
