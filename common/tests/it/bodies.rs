@@ -185,7 +185,7 @@ fn written() -> Value {
                 TELEMETRY_REFUSALS,
                 RESULT_REFUSALS,
                 CERTIFICATE_RENEWAL,
-    PIN_ROTATION, KEY_ROTATION,
+    PIN_ROTATION, KEY_ROTATION, TRUST_UPDATE,
             ]),
         },
     })

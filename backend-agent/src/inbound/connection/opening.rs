@@ -239,6 +239,7 @@ impl Opening {
             | BackendEvent::PinReport(_)
             | BackendEvent::CertificateWanted(_)
             | BackendEvent::KeyReported(_)
+            | BackendEvent::TrustReported(_)
             | BackendEvent::Event(_)
             | BackendEvent::Closed(_) => None,
         }
