@@ -103,6 +103,10 @@ fn agents_most() -> Vec<AgentMessage> {
             ]
             .concat(),
         }),
+        AgentMessage::TrustReport(TrustReport {
+            digest: hex::encode([3; 32]),
+            refused: Some("not_an_authority".to_owned()),
+        }),
     ]
 }
 
