@@ -1,5 +1,6 @@
 //! Gateways as the backend knows them: who exists, and who is connected.
 
+pub mod authorities;
 pub mod blocked;
 pub mod doors;
 pub mod given_up;

@@ -21,6 +21,7 @@ use viworks_runtime::probe::Readiness;
 use viworks_runtime::tls::ServerSide;
 use viworks_runtime::{descriptors, logging, random};
 
+use crate::agent::authorities::Trust;
 use crate::agent::doors::Doors;
 use crate::agent::instance;
 use crate::agent::manager::Manager;
@@ -347,6 +348,7 @@ impl Shared {
     ) -> (Reload, watch::Receiver<Arc<ServerSide>>) {
         let agents = &config.agents;
         let handshake = agents.tls_timeout + agents.upgrade_timeout + agents.hello_timeout;
+        let trust = Arc::new(Trust::new(Arc::clone(&material.authorities)));
         let inbound = Inbound {
             store: Arc::clone(&self.store),
             registry: Registry::new(Arc::clone(&self.store), agents.trust_domain.clone()),
@@ -383,6 +385,7 @@ impl Shared {
             terms: Terms::from(agents),
             lifecycle: lifecycle.clone(),
             pins: Arc::clone(&self.pins),
+            trust: Arc::clone(&trust),
         };
         let gate = Gate::new(AdmissionLimits {
             connections: agents.connections_max,
@@ -393,6 +396,7 @@ impl Shared {
             store: Arc::clone(&self.store),
             manager: Arc::clone(&self.manager),
             pins: Arc::clone(&self.pins),
+            trust,
             metrics: self.counters.clone(),
             conditions: self.conditions.clone(),
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,

@@ -11,6 +11,7 @@ use viworks_runtime::clock::Timeline;
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::websocket::Socket;
 
+use crate::agent::authorities::Trust;
 use crate::agent::manager::Manager;
 use crate::agent::pins::ServerPins;
 use crate::agent::prober::Prober;
@@ -78,6 +79,8 @@ pub struct Inbound {
     pub lifecycle: Lifecycle,
     /// The pins of the server's keys.
     pub pins: Arc<ServerPins>,
+    /// The authorities that gateways are given.
+    pub trust: Arc<Trust>,
 }
 
 /// The configured terms of sessions.

@@ -11,6 +11,7 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::config::{Problem, Problems};
 use viworks_runtime::tls::{self, Purpose, ServerSide};
 
+use crate::agent::authorities::Authorities;
 use crate::config::{AgentsConfig, Config};
 use crate::pki::issue::{load_master, open_authority, server_pins};
 use crate::pki::place::strange_urls;
@@ -30,6 +31,8 @@ pub struct ServerMaterial {
     pub pin: SpkiPin,
     /// The pins of the server's key and of the one that will follow it.
     pub pins: BTreeSet<SpkiPin>,
+    /// The authorities that gateways are given over their sessions.
+    pub authorities: Arc<Authorities>,
 }
 
 impl ServerMaterial {
@@ -65,7 +68,7 @@ impl ServerMaterial {
         }
         let pin = pins.as_ref().and_then(|pins| pins.first().copied());
         match (server, master, pins, pin) {
-            (Some((server, not_before, not_after)), Some(master), Some(pins), Some(pin))
+            (Some((server, authorities, not_before, not_after)), Some(master), Some(pins), Some(pin))
                 if problems.is_empty() =>
             {
                 Ok(Self {
@@ -75,6 +78,7 @@ impl ServerMaterial {
                     not_after,
                     master,
                     pins: pins.into_iter().collect(),
+                    authorities,
                 })
             }
             _incomplete => Err(Problems::new(problems)),
@@ -93,6 +97,15 @@ impl ServerMaterial {
             let message = format!("the key in {} is the one in use", next.display());
             let help = "make another one, so that gateways pin a key that can follow";
             warnings.push(Problem::of_file(next, message, help));
+        }
+        if self.authorities.bundle().is_none() {
+            let ca = &agents.client_ca_file;
+            let message = format!(
+                "{} has more authorities than gateways are given over their sessions",
+                ca.display()
+            );
+            let help = "leave those that nothing is signed by any more out of it, or put them on each gateway by hand";
+            warnings.push(Problem::of_file(ca, message, help));
         }
         warnings.extend(strange_urls(config));
         warnings
@@ -125,7 +138,7 @@ impl ServerMaterial {
     }
 }
 
-type Server = (Arc<ServerSide>, Timestamp, Timestamp);
+type Server = (Arc<ServerSide>, Arc<Authorities>, Timestamp, Timestamp);
 
 fn load_server(agents: &AgentsConfig) -> Result<Server, Vec<Problem>> {
     let mut problems = Vec::new();
@@ -137,9 +150,11 @@ fn load_server(agents: &AgentsConfig) -> Result<Server, Vec<Problem>> {
     let (Ok(identity), Ok(roots)) = (identity, roots) else {
         return Err(problems);
     };
+    let certificates = tls::load_certificates(ca).map_err(|error| vec![error.problem(ca)])?;
+    let authorities = Arc::new(Authorities::of(&certificates));
     let refused = |error: tls::TlsError| vec![error.problem(chain)];
     let leaf = identity.chain.first().map(AsRef::as_ref);
     let (not_before, not_after) = tls::validity(leaf.unwrap_or_default()).map_err(refused)?;
     let side = ServerSide::new(identity, roots).map_err(refused)?;
-    Ok((Arc::new(side), not_before, not_after))
+    Ok((Arc::new(side), authorities, not_before, not_after))
 }

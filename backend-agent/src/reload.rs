@@ -17,6 +17,7 @@ use viworks_runtime::lifecycle::{Hangups, Lifecycle, notify};
 use viworks_runtime::logging;
 use viworks_runtime::tls::{self, ServerSide};
 
+use crate::agent::authorities::Trust;
 use crate::agent::manager::Manager;
 use crate::agent::pins::ServerPins;
 use crate::auth::quota::Quotas;
@@ -47,6 +48,7 @@ pub struct Reload {
     server: watch::Sender<Arc<ServerSide>>,
     manager: Arc<Manager>,
     pins: Arc<ServerPins>,
+    trust: Arc<Trust>,
     metrics: BackendMetrics,
     conditions: Conditions,
     clock: Arc<dyn Clock>,
@@ -60,6 +62,8 @@ pub struct Tools {
     pub manager: Arc<Manager>,
     /// The pins of the server's keys.
     pub pins: Arc<ServerPins>,
+    /// The authorities that gateways are given.
+    pub trust: Arc<Trust>,
     /// What is counted.
     pub metrics: BackendMetrics,
     /// Where it is told.
@@ -81,6 +85,7 @@ impl Reload {
             store,
             manager,
             pins,
+            trust,
             metrics,
             conditions,
             clock,
@@ -93,6 +98,7 @@ impl Reload {
             server,
             manager,
             pins,
+            trust,
             metrics,
             conditions,
             clock,
@@ -196,6 +202,7 @@ impl Reload {
         }
         let pins = std::mem::take(&mut self.current.pins);
         self.server.send_replace(Arc::clone(&material.server));
+        self.trust.give(&material.authorities);
         info!(not_after = %material.not_after, "read the server's certificate, its key and the gateways' authority again; new connections use them");
         if !waiting.is_empty() {
             warn!(
@@ -234,6 +241,27 @@ impl Reload {
             );
         }
         self.tell_gateways();
+        self.tell_trust();
+    }
+
+    /// While one authority replaces another: of the gateways that are connected to this process, those that do not know
+    /// all of them yet.
+    fn tell_trust(&self) {
+        const NAME: &str = "trust.gateways";
+        let lacking = self.trust.lacking();
+        if lacking.is_empty() || !self.trust.are_several() {
+            return self.conditions.clear(NAME);
+        }
+        let named = lacking.iter().take(NAMED_MAX).map(ToString::to_string);
+        let named = named.collect::<Vec<_>>();
+        let more = if lacking.len() > NAMED_MAX { ", …" } else { "" };
+        let cause = format!(
+            "{} without an authority that client_ca_file has: {}{more}",
+            human::counted(lacking.len(), "connected gateway is", "connected gateways are"),
+            named.join(", ")
+        );
+        let fix = "show no server certificate of a new authority before this is gone; those of an earlier version need it in their ca_file, by hand";
+        self.conditions.raise(NAME, Severity::Warn, &cause, fix);
     }
 
     fn tell(&self, name: &'static str, what: &str, from: Timestamp, to: Timestamp) {

@@ -196,6 +196,7 @@ impl<U: FnOnce()> Driver<'_, U> {
             | AgentEvent::CertificateAnswered(_)
             | AgentEvent::PinsOffered(_)
             | AgentEvent::KeyOffered { .. }
+            | AgentEvent::AuthoritiesOffered(_)
             | AgentEvent::Cancel(_)
             | AgentEvent::ResultAcknowledged { .. }
             | AgentEvent::Closed(_) => {}

@@ -86,6 +86,12 @@ pub const RETAINED_OUTPUT_BYTES_MAX: usize = 128 * 1024;
 pub const OUTBOX_MESSAGES_MAX: usize = 1_024;
 /// Bytes of a certificate request, PEM: one for a key of P-256 has 400.
 pub const CSR_BYTES_MAX: usize = 4 * 1024;
+
+/// Bytes of the authorities that a gateway is given over a session, PEM.
+pub const AUTHORITIES_BYTES_MAX: usize = 32 * 1024;
+
+/// Authorities that a gateway is given over a session.
+pub const AUTHORITIES_MAX: usize = 8;
 /// Bytes of a certificate, PEM, with those of authorities below the root that may follow it.
 pub const CERTIFICATE_BYTES_MAX: usize = 16 * 1024;
 /// Bytes of a reason or detail that one end sends to the other.

@@ -30,4 +30,5 @@ pub mod setup;
 pub mod spawner;
 pub mod spool;
 pub mod status;
+pub mod trust;
 pub mod watch;

@@ -20,6 +20,7 @@ use viworks_runtime::tls::{self, Purpose};
 use crate::config::Config;
 use crate::keyring::{self, Held};
 use crate::renewed::Origin;
+use crate::trust;
 
 /// What the files say that make a gateway who it is, and whom it trusts.
 #[derive(Debug, Clone)]
@@ -44,7 +45,7 @@ pub struct Material {
     pub all: Vec<Papers>,
     /// Why something that was issued cannot be, if so.
     pub unread: Vec<Problem>,
-    /// The authorities of the backend's certificate.
+    /// The authorities of the backend's certificate: the configured ones, and those that came over a session.
     pub roots: Arc<RootCertStore>,
 }
 
@@ -97,7 +98,18 @@ impl Material {
         material.show(&RefusedOnes::default());
         material.add_keys(&config.gateway.state_folder);
         material.show_key(&RefusedKeys::default());
+        material.add_authorities(&config.gateway.state_folder);
         Ok(material)
+    }
+
+    /// Adds the authorities that came over a session. Those that cannot be used are no reason to do without the
+    /// configured ones.
+    fn add_authorities(&mut self, folder: &Path) {
+        match trust::read(folder) {
+            Ok(Some(given)) => self.roots = Arc::new(trust::beside(&self.roots, given)),
+            Ok(None) => {}
+            Err(problem) => self.unread.push(problem),
+        }
     }
 
     /// Adds the agent keys that came over sessions. Those that cannot be used are no reason to do without the first

@@ -20,7 +20,8 @@ mod refused;
 
 pub use error::TlsError;
 pub use material::{
-    Identity, Purpose, load_certificates, load_key, load_roots, one_certificate, roots, validity,
+    Identity, Purpose, can_anchor, load_certificates, load_key, load_roots, one_certificate, roots,
+    validity,
 };
 pub use refused::noting_refused;
 

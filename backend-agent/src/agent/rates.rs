@@ -108,6 +108,7 @@ impl Pace {
             | BackendEvent::ProbeAnswered { .. }
             | BackendEvent::PinReport(_)
             | BackendEvent::KeyReported(_)
+            | BackendEvent::TrustReported(_)
             | BackendEvent::Event(_) => allowed(self.rates().controls.take(self.control, now)),
             BackendEvent::Catalogue(_) => allowed(self.rates().catalogues.take(CATALOGUES, now)),
             BackendEvent::CertificateWanted(_) => {

@@ -13,6 +13,7 @@ mod rekeying;
 mod renewing;
 mod reports;
 mod stream;
+mod trusting;
 mod up;
 
 pub(super) use opening::Opening;

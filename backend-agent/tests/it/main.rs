@@ -20,3 +20,4 @@ mod renewing;
 mod signer;
 mod slow_clients;
 mod store;
+mod trust;

@@ -64,7 +64,8 @@ fn agent(message: &AgentMessage, kind: u8) {
         | AgentMessage::CertRequest(_)
         | AgentMessage::Event(_)
         | AgentMessage::Bye(_)
-        | AgentMessage::KeyReport(_) => {}
+        | AgentMessage::KeyReport(_)
+        | AgentMessage::TrustReport(_) => {}
     }
 }
 

@@ -46,6 +46,10 @@ pub(super) const AGENT: &[(u8, &str)] = &[
     ),
     (0x1c, r#"{"reason":"stopping"}"#),
     (0x1d, r#"{"generation":2}"#),
+    (
+        0x1e,
+        r#"{"digest":"0202020202020202020202020202020202020202020202020202020202020202","refused":null}"#,
+    ),
 ];
 
 /// From the backend.
@@ -91,6 +95,10 @@ pub(super) const BACKEND: &[(u8, &str)] = &[
     (
         0x3b,
         r#"{"generation":2,"sealed":"0101010101010101010101010101010101010101010101010101010101010101"}"#,
+    ),
+    (
+        0x3c,
+        r#"{"bundle":"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"}"#,
     ),
 ];
 

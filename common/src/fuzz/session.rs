@@ -403,6 +403,7 @@ impl AgentDriver {
             | AgentEvent::CertificateAnswered(_)
             | AgentEvent::PinsOffered(_)
             | AgentEvent::KeyOffered { .. }
+            | AgentEvent::AuthoritiesOffered(_)
             | AgentEvent::Draining { .. } => {
                 assert!(self.confirmed, "{event:?} before CONFIRM");
             }
@@ -435,6 +436,7 @@ impl BackendDriver {
             | BackendEvent::PinReport(_)
             | BackendEvent::CertificateWanted(_)
             | BackendEvent::KeyReported(_)
+            | BackendEvent::TrustReported(_)
             | BackendEvent::Event(_)
             | BackendEvent::Bye { .. } => {
                 assert!(self.committed, "{event:?} before the commit");

@@ -451,6 +451,10 @@ impl AgentSession {
                         .push(AgentEvent::KeyOffered { generation, key }, bytes);
                 }
             }
+            BackendMessage::TrustUpdate(update) => {
+                let event = AgentEvent::AuthoritiesOffered(update.bundle);
+                self.events.push(event, bytes);
+            }
             BackendMessage::Drain(drain) => {
                 if let State::Established(live) = &mut self.state {
                     live.draining = true;

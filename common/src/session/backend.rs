@@ -540,6 +540,7 @@ impl BackendSession {
             AgentMessage::CertRequest(request) => BackendEvent::CertificateWanted(request),
             AgentMessage::Event(event) => BackendEvent::Event(event),
             AgentMessage::KeyReport(report) => BackendEvent::KeyReported(report),
+            AgentMessage::TrustReport(report) => BackendEvent::TrustReported(report),
             AgentMessage::Bye(bye) => return self.bye(&bye.reason, bytes),
         };
         self.events.push(event, bytes);

@@ -68,7 +68,10 @@ impl AgentState {
             | BackendMessage::CertIssued(_)
             | BackendMessage::PinUpdate(_)
             | BackendMessage::Drain(_)
-            | BackendMessage::KeyUpdate(_) => matches!(self, Self::Established | Self::Draining),
+            | BackendMessage::KeyUpdate(_)
+            | BackendMessage::TrustUpdate(_) => {
+                matches!(self, Self::Established | Self::Draining)
+            }
         }
     }
 }
@@ -137,7 +140,8 @@ impl BackendState {
             | AgentMessage::CertRequest(_)
             | AgentMessage::Event(_)
             | AgentMessage::Bye(_)
-            | AgentMessage::KeyReport(_) => self.takes_traffic(),
+            | AgentMessage::KeyReport(_)
+            | AgentMessage::TrustReport(_) => self.takes_traffic(),
         }
     }
 

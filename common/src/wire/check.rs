@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use super::message::{
     AgentMessage, BackendMessage, Catalogue, CertIssued, Challenge, Command, CommandResult,
-    Heartbeat, Hello, KeyUpdate, Output, Permit, Welcome,
+    Heartbeat, Hello, KeyUpdate, Output, Permit, TrustReport, Welcome,
 };
 use crate::id::{AgentVersion, Capability, EventKind, InvalidId, LabelKey, check_label_value};
 use crate::limits;
@@ -49,6 +49,7 @@ impl AgentMessage {
             Self::CertRequest(request) => most("csr", request.csr.len(), limits::CSR_BYTES_MAX),
             Self::Event(event) => id::<EventKind>("kind", &event.kind),
             Self::KeyReport(report) => generation(report.generation),
+            Self::TrustReport(report) => check_trust_report(report),
             Self::ProbeAck(_)
             | Self::CommandAccepted(_)
             | Self::CommandRejected(_)
@@ -75,6 +76,12 @@ impl BackendMessage {
             // Whether it may follow the one in force is for the agent to judge: it takes it over or does without.
             Self::PinUpdate(offered) => counter("version", offered.version),
             Self::KeyUpdate(update) => check_key_update(update),
+            // What is in it is for the agent to judge, as a pin set is.
+            Self::TrustUpdate(update) => most(
+                "bundle",
+                update.bundle.len(),
+                limits::AUTHORITIES_BYTES_MAX,
+            ),
             Self::Refuse(_)
             | Self::HeartbeatAck(_)
             | Self::Probe(_)
@@ -227,6 +234,14 @@ fn check_command(command: &Command) -> Checked {
         return Err(violation("traceparent", "not a W3C trace context"));
     }
     permit("deadline", &command.deadline)
+}
+
+fn check_trust_report(report: &TrustReport) -> Checked {
+    hex32("digest", &report.digest)?;
+    match &report.refused {
+        Some(word) => id::<EventKind>("refused", word),
+        None => Ok(()),
+    }
 }
 
 fn check_key_update(update: &KeyUpdate) -> Checked {

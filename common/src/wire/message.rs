@@ -36,6 +36,9 @@ pub const PIN_ROTATION: &str = "pin_rotation";
 /// and `KEY_REPORT` answers it.
 pub const KEY_ROTATION: &str = "key_rotation";
 
+/// The capability of an agent that takes the authorities of the server over an open session. It is sent none otherwise.
+pub const TRUST_UPDATE: &str = "trust_update";
+
 macro_rules! body {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty,)* }) => {
         $(#[$doc])*
@@ -415,6 +418,22 @@ body! {
     }
 }
 body! {
+    /// `TRUST_UPDATE`: the authorities that the server's certificates are of, now or soon.
+    TrustUpdate {
+        /// Certificates, PEM, at most [`AUTHORITIES_MAX`](crate::limits::AUTHORITIES_MAX).
+        bundle: String,
+    }
+}
+body! {
+    /// `TRUST_REPORT`: what became of the authorities that were offered.
+    TrustReport {
+        /// SHA-256 of the bundle that is durable and trusted, of none if there is none; 64 hexadecimal digits.
+        digest: String,
+        /// Why the one that was offered is not, as a stable word.
+        refused: Option<String>,
+    }
+}
+body! {
     /// EVENT: something an operator should see, such as a security event.
     Event {
         /// A stable word.
@@ -565,6 +584,8 @@ messages! {
         Bye(Bye) = 0x1c, Control;
         /// Which agent key is durable.
         KeyReport(KeyReport) = 0x1d, Control;
+        /// Which authorities are durable.
+        TrustReport(TrustReport) = 0x1e, Control;
     }
 }
 
@@ -601,5 +622,7 @@ messages! {
         Drain(Drain) = 0x3a, Control;
         /// A later agent key; only to an agent with [`KEY_ROTATION`].
         KeyUpdate(KeyUpdate) = 0x3b, Control;
+        /// The authorities of the server; only to an agent with [`TRUST_UPDATE`].
+        TrustUpdate(TrustUpdate) = 0x3c, Control;
     }
 }

@@ -103,6 +103,10 @@ fn agents_most() -> Vec<AgentMessage> {
             ]
             .concat(),
         }),
+        AgentMessage::TrustReport(TrustReport {
+            digest: hex::encode([3; 32]),
+            refused: Some("not_an_authority".to_owned()),
+        }),
     ]
 }
 
@@ -185,7 +189,7 @@ fn written() -> Value {
                 TELEMETRY_REFUSALS,
                 RESULT_REFUSALS,
                 CERTIFICATE_RENEWAL,
-    PIN_ROTATION, KEY_ROTATION,
+    PIN_ROTATION, KEY_ROTATION, TRUST_UPDATE,
             ]),
         },
     })

@@ -330,6 +330,11 @@ fn a_backends_message_that_breaks_a_rule_ends_the_session() {
             with(by_kind(0x3b), "/sealed", json!("not a key")),
         ),
         (
+            0x3c,
+            "bundle",
+            with(by_kind(0x3c), "/bundle", json!("x".repeat(32 * 1024 + 1))),
+        ),
+        (
             0x34,
             "permit",
             with(by_kind(0x34), "/permit/as_of", json!(u64::MAX)),

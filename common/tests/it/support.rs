@@ -243,6 +243,10 @@ pub(crate) fn agent_messages() -> Vec<AgentMessage> {
             reason: "stopping".to_owned(),
         }),
         AgentMessage::KeyReport(KeyReport { generation: 2 }),
+        AgentMessage::TrustReport(TrustReport {
+            digest: hex::encode([2; 32]),
+            refused: None,
+        }),
     ]
 }
 
@@ -304,6 +308,9 @@ pub(crate) fn backend_messages() -> Vec<BackendMessage> {
         BackendMessage::KeyUpdate(KeyUpdate {
             generation: 2,
             sealed: hex::encode([1; 32]),
+        }),
+        BackendMessage::TrustUpdate(TrustUpdate {
+            bundle: "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_owned(),
         }),
     ]
 }

@@ -1,5 +1,6 @@
 //! The drill: the authority of the gateways' certificates is rotated. The old one and the new one are trusted at once,
-//! gateways renew under the new one, the old one is taken away, and nobody is cut off.
+//! gateways learn it over their sessions and renew under it, the old one is taken away, and nobody is cut off. No
+//! file of a gateway is touched.
 
 use std::path::Path;
 use std::time::Duration;
@@ -48,19 +49,14 @@ impl Authority {
         }
     }
 
-    /// Lets this one sign from now on, while the others are trusted beside it.
+    /// Lets this one sign from now on, while the others are trusted beside it. The files keep their modes.
     pub(crate) fn signs_beside(&self, backend: &Path, others: &[&Self]) {
-        self.is_trusted_beside(backend, others);
-        std::fs::write(backend.join("ca.key"), &self.key).unwrap();
-    }
-
-    /// Lets whoever has this folder trust this one and the others. The file keeps its mode.
-    fn is_trusted_beside(&self, folder: &Path, others: &[&Self]) {
         let mut trusted = self.certificate.clone();
         for other in others {
             trusted.push_str(&other.certificate);
         }
-        std::fs::write(folder.join("ca.crt"), trusted).unwrap();
+        std::fs::write(backend.join("ca.crt"), trusted).unwrap();
+        std::fs::write(backend.join("ca.key"), &self.key).unwrap();
     }
 }
 
@@ -72,6 +68,16 @@ async fn reload(system: &mut Deployment) {
     eventually("the files are read again", PATIENCE, async || {
         let times = system.backend().log().matches(READ).count();
         (times > before).then_some(())
+    })
+    .await;
+}
+
+/// A gateway keeps both authorities that it was given over its session.
+async fn learned_both(folder: &Path) {
+    let path = folder.join("state/authorities.pem");
+    eventually("it has both authorities", PATIENCE, async || {
+        let kept = std::fs::read_to_string(&path).unwrap_or_default();
+        (kept.matches("BEGIN CERTIFICATE").count() == 2).then_some(())
     })
     .await;
 }
@@ -103,10 +109,7 @@ async fn the_authority_is_rotated_while_both_are_trusted_and_nobody_is_cut_off()
     let mut third = system.start_gateway(&folders[2], Start::default());
     let session = system.online("gw-3").await["session"]["id"].clone();
 
-    // Both are trusted on both ends, the new one signs; who is connected stays so.
-    for folder in &folders {
-        new.is_trusted_beside(folder, &[&old]);
-    }
+    // Both are trusted by the backend, the new one signs; who is connected stays so, and is given both.
     new.signs_beside(&backend, &[&old]);
     reload(&mut system).await;
     let mut gateways = Vec::new();
@@ -122,6 +125,9 @@ async fn the_authority_is_rotated_while_both_are_trusted_and_nobody_is_cut_off()
         })
         .await;
     }
+    for folder in &folders {
+        learned_both(folder).await;
+    }
     answers(&system, &names).await;
     assert_eq!(system.online("gw-3").await["session"]["id"], session);
 
@@ -136,8 +142,8 @@ async fn the_authority_is_rotated_while_both_are_trusted_and_nobody_is_cut_off()
     })
     .await;
 
-    // The server has a certificate of the new one, for the same key. The old one is taken away on both ends, and
-    // everybody comes back by the new one.
+    // The server has a certificate of the new one, for the same key. The old one is taken away there, and
+    // everybody comes back by what they were given.
     let key = std::fs::read_to_string(backend.join("server.key")).unwrap();
     let key = KeyPair::from_pem(&key).unwrap();
     renew_server(&backend, &key, time::Duration::days(60));
@@ -148,7 +154,6 @@ async fn the_authority_is_rotated_while_both_are_trusted_and_nobody_is_cut_off()
     }
     gateways.clear();
     for folder in &folders {
-        new.is_trusted_beside(folder, &[]);
         gateways.push(system.start_gateway(folder, Start::default()));
     }
     for (name, folder) in names.iter().zip(&folders) {

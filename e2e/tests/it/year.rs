@@ -6,7 +6,7 @@
 //! What is not in it: certificates of one hour all year long, which is ten thousand renewals of each gateway. That year
 //! is simulated by `testkit/tests/it/year.rs`; that a session lives on while its gateway renews, and while
 //! the server's files are replaced, by `renewed.rs`, `pins.rs` and `authority.rs`. The server's own certificates are
-//! signed by the first authority all year long, because gateways learn another one by hand only.
+//! signed by the first authority all year long, because the five that are off have no session to learn another one in.
 
 use std::path::{Path, PathBuf};
 

@@ -22,7 +22,8 @@ use viworks_common::telemetry::{Batch, Position};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
     AgentMessage, CERTIFICATE_RENEWAL, Catalogue, Heartbeat, Hello, KEEPS_TIMEOUT, KEY_ROTATION,
-    KeyReport, Output, PIN_ROTATION, Permit, RESULT_REFUSALS, TELEMETRY_REFUSALS, Welcome,
+    KeyReport, Output, PIN_ROTATION, Permit, RESULT_REFUSALS, TELEMETRY_REFUSALS, TRUST_UPDATE,
+    Welcome,
 };
 use viworks_runtime::clock::sleep_until;
 use viworks_runtime::random;
@@ -326,6 +327,7 @@ impl Connection<'_> {
                 self.renewing.answered(*answer, self.parts.clock.now());
             }
             AgentEvent::PinsOffered(offered) => self.take_pins(Some(*offered)).await,
+            AgentEvent::AuthoritiesOffered(bundle) => self.take_authorities(bundle).await,
             AgentEvent::KeyOffered { generation, key } => {
                 let not_after = self.papers.not_after;
                 if let Some(generation) = self.rekeying.offered(generation, key, not_after).await {
@@ -396,6 +398,7 @@ impl Connection<'_> {
                 CERTIFICATE_RENEWAL,
                 PIN_ROTATION,
                 KEY_ROTATION,
+                TRUST_UPDATE,
             ]
             .map(str::to_owned)
             .to_vec(),

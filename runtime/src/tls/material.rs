@@ -311,8 +311,9 @@ pub fn load_roots(path: &Path) -> Result<RootCertStore, TlsError> {
     })
 }
 
-/// An authority says so; one that is older than the extension signed itself.
-fn can_anchor(certificate: &[u8]) -> bool {
+/// Whether a certificate is an authority's. It says so; one that is older than the extension signed itself.
+#[must_use]
+pub fn can_anchor(certificate: &[u8]) -> bool {
     X509Certificate::from_der(certificate).is_ok_and(|(_, certificate)| {
         certificate.is_ca() || certificate.subject().as_raw() == certificate.issuer().as_raw()
     })

@@ -24,6 +24,7 @@ use super::renewing::Issuing;
 use super::reports::Judging;
 use super::stream::{Progress, Stream};
 use super::up::Runs;
+use crate::agent::authorities::Giving;
 use crate::agent::pins::Offers;
 use crate::agent::rates::Pace;
 use crate::agent::shelf::{Order, Shelf};
@@ -55,6 +56,8 @@ pub(super) struct Live {
     pub(super) trusts: u64,
     /// What becomes of its agent key.
     pub(super) rekeying: Rekeying,
+    /// The authorities that it is given.
+    pub(super) giving: Giving,
     pub(super) skew: Skew,
     pub(super) stream: Stream,
     pub(super) output_received: u64,
@@ -74,6 +77,7 @@ enum Step {
     Judged(Option<Judged>),
     Issued(Option<StoreResult<CertIssued>>),
     Pins,
+    Authorities,
     Telemetry(Progress),
 }
 
@@ -105,6 +109,12 @@ impl Live {
             ),
             trusts: announced.trusts,
             rekeying: Rekeying::default(),
+            giving: Giving::new(
+                &inbound.trust,
+                line.session_id,
+                &line.peer.name,
+                announced.takes_authorities,
+            ),
             skew: Skew::new(inbound.clock.is_apart()),
             stream: Stream::new(&holder, &line.peer.name),
             output_received: 0,
@@ -149,6 +159,7 @@ impl Live {
             judging,
             issuing,
             offers,
+            giving,
             stream,
             ..
         } = self;
@@ -164,6 +175,7 @@ impl Live {
             judged = Judging::next(judging) => Step::Judged(judged),
             issued = Issuing::next(issuing) => Step::Issued(issued),
             () = offers.changed() => Step::Pins,
+            () = giving.changed() => Step::Authorities,
             progress = stream.progress(&inbound.telemetry) => Step::Telemetry(progress),
         }
     }
@@ -191,6 +203,7 @@ impl Live {
             Step::Judged(judged) => self.on_judged(judged).await,
             Step::Issued(issued) => self.on_issued(issued),
             Step::Pins => self.on_pins(),
+            Step::Authorities => self.give_authorities(),
             Step::Telemetry(progress) => self.on_telemetry(progress),
         }
     }
@@ -245,6 +258,7 @@ impl Live {
             BackendEvent::PinReport(report) => self.on_pin_report(report.version).await,
             BackendEvent::CertificateWanted(wanted) => self.on_certificate_wanted(wanted),
             BackendEvent::KeyReported(report) => self.on_key_report(&report),
+            BackendEvent::TrustReported(report) => self.on_trust_report(&report),
             BackendEvent::Event(event) => self.on_gateway_event(&event).await,
             BackendEvent::Bye { reason } => {
                 debug!(gateway = %self.line.peer.name, agent_id = %self.holder.agent_id, reason, "the gateway says goodbye");

@@ -14,7 +14,7 @@ use viworks_common::session::state::BackendState;
 use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig, Closed};
 use viworks_common::wire::message::{
     CERTIFICATE_RENEWAL, Hello, KEEPS_TIMEOUT, KEY_ROTATION, PIN_ROTATION, RESULT_REFUSALS,
-    TELEMETRY_REFUSALS,
+    TELEMETRY_REFUSALS, TRUST_UPDATE,
 };
 use viworks_runtime::fault;
 use viworks_runtime::random;
@@ -62,6 +62,8 @@ pub(super) struct Announced {
     pub(super) offered: u64,
     /// It takes a later agent key.
     pub(super) takes_keys: bool,
+    /// It takes the authorities of the server.
+    pub(super) takes_authorities: bool,
 }
 
 struct Welcomed {
@@ -239,6 +241,7 @@ impl Opening {
             | BackendEvent::PinReport(_)
             | BackendEvent::CertificateWanted(_)
             | BackendEvent::KeyReported(_)
+            | BackendEvent::TrustReported(_)
             | BackendEvent::Event(_)
             | BackendEvent::Closed(_) => None,
         }
@@ -261,6 +264,7 @@ impl Opening {
                         .as_ref()
                         .map_or(hello.pin_set_version, |offered| offered.version),
                     takes_keys: announces(KEY_ROTATION),
+                    takes_authorities: announces(TRUST_UPDATE),
                 };
                 let request = ConfirmRequest {
                     agent_id: self.line.peer.identity.agent_id,

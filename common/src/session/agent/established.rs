@@ -103,7 +103,8 @@ impl Charge {
             | AgentMessage::PinReport(_)
             | AgentMessage::CertRequest(_)
             | AgentMessage::Event(_)
-            | AgentMessage::KeyReport(_) => Ok(Self::Free),
+            | AgentMessage::KeyReport(_)
+            | AgentMessage::TrustReport(_) => Ok(Self::Free),
         }
     }
 }

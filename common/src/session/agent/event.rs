@@ -82,6 +82,8 @@ pub enum AgentEvent {
         /// The key.
         key: AgentKey,
     },
+    /// The authorities of the server, PEM. Answer with `TRUST_REPORT`, whatever became of them.
+    AuthoritiesOffered(String),
     /// Finish what is under way, [`AgentSession::close`](super::AgentSession::close), and reconnect after the delay.
     Draining {
         /// The delay.

@@ -76,7 +76,8 @@ impl Terms {
             | AgentMessage::CertRequest(_)
             | AgentMessage::Event(_)
             | AgentMessage::Bye(_)
-            | AgentMessage::KeyReport(_) => true,
+            | AgentMessage::KeyReport(_)
+            | AgentMessage::TrustReport(_) => true,
         }
     }
 }
@@ -145,7 +146,8 @@ impl Established {
             | BackendMessage::CertIssued(_)
             | BackendMessage::PinUpdate(_)
             | BackendMessage::Drain(_)
-            | BackendMessage::KeyUpdate(_) => Ok(()),
+            | BackendMessage::KeyUpdate(_)
+            | BackendMessage::TrustUpdate(_) => Ok(()),
         }
     }
 
@@ -179,7 +181,8 @@ impl Established {
             | BackendMessage::CommandCancel(_)
             | BackendMessage::CertIssued(_)
             | BackendMessage::PinUpdate(_)
-            | BackendMessage::KeyUpdate(_) => {}
+            | BackendMessage::KeyUpdate(_)
+            | BackendMessage::TrustUpdate(_) => {}
         }
     }
 }

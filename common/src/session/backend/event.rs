@@ -11,7 +11,7 @@ use crate::wire::PackedBatch;
 use crate::wire::envelope::NONCE_BYTES;
 use crate::wire::message::{
     Catalogue, CertRequest, CommandAccepted, CommandRejected, CommandResult, CommandStarted, Event,
-    Heartbeat, Hello, KeyReport, Output, PinReport,
+    Heartbeat, Hello, KeyReport, Output, PinReport, TrustReport,
 };
 
 /// What the backend brings to a session.
@@ -85,6 +85,8 @@ pub enum BackendEvent {
     CertificateWanted(CertRequest),
     /// The agent key that the gateway's next HELLO is made with is durable there.
     KeyReported(KeyReport),
+    /// Which authorities the gateway was given last, and what became of the offer.
+    TrustReported(TrustReport),
     /// Something to show an operator.
     Event(Event),
     /// The gateway ends the session on purpose.

@@ -358,6 +358,7 @@ async fn a_gateways_links_are_refused_by_check_and_start() {
         "state/renewed.pem",
         "state/renewed-before.pem",
         "state/agent_keys.json",
+        "state/authorities.pem",
         "state/install_id",
         "state/.lock",
     ];

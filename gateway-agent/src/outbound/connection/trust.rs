@@ -1,13 +1,20 @@
-//! What a session settles of what its gateway is trusted by: pins and certificates.
+//! What a session settles of what its gateway is trusted by, and trusts: pins, certificates and authorities.
+
+use std::time::Duration;
 
 use tracing::{info, warn};
 use viworks_common::pin::PinSet;
 use viworks_common::time::Timestamp;
-use viworks_common::wire::message::{AgentMessage, CertRequest, PinReport};
+use viworks_common::wire::message::{AgentMessage, CertRequest, PinReport, TrustReport};
+use viworks_runtime::blocking;
 
 use super::super::ending::Left;
 use super::super::renewing::Done;
 use super::Connection;
+use crate::trust;
+
+/// How long the disk may take for the authorities.
+const WRITE_TIME: Duration = Duration::from_secs(10);
 
 impl Connection<'_> {
     pub(super) async fn settle_pins(&mut self, offered: Option<PinSet>) {
@@ -35,6 +42,33 @@ impl Connection<'_> {
         }
         let version = taken.version;
         self.control(AgentMessage::PinReport(PinReport { version }));
+    }
+
+    /// Takes over the server's authorities for the next connection, and reports which are durable by then. A folder
+    /// that does not answer is reported as nothing: the backend gives them again in the next session.
+    pub(super) async fn take_authorities(&mut self, bundle: String) {
+        let folder = self.parts.renewal.folder().to_owned();
+        let take = move || trust::take(&folder, bundle.as_bytes());
+        let taken = match blocking::call("authorities", WRITE_TIME, take).await {
+            Ok(taken) => taken,
+            Err(error) => {
+                return warn!(%error, "the authorities that the backend gave are not kept");
+            }
+        };
+        let refused = match taken.outcome {
+            Ok(is_new) => {
+                if is_new {
+                    info!("the backend gave other authorities of its certificate; the next connection accepts them");
+                }
+                None
+            }
+            Err(error) => {
+                warn!(%error, "the authorities that the backend gave are not taken over");
+                Some(error.word().to_owned())
+            }
+        };
+        let digest = taken.digest;
+        self.control(AgentMessage::TrustReport(TrustReport { digest, refused }));
     }
 
     /// What the confirmation says of the certificate that it was shown.
