@@ -10,7 +10,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info};
 use viworks_common::id::Tenant;
 use viworks_common::pin::rotation::Rotation;
-use viworks_common::pin::{PINS_MAX, PinSet, SpkiPin};
+use viworks_common::pin::{PinSet, SpkiPin};
 use viworks_common::time::Monotonic;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::{Conditions, Severity};
@@ -136,20 +136,8 @@ impl ServerPins {
     /// that is shown it could not even ask.
     #[must_use]
     pub fn for_newcomers(&self, files: &[SpkiPin]) -> PinSet {
-        let known = self.known();
-        if !known.stored {
-            return PinSet {
-                version: self.lock().configured.version,
-                pins: files.iter().copied().collect(),
-            };
-        }
-        let mut set = known.rotation.set();
-        if let Some(live) = files.first()
-            && set.pins.len() < PINS_MAX
-        {
-            set.pins.insert(*live);
-        }
-        set
+        let configured = self.lock().configured.version;
+        self.known().for_newcomers(configured, files)
     }
 
     /// Whether the server may show another key than before: one that was promoted; before there was any rotation, the
