@@ -46,6 +46,10 @@ const TURN_TIME: Duration = Duration::from_secs(5);
 /// How soon one that had no turn may try again.
 const RETRY_BUSY: Duration = Duration::from_secs(2);
 
+/// Redemptions with one key a minute that come as far as a signature: also one that a machine repeats is signed for
+/// before the store says that it is answered as before.
+const PER_KEY: u32 = 30;
+
 /// What a request is about, by nothing but itself.
 pub(super) enum Asked {
     /// It asked for a challenge.
@@ -82,6 +86,8 @@ pub struct Enrolment {
     challenges: Challenges,
     /// What is redeemed counts against its ticket: machines behind one address do not take each other's requests.
     tickets: Buckets<TicketId>,
+    /// What comes with the same key counts against that, by the digest of it.
+    keys: Buckets<[u8; 32]>,
     turns: Semaphore,
     /// What the same door does for gateways.
     reissues: Reissues,
@@ -109,6 +115,7 @@ impl Enrolment {
         Self {
             challenges: Challenges::new(office.master(), &tenant),
             tickets: Buckets::new(per_minute),
+            keys: Buckets::new(PER_KEY),
             turns: Semaphore::new(REDEMPTIONS_MAX),
             reissues: Reissues::new(
                 Arc::clone(&store),
@@ -218,6 +225,15 @@ impl Enrolment {
         if let Some(refusal) = of_another_key.or(refusal) {
             let refusal = Refusal::of_ticket(refusal, Some(&ticket));
             return Err(self.refuse(proved, refusal, peer).await);
+        }
+        if let Err(after) = self.keys.take(csr.spki, self.clock.now()) {
+            let detail = "this machine redeems its ticket over and over; run enroll again later";
+            return Err(Refusal::later(
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limited",
+                detail,
+                after,
+            ));
         }
         let work = Work {
             proved,
