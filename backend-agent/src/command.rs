@@ -6,7 +6,7 @@ pub mod dispatch;
 pub mod queue;
 pub mod submit;
 pub mod told;
-mod unsure;
+pub(crate) mod unsure;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -181,11 +181,7 @@ impl Commands {
             .revoke_gateway(&self.tenant, agent_id, Some(reason), actor, now)
             .await;
         if matches!(revoked, Err(StoreError::Unknown(_))) {
-            for (_command, run_id) in &open {
-                self.bus.look(*run_id);
-            }
-            let open = open.into_iter().map(|(command_id, _run)| command_id);
-            self.unsure.lost(agent_id, open);
+            self.unsure.lost(&self.bus, agent_id, open);
         }
         let Some(mut revoked) = revoked? else {
             return Ok(None);
@@ -195,7 +191,7 @@ impl Commands {
         let lost = self.unsure.take(agent_id);
         if revoked.already && !lost.is_empty() {
             let ended = self.ended_with(agent_id, &lost).await;
-            revoked.ended = ended.inspect_err(|_away| self.unsure.lost(agent_id, lost))?;
+            revoked.ended = ended.inspect_err(|_away| self.unsure.keep(agent_id, lost))?;
         }
         for settled in &revoked.ended {
             told::tell(&self.bus, &self.metrics, settled, now);
@@ -203,8 +199,7 @@ impl Commands {
         Ok(Some(revoked))
     }
 
-    /// Those of some commands that ended with the revocation of their gateway. The others were told of by whoever ended
-    /// them.
+    /// Those of some commands that ended with the revocation of their gateway.
     async fn ended_with(
         &self,
         agent_id: AgentId,
@@ -213,21 +208,8 @@ impl Commands {
         let gateway = GatewayRef::Id(agent_id);
         let gateway = self.store.gateway(&self.tenant, &gateway).await?;
         let revoked_at = gateway.and_then(|gateway| gateway.revoked_at);
-        let mut ended = Vec::new();
-        for command_id in commands {
-            let found = self.store.command(&self.tenant, *command_id).await?;
-            let with_it = found.filter(|it| revoked_at.is_some() && it.finished_at == revoked_at);
-            ended.extend(with_it.as_ref().map(unsure::settled));
-        }
-        // A run that has ended did so with the last of its commands.
-        let mut runs = BTreeSet::new();
-        for settled in ended.iter_mut().rev() {
-            if runs.insert(settled.run_id) {
-                let run = self.store.run(&self.tenant, settled.run_id).await?;
-                settled.run_finished = run.is_some_and(|run| run.is_finished());
-            }
-        }
-        Ok(ended)
+        let moments = revoked_at.into_iter().collect();
+        unsure::ended_at(&*self.store, &self.tenant, commands, &moments).await
     }
 
     /// Decides between two holders of a gateway's identity; the session of the one that is not kept is cut, on

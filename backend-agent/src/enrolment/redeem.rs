@@ -31,6 +31,7 @@ use super::quota::Buckets;
 use super::refusal::Refusal;
 use super::reissue::Reissues;
 use super::sign::sign;
+use crate::command::unsure::{self, Unsure};
 use crate::data::{
     AnsweredChallenge, Foreseen, GatewayRef, NewCertificate, NewGateway, RedeemOutcome, Redemption,
     RefusedRedemption, Store, StoreError, StoredTicket, TicketRefusal,
@@ -83,6 +84,8 @@ pub struct Enrolment {
     office: TicketOffice,
     /// Where the sessions and commands are of machines whose place is taken.
     ends: Ends,
+    /// What may have ended with such a machine, where nobody knows.
+    unsure: Unsure,
     challenges: Challenges,
     /// What is redeemed counts against its ticket: machines behind one address do not take each other's requests.
     tickets: Buckets<TicketId>,
@@ -117,6 +120,7 @@ impl Enrolment {
             tickets: Buckets::new(per_minute),
             keys: Buckets::new(PER_KEY),
             turns: Semaphore::new(REDEMPTIONS_MAX),
+            unsure: Unsure::default(),
             reissues: Reissues::new(
                 Arc::clone(&store),
                 tenant.clone(),
@@ -437,11 +441,7 @@ impl Enrolment {
             },
         };
         let now = self.clock.line();
-        let made = self
-            .store
-            .redeem_ticket(&self.tenant, redemption, now)
-            .await?;
-        Ok(match made {
+        Ok(match self.redeem_by(redemption, now).await? {
             RedeemOutcome::Enrolled => Made::Gateway(NewOne {
                 agent_id,
                 name: name.clone(),
@@ -452,7 +452,8 @@ impl Enrolment {
                 not_after: facts.not_after,
             }),
             RedeemOutcome::Replaced(replaced) => {
-                self.ends.replaced(agent_id, &replaced, now);
+                self.ends
+                    .replaced(agent_id, replaced.epoch, now, &replaced.ended);
                 Made::Gateway(NewOne {
                     agent_id,
                     name: name.clone(),
@@ -477,6 +478,67 @@ impl Enrolment {
             },
             RedeemOutcome::Refused(refusal) => Made::Refused(refusal),
         })
+    }
+
+    /// Has the store redeem it, and remembers what may have ended where its answer is lost.
+    async fn redeem_by(
+        &self,
+        redemption: Redemption,
+        now: Timestamp,
+    ) -> Result<RedeemOutcome, StoreError> {
+        let (agent_id, replaces) = (redemption.gateway.agent_id, redemption.replaces);
+        let open = if replaces {
+            self.store.open_commands(&self.tenant, agent_id).await?
+        } else {
+            Vec::new()
+        };
+        let made = self
+            .store
+            .redeem_ticket(&self.tenant, redemption, now)
+            .await;
+        if replaces && matches!(made, Err(StoreError::Unknown(_))) {
+            self.unsure.lost(&self.ends.bus, agent_id, open);
+        }
+        let made = made?;
+        match &made {
+            RedeemOutcome::Before(before) => {
+                self.ended_before(before.agent_id, before.epoch, now)
+                    .await?;
+            }
+            // It says itself what ended.
+            RedeemOutcome::Replaced(_) => drop(self.unsure.take(agent_id)),
+            RedeemOutcome::Enrolled | RedeemOutcome::Refused(_) => {}
+        }
+        Ok(made)
+    }
+
+    /// Tells of what ended when this machine took a gateway's place, where the answer to that was lost.
+    async fn ended_before(
+        &self,
+        agent_id: AgentId,
+        epoch: u64,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let lost = self.unsure.take(agent_id);
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let ended = async {
+            let registered = self.store.list_certificates(&self.tenant, agent_id).await?;
+            // With its first certificate, at the same moment.
+            let moments = registered.into_iter().map(|it| it.registered_at).collect();
+            unsure::ended_at(&*self.store, &self.tenant, &lost, &moments).await
+        };
+        match ended.await {
+            Ok(ended) => {
+                self.ends.replaced(agent_id, epoch, now, &ended);
+                Ok(())
+            }
+            Err(away) => {
+                self.unsure.keep(agent_id, lost);
+                Err(away)
+            }
+        }
     }
 
     /// Consumes the challenge, records a refusal that the store did not come to itself, and says it.
