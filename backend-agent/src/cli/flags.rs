@@ -313,8 +313,8 @@ pub(super) enum PkiCommand {
         /// Say what would become of the site and who is still to move, and change nothing
         #[arg(long)]
         dry_run: bool,
-        /// See that nobody needs the previous key any more and that each backend was started anew, before it is taken out
-        /// of the configuration
+        /// See that nobody needs the previous key any more, and that each backend was started anew, before it is taken
+        /// out of the configuration
         #[arg(long)]
         finish: bool,
         /// With --finish: also where gateways would be cut off, or backends were not started anew; needs --reason

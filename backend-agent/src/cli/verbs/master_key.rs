@@ -104,8 +104,8 @@ async fn finish(
     if !is_ready && !wanted.force {
         if !left.is_empty() {
             say(
-                "error: these gateways would be cut off for good, and need new identities then: let them connect, revoke \
-                 them, or add --force --reason TEXT",
+                "error: these gateways would be cut off for good, and need new identities then: let them connect, \
+                 revoke them, or add --force --reason TEXT",
             );
         }
         if !behind.is_empty() {
