@@ -39,7 +39,7 @@ use crate::command::queue::redis::{self, RedisMetrics, RedisQueue};
 use crate::command::queue::{CommandQueue, HintLimits};
 use crate::command::{Commands, Parts as CommandParts};
 use crate::config::{Config, QueueConfig};
-use crate::data::{self, Hurry, OwnPins, Store, line};
+use crate::data::{self, Hurry, MasterIds, OwnPins, Store, line};
 use crate::database;
 use crate::earlier;
 use crate::enrolment::{Addresses, Door, Ends, Enrolment, TicketOffice};
@@ -134,6 +134,7 @@ impl App {
         let store = database::open_for_start(config).await?;
         let master = site::settle(&*store, material.master, &config.keys.master_key_file);
         material.master = master.await?;
+        store.note_masters(MasterIds::of(&material.master)).await?;
         let (folder, own) = (&config.data.state_folder, *store.instance().borrow());
         let earlier = own.and_then(|_shared| earlier::predecessor(folder));
         earlier::note_instance(folder, own);

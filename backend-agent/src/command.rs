@@ -6,7 +6,9 @@ pub mod dispatch;
 pub mod queue;
 pub mod submit;
 pub mod told;
+pub(crate) mod unsure;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use viworks_common::command::CommandState;
@@ -17,11 +19,12 @@ use viworks_runtime::lifecycle::Lifecycle;
 use crate::agent::shelf::Kept;
 use crate::data::{
     Actor, Cancelled, CertificateRef, CertificateRevocation, ForkDecision, ForkResolution,
-    KeyRotation, QueueLimits, Revoked, Settled, Store, StoreResult,
+    GatewayRef, KeyRotation, QueueLimits, Revoked, Settled, Store, StoreError, StoreResult,
 };
 use crate::metrics::BackendMetrics;
 use bus::RunBus;
 use submit::Known;
+use unsure::Unsure;
 
 /// What submitting, cancelling and revoking ask of dispatch. All are hints: reconcilers find what a lost one was about.
 pub trait CommandNudge: Send + Sync {
@@ -66,6 +69,7 @@ pub struct Commands {
     nudge: Arc<dyn CommandNudge>,
     metrics: BackendMetrics,
     known: Arc<Known>,
+    unsure: Arc<Unsure>,
     limits: QueueLimits,
     lifecycle: Lifecycle,
 }
@@ -112,6 +116,7 @@ impl Commands {
             nudge,
             metrics,
             known: Arc::default(),
+            unsure: Arc::default(),
             limits,
             lifecycle,
         }
@@ -168,20 +173,43 @@ impl Commands {
         reason: &str,
         actor: &Actor,
     ) -> StoreResult<Option<Revoked>> {
+        // What may end with it: if the answer is lost, nothing else says so.
+        let open = self.store.open_commands(&self.tenant, agent_id).await?;
         let now = self.clock.line();
         let revoked = self
             .store
             .revoke_gateway(&self.tenant, agent_id, Some(reason), actor, now)
-            .await?;
-        let Some(revoked) = revoked else {
+            .await;
+        if matches!(revoked, Err(StoreError::Unknown(_))) {
+            self.unsure.lost(&self.bus, agent_id, open);
+        }
+        let Some(mut revoked) = revoked? else {
             return Ok(None);
         };
         // Also when it was revoked before: if the answer to that was lost, nobody has told the session here.
         self.nudge.revoked(&agent_id);
+        let lost = self.unsure.take(agent_id);
+        if revoked.already && !lost.is_empty() {
+            let ended = self.ended_with(agent_id, &lost).await;
+            revoked.ended = ended.inspect_err(|_away| self.unsure.keep(agent_id, lost))?;
+        }
         for settled in &revoked.ended {
             told::tell(&self.bus, &self.metrics, settled, now);
         }
         Ok(Some(revoked))
+    }
+
+    /// Those of some commands that ended with the revocation of their gateway.
+    async fn ended_with(
+        &self,
+        agent_id: AgentId,
+        commands: &BTreeSet<CommandId>,
+    ) -> StoreResult<Vec<Settled>> {
+        let gateway = GatewayRef::Id(agent_id);
+        let gateway = self.store.gateway(&self.tenant, &gateway).await?;
+        let revoked_at = gateway.and_then(|gateway| gateway.revoked_at);
+        let moments = revoked_at.into_iter().collect();
+        unsure::ended_at(&*self.store, &self.tenant, commands, &moments).await
     }
 
     /// Decides between two holders of a gateway's identity; the session of the one that is not kept is cut, on

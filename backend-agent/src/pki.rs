@@ -105,6 +105,15 @@ pub enum PkiError {
         /// Why not.
         why: request::BadRequest,
     },
+    /// The answer to a request is there.
+    #[error(
+        "{} is the answer to this request: bring it to the machine that made the request, and run enroll --answer there",
+        path.display()
+    )]
+    Answered {
+        /// The answer.
+        path: PathBuf,
+    },
     /// The key of a request is a gateway's.
     #[error(
         "the key of this request is a gateway's already: the request was signed before; take the answer of then, or \
@@ -159,6 +168,7 @@ impl PkiError {
                 "name the certificate of an authority, first in its file, and those above it behind it",
             ),
             Self::Exists { .. }
+            | Self::Answered { .. }
             | Self::Signer { .. }
             | Self::Write { .. }
             | Self::Certificate(_)

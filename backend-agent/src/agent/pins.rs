@@ -10,7 +10,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info};
 use viworks_common::id::Tenant;
 use viworks_common::pin::rotation::{PINS_MIN, Rotation};
-use viworks_common::pin::{PINS_MAX, PinSet, SpkiPin};
+use viworks_common::pin::{PinSet, SpkiPin};
 use viworks_common::time::Monotonic;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::{Conditions, Severity};
@@ -137,13 +137,7 @@ impl ServerPins {
     /// that is shown it could not even ask.
     #[must_use]
     pub fn for_newcomers(&self, files: &[SpkiPin]) -> PinSet {
-        let mut set = self.known().rotation.set();
-        if let Some(live) = files.first()
-            && set.pins.len() < PINS_MAX
-        {
-            set.pins.insert(*live);
-        }
-        set
+        self.known().for_newcomers(files)
     }
 
     /// Whether the server may show another key than before: one that was promoted; before the first step, the one that

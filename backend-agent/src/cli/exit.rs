@@ -128,7 +128,7 @@ pub(super) fn code_of(error: &anyhow::Error) -> ExitCode {
         Some(PkiError::Url { .. } | PkiError::Name { .. } | PkiError::Request { .. }) => {
             return ExitCode::Usage;
         }
-        Some(PkiError::Exists { .. } | PkiError::KeyInUse) => true,
+        Some(PkiError::Exists { .. } | PkiError::Answered { .. } | PkiError::KeyInUse) => true,
         Some(_) | None => false,
     };
     if exists || matches!(store, Some(StoreError::Conflict { .. })) {

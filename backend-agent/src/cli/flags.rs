@@ -313,12 +313,16 @@ pub(super) enum PkiCommand {
         /// Say what would become of the site and who is still to move, and change nothing
         #[arg(long)]
         dry_run: bool,
-        /// See that nobody needs the previous key any more, before it is taken out of the configuration
+        /// See that nobody needs the previous key any more, and that each backend was started anew, before it is taken
+        /// out of the configuration
         #[arg(long)]
         finish: bool,
-        /// With --finish: also where gateways would be cut off
-        #[arg(long, requires = "finish")]
+        /// With --finish: also where gateways would be cut off, or backends were not started anew; needs --reason
+        #[arg(long, requires_all = ["finish", "reason"])]
         force: bool,
+        /// Why that is so; it is kept in the audit trail
+        #[arg(long, value_name = "TEXT", value_parser = reason, requires = "force")]
+        reason: Option<String>,
     },
     /// Let a gateway join and write everything it needs: keys, identity, configuration and the shipped catalogue
     IssueGateway {

@@ -42,7 +42,7 @@ mod row;
 mod runs;
 mod sessions;
 mod settle;
-mod site;
+pub(super) mod site;
 mod standing;
 pub(super) mod store;
 mod submit;

@@ -36,7 +36,8 @@ use super::intents::merged::{Answer, Item};
 use super::intents::tx::View;
 use super::intents::upkeep;
 use super::{
-    Cause, InstanceLoad, Neighbour, Retention, StoreError, StoreHealth, StoreResult, in_full,
+    Cause, InstanceLoad, MasterIds, Neighbour, Retention, StoreError, StoreHealth, StoreResult,
+    in_full,
 };
 
 pub use address::{Address, AddressError};
@@ -290,6 +291,13 @@ impl Engine for Postgres {
         if let Some(lease) = &self.lease {
             lease.note(load);
         }
+    }
+
+    async fn note_masters(&self, masters: MasterIds) -> StoreResult<()> {
+        if let Some(lease) = &self.lease {
+            lease.note_masters(masters);
+        }
+        Ok(())
     }
 
     async fn health(&self, doubt: Doubt) -> StoreResult<StoreHealth> {

@@ -24,8 +24,10 @@ use super::intents::link::{Doubt, Engine, Link, LinkError, Party, Record, Sql, T
 use super::intents::merged::{Answer, Item};
 use super::intents::store::REPORT_TIME;
 use super::intents::tx::View;
-use super::intents::upkeep;
-use super::{InstanceLoad, Neighbour, Retention, StoreError, StoreHealth, StoreResult};
+use super::intents::{site, upkeep};
+use super::{
+    InstanceLoad, MasterIds, Neighbour, Retention, StoreError, StoreHealth, StoreResult,
+};
 
 use ground::Ground;
 
@@ -84,6 +86,10 @@ const MIGRATIONS: &[Migration] = &[
     migration!("../../migrations/sqlite", "0024_decide_about_forks.sql"),
     migration!("../../migrations/sqlite", "0025_rotate_agent_keys.sql"),
     migration!("../../migrations/sqlite", "0026_revoke_certificates.sql"),
+    migration!(
+        "../../migrations/sqlite",
+        "0027_say_which_master_keys.sql"
+    ),
 ];
 
 /// What to do about a file that is damaged.
@@ -227,6 +233,12 @@ impl Engine for Sqlite {
     }
 
     fn note_load(&self, _load: InstanceLoad) {}
+
+    async fn note_masters(&self, masters: MasterIds) -> StoreResult<()> {
+        let note = move |view: &View<'_>| site::note_masters(view, masters);
+        self.write(&Tenant::default_tenant(), Urgency::Prompt, note)
+            .await
+    }
 
     async fn health(&self, _doubt: Doubt) -> StoreResult<StoreHealth> {
         if let Some(lost) = self.ground.look().await {

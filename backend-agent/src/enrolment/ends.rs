@@ -8,7 +8,7 @@ use viworks_common::time::Timestamp;
 use crate::agent::manager::Manager;
 use crate::command::bus::RunBus;
 use crate::command::told;
-use crate::data::Replaced;
+use crate::data::Settled;
 use crate::metrics::BackendMetrics;
 
 /// Where both are.
@@ -22,11 +22,17 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Another machine is this gateway from now on.
-    pub(super) fn replaced(&self, agent_id: AgentId, replaced: &Replaced, at: Timestamp) {
+    /// Another machine is this gateway from now on, from this epoch.
+    pub(super) fn replaced(
+        &self,
+        agent_id: AgentId,
+        epoch: u64,
+        at: Timestamp,
+        ended: &[Settled],
+    ) {
         // Also when the answer to the first time was lost: what is here of before that epoch is the other machine's.
-        self.manager.superseded(agent_id, replaced.epoch);
-        for settled in &replaced.ended {
+        self.manager.superseded(agent_id, epoch);
+        for settled in ended {
             told::tell(&self.bus, &self.metrics, settled, at);
         }
     }

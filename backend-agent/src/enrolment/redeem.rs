@@ -31,6 +31,7 @@ use super::quota::Buckets;
 use super::refusal::Refusal;
 use super::reissue::Reissues;
 use super::sign::sign;
+use crate::command::unsure::{self, Unsure};
 use crate::data::{
     AnsweredChallenge, Foreseen, GatewayRef, NewCertificate, NewGateway, RedeemOutcome, Redemption,
     RefusedRedemption, Store, StoreError, StoredTicket, TicketRefusal,
@@ -45,6 +46,10 @@ const REDEMPTIONS_MAX: usize = 48;
 const TURN_TIME: Duration = Duration::from_secs(5);
 /// How soon one that had no turn may try again.
 const RETRY_BUSY: Duration = Duration::from_secs(2);
+
+/// Redemptions with one key a minute that come as far as a signature: also one that a machine repeats is signed for
+/// before the store says that it is answered as before.
+const PER_KEY: u32 = 30;
 
 /// What a request is about, by nothing but itself.
 pub(super) enum Asked {
@@ -79,9 +84,13 @@ pub struct Enrolment {
     office: TicketOffice,
     /// Where the sessions and commands are of machines whose place is taken.
     ends: Ends,
+    /// What may have ended with such a machine, where nobody knows.
+    unsure: Unsure,
     challenges: Challenges,
     /// What is redeemed counts against its ticket: machines behind one address do not take each other's requests.
     tickets: Buckets<TicketId>,
+    /// What comes with the same key counts against that, by the digest of it.
+    keys: Buckets<[u8; 32]>,
     turns: Semaphore,
     /// What the same door does for gateways.
     reissues: Reissues,
@@ -109,7 +118,9 @@ impl Enrolment {
         Self {
             challenges: Challenges::new(office.master(), &tenant),
             tickets: Buckets::new(per_minute),
+            keys: Buckets::new(PER_KEY),
             turns: Semaphore::new(REDEMPTIONS_MAX),
+            unsure: Unsure::default(),
             reissues: Reissues::new(
                 Arc::clone(&store),
                 tenant.clone(),
@@ -218,6 +229,15 @@ impl Enrolment {
         if let Some(refusal) = of_another_key.or(refusal) {
             let refusal = Refusal::of_ticket(refusal, Some(&ticket));
             return Err(self.refuse(proved, refusal, peer).await);
+        }
+        if let Err(after) = self.keys.take(csr.spki, self.clock.now()) {
+            let detail = "this machine redeems its ticket over and over; run enroll again later";
+            return Err(Refusal::later(
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limited",
+                detail,
+                after,
+            ));
         }
         let work = Work {
             proved,
@@ -421,11 +441,7 @@ impl Enrolment {
             },
         };
         let now = self.clock.line();
-        let made = self
-            .store
-            .redeem_ticket(&self.tenant, redemption, now)
-            .await?;
-        Ok(match made {
+        Ok(match self.redeem_by(redemption, now).await? {
             RedeemOutcome::Enrolled => Made::Gateway(NewOne {
                 agent_id,
                 name: name.clone(),
@@ -436,7 +452,8 @@ impl Enrolment {
                 not_after: facts.not_after,
             }),
             RedeemOutcome::Replaced(replaced) => {
-                self.ends.replaced(agent_id, &replaced, now);
+                self.ends
+                    .replaced(agent_id, replaced.epoch, now, &replaced.ended);
                 Made::Gateway(NewOne {
                     agent_id,
                     name: name.clone(),
@@ -461,6 +478,67 @@ impl Enrolment {
             },
             RedeemOutcome::Refused(refusal) => Made::Refused(refusal),
         })
+    }
+
+    /// Has the store redeem it, and remembers what may have ended where its answer is lost.
+    async fn redeem_by(
+        &self,
+        redemption: Redemption,
+        now: Timestamp,
+    ) -> Result<RedeemOutcome, StoreError> {
+        let (agent_id, replaces) = (redemption.gateway.agent_id, redemption.replaces);
+        let open = if replaces {
+            self.store.open_commands(&self.tenant, agent_id).await?
+        } else {
+            Vec::new()
+        };
+        let made = self
+            .store
+            .redeem_ticket(&self.tenant, redemption, now)
+            .await;
+        if replaces && matches!(made, Err(StoreError::Unknown(_))) {
+            self.unsure.lost(&self.ends.bus, agent_id, open);
+        }
+        let made = made?;
+        match &made {
+            RedeemOutcome::Before(before) => {
+                self.ended_before(before.agent_id, before.epoch, now)
+                    .await?;
+            }
+            // It says itself what ended.
+            RedeemOutcome::Replaced(_) => drop(self.unsure.take(agent_id)),
+            RedeemOutcome::Enrolled | RedeemOutcome::Refused(_) => {}
+        }
+        Ok(made)
+    }
+
+    /// Tells of what ended when this machine took a gateway's place, where the answer to that was lost.
+    async fn ended_before(
+        &self,
+        agent_id: AgentId,
+        epoch: u64,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let lost = self.unsure.take(agent_id);
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let ended = async {
+            let registered = self.store.list_certificates(&self.tenant, agent_id).await?;
+            // With its first certificate, at the same moment.
+            let moments = registered.into_iter().map(|it| it.registered_at).collect();
+            unsure::ended_at(&*self.store, &self.tenant, &lost, &moments).await
+        };
+        match ended.await {
+            Ok(ended) => {
+                self.ends.replaced(agent_id, epoch, now, &ended);
+                Ok(())
+            }
+            Err(away) => {
+                self.unsure.keep(agent_id, lost);
+                Err(away)
+            }
+        }
     }
 
     /// Consumes the challenge, records a refusal that the store did not come to itself, and says it.

@@ -17,7 +17,7 @@ use viworks_runtime::{random, tls};
 use super::issue::{FIRST_GENERATION, IssueRequest, Office, remove};
 use super::request::CertificateRequest;
 use super::{PkiError, Secrecy, write_new};
-use crate::data::{Actor, GatewayRef, NewCertificate, NewGateway, Store, StoreError};
+use crate::data::{Actor, GatewayRef, NewCertificate, NewGateway, OwnPins, Store, StoreError};
 
 /// Where the answer goes, and what it says of this backend.
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ pub struct Reply {
     pub out: PathBuf,
     /// Where the backend listens for agents, as the gateway sees it.
     pub url: String,
-    /// The version of the pins in it.
+    /// The version of the configured pins, which are in it while the database has no others.
     pub pin_set_version: u64,
 }
 
@@ -37,13 +37,17 @@ impl Reply {
     }
 
     /// Refuses what is in the way, and what the gateway would refuse.
-    fn check(&self) -> Result<(), PkiError> {
+    fn check(&self, csr: &CertificateRequest) -> Result<(), PkiError> {
         check_url(&self.url, &["wss"])
             .map_err(|(message, help)| PkiError::Url { message, help })?;
         if files::is_absent(&self.out) {
             return Ok(());
         }
         let path = self.out.clone();
+        let there = files::read_private(&path).ok();
+        if there.is_some_and(|bytes| answered(&bytes, csr).is_some()) {
+            return Err(PkiError::Answered { path });
+        }
         Err(PkiError::Exists { path })
     }
 
@@ -56,13 +60,11 @@ impl Reply {
             Err(error) => return Err(error.into()),
         };
         // One that was written in part was made in vain: nothing was registered yet.
-        let Ok((answer, _secrets)) = read_answer_file(&bytes) else {
+        if read_answer_file(&bytes).is_err() {
             return Ok(None);
-        };
-        let key = tls::one_certificate(answer.certificate.as_bytes())
-            .and_then(|certificate| tls::spki_sha256(&certificate));
-        if key.is_ok_and(|key| key == csr.spki) {
-            return Ok(Some(answer.agent_id));
+        }
+        if let Some(agent_id) = answered(&bytes, csr) {
+            return Ok(Some(agent_id));
         }
         // Its gateway may be registered, and this is all that there is of its certificate.
         Err(PkiError::Exists { path: draft })
@@ -78,6 +80,15 @@ impl Reply {
             folder.unwrap_or_else(|| Path::new(".")),
         )?)
     }
+}
+
+/// The gateway of an answer, where it is the one to this request.
+fn answered(bytes: &[u8], csr: &CertificateRequest) -> Option<AgentId> {
+    let (answer, _secrets) = read_answer_file(bytes).ok()?;
+    let key = tls::one_certificate(answer.certificate.as_bytes())
+        .and_then(|certificate| tls::spki_sha256(&certificate));
+    key.is_ok_and(|key| key == csr.spki)
+        .then_some(answer.agent_id)
 }
 
 /// Reads a request.
@@ -111,7 +122,7 @@ pub async fn sign(
     actor: &Actor,
     clock: &Timeline,
 ) -> Result<AgentId, PkiError> {
-    reply.check()?;
+    reply.check(csr)?;
     if let Some(agent_id) = reply.left(csr)? {
         let known = store.gateway(tenant, &GatewayRef::Id(agent_id)).await?;
         match known {
@@ -124,7 +135,9 @@ pub async fn sign(
         }
     }
     remove(&reply.draft())?;
-    let (answer, secrets, gateway) = make(tenant, office, (csr, wanted), reply, clock.wall())?;
+    let pins = pins(store, tenant, office, reply, clock.line()).await?;
+    let whom = (csr, wanted);
+    let (answer, secrets, gateway) = make(tenant, office, whom, (reply, pins), clock.wall())?;
     let agent_id = answer.agent_id;
     let bytes = answer_file(answer, &secrets);
     write_new(&reply.draft(), &bytes, Secrecy::Secret)?;
@@ -135,7 +148,7 @@ pub async fn sign(
         // Nobody else knows of it. Where the answer of the store was lost, the same call finds it out.
         if matches!(error, StoreError::Conflict { .. }) {
             remove(&reply.draft())?;
-            return Err(taken(store, tenant, wanted, error).await);
+            return Err(taken(store, tenant, (csr, wanted), error).await);
         }
         return Err(error.into());
     }
@@ -143,18 +156,44 @@ pub async fn sign(
     Ok(agent_id)
 }
 
+/// The pins that a gateway gets, as the door would give them: those that the database has, if a rotation was begun, and
+/// the key that is shown. Nobody is told that it is shown here: nothing listens.
+async fn pins(
+    store: &dyn Store,
+    tenant: &Tenant,
+    office: &Office,
+    reply: &Reply,
+    now: Timestamp,
+) -> Result<PinSet, StoreError> {
+    let configured = PinSet {
+        version: reply.pin_set_version,
+        pins: office.pins.iter().copied().collect(),
+    };
+    let Some(live) = office.pins.first().copied() else {
+        return Ok(configured);
+    };
+    let known = store.pins(tenant, OwnPins { configured, live }, now).await?;
+    Ok(known.for_newcomers(&office.pins))
+}
+
 /// Of a name and a key, which one is taken.
 async fn taken(
     store: &dyn Store,
     tenant: &Tenant,
-    wanted: &IssueRequest,
+    (csr, wanted): (&CertificateRequest, &IssueRequest),
     error: StoreError,
 ) -> PkiError {
     let which = GatewayRef::Name(wanted.name.clone());
-    match store.gateway(tenant, &which).await {
-        Ok(Some(known)) if known.revoked_at.is_none() => error.into(),
-        Ok(_) => PkiError::KeyInUse,
-        Err(error) => error.into(),
+    let known = match store.gateway(tenant, &which).await {
+        Ok(Some(known)) if known.revoked_at.is_none() => known,
+        Ok(_) => return PkiError::KeyInUse,
+        Err(error) => return error.into(),
+    };
+    // That gateway may be the one that came of this very request.
+    match store.certificate(tenant, known.agent_id, &csr.spki).await {
+        Ok(Some(_same)) => PkiError::KeyInUse,
+        Ok(None) => error.into(),
+        Err(away) => away.into(),
     }
 }
 
@@ -162,7 +201,7 @@ fn make(
     tenant: &Tenant,
     office: &Office,
     (csr, wanted): (&CertificateRequest, &IssueRequest),
-    reply: &Reply,
+    (reply, pins): (&Reply, PinSet),
     now: Timestamp,
 ) -> Result<(EnrolmentAnswer, AgentSecrets, NewGateway), PkiError> {
     let agent_id = AgentId::from_uuid(random::uuid_v7(now));
@@ -211,10 +250,7 @@ fn make(
         epoch: 0,
         // Nobody has a secret by which it could be; the file is for its owner alone.
         sealed: String::new(),
-        pins: PinSet {
-            version: reply.pin_set_version,
-            pins: office.pins.iter().copied().collect(),
-        },
+        pins,
         binding: office.binding,
         labels: labels.clone(),
         url: reply.url.clone(),

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P384_SHA384};
-use viworks_backend_agent::data::{Actor, Store, StoreError};
+use viworks_backend_agent::data::{
+    Actor, OwnPins, PinChange, PinOutcome, PinStep, Store, StoreError,
+};
 use viworks_backend_agent::pki::PkiError;
 use viworks_backend_agent::pki::answer::{Reply, read_request, sign};
 use viworks_backend_agent::pki::issue::{GATEWAY_LIFE, IssueRequest, Office};
@@ -14,7 +16,8 @@ use viworks_backend_agent::pki::request::CertificateRequest;
 use viworks_common::enrolment::read_answer_file;
 use viworks_common::id::{AgentId, Tenant};
 use viworks_common::key::Identity;
-use viworks_runtime::clock::{SystemClock, Timeline};
+use viworks_common::pin::{PinSet, SpkiPin};
+use viworks_runtime::clock::{Clock as _, SystemClock, Timeline};
 use viworks_runtime::tls;
 use viworks_testkit::foreign::ForeignSigner;
 
@@ -99,8 +102,14 @@ async fn a_request_is_answered_once_with_everything_that_its_gateway_needs() {
     assert_eq!(known.unwrap().gateway, answer.name);
 
     let again = signed(&*store, &office, &csr, "gw-1", &out).await;
-    assert!(matches!(again, Err(PkiError::Exists { .. })), "{again:?}");
+    assert!(matches!(again, Err(PkiError::Answered { .. })), "{again:?}");
     let other = folder.path().join("other.answer");
+    let elsewhere = signed(&*store, &office, &csr, "gw-1", &other).await;
+    let is_known = matches!(elsewhere, Err(PkiError::KeyInUse));
+    assert!(is_known, "{elsewhere:?}");
+    let in_the_way = signed(&*store, &office, &made(), "gw-3", &out).await;
+    let in_the_way = in_the_way.unwrap_err();
+    assert!(matches!(in_the_way, PkiError::Exists { .. }), "{in_the_way}");
     let twice = signed(&*store, &office, &csr, "gw-2", &other).await;
     let twice = twice.unwrap_err();
     assert!(matches!(twice, PkiError::KeyInUse), "{twice}");
@@ -109,6 +118,36 @@ async fn a_request_is_answered_once_with_everything_that_its_gateway_needs() {
     let is_taken = matches!(taken, Err(PkiError::Store(StoreError::Conflict { .. })));
     assert!(is_taken, "{taken:?}");
     assert!(!other.exists() && !draft(&other).exists());
+    store.close().await;
+}
+
+#[tokio::test]
+async fn an_answer_has_the_pins_that_the_door_would_give() {
+    let folder = initialised();
+    let config = config(&folder);
+    let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
+    let (tenant, staged) = (Tenant::default_tenant(), SpkiPin::from_digest([7; 32]));
+    let change = PinChange {
+        step: PinStep::Stage,
+        pin: staged,
+        reason: None,
+        own: OwnPins {
+            configured: PinSet {
+                version: 3,
+                pins: office.pins.iter().copied().collect(),
+            },
+            live: office.pins[0],
+        },
+    };
+    let (actor, now) = (Actor::system(), SystemClock.wall());
+    let change = store.change_pins(&tenant, change, &actor, now);
+    assert_eq!(change.await.unwrap(), PinOutcome::Done);
+    let out = folder.path().join("gw-1.answer");
+    let made = signed(&*store, &office, &made(), "gw-1", &out).await;
+    made.unwrap();
+    let (answer, _secrets) = read_answer_file(&std::fs::read(&out).unwrap()).unwrap();
+    assert_eq!((answer.pins.version, answer.pins.pins.len()), (4, 3));
+    assert!(answer.pins.contains(&staged) && answer.pins.contains(&office.pins[0]));
     store.close().await;
 }
 

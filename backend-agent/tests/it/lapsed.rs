@@ -1,22 +1,25 @@
 //! What gateways are answered at the door whose certificates have ended, over real connections.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
-use viworks_backend_agent::data::{Actor, Page};
+use viworks_backend_agent::data::{Actor, NewTicket, Page, TicketBounds, TicketOutcome};
 use viworks_backend_agent::pki::authority::Issued;
-use viworks_backend_agent::pki::issue::Material;
+use viworks_backend_agent::pki::issue::{Material, Office};
 use viworks_common::enrolment::{
-    EnrolmentChallenge, LapsedExchange, LapsedRenewal, LapsedRequest, RENEW_PATH, WireChallenge,
+    EnrolmentChallenge, EnrolmentRequest, Exchange, LapsedExchange, LapsedRenewal, LapsedRequest,
+    NameRule, RENEW_PATH, RedeemRequest, WireChallenge,
 };
-use viworks_common::id::Tenant;
+use viworks_common::id::{InstallId, Tenant, TicketId};
 use viworks_common::key::{AgentKey, Secret};
 use viworks_runtime::clock::{Clock, SystemClock};
-use viworks_runtime::tls;
+use viworks_runtime::{random, tls};
 use viworks_testkit::door;
 
 use crate::clock::Stepped;
@@ -308,6 +311,78 @@ async fn a_gateway_that_asks_at_the_door_without_end_is_told_when_to_come_back()
     }
     assert!(told.starts_with(&[200; 6]), "{told:?}");
     assert!(told.contains(&429), "{told:?}");
+    drop(backend.stop().await);
+}
+
+/// Somebody redeems a ticket with this request, proved as it should be; answers the status and what was said.
+async fn redeemed(
+    backend: &Backend,
+    authority: &[u8],
+    (ticket, secret): (TicketId, &Secret),
+    csr: &str,
+) -> (u16, Value) {
+    let address = backend.app.enrolment.unwrap().to_string();
+    let body = serde_json::to_vec(&EnrolmentRequest::Challenge { ticket }).unwrap();
+    let asked = door::ask(&address, authority, b"", &body, None).await;
+    let EnrolmentChallenge { challenge, .. } = serde_json::from_value(asked.unwrap().1).unwrap();
+    let request = EnrolmentRequest::Redeem(RedeemRequest {
+        ticket,
+        challenge,
+        csr: csr.to_owned(),
+        install_id: InstallId::from_uuid(*ticket.as_uuid()),
+        name: None,
+        host: "edge-7".to_owned(),
+        agent_version: "0.1.0".parse().unwrap(),
+    });
+    let body = serde_json::to_vec(&request).unwrap();
+    let proof = Exchange::new(secret, ticket, &challenge).prove(&body);
+    let answer = door::ask(&address, authority, b"", &body, Some(&proof)).await;
+    answer.unwrap()
+}
+
+#[tokio::test]
+async fn a_machine_that_redeems_its_ticket_without_end_is_told_when_to_come_back() {
+    let folder = pki::initialised();
+    let office = Office::open(&pki::config(&folder)).unwrap();
+    let backend = backend_in(folder, Arc::new(SystemClock)).await;
+    let (tenant, actor) = (Tenant::default_tenant(), Actor::local("test"));
+    let now = SystemClock.wall();
+    let id = TicketId::from_uuid(random::uuid_v7(now));
+    let secret = office.master.ticket_secret(&tenant, id);
+    let ticket = NewTicket {
+        id,
+        sha256: Sha256::digest(secret.expose()).into(),
+        uses_max: 2,
+        labels: BTreeMap::new(),
+        naming: NameRule::Prefix("gw-".to_owned()),
+        networks: Vec::new(),
+        replaces: None,
+        allow_replace: false,
+        ephemeral: None,
+        expires_at: now.saturating_add(Duration::from_secs(3_600)),
+    };
+    let bounds = TicketBounds {
+        live: 9,
+        of_one: 9,
+        ended: 9,
+    };
+    let made = backend
+        .store
+        .create_ticket(&tenant, ticket, bounds, &actor, now);
+    assert_eq!(made.await.unwrap(), TicketOutcome::Made);
+    let authority = office.authority.certificate().as_bytes();
+    let own = csr(&KeyPair::generate().unwrap());
+    let mut told = Vec::new();
+    for _ in 0..40 {
+        let (status, _said) = redeemed(&backend, authority, (id, &secret), &own).await;
+        told.push(status);
+    }
+    assert!(told.starts_with(&[200; 30]), "{told:?}");
+    assert!(told.contains(&429), "{told:?}");
+    // It takes nothing of another machine with the same ticket.
+    let other = csr(&KeyPair::generate().unwrap());
+    let (status, said) = redeemed(&backend, authority, (id, &secret), &other).await;
+    assert_eq!(status, 200, "{said}");
     drop(backend.stop().await);
 }
 

@@ -198,6 +198,7 @@ suite! {
     rotation {
         a_key_that_is_asked_for_is_wanted_until_a_session_uses_it,
         who_takes_keys_is_known_since_the_last_session,
+        which_master_keys_a_backend_has_is_known_to_others,
         a_revoked_gateway_gets_no_key_and_generations_end,
     }
     renewals {

@@ -261,6 +261,11 @@ async fn the_master_key_is_rotated_while_both_are_accepted_and_nobody_is_cut_off
     drop(rotate_master_key(&system, &[]).await.ended_with(0));
     drop(rotate_master_key(&system, &[]).await.ended_with(0));
     answers(&system, "meanwhile").await;
+    let said = rotate_master_key(&system, &["--finish", "--dry-run"]).await;
+    let said = said.ended_with(6);
+    let behind = "not started since the site moved";
+    assert!(said.stdout.contains(behind), "{said:#?}");
+    assert!(said.stderr.contains("start it anew"), "{said:#?}");
 
     assert!(system.backend().stop(PATIENCE).await.success());
     system.start_backend(Start::default()).await;

@@ -55,6 +55,10 @@ const HELD: &[(&str, &str)] = &[
         "what_is_not_right_takes_nothing_of_those_behind_the_same_address",
     ),
     (
+        "PER_KEY backend-agent/src/enrolment/redeem.rs",
+        "a_machine_that_redeems_its_ticket_without_end_is_told_when_to_come_back",
+    ),
+    (
         "TICKETS_LIVE_MAX backend-agent/src/enrolment/office.rs",
         "tickets_that_can_be_used_are_bounded_and_ended_ones_make_room",
     ),

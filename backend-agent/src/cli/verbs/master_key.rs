@@ -1,34 +1,38 @@
 //! `pki rotate-master-key`: moves a site from one master key to another, while both are accepted.
 
+use viworks_common::human::counted;
 use viworks_common::id::Tenant;
-use viworks_common::key::MasterKey;
+use viworks_common::key::{MASTER_ID_BYTES, MasterKey};
 use viworks_runtime::exit::ExitCode;
 
 use super::super::views::{print, say};
 use super::open::{actor, line, open};
 use crate::config::Config;
 use crate::data::{
-    AuditOutcome, Gateway, GatewayFilter, NewAuditRecord, Page, SiteClaim, Store, StoreError,
+    AuditOutcome, Gateway, GatewayFilter, KeyHolder, MasterIds, NewAuditRecord, Page, SiteClaim,
+    Store, StoreError,
 };
 use crate::pki::issue::load_masters;
 
 /// Gateways that are read at once.
 const PAGE: usize = 500;
-/// Gateways that are named.
+/// Gateways, and backends, that are named.
 const NAMED_MAX: usize = 20;
 
 /// What is wanted.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Wanted {
     /// Nothing is to be changed.
     pub(super) dry_run: bool,
     /// The overlap is to end.
     pub(super) finish: bool,
-    /// Also where gateways are left.
+    /// Also where gateways or backends are left.
     pub(super) force: bool,
+    /// Why, where that is so.
+    pub(super) reason: Option<String>,
 }
 
-pub(super) async fn rotate(config: &Config, wanted: Wanted) -> anyhow::Result<ExitCode> {
+pub(super) async fn rotate(config: &Config, wanted: &Wanted) -> anyhow::Result<ExitCode> {
     let master = load_masters(&config.keys)?;
     let Some(previous) = master.other() else {
         say(
@@ -47,13 +51,15 @@ async fn carry_out(
     store: &dyn Store,
     master: &MasterKey,
     previous: &MasterKey,
-    wanted: Wanted,
+    wanted: &Wanted,
 ) -> anyhow::Result<ExitCode> {
     let belongs_to = store.site_key_check().await?;
     let moved = belongs_to == Some(master.check());
     let (left, cannot) = left(store, master).await?;
+    let holders = store.key_holders().await?;
+    let behind = behind(&holders, (master, previous), moved);
     if wanted.finish {
-        return finish(store, moved, &left, wanted).await;
+        return finish(store, moved, (&left, &behind), wanted).await;
     }
     if moved {
         print("the site belongs to the new master key already")?;
@@ -66,7 +72,7 @@ async fn carry_out(
         store
             .claim_site(&master.check(), SiteClaim::Replaced)
             .await?;
-        note(store, "site.rotate_master_key").await?;
+        note(store, "site.rotate_master_key", serde_json::json!({})).await?;
         print("the site belongs to the new master key")?;
         say(
             "start each backend anew: gateways are given keys of the new one over the sessions that follow, and the old \
@@ -75,6 +81,7 @@ async fn carry_out(
     }
     name("still to move", &left)?;
     name("cannot, before their agents are updated", &cannot)?;
+    name_backends(&behind)?;
     Ok(ExitCode::Ok)
 }
 
@@ -82,8 +89,8 @@ async fn carry_out(
 async fn finish(
     store: &dyn Store,
     moved: bool,
-    left: &[Gateway],
-    wanted: Wanted,
+    (left, behind): (&[Gateway], &[String]),
+    wanted: &Wanted,
 ) -> anyhow::Result<ExitCode> {
     if !moved {
         say(
@@ -92,21 +99,72 @@ async fn finish(
         return Ok(ExitCode::Conflict);
     }
     name("still to move", left)?;
-    if !left.is_empty() && !wanted.force {
-        say(
-            "error: these would be cut off for good, and need new identities then: let them connect, revoke them, or add \
-             --force",
-        );
+    name_backends(behind)?;
+    let is_ready = left.is_empty() && behind.is_empty();
+    if !is_ready && !wanted.force {
+        if !left.is_empty() {
+            say(
+                "error: these gateways would be cut off for good, and need new identities then: let them connect, \
+                 revoke them, or add --force --reason TEXT",
+            );
+        }
+        if !behind.is_empty() {
+            say(
+                "error: these backends do not go on with the new master key and the old one beside it: name both in \
+                 [keys] of each and start it anew, or add --force --reason TEXT",
+            );
+        }
         return Ok(ExitCode::Conflict);
     }
     if !wanted.dry_run {
-        note(store, "site.finish_master_key").await?;
+        let detail = serde_json::json!({
+            "forced": wanted.force,
+            "reason": wanted.reason,
+            "gateways_left": left.len(),
+            "backends_behind": behind.len(),
+        });
+        note(store, "site.finish_master_key", detail).await?;
     }
     print(
         "take previous_master_key_file out of [keys] on every backend, start each anew, and remove the file",
     )?;
     say("tickets that were made with the old master key end with that");
     Ok(ExitCode::Ok)
+}
+
+/// Backends that lack one of both keys, and once the site has moved those that do not make keys by the new one, each
+/// with what it has.
+fn behind(
+    holders: &[KeyHolder],
+    (master, previous): (&MasterKey, &MasterKey),
+    moved: bool,
+) -> Vec<String> {
+    let (new, old) = (master.id(), previous.id());
+    let behind = holders.iter().filter_map(|holder| {
+        let why = lacks(holder.masters, (new, old), moved)?;
+        let name = holder.name.as_deref().unwrap_or("the backend of this site");
+        Some(format!("{name} ({why})"))
+    });
+    behind.collect()
+}
+
+/// What is wrong with the master keys of a backend, if anything is.
+fn lacks(
+    told: Option<MasterIds>,
+    (new, old): ([u8; MASTER_ID_BYTES], [u8; MASTER_ID_BYTES]),
+    moved: bool,
+) -> Option<&'static str> {
+    let Some(told) = told else {
+        return Some("has not said which it has");
+    };
+    let has = |id| told.makes == id || told.beside == Some(id);
+    match (has(new), has(old)) {
+        (true, true) if told.makes == new || !moved => None,
+        (true, true) => Some("makes keys by the old one: it was not started since the site moved"),
+        (true, false) => Some("has the new one alone"),
+        (false, true) => Some("has the old one alone"),
+        (false, false) => Some("has neither"),
+    }
 }
 
 /// Gateways that still depend on the old key, and those of them that cannot be given another one.
@@ -142,32 +200,82 @@ async fn left(
 }
 
 fn name(what: &str, gateways: &[Gateway]) -> anyhow::Result<()> {
-    let names = gateways.iter().take(NAMED_MAX);
-    let names: Vec<String> = names.map(|gateway| gateway.name.to_string()).collect();
-    let more = gateways.len().saturating_sub(NAMED_MAX);
-    let more = if more > 0 {
-        format!(" and {more} more")
-    } else {
-        String::new()
-    };
-    let counted = viworks_common::human::counted(gateways.len(), "gateway", "gateways");
-    if gateways.is_empty() {
-        // Nobody is a good answer, too.
-        return print(&format!("{what}: {counted}"));
-    }
-    print(&format!("{what}: {counted}: {}{more}", names.join(", ")))
+    let names = gateways.iter().map(|gateway| gateway.name.to_string());
+    let names: Vec<String> = names.collect();
+    print_named(what, &counted(names.len(), "gateway", "gateways"), &names)
 }
 
-async fn note(store: &dyn Store, action: &str) -> Result<(), StoreError> {
+fn name_backends(behind: &[String]) -> anyhow::Result<()> {
+    let number = counted(behind.len(), "backend", "backends");
+    print_named("to be started anew with both", &number, behind)
+}
+
+fn print_named(what: &str, number: &str, names: &[String]) -> anyhow::Result<()> {
+    if names.is_empty() {
+        // Nobody is a good answer, too.
+        return print(&format!("{what}: {number}"));
+    }
+    let more = match names.len().saturating_sub(NAMED_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let named = names.get(..NAMED_MAX).unwrap_or(names).join(", ");
+    print(&format!("{what}: {number}: {named}{more}"))
+}
+
+async fn note(
+    store: &dyn Store,
+    action: &str,
+    detail: serde_json::Value,
+) -> Result<(), StoreError> {
     let record = NewAuditRecord {
         actor: actor(),
         action: action.to_owned(),
         object: "site".to_owned(),
         outcome: AuditOutcome::Done,
-        detail: serde_json::json!({}),
+        detail,
     };
     let now = line(store).await?;
     store
         .append_audit(&Tenant::default_tenant(), record, now)
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_is_ready_once_it_makes_keys_by_the_new_one_and_accepts_the_old_one() {
+        let (new, old, other) = ([1; 8], [2; 8], [3; 8]);
+        let told = |makes, beside| Some(MasterIds { makes, beside });
+        assert_eq!(lacks(told(new, Some(old)), (new, old), true), None);
+        assert_eq!(lacks(told(old, Some(new)), (new, old), false), None);
+        for (told, why) in [
+            (None, "not said"),
+            (told(old, Some(new)), "not started since"),
+            (told(new, None), "new one alone"),
+            (told(new, Some(other)), "new one alone"),
+            (told(old, None), "old one alone"),
+            (told(other, Some(old)), "old one alone"),
+            (told(other, None), "neither"),
+        ] {
+            let said = lacks(told, (new, old), true).unwrap();
+            assert!(said.contains(why), "{told:?}: {said}");
+        }
+    }
+
+    #[test]
+    fn which_master_keys_a_backend_has_is_stored_as_it_is_said() {
+        for beside in [None, Some([2; 8])] {
+            let told = MasterIds {
+                makes: [1; 8],
+                beside,
+            };
+            assert_eq!(MasterIds::of_bytes(&told.to_bytes()), Some(told));
+        }
+        for bytes in [0, 7, 9, 24] {
+            assert_eq!(MasterIds::of_bytes(&vec![1; bytes]), None);
+        }
+    }
 }

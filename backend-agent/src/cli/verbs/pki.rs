@@ -158,13 +158,15 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<ExitCode> {
             dry_run,
             finish,
             force,
+            reason,
         } => {
             let wanted = master_key::Wanted {
                 dry_run,
                 finish,
                 force,
+                reason,
             };
-            return master_key::rotate(&load(&config)?, wanted).await;
+            return master_key::rotate(&load(&config)?, &wanted).await;
         }
     }
     Ok(ExitCode::Ok)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use viworks_common::command::Outcome;
-use viworks_common::id::{AgentId, CommandId, Tenant};
+use viworks_common::id::{AgentId, CommandId, RunId, Tenant};
 use viworks_common::time::Timestamp;
 
 use crate::data::{
@@ -71,6 +71,12 @@ pub trait DispatchStore: Send + Sync {
         tenant: &Tenant,
         agents: Vec<AgentId>,
     ) -> StoreResult<Vec<AgentId>>;
+    /// The commands of a gateway that are not final, each with its run.
+    async fn open_commands(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Vec<(CommandId, RunId)>>;
     /// Ends commands whose deadline passed before they had a start permit, at most `limit` of them.
     async fn expire_commands(
         &self,

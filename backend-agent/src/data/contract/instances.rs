@@ -8,8 +8,8 @@ use viworks_common::id::{AgentId, InstanceId, SessionId, Tenant};
 use viworks_common::time::Timestamp;
 
 use crate::data::{
-    EndedInstances, Hurry, Instance, InstanceLoad, Mail, Neighbour, Owner, ProbeAnswer, Retention,
-    StoreResult,
+    EndedInstances, Hurry, Instance, InstanceLoad, KeyHolder, Mail, MasterIds, Neighbour, Owner,
+    ProbeAnswer, Retention, StoreResult,
 };
 
 /// Backends that share a database. Where it has one, there is nothing of them.
@@ -24,6 +24,10 @@ pub trait InstanceStore: Send + Sync {
     fn promised(&self) -> Option<Retention>;
     /// Tells the others of this one, with the next renewal of its lease.
     fn note_load(&self, load: InstanceLoad);
+    /// Says which master keys this one has: with each renewal of its lease, where there are several, and else at once.
+    async fn note_masters(&self, masters: MasterIds) -> StoreResult<()>;
+    /// The backends that are there, by name, and which master keys each has.
+    async fn key_holders(&self) -> StoreResult<Vec<KeyHolder>>;
     /// From here on `hurry` is told whenever something was left for another instance, which would find it by itself
     /// within a moment. The first one stays.
     fn hurry_by(&self, hurry: Arc<dyn Hurry>);

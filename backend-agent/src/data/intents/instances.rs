@@ -8,9 +8,11 @@ use viworks_runtime::sqlite::{Row, params};
 
 use super::link::{Party, Sql};
 use super::row::{Reader, to_json};
-use super::sessions;
 use super::tx::{Tx, View};
-use crate::data::{EndedInstances, GivenUpInstance, Instance, Retention, StoreResult};
+use super::{sessions, site};
+use crate::data::{
+    EndedInstances, GivenUpInstance, Instance, KeyHolder, MasterIds, Retention, StoreResult,
+};
 
 /// For how long a lease of the database is taken.
 pub(in crate::data) const LEASE_SECONDS: u32 = 20;
@@ -24,6 +26,15 @@ SELECT instance, name, sessions, draining, retention_days, rollup_days,
        CASE WHEN ended THEN 0
             ELSE greatest(0, 1000 * extract(epoch FROM lease_until - clock_timestamp()))::bigint END AS lease_ms
 FROM instances ORDER BY name, instance",
+);
+
+/// Those that have their lease.
+pub(super) const KEY_HOLDERS: Sql = Sql::of_server(
+    "\
+SELECT name, masters FROM instances
+WHERE NOT ended AND lease_until BETWEEN clock_timestamp()
+      AND clock_timestamp() + CAST(:seconds AS bigint) * interval '1 second'
+ORDER BY name, instance",
 );
 
 /// An instance ends what another one was, once that one's lease ran out and its own held for as long as a lease all the
@@ -98,6 +109,25 @@ fn read(row: &Row<'_>) -> StoreResult<Instance> {
         sessions: row.get("sessions")?,
         draining: row.get("draining")?,
         retention: Option::zip(records, rollups).map(retention),
+    })
+}
+
+/// The backends that are there, and which master keys each has. Where there is one alone, whether it runs is not known.
+pub(super) fn key_holders(view: &View<'_>) -> StoreResult<Vec<KeyHolder>> {
+    if view.party() == Party::Alone {
+        let masters = site::masters(view)?;
+        return Ok(vec![KeyHolder {
+            name: None,
+            masters,
+        }]);
+    }
+    view.all(KEY_HOLDERS, params! { seconds: LEASE_SECONDS }, |row| {
+        let row = Reader::new("instances", row);
+        let told: Option<Vec<u8>> = row.get("masters")?;
+        Ok(KeyHolder {
+            name: row.get("name").map(Some)?,
+            masters: told.and_then(|told| MasterIds::of_bytes(&told)),
+        })
     })
 }
 

@@ -11,7 +11,9 @@ use viworks_runtime::sqlite::{self, Constraint, Params, Row};
 
 use super::merged::{Answer, Item};
 use super::tx::View;
-use crate::data::{InstanceLoad, Neighbour, Retention, StoreError, StoreHealth, StoreResult};
+use crate::data::{
+    InstanceLoad, MasterIds, Neighbour, Retention, StoreError, StoreHealth, StoreResult,
+};
 
 /// A statement in both dialects. Most say it in the same words, with parameters by name (`:agent_id`).
 #[derive(Debug, Clone, Copy)]
@@ -291,6 +293,9 @@ pub trait Engine: Clone + Send + Sync + 'static {
 
     /// Tells the other backends of itself.
     fn note_load(&self, load: InstanceLoad);
+
+    /// Says which master keys this backend has: at once where it is alone, and else with its lease.
+    fn note_masters(&self, masters: MasterIds) -> impl Future<Output = StoreResult<()>> + Send;
 
     /// Whether it works, by committing something, and has all that it needs; that is looked at again at once where
     /// statements gave cause to.

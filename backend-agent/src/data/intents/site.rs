@@ -2,9 +2,10 @@
 
 use viworks_runtime::sqlite::params;
 
+use super::link::Sql;
 use super::row::column;
 use super::tx::View;
-use crate::data::{SiteClaim, StoreResult};
+use crate::data::{MasterIds, SiteClaim, StoreResult};
 
 pub(super) const LOAD: &str = "SELECT key_check FROM site WHERE one = 1";
 
@@ -13,6 +14,13 @@ pub(super) const CLAIM: &str =
 
 pub(super) const REPLACE: &str = "\
 INSERT INTO site (one, key_check) VALUES (1, :key_check) ON CONFLICT (one) DO UPDATE SET key_check = excluded.key_check";
+
+pub(super) const MASTERS: Sql = Sql::of_file("SELECT masters FROM told_masters WHERE one = 1");
+
+pub(super) const NOTE_MASTERS: Sql = Sql::of_file(
+    "\
+INSERT INTO told_masters (one, masters) VALUES (1, :masters) ON CONFLICT (one) DO UPDATE SET masters = excluded.masters",
+);
 
 /// What the database remembers; `None` before anybody claimed it.
 pub(super) fn load(view: &View<'_>) -> StoreResult<Option<[u8; 32]>> {
@@ -28,4 +36,16 @@ pub(super) fn claim(view: &View<'_>, key_check: [u8; 32], claim: SiteClaim) -> S
     };
     view.execute(statement, params! { key_check })?;
     Ok(load(view)? == Some(key_check))
+}
+
+/// Says which master keys the only backend has.
+pub(in crate::data) fn note_masters(view: &View<'_>, masters: MasterIds) -> StoreResult<()> {
+    let masters = masters.to_bytes();
+    view.execute(NOTE_MASTERS, params! { masters }).map(drop)
+}
+
+/// What the only backend said when it started last.
+pub(super) fn masters(view: &View<'_>) -> StoreResult<Option<MasterIds>> {
+    let told: Option<Vec<u8>> = view.optional(MASTERS, &[], column("told_masters", "masters"))?;
+    Ok(told.and_then(|told| MasterIds::of_bytes(&told)))
 }

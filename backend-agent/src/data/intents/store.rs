@@ -16,7 +16,7 @@ use super::outage::Outage;
 use super::recent::Recent;
 use super::room::Room;
 use super::tx::{Outcome, Tx, View};
-use crate::data::{Hurry, Retention, StoreError, StoreResult, TelemetryLimits};
+use crate::data::{Hurry, MasterIds, Retention, StoreError, StoreResult, TelemetryLimits};
 
 /// Reports that are made at a time. Each is bounded in what it reads; this bounds what callers can ask for together.
 const REPORTS_MAX: usize = 2;
@@ -210,6 +210,12 @@ impl<E: Engine> SqlStore<E> {
     ) -> StoreResult<T> {
         let written = self.engine.write(tenant, urgency, intent).await;
         self.room.note(self.outage.note(written))
+    }
+
+    /// Says which master keys this backend has.
+    pub(super) async fn note_masters_of(&self, masters: MasterIds) -> StoreResult<()> {
+        let noted = self.engine.note_masters(masters).await;
+        self.room.note(self.outage.note(noted))
     }
 
     /// Answers a question that is one statement.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use viworks_common::arrivals::House;
 use viworks_common::id::{AgentId, CommandId, InstanceId, SessionId};
+use viworks_common::key::{MASTER_ID_BYTES, MasterKey};
 
 use crate::data::TelemetryLimits;
 
@@ -22,6 +23,54 @@ pub struct Instance {
     pub draining: bool,
     /// For how long it is set to keep telemetry; `None` until it told.
     pub retention: Option<Retention>,
+}
+
+/// Which master keys a backend has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MasterIds {
+    /// The one that makes others.
+    pub makes: [u8; MASTER_ID_BYTES],
+    /// The one that is accepted beside it.
+    pub beside: Option<[u8; MASTER_ID_BYTES]>,
+}
+
+impl MasterIds {
+    /// Those of these keys.
+    #[must_use]
+    pub fn of(master: &MasterKey) -> Self {
+        Self {
+            makes: master.id(),
+            beside: master.other().map(|other| other.id()),
+        }
+    }
+
+    /// As they are stored.
+    #[must_use]
+    pub fn to_bytes(self) -> Vec<u8> {
+        let beside = self.beside.into_iter().flatten();
+        self.makes.into_iter().chain(beside).collect()
+    }
+
+    /// As they were stored; `None` for what is neither one nor two.
+    #[must_use]
+    pub fn of_bytes(bytes: &[u8]) -> Option<Self> {
+        let (ids, rest) = bytes.as_chunks::<MASTER_ID_BYTES>();
+        let (makes, beside) = match (ids, rest) {
+            ([makes], []) => (*makes, None),
+            ([makes, beside], []) => (*makes, Some(*beside)),
+            _ => return None,
+        };
+        Some(Self { makes, beside })
+    }
+}
+
+/// A backend that is there, and which master keys it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyHolder {
+    /// Its machine and process, for people; nothing where it is the only one that there is.
+    pub name: Option<String>,
+    /// What it told; nothing by one of a version before.
+    pub masters: Option<MasterIds>,
 }
 
 /// For how long telemetry is kept.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use viworks_common::id::{AgentId, GatewayName};
 use viworks_common::pin::rotation::{Rotation, RotationRefusal};
-use viworks_common::pin::{PinSet, SpkiPin};
+use viworks_common::pin::{PINS_MAX, PinSet, SpkiPin};
 use viworks_common::time::Timestamp;
 
 /// How long what a backend said of its key holds: longer than the pause between two times that it says so, so that one
@@ -33,6 +33,21 @@ pub struct PinsKnown {
     pub shown: BTreeSet<SpkiPin>,
     /// Whether somebody took a step, and it is not only what was configured.
     pub stepped: bool,
+}
+
+impl PinsKnown {
+    /// The pins for a machine that becomes a gateway, where the files have these, the shown key first. Without the key
+    /// that is shown it could not even ask.
+    #[must_use]
+    pub fn for_newcomers(&self, files: &[SpkiPin]) -> PinSet {
+        let mut set = self.rotation.set();
+        if let Some(live) = files.first()
+            && set.pins.len() < PINS_MAX
+        {
+            set.pins.insert(*live);
+        }
+        set
+    }
 }
 
 /// A step of the rotation.

@@ -21,7 +21,7 @@ use super::error::Error;
 use super::{Address, lock, promises};
 use crate::data::intents::instances::LEASE_SECONDS;
 use crate::data::intents::outage::Outage;
-use crate::data::{InstanceLoad, Neighbour, Retention};
+use crate::data::{InstanceLoad, MasterIds, Neighbour, Retention};
 
 /// How often the lease is renewed, and how soon again where that failed.
 const RENEW_EVERY: Duration = Duration::from_secs(5);
@@ -39,6 +39,8 @@ pub(super) struct Held {
     instance: watch::Sender<Option<InstanceId>>,
     /// What the others are told.
     load: Mutex<InstanceLoad>,
+    /// Which master keys it has, from when it says so.
+    masters: Mutex<Option<MasterIds>>,
     /// The others, as they were at the last renewal.
     neighbours: watch::Sender<Vec<Neighbour>>,
     /// The longest that one of the others promised to keep telemetry, as it was then.
@@ -64,6 +66,11 @@ impl Held {
     fn load(&self) -> MutexGuard<'_, InstanceLoad> {
         // Nothing panics while it is held.
         self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn masters(&self) -> MutexGuard<'_, Option<MasterIds>> {
+        // Nothing panics while it is held.
+        self.masters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn promised(&self) -> MutexGuard<'_, Option<Retention>> {
@@ -99,6 +106,7 @@ impl Lease {
         let held = Arc::new(Held {
             instance: watch::Sender::new(None),
             load: Mutex::default(),
+            masters: Mutex::default(),
             neighbours: watch::Sender::default(),
             promised: Mutex::default(),
             doubted: AtomicBool::new(false),
@@ -141,6 +149,12 @@ impl Lease {
         if (before.draining, before.retention) != (load.draining, load.retention) {
             self.held.doubt();
         }
+    }
+
+    /// Which master keys this backend has; told at once, and with each renewal.
+    pub(super) fn note_masters(&self, masters: MasterIds) {
+        *self.held.masters() = Some(masters);
+        self.held.doubt();
     }
 
     /// The others.
@@ -231,15 +245,15 @@ impl Keeper {
             }
         };
         let held = &self.held;
-        let load = *held.load();
+        let (load, masters) = (*held.load(), *held.masters());
         let known = held.instance();
         let renewed = match known {
-            Some(instance) => renew(&connection, instance, load)?.then_some(instance),
+            Some(instance) => renew(&connection, instance, load, masters)?.then_some(instance),
             None => None,
         };
         let instance = match renewed {
             Some(instance) => instance,
-            None => take(&connection, load)?,
+            None => take(&connection, load, masters)?,
         };
         if let (Some(lost), None) = (known, renewed) {
             promises::hand_over(&connection, lost, instance)?;
@@ -288,10 +302,16 @@ impl Keeper {
 }
 
 /// Answers whether there was something to renew.
-fn renew(connection: &Connection, instance: InstanceId, load: InstanceLoad) -> Result<bool, Error> {
+fn renew(
+    connection: &Connection,
+    instance: InstanceId,
+    load: InstanceLoad,
+    masters: Option<MasterIds>,
+) -> Result<bool, Error> {
     const RENEW: &str = "\
         UPDATE instances SET sessions = $2, connections_max = $3, openings_per_second = $4, draining = $5,
-               retention_days = $7, rollup_days = $8, lease_until = clock_timestamp() + make_interval(secs => $6),
+               retention_days = $7, rollup_days = $8, masters = $9,
+               lease_until = clock_timestamp() + make_interval(secs => $6),
                since = CASE WHEN lease_until BETWEEN clock_timestamp() AND clock_timestamp() + make_interval(secs => $6)
                             AND since <= clock_timestamp() THEN since ELSE clock_timestamp() END
         WHERE instance = $1 AND NOT ended";
@@ -306,16 +326,21 @@ fn renew(connection: &Connection, instance: InstanceId, load: InstanceLoad) -> R
         let query = query.bind(f64::from(LEASE_SECONDS));
         let [records, rollups] = kept(load);
         let query = query.bind(records).bind(rollups);
+        let query = query.bind(masters.map(MasterIds::to_bytes));
         Ok(query.execute(inner).await?.rows_affected() == 1)
     })
 }
 
 /// Takes a lease as a new instance.
-fn take(connection: &Connection, load: InstanceLoad) -> Result<InstanceId, Error> {
+fn take(
+    connection: &Connection,
+    load: InstanceLoad,
+    masters: Option<MasterIds>,
+) -> Result<InstanceId, Error> {
     const TAKE: &str = "\
         INSERT INTO instances (instance, name, sessions, connections_max, openings_per_second, draining, lease_until,
-                               retention_days, rollup_days)
-        VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + make_interval(secs => $7), $8, $9)";
+                               retention_days, rollup_days, masters)
+        VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + make_interval(secs => $7), $8, $9, $10)";
     let instance = InstanceId::from_uuid(random::uuid_v4());
     let machine = rustix::system::uname();
     let machine = machine.nodename().to_string_lossy().into_owned();
@@ -330,7 +355,9 @@ fn take(connection: &Connection, load: InstanceLoad) -> Result<InstanceId, Error
             .bind(load.draining);
         let [records, rollups] = kept(load);
         let query = query.bind(f64::from(LEASE_SECONDS));
-        query.bind(records).bind(rollups).execute(inner).await?;
+        let query = query.bind(records).bind(rollups);
+        let query = query.bind(masters.map(MasterIds::to_bytes));
+        query.execute(inner).await?;
         Ok(instance)
     })
 }

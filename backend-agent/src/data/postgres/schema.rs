@@ -40,6 +40,10 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         "../../../migrations/postgres",
         "0008_revoke_certificates.sql"
     ),
+    migration!(
+        "../../../migrations/postgres",
+        "0009_say_which_master_keys.sql"
+    ),
 ];
 
 /// How often a migration is tried that other transactions stand in the way of.

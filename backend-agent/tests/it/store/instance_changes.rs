@@ -11,7 +11,7 @@ use viworks_backend_agent::agent::doors::Doors;
 use viworks_backend_agent::agent::instance::keep;
 use viworks_backend_agent::agent::manager::Manager;
 use viworks_backend_agent::agent::shelf::Shelf;
-use viworks_backend_agent::data::{InstanceLoad, Owner};
+use viworks_backend_agent::data::{InstanceLoad, MasterIds, Owner};
 use viworks_backend_agent::metrics::BackendMetrics;
 use viworks_common::code::CloseCode;
 use viworks_common::id::{InstanceId, SessionId, Tenant};
@@ -98,6 +98,36 @@ async fn lose_lease(hand: &Hand, bed: &Bed, gateway: u64) {
     hand.set(lost, "ended = true");
     bed.gateway(gateway).await;
     assert_ne!(instance(bed), lost);
+}
+
+#[tokio::test]
+async fn whatever_instance_a_backend_is_the_others_know_which_master_keys_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other, database)) = two_backends(&folder).await else {
+        return;
+    };
+    let hand = Hand { database };
+    let masters = MasterIds {
+        makes: [7; 8],
+        beside: Some([8; 8]),
+    };
+    other.store.note_masters(masters).await.unwrap();
+    let known = async |all: [Option<MasterIds>; 2]| {
+        eventually("it is known", PATIENCE, async || {
+            let holders = one.store.key_holders().await.unwrap();
+            let told: BTreeSet<_> = holders.iter().map(|it| it.masters.is_some()).collect();
+            let expected: BTreeSet<_> = all.iter().map(Option::is_some).collect();
+            let right = holders.iter().all(|it| all.contains(&it.masters));
+            (holders.len() == 2 && right && told == expected).then_some(())
+        })
+        .await;
+    };
+    known([Some(masters), None]).await;
+    lose_lease(&hand, &other, 1).await;
+    known([Some(masters), None]).await;
+    one.store.note_masters(masters).await.unwrap();
+    known([Some(masters), Some(masters)]).await;
+    finish(&folder, one, other).await;
 }
 
 #[tokio::test]

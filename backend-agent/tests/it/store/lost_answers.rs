@@ -3,22 +3,30 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
+use viworks_backend_agent::command::bus::{BusLimits, RunBus};
+use viworks_backend_agent::command::{CommandNudge, Commands, Parts};
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
     Accepted, Actor, AuditOutcome, CertificateRef, CertificateRevocation, CompleteOutcome,
     ConfirmOutcome, ForkDecision, ForkResolution, HeartbeatFigures, Holder, KeyRotation,
-    NewAuditRecord, NewCertificate, Owner, PinOutcome, ProbeAnswer, RedeemOutcome, ReissueOutcome,
-    Rejected, RenewalOutcome, SessionTouch, SiteClaim, StoreError, Submission, TelemetryWrite,
+    NewAuditRecord, NewCertificate, Owner, PinOutcome, ProbeAnswer, QueueLimits, RedeemOutcome,
+    ReissueOutcome, Rejected, RenewalOutcome, SessionTouch, SiteClaim, StoreError, Submission,
+    TelemetryWrite,
 };
+use viworks_backend_agent::metrics::BackendMetrics;
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::code::{CloseCode, RejectCode};
 use viworks_common::command::{CommandState, OutcomeState};
-use viworks_common::id::{BootId, InstanceId};
+use viworks_common::id::{AgentId, BootId, CommandId, InstanceId};
 use viworks_common::time::Monotonic;
 use viworks_common::timeline::shared::Point;
 use viworks_common::timeline::{Anchor, Anchored};
+use viworks_runtime::clock::{SystemClock, Timeline};
+use viworks_runtime::lifecycle::Lifecycle;
+use viworks_runtime::metrics::Metrics;
 use viworks_testkit::thief::Thief;
 
 use super::bed::{Bed, LEASE, Session, agent, at, outcome, process};
@@ -122,6 +130,61 @@ async fn an_intent_whose_answer_was_lost_is_safe_to_repeat() {
     end(&mut own, &session).await;
     assert_eq!(own.miscounted, Vec::<String>::new());
     assert_eq!(own.robbed, writing(), "each intent that writes is here");
+    own.bed.store.close().await;
+    super::postgres_counts_are_right(&folder);
+}
+
+/// No session is here.
+struct Nobody;
+
+impl CommandNudge for Nobody {
+    fn nudge(&self, _agent_id: &AgentId) {}
+    fn cancel(&self, _agent_id: &AgentId, _command_id: CommandId) {}
+    fn revoked(&self, _agent_id: &AgentId) {}
+    fn certificate_revoked(&self, _agent_id: &AgentId, _epoch: u64) {}
+}
+
+#[tokio::test]
+async fn what_ended_with_a_gateway_is_told_when_its_revocation_is_repeated() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = database(&folder) else {
+        return;
+    };
+    make(server, &database);
+    let own = Robbed::start(server.port(), &database).await;
+    own.bed.gateway(1).await;
+    for _each in 0..2 {
+        own.bed.command(1, false).await;
+    }
+    let metrics = Metrics::new("test", "0", at(0));
+    let commands = Commands::new(Parts {
+        store: Arc::clone(&own.bed.store),
+        tenant: own.bed.tenant.clone(),
+        clock: Arc::new(Timeline::unstored(Arc::new(SystemClock))),
+        bus: Arc::new(RunBus::new(BusLimits::default(), 1)),
+        nudge: Arc::new(Nobody),
+        metrics: BackendMetrics::register(&metrics),
+        limits: QueueLimits {
+            per_gateway: 10,
+            global: 10,
+            retry_after: Duration::from_secs(1),
+        },
+        lifecycle: Lifecycle::new(),
+    });
+    let actor = Actor::local("test");
+    own.thief.arm();
+    let lost = commands.revoke_gateway(agent(1), "stolen", &actor).await;
+    assert!(matches!(lost, Err(StoreError::Unknown(_))), "{lost:?}");
+    for told in [2, 0] {
+        let again = commands.revoke_gateway(agent(1), "stolen", &actor).await;
+        let again = again.unwrap().unwrap();
+        assert!(again.already);
+        assert_eq!(again.ended.len(), told, "{again:?}");
+        assert!(again.ended.iter().all(|ended| ended.run_finished));
+    }
+    let text = metrics.encode().unwrap();
+    let line = "viworks_commands_final_total{state=\"cancelled\"} 2\n";
+    assert!(text.contains(line), "{text}");
     own.bed.store.close().await;
     super::postgres_counts_are_right(&folder);
 }

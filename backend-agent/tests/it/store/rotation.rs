@@ -1,6 +1,11 @@
 //! Agent keys of later generations: who is to get one, and who can take one.
 
-use viworks_backend_agent::data::{Actor, AdmitOutcome, GatewayRef, KeyRotation, StoreError};
+use std::time::Duration;
+
+use viworks_backend_agent::data::{
+    Actor, AdmitOutcome, GatewayRef, KeyRotation, MasterIds, StoreError,
+};
+use viworks_testkit::process::eventually;
 
 use super::bed::{Bed, agent, at};
 
@@ -78,4 +83,31 @@ pub(crate) async fn a_revoked_gateway_gets_no_key_and_generations_end(bed: &Bed)
     let gateway = bed.store.gateway(&bed.tenant, &which).await.unwrap();
     assert_eq!(gateway.unwrap().keys().wanted, None);
     assert_eq!(notes(bed, "gateway.rotate_key").await, 0);
+}
+
+pub(crate) async fn which_master_keys_a_backend_has_is_known_to_others(bed: &Bed) {
+    let told = async || {
+        let holders = bed.store.key_holders().await.unwrap();
+        let [holder] = holders.as_slice() else {
+            panic!("there is one: {holders:?}");
+        };
+        holder.masters
+    };
+    assert_eq!(told().await, None);
+    let (makes, beside) = ([7; 8], Some([8; 8]));
+    for masters in [
+        MasterIds { makes, beside },
+        MasterIds {
+            makes,
+            beside: None,
+        },
+    ] {
+        for _said_again in 0..2 {
+            bed.store.note_masters(masters).await.unwrap();
+        }
+        eventually("it is known", Duration::from_secs(20), async || {
+            (told().await == Some(masters)).then_some(())
+        })
+        .await;
+    }
 }

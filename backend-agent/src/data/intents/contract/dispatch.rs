@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use viworks_common::command::Outcome;
-use viworks_common::id::{AgentId, CommandId, Tenant};
+use viworks_common::id::{AgentId, CommandId, RunId, Tenant};
 use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 
@@ -13,7 +13,7 @@ use super::super::link::Engine;
 use super::super::merged::{Answer, Intent, end};
 use super::super::store::SqlStore;
 use super::super::tx::Tx;
-use super::super::{lease, orphans, reports};
+use super::super::{lease, orphans, reports, settle};
 use crate::data::{
     AcceptOutcome, Accepted, CompleteOutcome, DispatchStore, Holder, LeaseLimits, Leased, Listing,
     Orphan, OrphanCursor, Page, Rejected, Settled, StoreResult,
@@ -130,6 +130,18 @@ impl<E: Engine> DispatchStore for SqlStore<E> {
     ) -> StoreResult<Vec<AgentId>> {
         self.ask(tenant, move |view| lease::queued_among(view, &agents))
             .await
+    }
+
+    async fn open_commands(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Vec<(CommandId, RunId)>> {
+        self.ask(tenant, move |view| {
+            let open = settle::load_open(view, agent_id, u64::MAX)?.into_iter();
+            Ok(open.map(|it| (it.command_id, it.run_id)).collect())
+        })
+        .await
     }
 
     async fn expire_commands(

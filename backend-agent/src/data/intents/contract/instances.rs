@@ -12,8 +12,8 @@ use super::super::store::SqlStore;
 use super::super::tx::Tx;
 use super::super::{inbox, instances};
 use crate::data::{
-    EndedInstances, Hurry, Instance, InstanceLoad, InstanceStore, Mail, Neighbour, Owner,
-    ProbeAnswer, Retention, StoreResult,
+    EndedInstances, Hurry, Instance, InstanceLoad, InstanceStore, KeyHolder, Mail, MasterIds,
+    Neighbour, Owner, ProbeAnswer, Retention, StoreResult,
 };
 
 #[async_trait]
@@ -35,6 +35,15 @@ impl<E: Engine> InstanceStore for SqlStore<E> {
             retention: Some(Retention::of(&self.telemetry())),
             ..load
         });
+    }
+
+    async fn note_masters(&self, masters: MasterIds) -> StoreResult<()> {
+        self.note_masters_of(masters).await
+    }
+
+    async fn key_holders(&self) -> StoreResult<Vec<KeyHolder>> {
+        self.read(&Tenant::default_tenant(), instances::key_holders)
+            .await
     }
 
     fn hurry_by(&self, hurry: Arc<dyn Hurry>) {
