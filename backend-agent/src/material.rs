@@ -68,19 +68,20 @@ impl ServerMaterial {
         }
         let pin = pins.as_ref().and_then(|pins| pins.first().copied());
         match (server, master, pins, pin) {
-            (Some((server, authorities, not_before, not_after)), Some(master), Some(pins), Some(pin))
-                if problems.is_empty() =>
-            {
-                Ok(Self {
-                    pin,
-                    server,
-                    not_before,
-                    not_after,
-                    master,
-                    pins: pins.into_iter().collect(),
-                    authorities,
-                })
-            }
+            (
+                Some((server, authorities, not_before, not_after)),
+                Some(master),
+                Some(pins),
+                Some(pin),
+            ) if problems.is_empty() => Ok(Self {
+                pin,
+                server,
+                not_before,
+                not_after,
+                master,
+                pins: pins.into_iter().collect(),
+                authorities,
+            }),
             _incomplete => Err(Problems::new(problems)),
         }
     }

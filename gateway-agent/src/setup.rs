@@ -13,7 +13,7 @@ use crate::catalogue::{self, Catalogue, OtherUsers, Owners};
 use crate::config::Config;
 use crate::identity::{self, INSTALL_ID_FILE};
 use crate::material::Material;
-use crate::{journal, keyring, program, renewed, spool};
+use crate::{journal, keyring, program, renewed, spool, trust};
 
 /// What the agent keeps in its state folder whichever gateway the machine is, beside its databases.
 const STATE_FILES: [&str; 5] = [
@@ -32,7 +32,7 @@ const STATE_DATABASES: [&str; 2] = [JOURNAL, "spool.db"];
 
 /// What else it keeps there of the identity that it has.
 fn identity_files() -> impl Iterator<Item = &'static str> {
-    ["pins.json", keyring::FILE]
+    ["pins.json", keyring::FILE, trust::FILE]
         .into_iter()
         .chain(renewed::FILES)
 }

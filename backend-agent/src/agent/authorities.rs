@@ -29,11 +29,14 @@ pub struct Authorities {
 }
 
 impl Authorities {
-    /// Those of the certificates that are authorities'. What else their file has is not passed on.
+    /// Those of the certificates that are authorities', in an order of their own: which of them signs is no news to
+    /// gateways. What else their file has is not passed on.
     #[must_use]
     pub fn of(certificates: &[CertificateDer<'static>]) -> Self {
-        let all = certificates.iter();
-        let authorities: Vec<_> = all.filter(|one| tls::can_anchor(one)).collect();
+        let all = certificates.iter().map(AsRef::<[u8]>::as_ref);
+        let mut authorities: Vec<&[u8]> = all.filter(|one| tls::can_anchor(one)).collect();
+        authorities.sort_unstable();
+        authorities.dedup();
         let text: String = authorities.iter().map(|one| pem(one)).collect();
         let count = authorities.len();
         let fits = (1..=limits::AUTHORITIES_MAX).contains(&count)
@@ -233,11 +236,12 @@ mod tests {
     #[test]
     fn authorities_are_given_whole_and_nothing_else_of_their_file() {
         let (one, other) = (authority(), authority());
-        let given = Authorities::of(&[one.clone(), leaf(), other]);
+        let given = Authorities::of(&[one.clone(), leaf(), other.clone()]);
+        assert_eq!(given, Authorities::of(&[other, one.clone(), one.clone()]));
         assert!(given.are_several());
         let text = given.bundle().unwrap();
         assert_eq!(text.matches("BEGIN CERTIFICATE").count(), 2);
-        assert!(text.starts_with(&pem(&one)));
+        assert!(text.contains(&pem(&one)));
         assert_eq!(tls::one_certificate(pem(&one).as_bytes()).unwrap(), one);
     }
 

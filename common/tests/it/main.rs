@@ -15,4 +15,5 @@ mod pair;
 mod rekeying;
 mod strict;
 mod support;
+mod trust;
 mod vectors;
