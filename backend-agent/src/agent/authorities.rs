@@ -192,7 +192,7 @@ impl Giving {
     }
 
     /// Notes which bundle the gateway has, by its digest. `false` when it was given none that it could report of.
-    pub fn reported(&mut self, digest: &str) -> bool {
+    pub fn reported(&self, digest: &str) -> bool {
         if let Some(standing) = self.trust.lock().get_mut(&self.session_id) {
             standing.has = Some(digest.to_owned());
         }
