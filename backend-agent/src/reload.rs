@@ -254,10 +254,18 @@ impl Reload {
         }
         let named = lacking.iter().take(NAMED_MAX).map(ToString::to_string);
         let named = named.collect::<Vec<_>>();
-        let more = if lacking.len() > NAMED_MAX { ", …" } else { "" };
+        let more = if lacking.len() > NAMED_MAX {
+            ", …"
+        } else {
+            ""
+        };
         let cause = format!(
             "{} without an authority that client_ca_file has: {}{more}",
-            human::counted(lacking.len(), "connected gateway is", "connected gateways are"),
+            human::counted(
+                lacking.len(),
+                "connected gateway is",
+                "connected gateways are"
+            ),
             named.join(", ")
         );
         let fix = "show no server certificate of a new authority before this is gone; those of an earlier version need it in their ca_file, by hand";

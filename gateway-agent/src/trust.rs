@@ -224,11 +224,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         files::write_atomic(&folder.path().join(FILE), b"nothing").unwrap();
         assert!(read(folder.path()).is_err());
-        assert!(
-            take(folder.path(), authority().as_bytes())
-                .outcome
-                .unwrap()
-        );
+        assert!(take(folder.path(), authority().as_bytes()).outcome.unwrap());
         assert!(read(folder.path()).unwrap().is_some());
         fs::remove_file(folder.path().join(FILE)).unwrap();
         assert!(read(folder.path()).unwrap().is_none());

@@ -377,6 +377,7 @@ impl Rogue {
                 }
                 AgentEvent::Challenged { .. }
                 | AgentEvent::Established
+                | AgentEvent::AuthoritiesOffered(_)
                 | AgentEvent::TelemetryAcknowledged(_)
                 | AgentEvent::Command(_)
                 | AgentEvent::Go(_)

@@ -185,7 +185,7 @@ impl Giving {
     }
 
     /// The bundle to give now.
-    pub fn next(&mut self) -> Option<String> {
+    pub fn bundle(&mut self) -> Option<String> {
         let bundle = self.known.borrow_and_update().bundle().map(str::to_owned);
         self.gave |= bundle.is_some();
         bundle
@@ -269,13 +269,13 @@ mod tests {
             names.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         assert!(!able.reported(old.digest()), "it was given none");
-        assert!(able.next().is_some());
+        assert!(able.bundle().is_some());
         assert!(able.reported(old.digest()));
         assert_eq!(lacking(), ["gw-2"]);
         let new = Arc::new(Authorities::of(&[authority(), authority()]));
         trust.give(&new);
         assert_eq!(lacking(), ["gw-1", "gw-2"]);
-        assert_eq!(able.next().as_deref(), new.bundle());
+        assert_eq!(able.bundle().as_deref(), new.bundle());
         assert!(able.reported(new.digest()));
         drop(earlier);
         assert!(lacking().is_empty());

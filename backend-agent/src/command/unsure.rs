@@ -115,7 +115,11 @@ mod tests {
         for n in 0..=u128::try_from(REMEMBERED).unwrap() {
             unsure.keep(agent(n), [command(n)]);
         }
-        assert!(unsure.take(agent(u128::try_from(REMEMBERED).unwrap())).is_empty());
+        assert!(
+            unsure
+                .take(agent(u128::try_from(REMEMBERED).unwrap()))
+                .is_empty()
+        );
         assert_eq!(unsure.take(agent(0)).len(), 1);
     }
 }

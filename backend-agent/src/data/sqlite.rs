@@ -25,9 +25,7 @@ use super::intents::merged::{Answer, Item};
 use super::intents::store::REPORT_TIME;
 use super::intents::tx::View;
 use super::intents::{site, upkeep};
-use super::{
-    InstanceLoad, MasterIds, Neighbour, Retention, StoreError, StoreHealth, StoreResult,
-};
+use super::{InstanceLoad, MasterIds, Neighbour, Retention, StoreError, StoreHealth, StoreResult};
 
 use ground::Ground;
 
@@ -86,10 +84,7 @@ const MIGRATIONS: &[Migration] = &[
     migration!("../../migrations/sqlite", "0024_decide_about_forks.sql"),
     migration!("../../migrations/sqlite", "0025_rotate_agent_keys.sql"),
     migration!("../../migrations/sqlite", "0026_revoke_certificates.sql"),
-    migration!(
-        "../../migrations/sqlite",
-        "0027_say_which_master_keys.sql"
-    ),
+    migration!("../../migrations/sqlite", "0027_say_which_master_keys.sql"),
 ];
 
 /// What to do about a file that is damaged.

@@ -23,13 +23,7 @@ pub struct Ends {
 
 impl Ends {
     /// Another machine is this gateway from now on, from this epoch.
-    pub(super) fn replaced(
-        &self,
-        agent_id: AgentId,
-        epoch: u64,
-        at: Timestamp,
-        ended: &[Settled],
-    ) {
+    pub(super) fn replaced(&self, agent_id: AgentId, epoch: u64, at: Timestamp, ended: &[Settled]) {
         // Also when the answer to the first time was lost: what is here of before that epoch is the other machine's.
         self.manager.superseded(agent_id, epoch);
         for settled in ended {

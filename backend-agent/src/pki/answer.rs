@@ -172,7 +172,9 @@ async fn pins(
     let Some(live) = office.pins.first().copied() else {
         return Ok(configured);
     };
-    let known = store.pins(tenant, OwnPins { configured, live }, now).await?;
+    let known = store
+        .pins(tenant, OwnPins { configured, live }, now)
+        .await?;
     Ok(known.for_newcomers(&office.pins))
 }
 

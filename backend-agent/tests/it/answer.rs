@@ -109,7 +109,10 @@ async fn a_request_is_answered_once_with_everything_that_its_gateway_needs() {
     assert!(is_known, "{elsewhere:?}");
     let in_the_way = signed(&*store, &office, &made(), "gw-3", &out).await;
     let in_the_way = in_the_way.unwrap_err();
-    assert!(matches!(in_the_way, PkiError::Exists { .. }), "{in_the_way}");
+    assert!(
+        matches!(in_the_way, PkiError::Exists { .. }),
+        "{in_the_way}"
+    );
     let twice = signed(&*store, &office, &csr, "gw-2", &other).await;
     let twice = twice.unwrap_err();
     assert!(matches!(twice, PkiError::KeyInUse), "{twice}");

@@ -227,6 +227,7 @@ suite! {
     }
     revocations {
         a_revoked_certificate_ends_its_session_and_no_other,
+        a_session_with_an_earlier_certificate_of_the_key_ends_as_well,
         whoever_revokes_a_certificate_is_told_of_a_renewal_that_is_not_proved,
         a_session_that_waits_to_be_confirmed_is_not_with_a_revoked_certificate,
         a_certificate_is_found_as_other_programs_print_its_serial_number,

@@ -454,7 +454,10 @@ mod tests {
         own.stage(pin(3), pin(2), NOW).unwrap();
         assert!(own.is_stepped());
         own.put_in_place(&pins(&[3]));
-        assert!(!own.may_show(&pin(3)), "from the first step on it takes one");
+        assert!(
+            !own.may_show(&pin(3)),
+            "from the first step on it takes one"
+        );
     }
 
     #[test]

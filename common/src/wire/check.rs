@@ -77,11 +77,9 @@ impl BackendMessage {
             Self::PinUpdate(offered) => counter("version", offered.version),
             Self::KeyUpdate(update) => check_key_update(update),
             // What is in it is for the agent to judge, as a pin set is.
-            Self::TrustUpdate(update) => most(
-                "bundle",
-                update.bundle.len(),
-                limits::AUTHORITIES_BYTES_MAX,
-            ),
+            Self::TrustUpdate(update) => {
+                most("bundle", update.bundle.len(), limits::AUTHORITIES_BYTES_MAX)
+            }
             Self::Refuse(_)
             | Self::HeartbeatAck(_)
             | Self::Probe(_)

@@ -30,8 +30,7 @@ const ANSWER_BYTES_MAX: u64 = 64 * 1_024;
 const BAD_PROOF: &str = "bad_proof";
 
 /// Where to look when the door is not as it should be.
-const FIX: &str =
-    "compare [enrolment] of the backend's configuration, and whoever passes TLS through in front of it";
+const FIX: &str = "compare [enrolment] of the backend's configuration, and whoever passes TLS through in front of it";
 
 /// An answer of the door.
 struct Answer {
@@ -44,11 +43,17 @@ struct Answer {
 /// It shows a pinned key, gives a challenge, and lets nobody in whose ticket it does not know.
 pub(super) async fn enrolment(papers: &Papers, named: Option<&str>) -> Finding {
     let Some(url) = named.or(papers.door_url.as_deref()) else {
-        return Finding::Skipped("no address of the door is known: --door https://HOST:PORT".to_owned());
+        return Finding::Skipped(
+            "no address of the door is known: --door https://HOST:PORT".to_owned(),
+        );
     };
     let Some(place) = place(url) else {
         let reason = format!("{url:?} is no address of a door");
-        return Finding::fail("not tried", reason, "--door https://HOST:PORT, and nothing behind");
+        return Finding::fail(
+            "not tried",
+            reason,
+            "--door https://HOST:PORT, and nothing behind",
+        );
     };
     match mistyped(papers, &place).await {
         Ok(finding) => finding,
@@ -82,7 +87,9 @@ async fn mistyped(papers: &Papers, place: &(String, u16)) -> Result<Finding, Ref
         let seen = asked.pin.map_or_else(String::new, |pin| pin.to_string());
         return Ok(Finding::fail(
             format!("key {seen}"),
-            format!("the door shows a key that is none of the {count} pinned ones: whoever enrols ends there"),
+            format!(
+                "the door shows a key that is none of the {count} pinned ones: whoever enrols ends there"
+            ),
             "the door has the key of [agents]: pass TLS through to it, and end it nowhere before",
         ));
     }
@@ -94,7 +101,11 @@ async fn mistyped(papers: &Papers, place: &(String, u16)) -> Result<Finding, Ref
         }
     };
     let Ok(agent_version) = concat!("validation/", env!("CARGO_PKG_VERSION")).parse() else {
-        return Ok(Finding::fail("not tried", "this version has no name", "report it"));
+        return Ok(Finding::fail(
+            "not tried",
+            "this version has no name",
+            "report it",
+        ));
     };
     let exchange = Exchange::new(&Secret::from_bytes(random::bytes()), ticket, &challenge);
     let redeem = EnrolmentRequest::Redeem(RedeemRequest {
@@ -214,7 +225,8 @@ mod tests {
             };
             judged(&refused, Duration::from_millis(3), 2)
         };
-        let passed = "one of 2 pins shown, challenge after 3 ms, a mistyped ticket refused (bad_proof)";
+        let passed =
+            "one of 2 pins shown, challenge after 3 ms, a mistyped ticket refused (bad_proof)";
         assert_eq!(of(403, "bad_proof"), Finding::Pass(passed.to_owned()));
         for (status, code) in [(200, ""), (403, "revoked"), (429, "rate_limited")] {
             let found = of(status, code);

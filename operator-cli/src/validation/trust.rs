@@ -176,10 +176,15 @@ pub(super) async fn revocation(
         return Finding::fail("not tried", "the gateway is not connected", fix);
     }
     let begun = Instant::now();
-    match client.revoke_gateway(reference, "production validation").await {
+    match client
+        .revoke_gateway(reference, "production validation")
+        .await
+    {
         Ok(_revoked) => {}
         Err(failure) if failure.exit == ExitCode::Forbidden => {
-            return Finding::Skipped("this key may not revoke a gateway (gateways:write)".to_owned());
+            return Finding::Skipped(
+                "this key may not revoke a gateway (gateways:write)".to_owned(),
+            );
         }
         Err(failure) => return unanswered("not revoked", failure),
     }

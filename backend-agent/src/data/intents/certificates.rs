@@ -107,16 +107,29 @@ pub(super) const REVOKE: &str = "\
 UPDATE certificates SET revoked_at = :now, retired_at = coalesce(retired_at, :now), unproved = NULL
 WHERE tenant = :tenant AND agent_id = :agent_id AND spki = :spki AND revoked_at IS NULL";
 
-/// The last confirmed session that showed a certificate.
-pub(super) const SHOWN: &str = "\
-SELECT epoch FROM sessions
-WHERE tenant = :tenant AND agent_id = :agent_id AND fingerprint = :fingerprint AND confirmed_at IS NOT NULL
-ORDER BY epoch DESC LIMIT 1";
+/// A session that showed a certificate, or an earlier one for the same key, whose row the later one has taken: of
+/// which key that was is not known any more, and a session that is ended in vain opens again.
+macro_rules! shown {
+    () => {
+        "tenant = :tenant AND agent_id = :agent_id AND (fingerprint = :fingerprint OR NOT EXISTS ( \
+             SELECT 1 FROM certificates AS c \
+             WHERE c.tenant = :tenant AND c.agent_id = :agent_id AND c.fingerprint = sessions.fingerprint))"
+    };
+}
+
+/// The last confirmed one of these.
+pub(super) const SHOWN: &str = concat!(
+    "SELECT epoch FROM sessions WHERE ",
+    shown!(),
+    " AND confirmed_at IS NOT NULL ORDER BY epoch DESC LIMIT 1"
+);
 
 /// Also those that wait to be confirmed.
-pub(super) const END_SHOWN: &str = "\
-UPDATE sessions SET ended_at = :now, code = :code
-WHERE tenant = :tenant AND agent_id = :agent_id AND fingerprint = :fingerprint AND ended_at IS NULL";
+pub(super) const END_SHOWN: &str = concat!(
+    "UPDATE sessions SET ended_at = :now, code = :code WHERE ",
+    shown!(),
+    " AND ended_at IS NULL"
+);
 
 /// How soon a gateway gets another certificate, and how many in an hour.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(60);

@@ -92,7 +92,14 @@ pub(super) fn note(tx: &Tx<'_>, own: &OwnPins, actor: &Actor) -> StoreResult<boo
     if !stored.is_empty() {
         let set = rotation.set();
         let detail = json!({ "version": set.version, "pins": set.pins });
-        audit::append(tx, actor, "pin.configure", "pins", AuditOutcome::Done, &detail)?;
+        audit::append(
+            tx,
+            actor,
+            "pin.configure",
+            "pins",
+            AuditOutcome::Done,
+            &detail,
+        )?;
     }
     Ok(true)
 }

@@ -99,7 +99,9 @@ pub(super) fn resolve(
     let undecided = recorded.iter().any(|fork| fork.resolved.is_none());
     if pair.stands && !undecided {
         let fenced = known.kept.map(|kept| kept.epoch.saturating_sub(1));
-        let awaited = known.kept.filter(|kept| kept.is_awaited(known.row.confirmed));
+        let awaited = known
+            .kept
+            .filter(|kept| kept.is_awaited(known.row.confirmed));
         let told_by = awaited.map(|kept| kept.apart);
         return Ok(Some(resolved(true, pair, told_by, false, fenced)));
     }

@@ -10,7 +10,7 @@ use super::refusal;
 impl Live {
     /// Gives the authorities of this moment.
     pub(super) fn give_authorities(&mut self) {
-        if let Some(bundle) = self.giving.next() {
+        if let Some(bundle) = self.giving.bundle() {
             self.line
                 .send(BackendMessage::TrustUpdate(TrustUpdate { bundle }));
         }

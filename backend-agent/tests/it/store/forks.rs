@@ -103,7 +103,11 @@ pub(crate) async fn a_live_holder_that_is_kept_is_not_disturbed(bed: &Bed) {
     let before = bed.gateway_now(1).await;
     let kept = keep(bed, process(9)).await;
     assert!(!kept.session_ended && kept.fenced.is_none(), "{kept:?}");
-    assert_eq!((kept.seen, kept.told_by), (None, None), "it has the session");
+    assert_eq!(
+        (kept.seen, kept.told_by),
+        (None, None),
+        "it has the session"
+    );
     let after = bed.gateway_now(1).await;
     assert_eq!(after.session, before.session);
     assert_eq!(after.confirmed, before.confirmed);

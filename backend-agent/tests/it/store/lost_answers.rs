@@ -398,7 +398,7 @@ async fn reconcile(own: &mut Robbed, session: &Session) {
     assert!(expired.is_empty(), "it ended before");
     assert_eq!(own.bed.state(late).await, CommandState::Expired);
     let lost = own.bed.released(1, session).await;
-    let wait = std::time::Duration::ZERO;
+    let wait = Duration::ZERO;
     let overdue = twice!(own, end_overdue(&tenant, wait, 10, at(1_000_000)), audited 1);
     assert!(overdue.is_empty(), "it ended before");
     assert_eq!(own.bed.state(lost).await, CommandState::Indeterminate);

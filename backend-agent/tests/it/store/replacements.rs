@@ -324,7 +324,7 @@ pub(crate) async fn a_name_that_is_taken_is_taken_over_once_nothing_is_heard_of_
 pub(crate) async fn a_gateway_has_as_many_keys_as_a_hello_can_name(bed: &Bed) {
     let new = NewGateway {
         key_generation: 252,
-        ..super::gateways::new_gateway(1, "gw-1")
+        ..new_gateway(1, "gw-1")
     };
     let actor = Actor::local("test");
     let made = bed.store.create_gateway(&bed.tenant, new, &actor, at(0));

@@ -103,6 +103,17 @@ pub(crate) async fn a_revoked_certificate_ends_its_session_and_no_other(bed: &Be
     bed.open(hello(bed, 3).await).await;
 }
 
+/// The door gave another one for the same key a few minutes before the one in the session ends.
+pub(crate) async fn a_session_with_an_earlier_certificate_of_the_key_ends_as_well(bed: &Bed) {
+    gateway(bed, &[1]).await;
+    let session = bed.open(hello(bed, 9).await).await;
+    let told = revoked(bed, 1).await;
+    assert!(told.session_ended && told.epoch == Some(session.holder.epoch));
+    assert!(bed.gateway_now(1).await.session.is_none());
+    let sessions = bed.store.list_sessions(&bed.tenant, agent(1), 10);
+    assert_eq!(sessions.await.unwrap()[0].code, Some(CloseCode::Revoked));
+}
+
 pub(crate) async fn whoever_revokes_a_certificate_is_told_of_a_renewal_that_is_not_proved(
     bed: &Bed,
 ) {
@@ -119,7 +130,10 @@ pub(crate) async fn whoever_revokes_a_certificate_is_told_of_a_renewal_that_is_n
     assert!(!good.revoked && !good.retired, "it is only told");
     // The answer may have been lost.
     let again = revoked(bed, 1).await;
-    assert!(again.already && again.unproved == first.unproved, "{again:?}");
+    assert!(
+        again.already && again.unproved == first.unproved,
+        "{again:?}"
+    );
     assert!(revoked(bed, 2).await.unproved.is_empty());
 }
 

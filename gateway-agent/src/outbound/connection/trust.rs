@@ -58,7 +58,9 @@ impl Connection<'_> {
         let refused = match taken.outcome {
             Ok(is_new) => {
                 if is_new {
-                    info!("the backend gave other authorities of its certificate; the next connection accepts them");
+                    info!(
+                        "the backend gave other authorities of its certificate; the next connection accepts them"
+                    );
                 }
                 None
             }

@@ -259,7 +259,8 @@ impl Process {
             | AgentEvent::TelemetryRefused(_)
             | AgentEvent::CertificateAnswered(_)
             | AgentEvent::KeyOffered { .. }
-            | AgentEvent::PinsOffered(_) => {}
+            | AgentEvent::PinsOffered(_)
+            | AgentEvent::AuthoritiesOffered(_) => {}
             AgentEvent::TelemetryAcknowledged(position) => {
                 host.write(Write::Acknowledge(position), core);
             }
