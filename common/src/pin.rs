@@ -8,7 +8,6 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-pub mod parting;
 pub mod rotation;
 
 /// Most pins one set may hold.

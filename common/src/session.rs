@@ -11,6 +11,7 @@ mod credit;
 mod inbox;
 mod link;
 mod outbox;
+pub mod parting;
 pub mod state;
 mod timer;
 

@@ -1,6 +1,6 @@
-//! Commands that may have ended with something whose answer was lost: the revocation of their gateway, or a machine that
-//! took its place. Whoever asked for it asks again, and is answered that it was done before: what ended with it is not
-//! said a second time.
+//! Commands that may have ended with something whose answer was lost: the revocation of their gateway, or a machine
+//! that took its place. Whoever asked for it asks again, and is answered that it was done before: what ended with it
+//! is not said a second time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};

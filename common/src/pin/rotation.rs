@@ -171,8 +171,8 @@ impl Rotation {
         }
     }
 
-    /// Whether somebody took a step. Before the first one a server may show each key of the set: by whom it is shown, it
-    /// was put in place.
+    /// Whether somebody took a step. Before the first one a server may show each key of the set: by whom it is shown,
+    /// it was put in place.
     #[must_use]
     pub fn is_stepped(&self) -> bool {
         self.keys.values().any(|key| key.since.is_some())

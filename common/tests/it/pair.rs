@@ -74,7 +74,7 @@ fn every_message_arrives_as_its_event() {
     }
     pair.pump();
     // PROBE_ACK 1 answers no probe and has no event.
-    assert_eq!(pair.backend_events.len(), 12, "{:?}", pair.backend_events);
+    assert_eq!(pair.backend_events.len(), 13, "{:?}", pair.backend_events);
     for message in backend_messages() {
         let reserved = matches!(
             message,

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
-use viworks_common::pin::parting::Partings;
 use viworks_common::pin::{PinSet, PinSetRefusal, SpkiPin};
+use viworks_common::session::parting::Partings;
 use viworks_common::time::Monotonic;
 use viworks_runtime::blocking::{self, Unanswered};
 use viworks_runtime::files::{self, FileError};

@@ -14,8 +14,8 @@ use crate::data::{
 pub trait PinStore: Send + Sync {
     /// What is known of the pins.
     async fn pins(&self, tenant: &Tenant, own: OwnPins, now: Timestamp) -> StoreResult<PinsKnown>;
-    /// Stores the configured set where nothing is stored, or what is stored is of a lower version, so that every backend
-    /// goes by the same one; whether it did. Of several that start at once the first one does.
+    /// Stores the configured set where nothing is stored, or what is stored is of a lower version, so that every
+    /// backend goes by the same one; whether it did. Of several that start at once the first one does.
     async fn note_pins(
         &self,
         tenant: &Tenant,

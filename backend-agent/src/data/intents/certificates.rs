@@ -81,8 +81,8 @@ macro_rules! registered {
 
 pub(super) const LIST: &str = registered!("ORDER BY registered_at DESC, fingerprint LIMIT :limit");
 
-/// Those that were issued over a session and may be used by whoever asked for them: with the key of the gateway, that may
-/// have been somebody else.
+/// Those that were issued over a session and may be used by whoever asked for them: with the key of the gateway, that
+/// may have been somebody else.
 pub(super) const UNPROVED: &str = registered!(
     "AND unproved IS NOT NULL AND not_after > :after ORDER BY registered_at DESC, fingerprint LIMIT 8"
 );
@@ -111,9 +111,8 @@ WHERE tenant = :tenant AND agent_id = :agent_id AND spki = :spki AND revoked_at 
 /// which key that was is not known any more, and a session that is ended in vain opens again.
 macro_rules! shown {
     () => {
-        "tenant = :tenant AND agent_id = :agent_id AND (fingerprint = :fingerprint OR NOT EXISTS ( \
-             SELECT 1 FROM certificates AS c \
-             WHERE c.tenant = :tenant AND c.agent_id = :agent_id AND c.fingerprint = sessions.fingerprint))"
+        "tenant = :tenant AND agent_id = :agent_id AND (fingerprint = :fingerprint OR fingerprint NOT IN ( \
+             SELECT c.fingerprint FROM certificates AS c WHERE c.tenant = :tenant AND c.agent_id = :agent_id))"
     };
 }
 

@@ -261,8 +261,14 @@ pub(crate) async fn a_holder_whose_certificate_was_revoked_is_not_kept(bed: &Bed
         fingerprint,
         ..new_certificate(1, 1)
     };
-    let registered = bed.store.register_certificate(tenant, first, &actor, at(0));
-    registered.await.unwrap();
+    let renewed = NewCertificate {
+        fingerprint: [9; 32],
+        ..new_certificate(1, 9)
+    };
+    for new in [first, renewed] {
+        let registered = bed.store.register_certificate(tenant, new, &actor, at(0));
+        registered.await.unwrap();
+    }
     bed.session(1, 1).await;
     let copy = AdmitRequest {
         fingerprint: [9; 32],

@@ -86,8 +86,8 @@ impl Connection<'_> {
     }
 
     /// Asks for another certificate where it is time, and leaves for a session with the one that was issued when no
-    /// command runs; so it does for a later agent key, and for the key that the server has now. While the agent stops it
-    /// does none of that.
+    /// command runs; so it does for a later agent key, and for the key that the server has now. While the agent stops
+    /// it does none of that.
     pub(super) fn renew(&mut self) {
         let now = self.parts.clock.now();
         let stays = self.left.is_some() || self.draining_until.is_some();

@@ -1,5 +1,5 @@
-//! What a transaction finds and changes of the gateways whose batches it stores: all of them by one statement each, since
-//! on a server each statement is a journey, and a batch has few records.
+//! What a transaction finds and changes of the gateways whose batches it stores: all of them by one statement each,
+//! since on a server each statement is a journey, and a batch has few records.
 
 use std::collections::{BTreeMap, BTreeSet};
 

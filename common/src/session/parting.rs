@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::session::backoff::between;
+use super::backoff::between;
 use crate::time::Monotonic;
 
 /// Within which time gateways leave, at the least and at the most; in between, the backend says how many it has to take
