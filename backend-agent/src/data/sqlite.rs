@@ -85,6 +85,10 @@ const MIGRATIONS: &[Migration] = &[
     migration!("../../migrations/sqlite", "0025_rotate_agent_keys.sql"),
     migration!("../../migrations/sqlite", "0026_revoke_certificates.sql"),
     migration!("../../migrations/sqlite", "0027_say_which_master_keys.sql"),
+    migration!(
+        "../../migrations/sqlite",
+        "0028_tell_the_planner_of_certificates.sql"
+    ),
 ];
 
 /// What to do about a file that is damaged.

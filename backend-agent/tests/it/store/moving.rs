@@ -322,7 +322,8 @@ fn one_row_each(source: &rusqlite::Connection) -> Vec<String> {
     // Behind those that they refer to.
     let mut tables = source
         .prepare(
-            "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name <> 'tickets', name",
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND substr(name, 1, 7) <> 'sqlite_' \
+             ORDER BY name <> 'tickets', name",
         )
         .unwrap();
     let tables = tables.query_map([], |row| row.get::<_, String>(0)).unwrap();
