@@ -106,10 +106,11 @@ fn advice(status: &PinStatus, now: Timestamp) -> Vec<String> {
     lines
 }
 
-/// Staged keys and what each waits for, with what can be done.
+/// Keys that somebody staged and what each waits for, with what can be done. One that the configuration names as the
+/// next is for the day when it is needed, and waits for nobody.
 pub fn waiting(status: &PinStatus, now: Timestamp) -> Vec<(String, String)> {
     let staged = status.pins.iter();
-    let staged = staged.filter(|pin| pin.state == PinState::Staged);
+    let staged = staged.filter(|pin| pin.state == PinState::Staged && pin.since.is_some());
     let told = staged.map(|pin| {
         let key = one_line(&pin.pin);
         if pin.cut_off.is_empty() {
@@ -230,7 +231,9 @@ mod tests {
             {"id": "00000000-0000-4000-8000-000000000002", "name": "gw-2", "pin_set_version": 1, "online": true,
              "last_seen": "2026-01-02T01:59:00Z"},
         ]);
-        let staged = json!({"state": "staged", "shown": false, "staged_in": 2, "confirmed_by": 0, "cut_off": missing});
+        let since = "2026-01-01T02:00:00Z";
+        let staged = json!({"state": "staged", "shown": false, "staged_in": 2, "since": since, "confirmed_by": 0,
+                            "cut_off": missing});
         let lines = advice(&status(&staged), now);
         assert_eq!(
             lines,
@@ -244,10 +247,12 @@ mod tests {
             waits[0].0,
             "the staged key sha256/b waits to be confirmed by gw-1 (never seen), gw-2 (online) and 1 other"
         );
-        let confirmed = json!({"state": "staged", "shown": false, "staged_in": 2});
+        let confirmed = json!({"state": "staged", "shown": false, "staged_in": 2, "since": since});
         let waits = waiting(&status(&confirmed), now);
         assert_eq!(waits[0].1, "viworks pin promote sha256/b");
         assert!(waiting(&status(&json!({})), now).is_empty());
+        let configured = json!({"state": "staged", "shown": false, "cut_off": missing});
+        assert!(waiting(&status(&configured), now).is_empty());
         let lines = advice(&status(&confirmed), now);
         assert_eq!(lines, ["viworks pin promote sha256/b   cuts nobody off"]);
         let before = json!({"shown": false});
