@@ -147,8 +147,8 @@ pub struct Giving {
     known: watch::Receiver<Arc<Authorities>>,
     /// Whether the gateway takes them.
     takes: bool,
-    /// Whether it was given any.
-    gave: bool,
+    /// How often it was given some and has not reported of them.
+    unreported: u32,
 }
 
 impl Giving {
@@ -173,7 +173,7 @@ impl Giving {
             session_id,
             known,
             takes,
-            gave: false,
+            unreported: 0,
         }
     }
 
@@ -187,16 +187,21 @@ impl Giving {
     /// The bundle to give now.
     pub fn bundle(&mut self) -> Option<String> {
         let bundle = self.known.borrow_and_update().bundle().map(str::to_owned);
-        self.gave |= bundle.is_some();
+        self.unreported = self.unreported.saturating_add(u32::from(bundle.is_some()));
         bundle
     }
 
-    /// Notes which bundle the gateway has, by its digest. `false` when it was given none that it could report of.
-    pub fn reported(&self, digest: &str) -> bool {
+    /// Notes which bundle the gateway has, by its digest. `false` when it was given none that it could report of: it
+    /// reports no more often than it is given some, and nothing else bounds that.
+    pub fn reported(&mut self, digest: &str) -> bool {
+        let Some(left) = self.unreported.checked_sub(1) else {
+            return false;
+        };
+        self.unreported = left;
         if let Some(standing) = self.trust.lock().get_mut(&self.session_id) {
             standing.has = Some(digest.to_owned());
         }
-        self.gave
+        true
     }
 }
 
@@ -271,6 +276,7 @@ mod tests {
         assert!(!able.reported(old.digest()), "it was given none");
         assert!(able.bundle().is_some());
         assert!(able.reported(old.digest()));
+        assert!(!able.reported(old.digest()), "once for each");
         assert_eq!(lacking(), ["gw-2"]);
         let new = Arc::new(Authorities::of(&[authority(), authority()]));
         trust.give(&new);

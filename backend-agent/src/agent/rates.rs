@@ -39,6 +39,8 @@ const ALLOWANCE_MAX: u32 = 65_536;
 const CONTROL_BURST: u32 = 64;
 /// How many of them may come in a heartbeat interval, in the long run.
 const CONTROL_PER_HEARTBEAT: u128 = 8;
+/// How many of them a session may begin with.
+const SAID_AT_START: u32 = 4;
 
 /// What a gateway has left.
 #[derive(Debug, Default)]
@@ -70,6 +72,8 @@ impl Rates {
 pub struct Pace {
     rates: Arc<Mutex<Rates>>,
     control: Quota,
+    /// How long one more of what `control` bounds takes to be allowed.
+    pause: Duration,
 }
 
 impl Pace {
@@ -80,7 +84,11 @@ impl Pace {
             per_minute: u32::try_from(per_minute).unwrap_or(u32::MAX),
             burst: CONTROL_BURST,
         };
-        Self { rates, control }
+        Self {
+            rates,
+            pause: Duration::from_secs(60) / control.per_minute.max(1),
+            control,
+        }
     }
 
     /// A command is offered: its gateway will have something to say.
@@ -108,8 +116,12 @@ impl Pace {
             | BackendEvent::ProbeAnswered { .. }
             | BackendEvent::PinReport(_)
             | BackendEvent::KeyReported(_)
-            | BackendEvent::TrustReported(_)
-            | BackendEvent::Event(_) => allowed(self.rates().controls.take(self.control, now)),
+            | BackendEvent::Event(_) => {
+                allowed(self.rates().controls.take(self.control, now)).map_err(|next| {
+                    // Whoever came back for the next one alone would be thrown out again by the one behind it.
+                    next.saturating_add(self.pause * (SAID_AT_START - 1))
+                })
+            }
             BackendEvent::Catalogue(_) => allowed(self.rates().catalogues.take(CATALOGUES, now)),
             BackendEvent::CertificateWanted(_) => {
                 allowed(self.rates().certificates.take(CERTIFICATES, now))
@@ -125,8 +137,9 @@ impl Pace {
                 }
                 allowed(rates.commands.take(COMMANDS, now))
             }
-            // Bounded by credit, or once in a session.
+            // Bounded by credit or by what the gateway was given, or once in a session.
             BackendEvent::Telemetry(_)
+            | BackendEvent::TrustReported(_)
             | BackendEvent::Output(_)
             | BackendEvent::Hello { .. }
             | BackendEvent::Confirmed { .. }
@@ -158,6 +171,21 @@ mod tests {
 
     fn at(seconds: u64) -> Monotonic {
         Monotonic::from_duration(Duration::from_secs(1_000 + seconds))
+    }
+
+    #[test]
+    fn whoever_comes_back_when_it_was_told_has_a_session() {
+        let report = BackendEvent::PinReport(PinReport { version: 1 });
+        let rates = Arc::<Mutex<Rates>>::default();
+        let session = || Pace::new(Arc::clone(&rates), HEARTBEATS);
+        let mut now = at(0);
+        for _session in 0..100 {
+            let refused = (0..1_000).find_map(|_| session().allow(&report, now).err());
+            now = now.saturating_add(refused.unwrap());
+            for _said in 0..SAID_AT_START {
+                assert_eq!(session().allow(&report, now), Ok(()));
+            }
+        }
     }
 
     #[test]
