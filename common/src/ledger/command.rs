@@ -63,6 +63,35 @@ pub struct Command {
 const REFUSED: &str = "the gateway refused it: ";
 
 impl Command {
+    /// One of a run for a gateway, before anything has happened to it: whether it may run twice, from when on it may be
+    /// offered, and until when it may start, for how long.
+    #[must_use]
+    pub const fn queued(
+        (command_id, run_id, agent_id): (CommandId, RunId, AgentId),
+        idempotent: bool,
+        available_at: Timestamp,
+        (deadline, timeout): (Timestamp, Duration),
+    ) -> Self {
+        Self {
+            command_id,
+            run_id,
+            agent_id,
+            state: CommandState::Queued,
+            idempotent,
+            attempt: 0,
+            available_at,
+            deadline,
+            timeout,
+            released_to: None,
+            released_at: None,
+            started_at: None,
+            cancel_requested: false,
+            has_result: false,
+            has_late_outcome: false,
+            reason: None,
+        }
+    }
+
     /// The last refusal of the moment, while nothing has come after it.
     fn refusal(&self) -> Option<&str> {
         let reason = self.reason.as_deref();

@@ -109,25 +109,15 @@ pub fn run(new: &NewRun, now: Timestamp, states: BTreeMap<CommandState, u64>, sk
 /// One of its commands before anything has happened to it.
 #[must_use]
 pub fn command(new: &NewRun, target: &NewCommand, now: Timestamp) -> Command {
-    Command {
-        command_id: target.command_id,
-        run_id: new.run_id,
-        agent_id: target.agent_id,
-        state: CommandState::Queued,
-        idempotent: target.idempotent,
-        attempt: 0,
-        // For every process at once, also for one whose reading of the line is a moment behind.
-        available_at: now.saturating_sub(TOGETHER.saturating_mul(2)),
-        deadline: new.deadline,
-        timeout: Duration::from_millis(target.timeout_ms),
-        released_to: None,
-        released_at: None,
-        started_at: None,
-        cancel_requested: false,
-        has_result: false,
-        has_late_outcome: false,
-        reason: None,
-    }
+    // For every process at once, also for one whose reading of the line is a moment behind.
+    let available_at = now.saturating_sub(TOGETHER.saturating_mul(2));
+    let timeout = Duration::from_millis(target.timeout_ms);
+    Command::queued(
+        (target.command_id, new.run_id, target.agent_id),
+        target.idempotent,
+        available_at,
+        (new.deadline, timeout),
+    )
 }
 
 /// What is sent of a command that was offered at its birth.

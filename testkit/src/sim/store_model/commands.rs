@@ -94,24 +94,8 @@ impl Tx<'_> {
         let row = &mut store.gateways.get_mut(&new.agent)?.row;
         let order = row.next_order;
         row.next_order += 1;
-        let facts = Facts {
-            command_id: new.id,
-            run_id: RunId::from_uuid(*new.id.as_uuid()),
-            agent_id: new.agent,
-            state: CommandState::Queued,
-            idempotent: new.idempotent,
-            attempt: 0,
-            available_at: now,
-            deadline: new.deadline,
-            timeout: TIME_LIMIT,
-            released_to: None,
-            released_at: None,
-            started_at: None,
-            cancel_requested: false,
-            has_result: false,
-            has_late_outcome: false,
-            reason: None,
-        };
+        let ids = (new.id, RunId::from_uuid(*new.id.as_uuid()), new.agent);
+        let facts = Facts::queued(ids, new.idempotent, now, (new.deadline, TIME_LIMIT));
         let born = place.and_then(|it| lease::at_birth(facts.clone(), order, it, scene, now));
         let command = Command {
             facts,

@@ -321,24 +321,9 @@ impl Backend {
         let find = |_agent| Some(&counters);
         let refused = judge([identity.agent], false, BOUNDS, find, waiting);
         assert_eq!(refused, Ok(BTreeSet::new()));
-        let command = Command {
-            command_id: id,
-            run_id: RunId::from_uuid(*id.as_uuid()),
-            agent_id: identity.agent,
-            state: CommandState::Queued,
-            idempotent,
-            attempt: 0,
-            available_at: now,
-            deadline: now.saturating_add(DEADLINE),
-            timeout: DAY,
-            released_to: None,
-            released_at: None,
-            started_at: None,
-            cancel_requested: false,
-            has_result: false,
-            has_late_outcome: false,
-            reason: None,
-        };
+        let ids = (id, RunId::from_uuid(*id.as_uuid()), identity.agent);
+        let deadline = now.saturating_add(DEADLINE);
+        let command = Command::queued(ids, idempotent, now, (deadline, DAY));
         identity.open.insert(identity.row.next_order, command);
         identity.row.next_order += 1;
         self.answers.insert(id, Vec::new());
