@@ -24,11 +24,15 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Notes a commit of so many short writes that changed something.
-    pub(super) fn short(&mut self, writes: usize, now: Monotonic) {
+    /// Notes a commit of so many short writes that changed something, and whether bulk waits meanwhile.
+    pub(super) fn short(&mut self, writes: usize, bulk_waits: bool, now: Monotonic) {
         self.turn(now);
         self.current = self.current.saturating_add(writes);
-        self.in_a_row = self.in_a_row.saturating_add(1);
+        self.in_a_row = if bulk_waits {
+            self.in_a_row.saturating_add(1)
+        } else {
+            0
+        };
     }
 
     /// Notes that bulk was written, begun at `begun`.
@@ -80,10 +84,10 @@ mod tests {
     #[test]
     fn bulk_rests_only_while_others_write() {
         let mut pace = Pace::default();
-        pace.short(1, at(0));
+        pace.short(1, true, at(0));
         pace.bulk(at(1), at(11));
         assert_eq!(pace.rest_until(), at(11));
-        pace.short(BUSY_FROM, at(20));
+        pace.short(BUSY_FROM, true, at(20));
         assert!(pace.is_busy(at(20)));
         pace.bulk(at(30), at(40));
         assert_eq!(pace.rest_until(), at(60));
@@ -95,10 +99,15 @@ mod tests {
         let mut pace = Pace::default();
         for _ in 0..IN_A_ROW_MAX {
             assert!(!pace.is_bulk_due());
-            pace.short(1, at(0));
+            pace.short(1, true, at(0));
         }
         assert!(pace.is_bulk_due());
         pace.bulk(at(0), at(1));
+        assert!(!pace.is_bulk_due());
+        // What was written while none waited passed nobody over.
+        for _ in 0..IN_A_ROW_MAX {
+            pace.short(1, false, at(2));
+        }
         assert!(!pace.is_bulk_due());
     }
 }

@@ -217,7 +217,8 @@ impl Writer {
         // What only looks whether there is something to do, as upkeep does each second, keeps bulk from nothing.
         let changed = self.connection.inner().total_changes() != before;
         let now = SystemClock.now();
-        self.pace.short(if changed { taken } else { 0 }, now);
+        let waits = !self.bulk.is_empty();
+        self.pace.short(if changed { taken } else { 0 }, waits, now);
         self.note_pace(now);
     }
 

@@ -49,9 +49,13 @@ DELETE FROM telemetry_refused_epochs WHERE tenant = :tenant AND agent_id = :agen
     SELECT spool_epoch FROM telemetry_refused_epochs WHERE tenant = :tenant AND agent_id = :agent_id
     ORDER BY refused_at DESC, spool_epoch LIMIT 1000000 OFFSET :kept)";
 
+/// Retention forgets a position before its gaps, so that a gap may be there whose spool epoch begins anew: it is one, and
+/// no reason to fail what others have stored in the same transaction.
 pub(super) const INSERT_GAP: &str = "\
 INSERT INTO telemetry_gaps (tenant, agent_id, spool_epoch, from_seq, to_seq, reason, stored_at)
-VALUES (:tenant, :agent_id, :spool_epoch, :from_seq, :to_seq, :reason, :now)";
+VALUES (:tenant, :agent_id, :spool_epoch, :from_seq, :to_seq, :reason, :now)
+ON CONFLICT (tenant, agent_id, spool_epoch, from_seq) DO UPDATE SET stored_at = excluded.stored_at,
+    to_seq = CASE WHEN telemetry_gaps.to_seq > excluded.to_seq THEN telemetry_gaps.to_seq ELSE excluded.to_seq END";
 
 pub(super) const COUNT_REFUSALS: &str = "\
 INSERT INTO telemetry_refusals (tenant, agent_id, spool_epoch, reason, records, first_at, last_at)
@@ -260,7 +264,7 @@ pub(super) fn settle_positions(
     if used != before {
         gathered::save_usage(tx, &[(agent_id, used)])?;
         let today = rollups::day_of(tx.now);
-        let first = (stored.day < today).then_some(today);
+        let first = (stored.day != today).then_some(today);
         rollups::mark(tx, agent_id, &first.into_iter().collect())?;
     }
     Ok(settled)

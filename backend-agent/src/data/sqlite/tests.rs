@@ -183,3 +183,28 @@ async fn hot_statements_use_their_indexes_and_sort_nothing() {
         );
     }
 }
+
+/// Retention forgets the position of a spool epoch before its gaps, and the gateway may begin it anew.
+#[tokio::test]
+async fn a_gap_that_is_there_already_fails_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = database(&folder).await;
+    let (_, sql) = statements::all()
+        .into_iter()
+        .find(|(name, _)| *name == "telemetry::INSERT_GAP")
+        .unwrap();
+    database.pragma_update(None, "foreign_keys", false).unwrap();
+    for (to_seq, now) in [(4, 1), (9, 2), (7, 3)] {
+        let named = rusqlite::named_params! {
+            ":tenant": "default", ":agent_id": "a", ":spool_epoch": "e", ":from_seq": 1, ":to_seq": to_seq,
+            ":reason": "spool_full", ":now": now,
+        };
+        database.execute(sql.sqlite, named).unwrap();
+    }
+    let found = database.query_row(
+        "SELECT count(*), max(to_seq) FROM telemetry_gaps",
+        [],
+        |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)),
+    );
+    assert_eq!(found.unwrap(), (1, 9));
+}

@@ -320,10 +320,10 @@ impl<'b> Gathered<'b> {
             .iter()
             .map(|row| rollups::day_of(row.observed_at));
         gateway.days.extend(days.filter(|day| *day != today));
-        gateway
-            .days
-            .extend((gateway.usage.day < today).then_some(today));
         if taken.usage != gateway.usage.today(now) {
+            // Of two backends one may be in the next day already.
+            let first = (gateway.usage.day != today).then_some(today);
+            gateway.days.extend(first);
             gateway.usage = taken.usage;
             gateway.used = true;
         }
