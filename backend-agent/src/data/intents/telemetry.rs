@@ -49,8 +49,8 @@ DELETE FROM telemetry_refused_epochs WHERE tenant = :tenant AND agent_id = :agen
     SELECT spool_epoch FROM telemetry_refused_epochs WHERE tenant = :tenant AND agent_id = :agent_id
     ORDER BY refused_at DESC, spool_epoch LIMIT 1000000 OFFSET :kept)";
 
-/// Retention forgets a position before its gaps, so that a gap may be there whose spool epoch begins anew: it is one, and
-/// no reason to fail what others have stored in the same transaction.
+/// Retention forgets a position before its gaps, so that a gap may be there whose spool epoch begins anew: it is one,
+/// and no reason to fail what others have stored in the same transaction.
 pub(super) const INSERT_GAP: &str = "\
 INSERT INTO telemetry_gaps (tenant, agent_id, spool_epoch, from_seq, to_seq, reason, stored_at)
 VALUES (:tenant, :agent_id, :spool_epoch, :from_seq, :to_seq, :reason, :now)
