@@ -2,13 +2,14 @@
 
 mod established;
 mod event;
+mod hello;
 
-use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::collections::VecDeque;
 
 pub use self::event::{BackendEvent, BackendSessionConfig};
 
 use self::established::{Established, Terms};
+use self::hello::{Deciding, Unread};
 use super::inbox::Inbox;
 use super::link::Link;
 use super::outbox;
@@ -16,8 +17,7 @@ use super::state::BackendState;
 use super::timer::{Timer, Timers};
 use super::{Closed, End, Misplaced, SendRefusal, cut};
 use crate::code::CloseCode;
-use crate::id::CommandId;
-use crate::key::{KeyCover, MasterKey, Schedule, SessionKeys};
+use crate::key::{KeyCover, SessionKeys};
 use crate::limits;
 use crate::time::Monotonic;
 use crate::wire::PackedBatch;
@@ -30,23 +30,6 @@ use crate::wire::message::{
 
 /// What a gateway is told whose HELLO does not prove its key; no more, because nobody proved to be that gateway.
 pub const HELLO_UNPROVED: &str = "HELLO is not made with this gateway's agent key";
-
-/// HELLO was verified.
-#[derive(Debug)]
-struct Deciding {
-    keys: SessionKeys,
-    cover: KeyCover,
-    /// Commands that already use up credit.
-    unreported: BTreeSet<CommandId>,
-}
-
-/// Why a first message is no HELLO.
-enum Unread {
-    /// Its sender has not proved anything: it only sees the connection close.
-    Unproved(CloseCode, String),
-    /// It is authentic and breaks a rule.
-    Malformed(Box<Deciding>, String),
-}
 
 /// The opening's second half: WELCOME is out, or CONFIRM was read as well.
 #[derive(Debug)]
@@ -409,8 +392,10 @@ impl BackendSession {
     }
 
     fn handle_hello(&mut self, bytes: &[u8], now: Monotonic) {
-        match self.read_hello(bytes, now) {
+        let age = now.saturating_since(self.challenged_at);
+        match hello::read(&self.config, &self.challenge, bytes, age) {
             Ok((deciding, version, event)) => {
+                self.of_the_other = deciding.of_the_other;
                 self.state = State::Deciding(deciding);
                 self.timers.clear(Timer::Opening);
                 if version < VERSION {
@@ -425,75 +410,17 @@ impl BackendSession {
                 );
                 self.events.push(event, bytes.len());
             }
-            Err(Unread::Unproved(code, reason)) => self.fail(code, &reason),
+            Err(Unread::Unproved(EnvelopeError::BadTag)) => {
+                self.unproved = true;
+                self.fail(EnvelopeError::BadTag.close_code(), HELLO_UNPROVED);
+            }
+            Err(Unread::Unproved(error)) => self.fail(error.close_code(), &error.to_string()),
             Err(Unread::Malformed(deciding, what)) => {
+                self.of_the_other = deciding.of_the_other;
                 self.state = State::Deciding(*deciding);
                 self.violated(&format!("HELLO is malformed: {what}"), now);
             }
         }
-    }
-
-    /// The keys of a session that is opened with the agent key of this generation.
-    fn schedule(&self, master: &MasterKey, key_generation: u8) -> Schedule {
-        let identity = &self.config.identity;
-        let key = master.agent_key(identity, u32::from(key_generation));
-        let (nonce, binding) = (&self.config.server_nonce, &self.config.binding);
-        Schedule::new(nonce, &key, identity.clone(), binding)
-    }
-
-    fn read_hello(
-        &mut self,
-        bytes: &[u8],
-        now: Monotonic,
-    ) -> Result<(Deciding, u8, BackendEvent), Unread> {
-        let refused =
-            |error: EnvelopeError| Unread::Unproved(error.close_code(), error.to_string());
-        let sealed = Sealed::new(bytes, Phase::Opening).map_err(refused)?;
-        let key_generation = sealed.claimed_key_generation();
-        let master = Arc::clone(&self.config.master);
-        let mut schedule = self.schedule(&master, key_generation);
-        let mut opened = sealed.open(&schedule.hello_key(&self.challenge), 1);
-        let is_foreign = matches!(opened, Err(EnvelopeError::BadTag));
-        if let Some(other) = master.other().filter(|_| is_foreign) {
-            let by_the_other = self.schedule(&other, key_generation);
-            let tried = sealed.open(&by_the_other.hello_key(&self.challenge), 1);
-            if tried.is_ok() {
-                self.of_the_other = true;
-                (schedule, opened) = (by_the_other, tried);
-            }
-        }
-        let opened = opened.map_err(|error| {
-            if error == EnvelopeError::BadTag {
-                self.unproved = true;
-                return Unread::Unproved(error.close_code(), HELLO_UNPROVED.to_owned());
-            }
-            refused(error)
-        })?;
-        let deciding = |unreported| Deciding {
-            keys: schedule.session_keys(&self.challenge, bytes),
-            cover: schedule.key_cover(&self.challenge, bytes),
-            unreported,
-        };
-        let malformed =
-            |what: &str| Unread::Malformed(Box::new(deciding(BTreeSet::new())), what.to_owned());
-        let (client_nonce, json) = opened
-            .body()
-            .split_first_chunk::<NONCE_BYTES>()
-            .ok_or_else(|| malformed("it is too short"))?;
-        let hello = match AgentMessage::decode(opened.kind(), json) {
-            Some(Ok(AgentMessage::Hello(hello))) => hello,
-            Some(Err(error)) => return Err(malformed(&error.to_string())),
-            Some(Ok(_)) | None => return Err(malformed("it is another message")),
-        };
-        let deciding = deciding(hello.unreported.iter().copied().collect());
-        let version = hello.version;
-        let event = BackendEvent::Hello {
-            hello: Box::new(hello),
-            client_nonce: *client_nonce,
-            key_generation,
-            challenge_age: now.saturating_since(self.challenged_at),
-        };
-        Ok((deciding, version, event))
     }
 
     /// Acts on a frame of `frame_bytes` bytes; what waits because of it is counted as it costs.
