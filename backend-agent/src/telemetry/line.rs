@@ -79,6 +79,34 @@ pub(super) struct Composed<T> {
     pub(super) ending: BTreeMap<u64, T>,
     /// Batches that turned out to be none.
     pub(super) malformed: Vec<(T, String)>,
+    /// What else there is room for.
+    left: Room,
+}
+
+impl<T> Composed<T> {
+    const fn new(room: Room) -> Self {
+        Self {
+            writes: Vec::new(),
+            numbers: Vec::new(),
+            ending: BTreeMap::new(),
+            malformed: Vec::new(),
+            left: room,
+        }
+    }
+
+    /// Whether there is nothing to be done.
+    pub(super) fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.malformed.is_empty()
+    }
+
+    /// Takes out what there is of a batch of which nothing more is to be stored; what was remembered of it, if it ends
+    /// here.
+    pub(super) fn give_up(&mut self, number: u64) -> Option<T> {
+        let mut numbers = self.numbers.iter();
+        self.writes.retain(|_write| numbers.next() != Some(&number));
+        self.numbers.retain(|other| *other != number);
+        self.ending.remove(&number)
+    }
 }
 
 /// The line.
@@ -144,19 +172,19 @@ impl<T> Line<T> {
     }
 
     /// Takes what fits into `room`, turn by turn.
-    pub(super) fn compose(&mut self, mut room: Room) -> Composed<T> {
-        let mut composed = Composed {
-            writes: Vec::new(),
-            numbers: Vec::new(),
-            ending: BTreeMap::new(),
-            malformed: Vec::new(),
-        };
-        while !room.is_used_up()
+    pub(super) fn compose(&mut self, room: Room) -> Composed<T> {
+        let mut composed = Composed::new(room);
+        self.top_up(&mut composed);
+        composed
+    }
+
+    /// Takes what still fits, turn by turn.
+    pub(super) fn top_up(&mut self, composed: &mut Composed<T>) {
+        while !composed.left.is_used_up()
             && let Some(agent_id) = self.next_turn()
         {
-            self.turn(agent_id, &mut room, &mut composed);
+            self.turn(agent_id, composed);
         }
-        composed
     }
 
     /// Whose turn it is; at the bound of unpacked batches that of a gateway which has one.
@@ -172,8 +200,8 @@ impl<T> Line<T> {
         self.turns.remove(position)
     }
 
-    fn turn(&mut self, agent_id: AgentId, room: &mut Room, composed: &mut Composed<T>) {
-        let mut own = TURN.min(*room);
+    fn turn(&mut self, agent_id: AgentId, composed: &mut Composed<T>) {
+        let mut own = TURN.min(composed.left);
         let Some(queue) = self.queues.get_mut(&agent_id) else {
             return;
         };
@@ -199,7 +227,7 @@ impl<T> Line<T> {
                     batch,
                 };
                 own.take(&write, bytes);
-                room.take(&write, bytes);
+                composed.left.take(&write, bytes);
                 composed.numbers.push(job.number);
                 composed.writes.push(write);
             }
@@ -361,5 +389,39 @@ mod tests {
         assert_eq!(line.give_up(agent(1), number), Some(1));
         assert_eq!((line.len(), line.open), (0, 0));
         assert!(line.compose(ROOM).writes.is_empty());
+    }
+
+    #[test]
+    fn what_was_taken_of_a_batch_goes_with_it_when_it_is_given_up() {
+        let mut line = Line::new();
+        push(&mut line, 1, 1, 300);
+        push(&mut line, 2, 1, 10);
+        let small = Room {
+            records: 100,
+            bytes: usize::MAX,
+        };
+        let number = line.compose(small).numbers[0];
+        let mut ahead = line.compose(ROOM);
+        assert_eq!(records(&ahead, 1).len(), 200);
+        assert_eq!(ahead.give_up(number), Some(1));
+        assert!(records(&ahead, 1).is_empty());
+        assert_eq!(records(&ahead, 2).len(), 10);
+        assert_eq!(ahead.numbers.len(), ahead.writes.len());
+        assert_eq!(ahead.give_up(number), None);
+    }
+
+    #[test]
+    fn what_comes_while_something_is_stored_goes_along_as_far_as_there_is_room() {
+        let mut line = Line::new();
+        push(&mut line, 1, 1, 300);
+        let mut composed = line.compose(Room {
+            records: 400,
+            bytes: usize::MAX,
+        });
+        push(&mut line, 2, 1, 300);
+        line.top_up(&mut composed);
+        assert_eq!(records(&composed, 1).len(), 300);
+        assert_eq!(records(&composed, 2).len(), 100);
+        assert_eq!(line.len(), 1);
     }
 }

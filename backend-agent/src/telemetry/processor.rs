@@ -206,8 +206,9 @@ impl Place {
 
 impl Worker {
     async fn run(mut self, mut received: mpsc::Receiver<Waiting<Note>>) {
+        let mut ahead: Option<Composed<Note>> = None;
         loop {
-            if self.line.len() == 0 {
+            if self.line.len() == 0 && ahead.is_none() {
                 let first = tokio::select! {
                     biased;
                     first = received.recv() => first,
@@ -220,25 +221,42 @@ impl Worker {
                 let Some(first) = first else { return };
                 self.collect(first, &mut received).await;
             }
-            while self.line.len() < LINE_BATCHES_MAX
-                && let Ok(next) = received.try_recv()
-            {
-                self.line.push(next);
-            }
             lock(&self.watch).look();
-            let room = if self.store.is_busy() {
+            let composed = self.compose(ahead.take(), &mut received);
+            let Some(next) = self.commit(composed, &mut received).await else {
+                return;
+            };
+            ahead = Some(next).filter(|next| !next.is_empty());
+        }
+    }
+
+    /// What is stored next: what was composed ahead, and what came since then as far as there is room.
+    fn compose(
+        &mut self,
+        ahead: Option<Composed<Note>>,
+        received: &mut mpsc::Receiver<Waiting<Note>>,
+    ) -> Composed<Note> {
+        while self.line.len() < LINE_BATCHES_MAX
+            && let Ok(next) = received.try_recv()
+        {
+            self.line.push(next);
+        }
+        let busy = self.store.is_busy();
+        let Some(mut composed) = ahead else {
+            return self.line.compose(if busy {
                 ROOM_BUSY
             } else {
                 Room {
                     records: self.config.rows_max,
                     bytes: BYTES_IDLE,
                 }
-            };
-            let composed = self.line.compose(room);
-            if !self.commit(composed).await {
-                return;
-            }
+            });
+        };
+        // Whoever writes by now does not wait for more than was taken before.
+        if !busy {
+            self.line.top_up(&mut composed);
         }
+        composed
     }
 
     /// Everything that comes within the time of coalescing, up to what is stored together.
@@ -263,19 +281,26 @@ impl Worker {
         }
     }
 
-    /// Commits, however long that takes. `false` when the backend stops before it worked.
-    async fn commit(&mut self, composed: Composed<Note>) -> bool {
+    /// Commits, however long that takes, and composes meanwhile what is next: neither the writer nor the unpacking waits
+    /// for the other. `None` when the backend stops before it worked.
+    async fn commit(
+        &mut self,
+        composed: Composed<Note>,
+        received: &mut mpsc::Receiver<Waiting<Note>>,
+    ) -> Option<Composed<Note>> {
         let Composed {
             writes,
             numbers,
             ending,
             malformed,
+            ..
         } = composed;
         for (note, reason) in malformed {
             tell(note, Answer::Malformed(reason));
         }
+        let mut ahead: Option<Composed<Note>> = None;
         if writes.is_empty() {
-            return true;
+            return Some(self.compose(ahead, received));
         }
         let of: Vec<_> = writes
             .iter()
@@ -283,19 +308,24 @@ impl Worker {
             .zip(numbers)
             .collect();
         let writes: Arc<[_]> = writes.into();
+        let (store, tenant) = (Arc::clone(&self.store), self.tenant.clone());
         let mut pause = RETRY.0;
         loop {
             let now = self.clock.line();
             // A clock that was set back does not make right gateways' records come from the future.
             let wall = self.clock.wall().max(now);
-            let stored = self
-                .store
-                .commit_telemetry(&self.tenant, Arc::clone(&writes), wall, now);
-            match stored.await {
+            let stored = store.commit_telemetry(&tenant, Arc::clone(&writes), wall, now);
+            // The first look at it hands it to the writer.
+            let (stored, ()) = tokio::join!(stored, async {
+                let taken = ahead.take();
+                ahead = Some(self.compose(taken, received));
+            });
+            match stored {
                 Ok(outcomes) => {
                     fault::point("telemetry.committed.before_acknowledgement");
-                    self.settle(of, outcomes, ending);
-                    return true;
+                    let mut next = ahead?;
+                    self.settle(of, outcomes, ending, &mut next);
+                    return Some(next);
                 }
                 Err(error) => {
                     self.metrics
@@ -310,7 +340,7 @@ impl Worker {
                 }
             }
             tokio::select! {
-                () = self.lifecycle.stopping() => return false,
+                () = self.lifecycle.stopping() => return None,
                 () = tokio::time::sleep(pause) => {}
             }
             pause = pause.saturating_mul(2).min(RETRY.1);
@@ -323,6 +353,7 @@ impl Worker {
         of: Vec<(AgentId, u64)>,
         outcomes: Vec<TelemetryOutcome>,
         mut ending: BTreeMap<u64, Note>,
+        ahead: &mut Composed<Note>,
     ) {
         let mut rows = 0;
         for ((agent_id, number), outcome) in of.into_iter().zip(outcomes) {
@@ -332,6 +363,7 @@ impl Worker {
                     self.metrics.telemetry_retimed.inc_by(commit.retimed);
                     let note = ending
                         .get_mut(&number)
+                        .or_else(|| ahead.ending.get_mut(&number))
                         .or_else(|| self.line.note(agent_id, number));
                     if let Some(note) = note {
                         lock(&self.watch).refused(agent_id, &note.gateway, &commit.refused);
@@ -339,10 +371,12 @@ impl Worker {
                     }
                 }
                 TelemetryOutcome::Fenced => {
-                    self.give_up(agent_id, number, &mut ending, || Answer::Fenced);
+                    let given_up = (&mut ending, &mut *ahead);
+                    self.give_up(agent_id, number, given_up, || Answer::Fenced);
                 }
                 TelemetryOutcome::Malformed(malformed) => {
-                    self.give_up(agent_id, number, &mut ending, || {
+                    let given_up = (&mut ending, &mut *ahead);
+                    self.give_up(agent_id, number, given_up, || {
                         Answer::Malformed(malformed.to_string())
                     });
                 }
@@ -366,12 +400,12 @@ impl Worker {
         &mut self,
         agent_id: AgentId,
         number: u64,
-        ending: &mut BTreeMap<u64, Note>,
+        (ending, ahead): (&mut BTreeMap<u64, Note>, &mut Composed<Note>),
         answer: impl FnOnce() -> Answer,
     ) {
-        let note = ending
-            .remove(&number)
-            .or_else(|| self.line.give_up(agent_id, number));
+        // Its last part may be composed already, and parts that are not its last as well.
+        let note = ending.remove(&number).or_else(|| ahead.give_up(number));
+        let note = note.or_else(|| self.line.give_up(agent_id, number));
         if let Some(note) = note {
             tell(note, answer());
         }
