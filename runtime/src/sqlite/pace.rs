@@ -5,7 +5,7 @@ use std::time::Duration;
 use viworks_common::time::Monotonic;
 
 /// The span over which short writes are counted.
-const WINDOW: Duration = Duration::from_millis(500);
+const WINDOW: Duration = Duration::from_millis(250);
 /// So many short writes that change something, within two windows, are more than the upkeep of an idle process.
 const BUSY_FROM: usize = 4;
 /// How long bulk rests after it was written while others write, in multiples of the time it took.

@@ -90,6 +90,8 @@ pub(super) struct Writer {
     pace: Pace,
     /// For how many batches each job gets a savepoint.
     careful: u32,
+    /// Jobs of this batch that changed something.
+    changing: usize,
 }
 
 /// For how many batches each job gets a savepoint of its own once one of them failed: a savepoint keeps a copy of every
@@ -131,6 +133,7 @@ impl Writer {
                     counters,
                     pace: Pace::default(),
                     careful: 0,
+                    changing: 0,
                 };
                 writer.run();
             }
@@ -212,13 +215,11 @@ impl Writer {
             .drain(..taken)
             .map(|(job, _place)| job)
             .collect();
-        let before = self.connection.inner().total_changes();
+        self.changing = 0;
         self.commit_together(batch);
-        // What only looks whether there is something to do, as upkeep does each second, keeps bulk from nothing.
-        let changed = self.connection.inner().total_changes() != before;
         let now = SystemClock.now();
         let waits = !self.bulk.is_empty();
-        self.pace.short(if changed { taken } else { 0 }, waits, now);
+        self.pace.short(self.changing, waits, now);
         self.note_pace(now);
     }
 
@@ -250,6 +251,7 @@ impl Writer {
                 return answer_all(batch, &fate);
             }
             self.roll_back();
+            self.changing = 0;
         }
         for job in batch {
             self.commit_alone(job);
@@ -259,10 +261,11 @@ impl Writer {
     /// Runs every job in the open transaction; answers how many of them have effects.
     fn run_together(&mut self, batch: &mut [Box<dyn Job>]) -> Result<usize, GivenUp> {
         if self.careful == 0 {
-            if batch.iter_mut().all(|job| job.run(&self.connection)) {
+            if batch.iter_mut().all(|job| self.run_job(job.as_mut())) {
                 return Ok(batch.len());
             }
             self.careful = CAREFUL_BATCHES;
+            self.changing = 0;
             self.roll_back();
             self.execute("BEGIN IMMEDIATE").map_err(|_error| GivenUp)?;
         }
@@ -271,12 +274,12 @@ impl Writer {
     }
 
     /// After some errors, a full database among them, SQLite rolls the whole transaction back by itself.
-    fn run_each(&self, batch: &mut [Box<dyn Job>]) -> Result<usize, GivenUp> {
+    fn run_each(&mut self, batch: &mut [Box<dyn Job>]) -> Result<usize, GivenUp> {
         let given_up = |_error| GivenUp;
         let mut kept = 0;
         for job in batch {
             self.execute("SAVEPOINT job").map_err(given_up)?;
-            let worked = job.run(&self.connection);
+            let worked = self.run_job(job.as_mut());
             if self.connection.inner().is_autocommit() {
                 return Err(GivenUp);
             }
@@ -290,11 +293,21 @@ impl Writer {
         Ok(kept)
     }
 
-    fn commit_alone(&self, mut job: Box<dyn Job>) {
+    /// Runs a job in the open transaction; answers whether it worked.
+    fn run_job(&mut self, job: &mut dyn Job) -> bool {
+        let changes = || self.connection.inner().total_changes();
+        let before = changes();
+        let worked = job.run(&self.connection);
+        // What only looks whether there is something to do, as upkeep does each second, keeps bulk from nothing.
+        self.changing += usize::from(changes() != before);
+        worked
+    }
+
+    fn commit_alone(&mut self, mut job: Box<dyn Job>) {
         if let Err(error) = self.execute("BEGIN IMMEDIATE") {
             return job.answer(Err(error));
         }
-        let fate = if job.run(&self.connection) {
+        let fate = if self.run_job(job.as_mut()) {
             let fate = self.commit();
             let kept = usize::from(fate.is_ok());
             self.counters.record(kept, 1 - kept);

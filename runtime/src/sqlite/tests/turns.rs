@@ -41,6 +41,22 @@ async fn writes_that_change_nothing_keep_nobody_from_writing_much() {
             .unwrap();
     }
     assert!(!database.counters().is_busy());
+    // Nor do looks that are committed together with a write.
+    let mut tasks = JoinSet::new();
+    let gate = hold_writer(&database, &mut tasks).await;
+    let looks = (0..20).map(|_look| execute(&database, "UPDATE item SET size = 1 WHERE id = 0"));
+    let looks = futures_util::future::join_all(looks);
+    let queued = async {
+        while database.queue_depth() < 21 {
+            tokio::task::yield_now().await;
+        }
+        gate.open();
+    };
+    let (looks, inserted, ()) =
+        tokio::join!(looks, insert(&database, "beside looks".to_owned()), queued);
+    looks.into_iter().collect::<Result<Vec<_>, _>>().unwrap();
+    inserted.unwrap();
+    assert!(!database.counters().is_busy());
     for number in 0..20 {
         insert(&database, format!("item {number}")).await.unwrap();
     }
