@@ -288,7 +288,8 @@ mod tests {
         trust.give(&new);
         assert_eq!(lacking(), ["gw-1", "gw-2"]);
         assert_eq!(able.bundle().as_deref(), new.bundle());
-        assert_eq!(trust.bundle().as_deref(), new.bundle(), "at the door as well");
+        let at_the_door = trust.bundle();
+        assert_eq!(at_the_door.as_deref(), new.bundle());
         assert!(able.reported(new.digest()));
         drop(earlier);
         assert!(lacking().is_empty());
