@@ -17,10 +17,12 @@ pub use configuration::{Home, configuration};
 pub use exchange::{
     AgentSecrets, BadSeal, CHALLENGE_TIME, CLOCK_OFF_MAX, EnrolmentAnswer, EnrolmentChallenge,
     EnrolmentRequest, Exchange, PATH, PROOF_HEADER, REQUEST_BYTES_MAX, RedeemRequest,
-    WireChallenge,
+    WireChallenge, clock_suits,
 };
 pub use identity_file::identity_file;
-pub use lapsed::{LapsedAnswer, LapsedExchange, LapsedRenewal, LapsedRequest, RENEW_PATH};
+pub use lapsed::{
+    GivenAuthorities, LapsedAnswer, LapsedExchange, LapsedRenewal, LapsedRequest, RENEW_PATH,
+};
 pub use naming::{NAME_PREFIX_BYTES_MAX, NameRule, NoName};
 pub use offline::{BadAnswerFile, answer_file, read_answer_file};
 pub use ticket::{

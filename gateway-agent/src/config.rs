@@ -308,7 +308,7 @@ fn read_outbound(section: &mut Section<'_>) -> OutboundConfig {
     let door_url = section.optional_url(
         "door_url",
         &["https"],
-        "The door of the backend, where another certificate is asked for when this gateway's own has ended while it was away. Written by enroll.",
+        "The door of the backend, where another certificate is asked for when this gateway's own has ended while it was away, and the authorities of the server's when they are not known here. Written by enroll.",
     );
     if let Some(url) = &door_url
         && door_place(url).is_none()

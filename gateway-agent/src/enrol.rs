@@ -289,6 +289,8 @@ impl From<DoorFailure> for EnrolError {
                 detail,
                 retry_after,
                 for_certain,
+                // Those of a new gateway are in its answer.
+                authorities: _,
             } => Self::Refused {
                 code,
                 detail,

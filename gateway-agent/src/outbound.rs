@@ -21,7 +21,6 @@ use crate::identity::Identity;
 use crate::journal::Journal;
 use crate::material::Material;
 use crate::renewal::Renewal;
-use crate::renewed::Origin;
 use crate::spool::Spool;
 use crate::status::{Failure, Status};
 
@@ -31,6 +30,7 @@ mod connection;
 pub mod dial;
 pub mod door;
 mod ending;
+pub mod errand;
 pub mod failure;
 pub mod lapsed;
 mod live;
@@ -45,6 +45,7 @@ pub mod security;
 use configured::Configured;
 use dial::Dialler;
 use ending::Ended;
+use errand::{Blame, Errand};
 use failure::DialFailure;
 use lapsed::{Asking, Lapsed, has_ended};
 use pins::Pins;
@@ -53,8 +54,8 @@ use security::Security;
 /// Within which time another certificate, or another agent key, is tried when one was refused.
 const ANOTHER_ONE: Duration = Duration::from_secs(5);
 
-/// Within which time a certificate is tried that the door issued.
-const ISSUED_AT_DOOR: Duration = Duration::from_secs(1);
+/// Within which time it is tried what the door gave: another certificate, or authorities.
+const GOT_AT_DOOR: Duration = Duration::from_secs(1);
 
 /// What the way out is made of.
 #[derive(Clone)]
@@ -63,7 +64,7 @@ pub struct Parts {
     pub credentials: Credentials,
     /// What becomes of the certificate.
     pub renewal: Renewal,
-    /// What becomes of it once it has ended.
+    /// What the door is asked for: another certificate, or the authorities of the server's.
     pub lapsed: Lapsed,
     /// Who the gateway is.
     pub identity: Arc<Identity>,
@@ -131,8 +132,7 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
             backoff = Backoff::with(settings);
         }
         let door_url = config.outbound.door_url.clone();
-        let mut is_disputed = false;
-        let (mut ended, is_of_the_certificate) = match dialled {
+        let (mut ended, blame) = match dialled {
             Ok(dialled) => {
                 // What ran while nobody listened is in the results.
                 while live.try_recv().is_ok() {}
@@ -146,48 +146,24 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
                     &mut live,
                 ))
                 .await;
-                let is_of_the_certificate = ended.is_of_the_certificate();
-                (ended, is_of_the_certificate)
+                let blame = Blame::of_session(&ended);
+                (ended, blame)
             }
-            Err(failure) => {
-                let wall = parts.clock.wall();
-                let life = (material.shown.not_before, material.shown.not_after);
-                let failure = failure.with_certificate(life, wall);
-                // The other end says that it has ended, and this clock does not.
-                is_disputed = matches!(failure, DialFailure::CertificateDisputed { .. });
-                let ended = Ended {
-                    class: failure.class(),
-                    cause: failure.to_string(),
-                    fix: failure.fix(),
-                    code: failure.code(),
-                    expected: false,
-                    confirmed_for: None,
-                    unproved: false,
-                };
-                let proved = material.shown.origin != Origin::Issued;
-                (ended, failure.is_of_the_certificate(proved))
-            }
+            Err(failure) => undialled(failure, &material, parts.clock.wall()),
         };
         if parts.lifecycle.is_stopping() {
             return;
         }
-        let over = material.shown.not_after < parts.clock.wall();
-        let is_refused = ended.code == Some(CloseCode::CertUntrusted);
-        if is_refused && over {
-            ended.fix = if door_url.is_some() {
-                failure::FROM_THE_DOOR
-            } else {
-                failure::RENEW
-            };
-        }
-        let has_lapsed = is_refused && (is_disputed || has_ended(&material, parts.clock.wall()));
+        let (wall, not_after) = (parts.clock.wall(), material.shown.not_after);
+        ended.fix = errand::fix(&ended, blame, not_after, wall, door_url.is_some());
+        let errand = blame.errand(ended.code, has_ended(&material, wall));
         // Without an address there is nobody to ask.
-        let door_url = door_url.filter(|_url| has_lapsed);
+        let at_door = door_url.as_deref().zip(errand);
         // Not one failure more of those that the pauses count: it is another certificate, or another key.
-        let delay = if shows_another(&ended, is_of_the_certificate, &material, &parts.credentials) {
+        let delay = if shows_another(&ended, blame.certificate, &material, &parts.credentials) {
             spread(ANOTHER_ONE)
-        } else if let Some(url) = &door_url {
-            let asked = ask_at_door(&parts, &material, url, &ended);
+        } else if let Some((url, errand)) = at_door {
+            let asked = ask_at_door(&parts, &material, url, errand, &ended);
             let asked = tokio::select! {
                 biased;
                 () = parts.lifecycle.stopping() => return,
@@ -195,7 +171,7 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
                 asked = Box::pin(asked) => asked,
             };
             match (asked, parts.lapsed.pause()) {
-                (true, _) => spread(ISSUED_AT_DOOR),
+                (true, _) => spread(GOT_AT_DOOR),
                 (false, Some(pause)) => next_delay(&ended, &mut backoff).min(pause),
                 (false, None) => next_delay(&ended, &mut backoff),
             }
@@ -216,8 +192,30 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
     }
 }
 
-/// Asks the door for another certificate, where that is time. True when there is one.
-async fn ask_at_door(parts: &Parts, material: &Material, url: &str, ended: &Ended) -> bool {
+/// An attempt that led to no connection, and what speaks against it.
+fn undialled(failure: DialFailure, material: &Material, wall: Timestamp) -> (Ended, Blame) {
+    let life = (material.shown.not_before, material.shown.not_after);
+    let failure = failure.with_certificate(life, wall);
+    let ended = Ended {
+        class: failure.class(),
+        cause: failure.to_string(),
+        fix: failure.fix(),
+        code: failure.code(),
+        expected: false,
+        confirmed_for: None,
+        unproved: false,
+    };
+    (ended, Blame::of_attempt(&failure, material))
+}
+
+/// Asks the door for what is missing, where that is time. True when it is there.
+async fn ask_at_door(
+    parts: &Parts,
+    material: &Material,
+    url: &str,
+    errand: Errand,
+    ended: &Ended,
+) -> bool {
     if parts.lapsed.pause().is_some() {
         return false;
     }
@@ -226,6 +224,7 @@ async fn ask_at_door(parts: &Parts, material: &Material, url: &str, ended: &Ende
     parts.status.failed(told(ended, wall), wall);
     let asking = Asking {
         url,
+        errand,
         pins: parts.pins.accepted().pins,
         material,
         credentials: &parts.credentials,

@@ -879,6 +879,17 @@ def check_vectors(path):
     assert digest == vectors["command_digest"] == command["digest"], "the digest of the command"
     catalogue = vectors["catalogue"]
     assert catalogue_digest(catalogue["commands"]) == catalogue["digest"], "the catalogue's digest"
+    door = vectors["door"]
+    prk = extract(bytes.fromhex(door["challenge"]), agent_key)
+    agent = lp(uuid.UUID(given["agent_id"]).bytes)
+    of_request = agent + lp(hashlib.sha256(door["request"].encode()).digest())
+    for label, fields, body, tag in (
+        (b"viworks/1 renew request", agent, "request", "request_proof"),
+        (b"viworks/1 renew answer", of_request, "answer", "answer_proof"),
+        (b"viworks/1 renew authorities", of_request, "authorities", "authorities_mac"),
+    ):
+        made = mac(expand(prk, lp(label) + fields), door[body].encode())
+        assert made.hex() == door[tag], tag
     say("the vectors are right")
 
 

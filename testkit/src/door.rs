@@ -1,17 +1,21 @@
-//! A machine at the door for new gateways that says whatever it is told to.
+//! A machine at the door for new gateways that says whatever it is told to, and a door that is none.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
 use rustls::pki_types::ServerName;
-use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use viworks_common::enrolment::{PATH, PROOF_HEADER};
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::lifecycle::Lifecycle;
+use viworks_runtime::tls;
 
 use crate::deployment::Deployment;
 use crate::rogue::config;
@@ -102,6 +106,80 @@ pub async fn ask_at(
     let (head, body) = answer.split_once("\r\n\r\n").context("there is no head")?;
     let status = head.split(' ').nth(1).context("there is no status")?;
     Ok((status.parse()?, serde_json::from_str(body)?))
+}
+
+/// Somebody who has the server's key, poses as the door, and gives authorities without having any gateway's key; ended
+/// when it is dropped.
+#[derive(Debug)]
+pub struct FalseDoor {
+    /// Where it listens.
+    pub url: String,
+    lifecycle: Lifecycle,
+}
+
+impl Drop for FalseDoor {
+    fn drop(&mut self) {
+        self.lifecycle.abort();
+    }
+}
+
+impl FalseDoor {
+    /// Listens with the certificate and key of the backend in `folder`, and gives this bundle, PEM.
+    ///
+    /// # Errors
+    /// When those cannot be used or nothing can be listened on.
+    pub async fn start(folder: &Path, bundle: &str) -> anyhow::Result<Self> {
+        let server = tls::Identity::load(&folder.join("server.crt"), &folder.join("server.key"))?;
+        let acceptor = TlsAcceptor::from(tls::open_server_config(server)?);
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("https://{}", listener.local_addr()?);
+        let refusal = json!({
+            "code": "not_lapsed",
+            "detail": "it is good",
+            "authorities": { "bundle": bundle, "mac": "07".repeat(32) },
+        });
+        let lifecycle = Lifecycle::new();
+        lifecycle.spawn("false door", async move {
+            while let Ok((stream, _address)) = listener.accept().await {
+                // One after the other; whoever hangs up in between is none of its business.
+                let refuse = refuse(&acceptor, stream, &refusal);
+                drop(timeout(PATIENCE, refuse).await);
+            }
+        });
+        Ok(Self { url, lifecycle })
+    }
+}
+
+/// Gives a challenge, and refuses whatever comes of it.
+async fn refuse(acceptor: &TlsAcceptor, stream: TcpStream, refusal: &Value) -> anyhow::Result<()> {
+    let mut stream = acceptor.accept(stream).await?;
+    let challenge = json!({ "challenge": "05".repeat(32), "time": SystemClock.wall() });
+    for (status, body) in [("200 OK", &challenge), ("409 Conflict", refusal)] {
+        read_request(&mut stream).await?;
+        let body = body.to_string();
+        let head = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await?;
+        stream.write_all(body.as_bytes()).await?;
+        stream.flush().await?;
+    }
+    Ok(stream.shutdown().await?)
+}
+
+/// Reads one request to its end.
+async fn read_request<S: AsyncRead + Unpin>(stream: &mut S) -> anyhow::Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await?);
+    }
+    let head = String::from_utf8(head)?.to_lowercase();
+    let length = head.split_once("content-length: ");
+    let length = length.and_then(|(_before, rest)| rest.split("\r\n").next());
+    let length: usize = length.context("there is no length")?.parse()?;
+    stream.read_exact(&mut vec![0; length]).await?;
+    Ok(())
 }
 
 impl Deployment {

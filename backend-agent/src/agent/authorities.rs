@@ -1,5 +1,5 @@
 //! The authorities that gateways are given over their sessions, so that they know another one before the server shows a
-//! certificate of it; and which connected gateways do not have them yet.
+//! certificate of it, and at the door, for those that were off meanwhile; and which connected gateways do not have them yet.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -110,6 +110,12 @@ impl Trust {
             }
             changes
         });
+    }
+
+    /// What is given at this moment, PEM; none where there are more than gateways take.
+    #[must_use]
+    pub fn bundle(&self) -> Option<String> {
+        self.current.borrow().bundle().map(str::to_owned)
     }
 
     /// Whether one authority is replacing another.
@@ -282,6 +288,8 @@ mod tests {
         trust.give(&new);
         assert_eq!(lacking(), ["gw-1", "gw-2"]);
         assert_eq!(able.bundle().as_deref(), new.bundle());
+        let at_the_door = trust.bundle();
+        assert_eq!(at_the_door.as_deref(), new.bundle());
         assert!(able.reported(new.digest()));
         drop(earlier);
         assert!(lacking().is_empty());

@@ -31,6 +31,7 @@ use super::quota::Buckets;
 use super::refusal::Refusal;
 use super::reissue::Reissues;
 use super::sign::sign;
+use crate::agent::authorities::Trust;
 use crate::command::unsure::{self, Unsure};
 use crate::data::{
     AnsweredChallenge, Foreseen, GatewayRef, NewCertificate, NewGateway, RedeemOutcome, Redemption,
@@ -105,13 +106,15 @@ struct Work<'a> {
 }
 
 impl Enrolment {
-    /// On this store, with tickets of this office; each of them redeemed so often a minute.
+    /// On this store, with tickets of this office, each of them redeemed so often a minute; gateways get the authorities
+    /// of `trust`.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
         tenant: Tenant,
         clock: Arc<Timeline>,
         office: TicketOffice,
+        trust: Arc<Trust>,
         per_minute: u32,
         ends: Ends,
     ) -> Self {
@@ -126,6 +129,7 @@ impl Enrolment {
                 tenant.clone(),
                 Arc::clone(&clock),
                 office.clone(),
+                trust,
             ),
             store,
             tenant,

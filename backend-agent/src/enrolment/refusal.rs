@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use viworks_common::enrolment::NoName;
+use viworks_common::enrolment::{GivenAuthorities, NoName};
 use viworks_common::human;
 use viworks_common::id::GatewayName;
 
@@ -25,6 +25,8 @@ pub(super) struct Refusal {
     pub(super) detail: String,
     /// When to come back, where that helps.
     pub(super) retry_after: Option<Duration>,
+    /// What a gateway gets all the same that has proved who it is.
+    pub(super) authorities: Option<Box<GivenAuthorities>>,
 }
 
 const NEW_ONE: &str = "ask for a new one (viworks ticket create)";
@@ -36,6 +38,7 @@ impl Refusal {
             code,
             detail: detail.into(),
             retry_after: None,
+            authorities: None,
         }
     }
 

@@ -1,5 +1,8 @@
 //! What a gateway is answered at the door whose certificate has ended: a certificate, and never a session.
 //!
+//! Beside that, and beside a refusal of one that is good, it gets the authorities of the server's certificate: one that
+//! was off while they were replaced comes for these alone.
+//!
 //! As with a ticket, the challenge shows by itself that it is one of ours, and the proof needs nothing but the master
 //! key: nothing is read for somebody who does not have the gateway's key, and all that is written of that is a bounded
 //! record of a gateway that there is.
@@ -14,7 +17,8 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use viworks_common::admission::{NotTheGateway, Shown};
 use viworks_common::enrolment::{
-    EnrolmentChallenge, LapsedAnswer, LapsedExchange, LapsedRenewal, LapsedRequest,
+    EnrolmentChallenge, GivenAuthorities, LapsedAnswer, LapsedExchange, LapsedRenewal,
+    LapsedRequest,
 };
 use viworks_common::id::{AgentId, GatewayName, Tenant, TicketId};
 use viworks_common::key::{Identity, MasterKey, Secret};
@@ -26,6 +30,7 @@ use super::office::{TicketError, TicketOffice};
 use super::quota::Buckets;
 use super::refusal::Refusal;
 use super::sign::sign;
+use crate::agent::authorities::Trust;
 use crate::data::{
     AnsweredChallenge, NewCertificate, RefusedReissue, Reissue, ReissueOutcome, ReissueRefusal,
     Store, StoreError, in_full,
@@ -90,6 +95,8 @@ pub(super) struct Reissues {
     tenant: Tenant,
     clock: Arc<Timeline>,
     office: TicketOffice,
+    /// The authorities that gateways are given.
+    trust: Arc<Trust>,
     challenges: Challenges,
     gateways: Buckets<AgentId>,
     /// One bucket for all that have proved nothing.
@@ -108,6 +115,7 @@ impl Reissues {
         tenant: Tenant,
         clock: Arc<Timeline>,
         office: TicketOffice,
+        trust: Arc<Trust>,
     ) -> Self {
         Self {
             challenges: Challenges::of_gateways(office.master(), &tenant),
@@ -118,6 +126,7 @@ impl Reissues {
             tenant,
             clock,
             office,
+            trust,
         }
     }
 
@@ -241,10 +250,12 @@ impl Reissues {
             None | Some(ReissueOutcome::Issued) => None,
             Some(ReissueOutcome::Before(pem)) => Some(pem),
             Some(ReissueOutcome::TooSoon(wait)) => {
-                return Err(self.refuse(proved, too_soon(wait), peer).await);
+                let refusal = self.beside(proved, too_soon(wait));
+                return Err(self.refuse(proved, refusal, peer).await);
             }
             Some(ReissueOutcome::Refused(refusal)) => {
-                return Err(self.refuse(proved, refused(refusal), peer).await);
+                let refusal = self.told(proved, refusal);
+                return Err(self.refuse(proved, refusal, peer).await);
             }
         };
         let known = self.store.certificate(&self.tenant, agent_id, &csr.spki);
@@ -268,6 +279,7 @@ impl Reissues {
         let answer = json(&LapsedAnswer {
             certificate: pem,
             not_after,
+            authorities: self.authorities(proved),
         });
         Ok(Answered {
             proof: Some(proved.exchange.authenticate(&proved.body, &answer)),
@@ -297,8 +309,32 @@ impl Reissues {
         match done.await.map_err(|error| failed(&error))? {
             ReissueOutcome::Issued => Ok((pem, "door_issued")),
             ReissueOutcome::Before(pem) => Ok((pem, "door_again")),
-            ReissueOutcome::TooSoon(wait) => Err(too_soon(wait)),
-            ReissueOutcome::Refused(refusal) => Err(refused(refusal)),
+            ReissueOutcome::TooSoon(wait) => Err(self.beside(proved, too_soon(wait))),
+            ReissueOutcome::Refused(refusal) => Err(self.told(proved, refusal)),
+        }
+    }
+
+    /// The authorities as this very request is answered with them.
+    fn authorities(&self, proved: &Proved) -> Option<GivenAuthorities> {
+        let bundle = self.trust.bundle()?;
+        Some(proved.exchange.give(&proved.body, bundle))
+    }
+
+    /// A refusal of a certificate alone: the authorities come with it.
+    fn beside(&self, proved: &Proved, refusal: Refusal) -> Refusal {
+        Refusal {
+            authorities: self.authorities(proved).map(Box::new),
+            ..refusal
+        }
+    }
+
+    /// What the gateway is told of a refusal. Whoever has a good certificate is this gateway in every way; nobody else
+    /// gets anything with a refusal.
+    fn told(&self, proved: &Proved, refusal: ReissueRefusal) -> Refusal {
+        if matches!(refusal, ReissueRefusal::NotLapsed(_)) {
+            self.beside(proved, refused(refusal))
+        } else {
+            refused(refusal)
         }
     }
 

@@ -21,12 +21,12 @@ use viworks_common::enrolment::{PATH, PROOF_HEADER, RENEW_PATH, REQUEST_BYTES_MA
 use viworks_common::places::network;
 use viworks_runtime::door::Seat;
 
-use super::answer::Answered;
+use super::answer::{Answered, json};
 use super::door::{Holder, Shared};
 use super::redeem::Asked;
 use super::refusal::Refusal;
 use super::reissue::{Asked as AskedAgain, NotRight};
-use crate::inbound::upgrade::problem_document;
+use crate::inbound::upgrade::problem_of;
 
 /// For the head of a request, and again for its body.
 const READ_TIME: Duration = Duration::from_secs(3);
@@ -128,6 +128,9 @@ impl<'a> Talk<'a> {
                 self.count(purpose, refusal.code);
                 let peer = self.peer;
                 let what = match purpose {
+                    Some(Purpose::Renew) if refusal.authorities.is_some() => {
+                        "a gateway got no certificate at the door, and the authorities of the server's"
+                    }
                     Some(Purpose::Renew) => "a gateway got no certificate at the door",
                     Some(Purpose::Enrol) | None => "a machine did not become a gateway",
                 };
@@ -277,10 +280,14 @@ fn problem(refusal: Refusal) -> Response<Full<Bytes>> {
         code,
         detail,
         retry_after,
+        authorities,
     } = refusal;
-    let body = problem_document(status, code, &detail);
+    let mut document = problem_of(status, code, &detail);
+    if let Some(authorities) = authorities {
+        document["authorities"] = serde_json::json!(authorities);
+    }
     let media_type = "application/problem+json";
-    let mut response = answer(status, media_type, body.into_bytes(), None);
+    let mut response = answer(status, media_type, json(&document), None);
     if let Some(after) = retry_after {
         let seconds = u64::try_from(after.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX);
         let headers = response.headers_mut();

@@ -223,19 +223,18 @@ fn offers(request: &Request<Incoming>, subprotocol: &str) -> bool {
 }
 
 /// A refusal as a gateway reads it: the body of `application/problem+json`, RFC 9457.
-pub(crate) fn problem_document(status: StatusCode, code: &str, detail: &str) -> String {
-    let document = serde_json::json!({
+pub(crate) fn problem_of(status: StatusCode, code: &str, detail: &str) -> serde_json::Value {
+    serde_json::json!({
         "type": format!("urn:viworks:problem:{code}"),
         "title": code.replace('_', " "),
         "status": status.as_u16(),
         "code": code,
         "detail": detail,
-    });
-    document.to_string()
+    })
 }
 
 fn problem(status: StatusCode, code: &str, detail: &str) -> Answer {
-    let body = problem_document(status, code, detail);
+    let body = problem_of(status, code, detail).to_string();
     let mut answer = Response::new(http_body_util::Either::Right(Full::from(body)));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();

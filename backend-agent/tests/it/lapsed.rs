@@ -13,8 +13,8 @@ use viworks_backend_agent::data::{Actor, NewTicket, Page, TicketBounds, TicketOu
 use viworks_backend_agent::pki::authority::Issued;
 use viworks_backend_agent::pki::issue::{Material, Office};
 use viworks_common::enrolment::{
-    EnrolmentChallenge, EnrolmentRequest, Exchange, LapsedExchange, LapsedRenewal, LapsedRequest,
-    NameRule, RENEW_PATH, RedeemRequest, WireChallenge,
+    EnrolmentChallenge, EnrolmentRequest, Exchange, GivenAuthorities, LapsedExchange,
+    LapsedRenewal, LapsedRequest, NameRule, RENEW_PATH, RedeemRequest, WireChallenge,
 };
 use viworks_common::id::{InstallId, Tenant, TicketId};
 use viworks_common::key::{AgentKey, Secret};
@@ -186,6 +186,9 @@ async fn whoever_is_not_that_gateway_gets_none_at_the_door() {
     let refused = |(status, said): (u16, Value)| {
         let code = said["code"].as_str().unwrap_or_default().to_owned();
         assert!(!said["detail"].as_str().unwrap_or_default().is_empty());
+        // Whoever has shown everything gets the authorities all the same, and nobody else does.
+        let has_authorities = said.get("authorities").is_some();
+        assert_eq!(has_authorities, code == "not_lapsed", "{said}");
         (status, code)
     };
     let no = |status: u16, code: &str| (status, code.to_owned());
@@ -225,6 +228,30 @@ async fn whoever_is_not_that_gateway_gets_none_at_the_door() {
     let made_up = WireChallenge([7; 32]);
     let answer = sent(&backend, &material, request(&material, made_up)).await;
     assert_eq!(refused(answer), no(409, "challenge"));
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn a_gateway_at_the_door_is_given_the_authorities_whatever_comes_of_its_certificate() {
+    let backend = backend().await;
+    let ended = backend.join_for("gw-1", SHORT).await;
+    let good = backend.join("gw-2").await;
+    for (material, outcome) in [(&ended, 200), (&ended, 200), (&good, 409)] {
+        let asks = request(material, challenge(&backend, material).await);
+        let key = AgentKey::new(material.agent_key.clone());
+        let exchange = LapsedExchange::new(&key, asks.agent_id, &asks.challenge);
+        let body = serde_json::to_vec(&LapsedRequest::Renew(asks)).unwrap();
+        let proof = exchange.prove(&body);
+        let (status, answer) = asked(&backend, material, &body, Some(&proof)).await;
+        assert_eq!(status, outcome, "{answer}");
+        let given = answer["authorities"].clone();
+        let given: GivenAuthorities = serde_json::from_value(given).unwrap();
+        let bundle = exchange.given(&body, &given).unwrap();
+        let certificate = |pem: &str| tls::one_certificate(pem.as_bytes()).unwrap();
+        assert_eq!(certificate(bundle), certificate(&material.authority));
+        // They are for this request of this gateway.
+        assert_eq!(exchange.given(b"another", &given), None);
+    }
     drop(backend.stop().await);
 }
 

@@ -27,6 +27,22 @@ pub const CHALLENGE_TIME: Duration = Duration::from_secs(60);
 /// How far a machine's clock may be off the backend's: beyond, certificates of today are not good by both.
 pub const CLOCK_OFF_MAX: Duration = Duration::from_secs(24 * 3_600);
 
+/// Whether a machine whose clock says `own` can get a session while the backend's says `backends`: certificates of
+/// today are good by both clocks, and the server's own, good for that long where it can be read, is good by this one
+/// unless it is not by the backend's either.
+#[must_use]
+pub fn clock_suits(
+    own: Timestamp,
+    backends: Timestamp,
+    good_for: Option<(Timestamp, Timestamp)>,
+) -> bool {
+    let off = own
+        .saturating_since(backends)
+        .max(backends.saturating_since(own));
+    let is_good = |clock| good_for.is_none_or(|(from, to)| from <= clock && clock <= to);
+    off <= CLOCK_OFF_MAX && (is_good(own) || !is_good(backends))
+}
+
 /// The random bytes of a challenge: 64 hexadecimal digits on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WireChallenge(pub [u8; KEY_BYTES]);

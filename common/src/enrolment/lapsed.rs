@@ -3,7 +3,8 @@
 //!
 //! As at enrolment, there are two requests: the first asks for a challenge, the second answers it with a header that
 //! has the MAC of exactly its bytes. The keys follow from the key that the gateway shares with the backend, and from
-//! the challenge. What is answered is a certificate, and never a session.
+//! the challenge. What is answered is a certificate, and never a session; beside it, and beside a refusal of one, a
+//! gateway that has proved who it is gets the authorities of the server's certificate, under a MAC of their own.
 
 use hkdf::Hkdf;
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,19 @@ pub struct LapsedAnswer {
     pub certificate: String,
     /// When it ends.
     pub not_after: Timestamp,
+    /// The authorities of the server's certificate, where the backend has some to give.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorities: Option<GivenAuthorities>,
+}
+
+/// The authorities of the server's certificate, as the door gives them: in an answer, and in the same field of a
+/// refusal, which has no other MAC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenAuthorities {
+    /// The certificates, PEM. Whoever has not verified them has no business with them.
+    bundle: String,
+    /// The MAC of exactly this text, 64 hexadecimal digits.
+    mac: String,
 }
 
 /// The keys of one such renewal, which follow from the key that both ends share and from the challenge.
@@ -87,6 +101,12 @@ impl LapsedExchange {
         expand(&self.prk, &info("viworks/1 renew answer", &fields))
     }
 
+    fn authorities_key(&self, request: &[u8]) -> Secret {
+        let digest = Sha256::digest(request);
+        let fields: [&[u8]; 2] = [self.agent_id.as_uuid().as_bytes(), digest.as_slice()];
+        expand(&self.prk, &info("viworks/1 renew authorities", &fields))
+    }
+
     /// The proof over the exact bytes of a request.
     #[must_use]
     pub fn prove(&self, request: &[u8]) -> String {
@@ -111,6 +131,25 @@ impl LapsedExchange {
     pub fn authenticates(&self, request: &[u8], answer: &[u8], header: &[u8]) -> bool {
         let tag = hex::decode(header);
         tag.is_ok_and(|tag| self.answer_key(request).verifies(&[answer], &tag))
+    }
+
+    /// The authorities as they are given in the answer to a request, or with its refusal.
+    #[must_use]
+    pub fn give(&self, request: &[u8], bundle: String) -> GivenAuthorities {
+        let mac = self.authorities_key(request).tag(&[bundle.as_bytes()]);
+        GivenAuthorities {
+            bundle,
+            mac: hex::encode(mac),
+        }
+    }
+
+    /// The bundle of authorities that came back for this request; none when it is not the backend's.
+    #[must_use]
+    pub fn given<'a>(&self, request: &[u8], given: &'a GivenAuthorities) -> Option<&'a str> {
+        let tag = hex::decode(&given.mac).ok()?;
+        let key = self.authorities_key(request);
+        let is_authentic = key.verifies(&[given.bundle.as_bytes()], &tag);
+        is_authentic.then_some(given.bundle.as_str())
     }
 }
 
@@ -159,6 +198,53 @@ mod tests {
         );
         assert_ne!(there.prove(b"request"), own.prove(b"request"));
         assert_ne!(there.authenticate(b"request", b"answer"), tag);
+    }
+
+    #[test]
+    fn authorities_belong_to_their_request_their_gateway_its_key_and_its_challenge() {
+        let own = exchange(1, 2, 3);
+        let given = own.give(b"request", "bundle".to_owned());
+        assert_eq!(own.given(b"request", &given), Some("bundle"));
+        assert_eq!(own.given(b"another", &given), None);
+        for other in [exchange(9, 2, 3), exchange(1, 9, 3), exchange(1, 2, 9)] {
+            assert_eq!(other.given(b"request", &given), None);
+        }
+        let mac = given.mac.as_str();
+        // Under the key of the answer, which has the same inputs, it would be another one.
+        let answer = own.authenticate(b"request", b"bundle");
+        assert_ne!(answer, mac);
+        for (bundle, mac) in [
+            ("another", mac),
+            ("bundle", answer.as_str()),
+            ("bundle", "00"),
+            ("bundle", ""),
+            ("bundle", "not hexadecimal"),
+            ("bundle", &mac[2..]),
+        ] {
+            let wrong = GivenAuthorities {
+                bundle: bundle.to_owned(),
+                mac: mac.to_owned(),
+            };
+            assert_eq!(own.given(b"request", &wrong), None, "{bundle} {mac}");
+        }
+    }
+
+    /// A backend of an earlier version gives none, and a gateway of one does not look at them.
+    #[test]
+    fn an_answer_is_read_without_authorities_and_with_fields_that_are_not_known() {
+        let earlier = r#"{"certificate":"PEM","not_after":"2027-01-15T08:00:00Z"}"#;
+        let read: LapsedAnswer = serde_json::from_str(earlier).unwrap();
+        assert_eq!(read.authorities, None);
+        assert_eq!(serde_json::to_string(&read).unwrap(), earlier);
+        let later = earlier.replacen('{', "{\"more\":1,", 1);
+        assert_eq!(serde_json::from_str::<LapsedAnswer>(&later).unwrap(), read);
+        let given = exchange(1, 2, 3).give(b"request", "bundle".to_owned());
+        let with = LapsedAnswer {
+            authorities: Some(given),
+            ..read
+        };
+        let text = serde_json::to_string(&with).unwrap();
+        assert_eq!(serde_json::from_str::<LapsedAnswer>(&text).unwrap(), with);
     }
 
     proptest! {

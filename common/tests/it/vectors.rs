@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use viworks_common::catalogue::{
     Argument, ArgumentType, CatalogueEntry, Risk, catalogue_digest, take_report_while,
 };
-use viworks_common::key::Secret;
+use viworks_common::enrolment::{LapsedExchange, WireChallenge};
+use viworks_common::key::{AgentKey, Secret};
 use viworks_common::wire::message::BackendMessage;
 
 use crate::support::*;
@@ -61,6 +62,25 @@ pub(crate) fn entries() -> Vec<CatalogueEntry> {
     ]
 }
 
+/// One exchange at the door, with stand-ins for its bodies: the proofs are over whatever bytes there are.
+fn at_the_door(agent_key: &AgentKey) -> Value {
+    let (request, answer) = (r#"{"step":"renew"}"#, r#"{"certificate":"PEM"}"#);
+    let bundle = "-----BEGIN CERTIFICATE-----\n";
+    let challenge = WireChallenge([0xc4; 32]);
+    let exchange = LapsedExchange::new(agent_key, identity().agent_id, &challenge);
+    let given = exchange.give(request.as_bytes(), bundle.to_owned());
+    let given = serde_json::to_value(given).unwrap();
+    json!({
+        "challenge": challenge,
+        "request": request,
+        "request_proof": exchange.prove(request.as_bytes()),
+        "answer": answer,
+        "answer_proof": exchange.authenticate(request.as_bytes(), answer.as_bytes()),
+        "authorities": given["bundle"],
+        "authorities_mac": given["mac"],
+    })
+}
+
 fn generated() -> Value {
     let mut pair = Pair::new();
     pair.pump();
@@ -100,6 +120,7 @@ fn generated() -> Value {
             "backend_to_agent": secret(&keys.backend_to_agent),
         },
         "command_digest": command(1).digest,
+        "door": at_the_door(&agent_key),
         "catalogue": {
             "commands": entries(),
             "digest": hex::encode(catalogue_digest(&entries())),

@@ -1,21 +1,24 @@
 //! The drill: the authority of the gateways' certificates is rotated. The old one and the new one are trusted at once,
-//! gateways learn it over their sessions and renew under it, the old one is taken away, and nobody is cut off. No
-//! file of a gateway is touched.
+//! gateways learn it over their sessions and renew under it, the old one is taken away, and nobody is cut off. A gateway
+//! that was off through all of it learns it at the door. No file of a gateway is touched.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose,
 };
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
+use viworks_common::pin::SpkiPin;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::door::FalseDoor;
 use viworks_testkit::process::eventually;
 use viworks_testkit::rogue::{Material, upgrade};
 
 use crate::causes::{renew, renew_of, status_where};
+use crate::lapsed::{audited, condition, in_haste, knowing, socket, with_door};
 use crate::renewals::renew_server;
 
 /// An authority: its certificate and its key, PEM.
@@ -178,4 +181,124 @@ async fn the_authority_is_rotated_while_both_are_trusted_and_nobody_is_cut_off()
     for gateway in &mut gateways {
         assert!(gateway.stop(Duration::from_secs(30)).await.success());
     }
+}
+
+/// A backend whose authority was replaced before any of these gateways was ever connected: its certificate, for the
+/// same key, is of the new one, and gateways' certificates are good by either.
+async fn replaced_meanwhile(names: &[&str]) -> (Deployment, Vec<PathBuf>) {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folders = names.iter().map(|name| system.issue(name)).collect();
+    let backend = system.path().join("backend");
+    let old = Authority::of(&backend);
+    Authority::create("the next authority").signs_beside(&backend, &[&old]);
+    let key = std::fs::read_to_string(backend.join("server.key")).unwrap();
+    let key = KeyPair::from_pem(&key).unwrap();
+    renew_server(&backend, &key, time::Duration::days(60));
+    system.start_backend(with_door()).await;
+    (system, folders)
+}
+
+fn last_failure<'a>(status: &'a Value, part: &str) -> &'a str {
+    status["connection"]["last_failure"][part]
+        .as_str()
+        .unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_was_off_while_the_authority_was_replaced_comes_back_by_itself() {
+    let (system, folders) = replaced_meanwhile(&["gw-1"]).await;
+    let folder = &folders[0];
+    let configured = std::fs::read(folder.join("ca.crt")).unwrap();
+    // Without the address of the door it is told what to do.
+    let mut gateway = system.start_gateway(folder, in_haste());
+    let socket = socket(folder);
+    let (status, _exit) = status_where("it is told", system.binaries(), &socket, |status| {
+        last_failure(status, "cause").contains("its authority is not known here")
+    })
+    .await;
+    assert!(last_failure(&status, "cause").contains("is pinned"));
+    let fix = last_failure(&status, "fix");
+    assert!(fix.contains("door_url") && fix.contains("ca_file"), "{fix}");
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+    assert!(!folder.join("state/authorities.pem").exists());
+
+    let mut gateway = system.start_gateway(folder, knowing(&system));
+    let (status, _exit) = status_where("it is back", system.binaries(), &socket, |status| {
+        status["connection"]["connected"] == true
+    })
+    .await;
+    assert_eq!(condition(&status, "authorities.door"), None, "{status:#}");
+    learned_both(folder).await;
+    answers(&system, &["gw-1"]).await;
+    let log = gateway.log();
+    assert!(log.contains("the door gave other authorities"), "{log}");
+    // It asked once, was given no certificate, and what is the operator's is as it was.
+    let action = "certificate.renew_at_door";
+    assert_eq!(audited(&system, action, "refused").await, 1);
+    assert_eq!(audited(&system, action, "done").await, 0);
+    assert_eq!(std::fs::read(folder.join("ca.crt")).unwrap(), configured);
+    assert!(!folder.join("state/renewal.pem").exists());
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+
+    // It has them from now on.
+    let mut gateway = system.start_gateway(folder, in_haste());
+    status_where("it is back again", system.binaries(), &socket, |status| {
+        status["connection"]["connected"] == true
+    })
+    .await;
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+    assert_eq!(audited(&system, action, "refused").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_not_pinned_is_asked_for_no_authority_and_a_false_door_gives_none() {
+    let (system, folders) = replaced_meanwhile(&["gw-1", "gw-2"]).await;
+    let [stranger, folder] = &folders[..] else {
+        panic!("there are two");
+    };
+    // One pins two other keys: to that one the backend is somebody else.
+    let path = stranger.join("gateway.toml");
+    let toml = std::fs::read_to_string(&path).unwrap();
+    let from = toml.find("pins = [").unwrap();
+    let to = from + toml[from..].find(']').unwrap();
+    let [one, other] = [[1; 32], [2; 32]].map(SpkiPin::from_digest);
+    let pins = format!(
+        "{}pins = [\"{one}\", \"{other}\"{}",
+        &toml[..from],
+        &toml[to..]
+    );
+    std::fs::write(&path, pins).unwrap();
+    let mut gateway = system.start_gateway(stranger, knowing(&system));
+    let own = socket(stranger);
+    let (status, _exit) = status_where("it is told", system.binaries(), &own, |status| {
+        last_failure(status, "cause").contains("is not pinned either")
+    })
+    .await;
+    let fix = last_failure(&status, "fix");
+    assert!(fix.contains("somebody else's server"), "{fix}");
+    assert_eq!(condition(&status, "authorities.door"), None, "{status:#}");
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+
+    // Somebody has the server's key and poses as the door: without the key that the gateway shares with the backend,
+    // its authorities are nobody's.
+    let rogue = Authority::create("nobody's authority");
+    let door = FalseDoor::start(&system.path().join("backend"), &rogue.certificate)
+        .await
+        .unwrap();
+    let start = in_haste().with("VIWORKS__OUTBOUND__DOOR_URL", &door.url);
+    let mut gateway = system.start_gateway(folder, start);
+    let own = socket(folder);
+    let (status, _exit) = status_where("it is told", system.binaries(), &own, |status| {
+        let told = condition(status, "authorities.door");
+        told.is_some_and(|told| told["cause"].to_string().contains("are not the backend's"))
+    })
+    .await;
+    assert_eq!(status["connection"]["connected"], false, "{status:#}");
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+
+    for folder in &folders {
+        assert!(!folder.join("state/authorities.pem").exists());
+    }
+    let action = "certificate.renew_at_door";
+    assert_eq!(audited(&system, action, "refused").await, 0);
 }

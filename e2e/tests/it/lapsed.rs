@@ -18,15 +18,19 @@ use crate::causes::{renew_of, status_where};
 /// answer that is nowhere, and with a certificate that was in no session.
 pub(crate) const DOOR_POINTS: [&str; 3] = ["door.asking", "door.answered", "door.kept"];
 
-fn with_door() -> Start {
+pub(crate) fn with_door() -> Start {
     Start::default().with("VIWORKS__ENROLMENT__LISTEN", "127.0.0.1:0")
 }
 
 /// A gateway that knows the door, which the first pauses of an attempt do not keep.
-fn knowing(system: &Deployment) -> Start {
+pub(crate) fn knowing(system: &Deployment) -> Start {
     let door = format!("https://{}", system.door_address());
+    in_haste().with("VIWORKS__OUTBOUND__DOOR_URL", door)
+}
+
+/// A gateway whose pauses are short.
+pub(crate) fn in_haste() -> Start {
     Start::default()
-        .with("VIWORKS__OUTBOUND__DOOR_URL", door)
         .with("VIWORKS__OUTBOUND__BACKOFF_MAX_MS", "300")
         .with("VIWORKS__OUTBOUND__UNPROVED_BACKOFF_BASE_MS", "500")
         .with("VIWORKS__OUTBOUND__PERMANENT_BACKOFF_MIN_MS", "500")
@@ -56,7 +60,7 @@ async fn long_away(binaries: &'static Binaries, names: &[&str]) -> (Deployment, 
     (system, folders)
 }
 
-fn socket(folder: &Path) -> PathBuf {
+pub(crate) fn socket(folder: &Path) -> PathBuf {
     folder.join("state/api.sock")
 }
 
@@ -70,12 +74,12 @@ async fn back(system: &Deployment, folder: &Path) -> Value {
     status
 }
 
-fn condition<'a>(status: &'a Value, name: &str) -> Option<&'a Value> {
+pub(crate) fn condition<'a>(status: &'a Value, name: &str) -> Option<&'a Value> {
     let listed = status["conditions"].as_array()?;
     listed.iter().find(|condition| condition["name"] == name)
 }
 
-async fn audited(system: &Deployment, action: &str, outcome: &str) -> usize {
+pub(crate) async fn audited(system: &Deployment, action: &str, outcome: &str) -> usize {
     let audit = system.get("/v1/audit?limit=200").await;
     let records = audit["items"].as_array().unwrap().iter();
     let own = records.filter(|record| record["action"] == action && record["outcome"] == outcome);

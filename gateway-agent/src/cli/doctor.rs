@@ -525,6 +525,8 @@ const fn step_of(failure: &DialFailure) -> &'static str {
         | DialFailure::PinMismatch { .. }
         | DialFailure::CertificateTime { .. }
         | DialFailure::CertificateName { .. }
+        | DialFailure::AuthorityUnknown { .. }
+        | DialFailure::Stranger { .. }
         | DialFailure::CertificateUntrusted { .. }
         | DialFailure::Tls { .. } => TLS,
         DialFailure::HttpStatus { .. }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use viworks_common::enrolment::{
-    CLOCK_OFF_MAX, EnrolmentAnswer, EnrolmentChallenge, EnrolmentRequest, Exchange, PATH,
-    RedeemRequest, Ticket, WireChallenge,
+    EnrolmentAnswer, EnrolmentChallenge, EnrolmentRequest, Exchange, PATH, RedeemRequest, Ticket,
+    WireChallenge, clock_suits,
 };
 use viworks_common::id::{GatewayName, InstallId};
 use viworks_common::pin::SpkiPin;
@@ -154,13 +154,11 @@ fn clock_is_right(
         own.saturating_since(backends),
         backends.saturating_since(own),
     );
-    let off = ahead.max(behind);
-    let is_good = |clock| good_for.is_none_or(|(from, to)| from <= clock && clock <= to);
-    if off <= CLOCK_OFF_MAX && (is_good(own) || !is_good(backends)) {
+    if clock_suits(own, backends, good_for) {
         return Ok(());
     }
     Err(EnrolError::Clock {
-        off,
+        off: ahead.max(behind),
         ahead: !ahead.is_zero(),
     })
 }

@@ -161,7 +161,10 @@ impl Dialler {
         let stream = timeout(limit, TlsConnector::from(config).connect(name, tcp))
             .await
             .map_err(|_elapsed| late(Step::Tls, limit))?
-            .map_err(|error| DialFailure::of_io(&error, Step::Tls))?;
+            .map_err(|error| match verifier.unchained() {
+                Some(unchained) => DialFailure::of_unchained(unchained),
+                None => DialFailure::of_io(&error, Step::Tls),
+            })?;
         // Resumption is off, so every handshake has gone through the verifier.
         let pin = verifier
             .seen()

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use viworks_common::enrolment::PROOF_HEADER;
+use viworks_common::enrolment::{GivenAuthorities, PROOF_HEADER};
 use viworks_common::pin::SpkiPin;
 use viworks_common::text;
 use viworks_common::time::Timestamp;
@@ -79,6 +79,8 @@ pub enum DoorFailure {
         retry_after: Option<Duration>,
         /// It knows that nothing came of it; otherwise only that it cannot say what did.
         for_certain: bool,
+        /// The authorities of the server's certificate, where it gives them all the same. Not verified yet.
+        authorities: Option<Box<GivenAuthorities>>,
     },
 }
 
@@ -216,6 +218,8 @@ impl Door {
 struct Said {
     code: String,
     detail: String,
+    #[serde(default)]
+    authorities: Option<Box<GivenAuthorities>>,
 }
 
 fn refused(status: u16, body: &[u8], after: Option<&str>) -> DoorFailure {
@@ -225,11 +229,16 @@ fn refused(status: u16, body: &[u8], after: Option<&str>) -> DoorFailure {
     // From 500 on something broke behind it, which may have been carried out before.
     let for_certain = status < 500;
     match serde_json::from_slice::<Said>(body) {
-        Ok(Said { code, detail }) => DoorFailure::Refused {
+        Ok(Said {
+            code,
+            detail,
+            authorities,
+        }) => DoorFailure::Refused {
             code: text::line(&code).into_owned(),
             detail: text::line(&detail).into_owned(),
             retry_after,
             for_certain,
+            authorities,
         },
         Err(_other) => DoorFailure::Refused {
             code: "http".to_owned(),
@@ -238,6 +247,7 @@ fn refused(status: u16, body: &[u8], after: Option<&str>) -> DoorFailure {
             ),
             retry_after,
             for_certain,
+            authorities: None,
         },
     }
 }

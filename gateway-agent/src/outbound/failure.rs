@@ -16,7 +16,7 @@ use viworks_common::text;
 use viworks_common::time::Timestamp;
 use viworks_common::wire::SUBPROTOCOL;
 
-use super::pinning::PinMismatch;
+use super::pinning::{PinMismatch, Unchained};
 
 /// The alert for a certificate that has ended, by the TLS library's name.
 const CERTIFICATE_EXPIRED: &str = "CertificateExpired";
@@ -29,6 +29,12 @@ pub(super) const RENEW: &str = "put a renewed certificate, and its key, where [i
 
 /// The same where the door is asked.
 pub(super) const FROM_THE_DOOR: &str = "this gateway asks the door of the backend for another certificate by itself ([outbound] door_url; the condition certificate.door says what came of it); or put a renewed one, and its key, where [identity] certificate_file and key_file point";
+
+/// What to do about an authority that is not known.
+pub(super) const ADD_AUTHORITY: &str = "if the authority of the backend's certificate was replaced, set [outbound] door_url to the address of the backend's door, and this gateway gets the new one by itself; or add that to the file that [outbound] ca_file names";
+
+/// The same where the door is asked.
+pub(super) const AUTHORITIES_FROM_THE_DOOR: &str = "this gateway asks the door of the backend for the authorities by itself ([outbound] door_url; the condition authorities.door says what came of it); or add the new one to the file that [outbound] ca_file names";
 
 /// A step of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,7 +127,27 @@ pub enum DialFailure {
         /// In words.
         reason: String,
     },
-    /// The server's certificate leads to another authority, or is otherwise bad.
+    /// The server's certificate is of an authority that is not known here, and names a pinned key: it says to be ours.
+    #[error(
+        "the server's certificate is not trusted: its authority is not known here, and its key {seen} is pinned ({reason})"
+    )]
+    AuthorityUnknown {
+        /// The key in its certificate.
+        seen: SpkiPin,
+        /// In words.
+        reason: String,
+    },
+    /// Neither the authority of the server's certificate nor its key is known here.
+    #[error(
+        "the server's certificate is not trusted: its authority is not known here, and its key {seen} is not pinned either ({reason})"
+    )]
+    Stranger {
+        /// The key in its certificate.
+        seen: SpkiPin,
+        /// In words.
+        reason: String,
+    },
+    /// The server's certificate is otherwise bad.
     #[error("the server's certificate is not trusted: {reason}")]
     CertificateUntrusted {
         /// In words.
@@ -293,6 +319,8 @@ impl DialFailure {
             | Self::PinMismatch { .. }
             | Self::CertificateTime { .. }
             | Self::CertificateName { .. }
+            | Self::AuthorityUnknown { .. }
+            | Self::Stranger { .. }
             | Self::CertificateUntrusted { .. }
             | Self::Subprotocol
             | Self::NotWebSocket { .. } => false,
@@ -319,6 +347,8 @@ impl DialFailure {
             | Self::PinMismatch { .. }
             | Self::CertificateTime { .. }
             | Self::CertificateName { .. }
+            | Self::AuthorityUnknown { .. }
+            | Self::Stranger { .. }
             | Self::CertificateUntrusted { .. }
             | Self::Tls { .. }
             | Self::HttpStatus { .. }
@@ -381,6 +411,10 @@ impl DialFailure {
             Self::CertificateName { .. } => {
                 "set [outbound] server_name to the name in the certificate, or have it issued for this host"
             }
+            Self::AuthorityUnknown { .. } => ADD_AUTHORITY,
+            Self::Stranger { .. } => {
+                "this is somebody else's server: check that [outbound] url leads to the backend, and that nothing in between ends TLS; where key and authority of the backend were replaced on purpose, set [outbound] pins and ca_file to those that it has now"
+            }
             Self::CertificateUntrusted { .. } => {
                 "check that [outbound] ca_file is the authority of the backend's certificate"
             }
@@ -422,6 +456,8 @@ impl DialFailure {
             | Self::CertificateDisputed { .. }
             | Self::CertificateTime { .. }
             | Self::CertificateName { .. }
+            | Self::AuthorityUnknown { .. }
+            | Self::Stranger { .. }
             | Self::CertificateUntrusted { .. }
             | Self::CertificateEnded { .. }
             | Self::Subprotocol => FailureClass::PermanentUnproved,
@@ -433,6 +469,21 @@ impl DialFailure {
             Self::HttpStatus { code, retry_after } => {
                 FailureClass::of_http_status(*code, *retry_after)
             }
+        }
+    }
+
+    /// What it means that the authority of a server's certificate is not known.
+    #[must_use]
+    pub(super) fn of_unchained(unchained: Unchained) -> Self {
+        let Unchained {
+            seen,
+            is_pinned,
+            reason,
+        } = unchained;
+        if is_pinned {
+            Self::AuthorityUnknown { seen, reason }
+        } else {
+            Self::Stranger { seen, reason }
         }
     }
 

@@ -1,12 +1,13 @@
-//! Another certificate from the door of the backend, for a gateway whose own has ended: it was away for longer than
-//! that lived, and gets no session to ask over.
+//! Another certificate from the door of the backend, for a gateway whose own has ended, and the authorities of the
+//! server's, for one that does not know them: it was away for longer than its certificate lived, or while they were
+//! replaced, and gets no session to ask over.
 //!
-//! The door gives a certificate for the key that the gateway has, and nothing else. It is kept as one that was issued
-//! over a session is, and tried by the next attempt to connect.
+//! The door gives a certificate for the key that the gateway has, and the authorities under a MAC of their own. They
+//! are kept as what comes over a session is, and tried by the next attempt to connect.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use rustls::pki_types::PrivateKeyDer;
 use tokio::time::sleep;
 use tracing::{info, warn};
 use viworks_common::enrolment::{
-    CLOCK_OFF_MAX, EnrolmentChallenge, LapsedAnswer, LapsedExchange, LapsedRenewal, LapsedRequest,
-    RENEW_PATH,
+    CLOCK_OFF_MAX, EnrolmentChallenge, GivenAuthorities, LapsedAnswer, LapsedExchange,
+    LapsedRenewal, LapsedRequest, RENEW_PATH, WireChallenge, clock_suits,
 };
 use viworks_common::human;
 use viworks_common::pin::SpkiPin;
@@ -28,21 +29,23 @@ use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::{fault, random};
 
 use super::door::{self, Door, DoorFailure};
+use super::errand::Errand;
 use crate::config::door_place;
 use crate::credentials::Credentials;
 use crate::identity::Identity;
 use crate::journal::Journal;
 use crate::material::{Material, Papers};
 use crate::renewed::{self, RenewedError, Wanted};
-
-/// The condition while the certificate has ended and there is no other one.
-pub const CONDITION: &str = "certificate.door";
+use crate::trust::{self, TrustRefusal};
 
 /// How long the disk may take for the file.
 const WRITE_TIME: Duration = Duration::from_secs(30);
 
 /// Within which time somebody asks: gateways that were switched on together do not come together.
 const SPREAD_MS: u64 = 2_000;
+
+/// The word of a backend that gives no certificate because the one that there is is good.
+const NOT_LAPSED: &str = "not_lapsed";
 
 /// A difference of clocks that is told beside what may come of it.
 const SKEW_TOLD: Duration = Duration::from_secs(60);
@@ -59,11 +62,16 @@ const FIX_KEY: &str =
 const FIX_STATE: &str =
     "see the room and the rights of the state folder; it is tried again by itself";
 const FIX_ANSWER: &str = "compare this machine's clock, and the backend's, with the right time, and look at the log of the backend; it is asked again by itself";
+const FIX_OTHERS: &str = "have the authority of the server's certificate given as well: put it beside the others into the file that client_ca_file in [agents] of the backend names; or add it to the file that [outbound] ca_file names here";
+const FIX_BY_HAND: &str =
+    "add the authority of the server's certificate to the file that [outbound] ca_file names";
 
 /// What is asked with.
 pub struct Asking<'a> {
     /// The door.
     pub url: &'a str,
+    /// What is asked for.
+    pub errand: Errand,
     /// The keys that it may show.
     pub pins: BTreeSet<SpkiPin>,
     /// The certificates and keys of the gateway.
@@ -97,6 +105,24 @@ impl Vain {
             is_of_the_agent_key: false,
         }
     }
+
+    fn disk() -> Self {
+        Self::here("the state folder does not answer".to_owned(), FIX_STATE)
+    }
+}
+
+impl From<TrustRefusal> for Vain {
+    fn from(refusal: TrustRefusal) -> Self {
+        let fix = match refusal {
+            TrustRefusal::NotKept(_) => FIX_STATE,
+            TrustRefusal::Unreadable
+            | TrustRefusal::Empty
+            | TrustRefusal::TooMany
+            | TrustRefusal::NotAnAuthority => FIX_BY_HAND,
+        };
+        let cause = format!("the authorities that it gave are not taken over: {refusal}");
+        Self::here(cause, fix)
+    }
 }
 
 impl From<DoorFailure> for Vain {
@@ -113,6 +139,7 @@ impl From<DoorFailure> for Vain {
                 detail,
                 retry_after,
                 for_certain,
+                authorities: _,
             } => Self {
                 // What the backend cannot do at the moment it can soon.
                 came: if *for_certain {
@@ -146,6 +173,22 @@ impl From<RenewedError> for Vain {
     }
 }
 
+/// Whether that is what was asked for: `is_other` when the authorities that came are others than those of before, none
+/// when none came.
+fn suffices(errand: Errand, is_other: Option<bool>) -> Result<(), Vain> {
+    match (errand, is_other) {
+        (Errand::Certificate, _) | (Errand::Authorities, Some(true)) => Ok(()),
+        (Errand::Authorities, Some(false)) => {
+            let cause = "those that it gives are here already";
+            Err(Vain::here(cause.to_owned(), FIX_OTHERS))
+        }
+        (Errand::Authorities, None) => {
+            let cause = "it gives none: the backend is of an earlier version, or has more than gateways take";
+            Err(Vain::here(cause.to_owned(), FIX_BY_HAND))
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     /// How often it was asked since the last session.
@@ -156,7 +199,8 @@ struct State {
     place: usize,
 }
 
-/// What becomes of a certificate that has ended. Clones share it.
+/// What becomes of a certificate that has ended, and of an authority that is not known. One set of pauses is kept for
+/// both. Clones share it.
 #[derive(Clone)]
 pub struct Lapsed {
     folder: PathBuf,
@@ -217,11 +261,49 @@ fn clocks_agree(not_after: Timestamp, own: Timestamp, backends: Timestamp) -> Re
     Ok(())
 }
 
+/// Refuses where no session would be opened by this clock, whatever is known of the server.
+fn clock_is_right(
+    own: Timestamp,
+    backends: Timestamp,
+    good_for: Option<(Timestamp, Timestamp)>,
+) -> Result<(), Vain> {
+    if clock_suits(own, backends, good_for) {
+        return Ok(());
+    }
+    let off = skew(own, backends).unwrap_or_else(|| "the clocks differ".to_owned());
+    let cause = format!("the server's certificate is not good by this machine's clock: {off}");
+    Err(Vain::here(cause, FIX_CLOCK))
+}
+
+/// Takes over the authorities that came for this request. True when they are others than those of before.
+async fn take_over(
+    folder: &Path,
+    exchange: &LapsedExchange,
+    request: &[u8],
+    given: &GivenAuthorities,
+) -> Result<bool, Vain> {
+    let Some(bundle) = exchange.given(request, given) else {
+        let cause = "the authorities that came are not the backend's";
+        return Err(Vain::here(cause.to_owned(), FIX_FORGED));
+    };
+    let (folder, bundle) = (folder.to_owned(), bundle.to_owned());
+    let take = move || trust::take(&folder, bundle.as_bytes()).outcome;
+    let taken = blocking::call("authorities", WRITE_TIME, take).await;
+    let taken = taken.map_err(|_unanswered| Vain::disk())?;
+    let is_new = taken?;
+    if is_new {
+        info!(
+            "the door gave other authorities of the server's certificate; the next attempt to connect accepts them"
+        );
+    }
+    Ok(is_new)
+}
+
 /// The pair of a private key. Only one that can be written as it is can stand beside another certificate.
 fn pair(key: &PrivateKeyDer<'_>) -> Result<KeyPair, Vain> {
     let other = || {
         let cause =
-            "the key of the certificate that ended is in another form than ECDSA P-256 in PKCS #8";
+            "the key of this gateway's certificate is in another form than ECDSA P-256 in PKCS #8";
         Vain::here(cause.to_owned(), FIX_KEY)
     };
     if !matches!(key, PrivateKeyDer::Pkcs8(_)) {
@@ -254,9 +336,11 @@ impl Lapsed {
         (!left.is_zero()).then_some(left)
     }
 
-    /// A session is confirmed: whichever certificate it is with, no other one is needed to come in.
+    /// A session is confirmed: whichever certificate it is with, no other one is needed to come in, and no authority.
     pub fn settle(&self) {
-        self.conditions.clear(CONDITION);
+        for errand in [Errand::Certificate, Errand::Authorities] {
+            self.conditions.clear(errand.condition());
+        }
         self.forget();
     }
 
@@ -265,7 +349,7 @@ impl Lapsed {
         *self.state() = State::default();
     }
 
-    /// Asks the door for another certificate. True when one was issued and kept.
+    /// Asks the door. True when what is asked for was given and is kept.
     pub async fn ask(&self, asking: &Asking<'_>) -> bool {
         let all = latest_first(asking.material);
         let place = self.state().place;
@@ -273,28 +357,26 @@ impl Lapsed {
         let Some(papers) = papers.cloned() else {
             return false;
         };
-        let ended = self.in_words(papers.not_after);
-        let url = asking.url;
-        let cause = format!("{ended}; asking the door at {url} for another one");
+        let (url, errand) = (asking.url, asking.errand);
+        let amiss = self.in_words(errand, papers.not_after);
+        let (condition, wanted) = (errand.condition(), errand.wanted());
+        let cause = format!("{amiss}; asking the door at {url} for {wanted}");
         self.conditions
-            .raise(CONDITION, Severity::Fail, &cause, FIX_WAIT);
+            .raise(condition, Severity::Fail, &cause, FIX_WAIT);
         sleep(Duration::from_millis(random::uniform(0..SPREAD_MS))).await;
         let came = self.ask_once(&papers, asking).await;
+        let came = came.and_then(|is_other| suffices(errand, is_other));
         let now = self.clock.now();
         let mut state = self.state();
         state.asked = state.asked.saturating_add(1);
         let random = u64::from_ne_bytes(random::bytes());
-        let vain = match came {
-            Ok(not_after) => {
-                // Where it is not taken either, nobody asks for one after the other.
-                let came = AtDoor::Refused(None);
-                state.from = now.saturating_add(pause_at_door(came, state.asked, random));
-                drop(state);
-                self.conditions.clear(CONDITION);
-                info!(%not_after, url, "the door issued another certificate; the next attempt to connect shows it");
-                return true;
-            }
-            Err(vain) => vain,
+        let Err(vain) = came else {
+            // Where it is not taken either, nobody asks for one after the other.
+            let came = AtDoor::Refused(None);
+            state.from = now.saturating_add(pause_at_door(came, state.asked, random));
+            drop(state);
+            self.conditions.clear(condition);
+            return true;
         };
         let pause = pause_at_door(vain.came, state.asked, random);
         state.from = now.saturating_add(pause);
@@ -312,17 +394,18 @@ impl Lapsed {
             );
         }
         let Vain { cause, fix, .. } = vain;
-        let again = human::span(pause);
-        let cause = format!(
-            "{ended}; the door at {url} gave no other one: {cause}; asking again in {again}"
-        );
+        let (again, missed) = (human::span(pause), errand.missed());
+        let cause =
+            format!("{amiss}; the door at {url} gave {missed}: {cause}; asking again in {again}");
         self.conditions
-            .raise(CONDITION, Severity::Fail, &cause, fix);
+            .raise(condition, Severity::Fail, &cause, fix);
         false
     }
 
-    fn in_words(&self, not_after: Timestamp) -> String {
-        if not_after < self.clock.wall() {
+    fn in_words(&self, errand: Errand, not_after: Timestamp) -> String {
+        if errand == Errand::Authorities {
+            "the server's certificate is of an authority that this gateway does not know".to_owned()
+        } else if not_after < self.clock.wall() {
             format!("this gateway's certificate ended at {not_after}")
         } else {
             format!(
@@ -331,9 +414,16 @@ impl Lapsed {
         }
     }
 
-    async fn ask_once(&self, papers: &Papers, asking: &Asking<'_>) -> Result<Timestamp, Vain> {
-        let agent_id = asking.material.name.agent_id;
-        let key = pair(&papers.tls.key)?;
+    /// Whether the authorities that came are others than those of before; none when none came.
+    async fn ask_once(&self, papers: &Papers, asking: &Asking<'_>) -> Result<Option<bool>, Vain> {
+        let (agent_id, errand) = (asking.material.name.agent_id, asking.errand);
+        let key = pair(&papers.tls.key).map_err(|vain| match errand {
+            Errand::Certificate => vain,
+            Errand::Authorities => Vain {
+                fix: FIX_BY_HAND,
+                ..vain
+            },
+        })?;
         let csr = renewed::request_for(&key)?;
         let (host, port) = door_place(asking.url).ok_or_else(|| {
             let cause = "that is no address of a door".to_owned();
@@ -342,33 +432,21 @@ impl Lapsed {
         let mut door = Door::open(asking.pins.clone(), &host, port).await?;
         let challenge = door::json(&LapsedRequest::Challenge { agent_id });
         let (answer, _proof) = door.post(RENEW_PATH, challenge, None).await?;
-        let unread = |reason: String| {
-            let cause =
-                format!("what it answers cannot be read ({reason}): it is of another version");
-            Vain::here(cause, FIX_REACH)
-        };
         let EnrolmentChallenge { challenge, time } = door::read(&answer).map_err(unread)?;
         let wall = self.clock.wall();
-        clocks_agree(papers.not_after, wall, time)?;
-        let meta = asking.journal.meta().await.map_err(|error| {
-            let cause = format!("the state of this gateway cannot be read: {error}");
-            Vain::here(cause, FIX_STATE)
-        })?;
-        let (epoch, token) = asking.identity.ratchet(&meta);
-        let version = env!("CARGO_PKG_VERSION").parse();
-        let request = door::json(&LapsedRequest::Renew(LapsedRenewal {
-            agent_id,
-            challenge,
-            csr,
-            key_generation: asking.material.key_generation,
-            epoch,
-            token,
-            agent_version: version.expect("the version of this program is one"),
-        }));
+        match errand {
+            Errand::Certificate => clocks_agree(papers.not_after, wall, time)?,
+            Errand::Authorities => clock_is_right(wall, time, door.good_for)?,
+        }
+        let request = request(asking, challenge, csr).await?;
         let exchange = LapsedExchange::new(&asking.material.key, agent_id, &challenge);
         let proof = exchange.prove(&request);
         fault::point("door.asking");
-        let (answer, proof) = door.post(RENEW_PATH, request.clone(), Some(proof)).await?;
+        let posted = door.post(RENEW_PATH, request.clone(), Some(proof)).await;
+        let (answer, proof) = match posted {
+            Ok(answered) => answered,
+            Err(failure) => return self.refused(failure, errand, &exchange, &request).await,
+        };
         fault::point("door.answered");
         if !proof.is_some_and(|proof| exchange.authenticates(&request, &answer, &proof)) {
             return Err(Vain::here(
@@ -376,7 +454,13 @@ impl Lapsed {
                 FIX_FORGED,
             ));
         }
-        let LapsedAnswer { certificate, .. } = door::read(&answer).map_err(unread)?;
+        let LapsedAnswer {
+            certificate,
+            authorities,
+            ..
+        } = door::read(&answer).map_err(unread)?;
+        let given = authorities.as_ref();
+        let is_other = self.take_beside(errand, &exchange, &request, given).await?;
         let wanted = Wanted {
             name: asking.material.name.clone(),
             trust_domain: asking.material.trust_domain.clone(),
@@ -385,86 +469,106 @@ impl Lapsed {
         let folder = self.folder.clone();
         let keep = move || renewed::keep_reissued(&folder, &wanted, wall, &certificate, &key);
         let kept = blocking::call("renewal", WRITE_TIME, keep).await;
-        let kept = kept.map_err(|_unanswered| {
-            Vain::here("the state folder does not answer".to_owned(), FIX_STATE)
-        })?;
-        Ok(kept?)
+        let kept = kept.map_err(|_unanswered| Vain::disk())?;
+        match (kept.map_err(Vain::from), errand) {
+            (Ok(not_after), _) => {
+                let url = asking.url;
+                info!(%not_after, url, "the door issued another certificate; the next attempt to connect shows it");
+            }
+            (Err(vain), Errand::Certificate) => return Err(vain),
+            // Nobody asked for one: most likely it is the one that is in use.
+            (Err(vain), Errand::Authorities) => {
+                let cause = vain.cause;
+                info!(
+                    cause,
+                    "the certificate that came with the authorities is left"
+                );
+            }
+        }
+        Ok(is_other)
     }
+
+    /// What comes of a refusal of a certificate: for a gateway that asks for the authorities, these may be all that it
+    /// needs.
+    async fn refused(
+        &self,
+        failure: DoorFailure,
+        errand: Errand,
+        exchange: &LapsedExchange,
+        request: &[u8],
+    ) -> Result<Option<bool>, Vain> {
+        let (mut given, mut is_good) = (None, false);
+        if let DoorFailure::Refused {
+            code, authorities, ..
+        } = &failure
+        {
+            given = authorities.as_deref();
+            is_good = code == NOT_LAPSED;
+        }
+        let is_other = self.take_beside(errand, exchange, request, given).await?;
+        // Nobody asked for a certificate where the one that there is is good.
+        if errand == Errand::Authorities && (is_other.is_some() || is_good) {
+            return Ok(is_other);
+        }
+        Err(failure.into())
+    }
+
+    /// Takes over the authorities that came beside an answer, or a refusal, where there are some. Whoever asked for a
+    /// certificate goes on without them.
+    async fn take_beside(
+        &self,
+        errand: Errand,
+        exchange: &LapsedExchange,
+        request: &[u8],
+        given: Option<&GivenAuthorities>,
+    ) -> Result<Option<bool>, Vain> {
+        let Some(given) = given else {
+            return Ok(None);
+        };
+        match (
+            take_over(&self.folder, exchange, request, given).await,
+            errand,
+        ) {
+            (Err(vain), Errand::Certificate) => {
+                let (cause, fix) = (vain.cause, vain.fix);
+                warn!(
+                    cause,
+                    fix, "the authorities that came with a certificate are left"
+                );
+                Ok(None)
+            }
+            (taken, Errand::Certificate | Errand::Authorities) => taken.map(Some),
+        }
+    }
+}
+
+fn unread(reason: String) -> Vain {
+    let cause = format!("what it answers cannot be read ({reason}): it is of another version");
+    Vain::here(cause, FIX_REACH)
+}
+
+/// The request, as it goes out.
+async fn request(
+    asking: &Asking<'_>,
+    challenge: WireChallenge,
+    csr: String,
+) -> Result<Vec<u8>, Vain> {
+    let meta = asking.journal.meta().await.map_err(|error| {
+        let cause = format!("the state of this gateway cannot be read: {error}");
+        Vain::here(cause, FIX_STATE)
+    })?;
+    let (epoch, token) = asking.identity.ratchet(&meta);
+    let version = env!("CARGO_PKG_VERSION").parse();
+    Ok(door::json(&LapsedRequest::Renew(LapsedRenewal {
+        agent_id: asking.material.name.agent_id,
+        challenge,
+        csr,
+        key_generation: asking.material.key_generation,
+        epoch,
+        token,
+        agent_version: version.expect("the version of this program is one"),
+    })))
 }
 
 #[cfg(test)]
-mod tests {
-    use rcgen::PKCS_ECDSA_P256_SHA256;
-
-    use super::*;
-
-    const HOUR: Duration = Duration::from_secs(3_600);
-
-    fn at(hours: u32) -> Timestamp {
-        Timestamp::from_unix_micros(1_790_000_000_000_000).saturating_add(HOUR * hours)
-    }
-
-    #[test]
-    fn a_clock_that_is_wrong_asks_for_nothing_and_is_told_by_how_much() {
-        // Ended by both.
-        assert!(clocks_agree(at(100), at(200), at(200)).is_ok());
-        assert!(clocks_agree(at(100), at(210), at(200)).is_ok());
-        // Only by the gateway's own, which is a year ahead.
-        let vain = clocks_agree(at(100), at(8_800), at(40)).unwrap_err();
-        assert!(vain.cause.contains("has not ended"), "{}", vain.cause);
-        assert!(vain.cause.contains("365 d"), "{}", vain.cause);
-        assert!(vain.cause.contains("ahead of the backend's"));
-        assert_eq!(vain.fix, FIX_CLOCK);
-        // Ended, and no certificate of today is good by this clock.
-        let vain = clocks_agree(at(100), at(10), at(200)).unwrap_err();
-        assert!(
-            vain.cause.contains("behind the backend's"),
-            "{}",
-            vain.cause
-        );
-        assert_eq!(vain.came, AtDoor::Refused(None));
-    }
-
-    #[test]
-    fn what_is_said_at_the_door_decides_when_it_is_asked_again_and_for_which_key() {
-        let refused = |code: &str, for_certain| {
-            Vain::from(DoorFailure::Refused {
-                code: code.to_owned(),
-                detail: "because".to_owned(),
-                retry_after: Some(HOUR),
-                for_certain,
-            })
-        };
-        assert_eq!(refused("revoked", true).came, AtDoor::Refused(Some(HOUR)));
-        assert_eq!(refused("unavailable", false).came, AtDoor::Unheard);
-        for (code, of_the_key) in [
-            ("retired_key", true),
-            ("unknown_key", true),
-            ("revoked", false),
-        ] {
-            assert_eq!(refused(code, true).is_of_the_key, of_the_key, "{code}");
-        }
-        for (code, of_the_agent_key) in [
-            ("bad_proof", true),
-            ("stale_agent_key", true),
-            ("bad_token", false),
-            ("retired_key", false),
-        ] {
-            let vain = refused(code, true);
-            assert_eq!(vain.is_of_the_agent_key, of_the_agent_key, "{code}");
-        }
-        let other = Vain::from(DoorFailure::OtherServer {
-            place: "door.test:8082".to_owned(),
-            seen: SpkiPin::from_digest([7; 32]),
-        });
-        assert_eq!((other.came, other.fix), (AtDoor::Unheard, FIX_PIN));
-    }
-
-    #[test]
-    fn the_key_of_a_certificate_can_be_written_beside_another_one() {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let der = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let read = pair(&der).unwrap_or_else(|vain| panic!("{}", vain.cause));
-        assert_eq!(read.serialize_der(), key.serialize_der());
-    }
-}
+mod tests;

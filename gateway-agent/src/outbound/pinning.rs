@@ -23,6 +23,33 @@ pub struct PinMismatch {
     pub seen: SpkiPin,
 }
 
+/// A server whose certificate is of an authority that is not known here. Nothing about it is proved yet, not even that
+/// it has the key of its certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unchained {
+    /// The key in its certificate.
+    pub seen: SpkiPin,
+    /// Whether that is one of the pinned ones.
+    pub is_pinned: bool,
+    /// What is wrong with its chain, in words.
+    pub reason: String,
+}
+
+/// Whether it is the authority alone that speaks against a chain: an unknown one, or one that has the name of a known
+/// one and another key.
+const fn is_of_the_authority(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)
+    )
+}
+
+fn key_of(end_entity: &CertificateDer<'_>) -> Result<SpkiPin, Error> {
+    let digest = tls::spki_sha256(end_entity)
+        .map_err(|_malformed| Error::InvalidCertificate(CertificateError::BadEncoding))?;
+    Ok(SpkiPin::from_digest(digest))
+}
+
 /// The keys that a server may have, and the one that it showed.
 #[derive(Debug)]
 struct PinnedKeys {
@@ -43,9 +70,7 @@ impl PinnedKeys {
     }
 
     fn check(&self, end_entity: &CertificateDer<'_>) -> Result<(), Error> {
-        let digest = tls::spki_sha256(end_entity)
-            .map_err(|_malformed| Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        let seen = SpkiPin::from_digest(digest);
+        let seen = key_of(end_entity)?;
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
         if self.pins.contains(&seen) {
             return Ok(());
@@ -60,6 +85,7 @@ impl PinnedKeys {
 pub struct PinVerifier {
     chain: Arc<WebPkiServerVerifier>,
     keys: PinnedKeys,
+    unchained: Mutex<Option<Unchained>>,
 }
 
 impl PinVerifier {
@@ -76,6 +102,7 @@ impl PinVerifier {
         Ok(Arc::new(Self {
             chain: WebPkiServerVerifier::builder_with_provider(roots, provider).build()?,
             keys: PinnedKeys::new(pins),
+            unchained: Mutex::default(),
         }))
     }
 
@@ -83,6 +110,30 @@ impl PinVerifier {
     #[must_use]
     pub fn seen(&self) -> Option<SpkiPin> {
         self.keys.seen()
+    }
+
+    /// What the server showed, where it was refused because of its authority. The handshake tells the other end the
+    /// cause as ever.
+    #[must_use]
+    pub fn unchained(&self) -> Option<Unchained> {
+        let unchained = self.unchained.lock();
+        unchained.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, end_entity: &CertificateDer<'_>, error: &Error) {
+        if !is_of_the_authority(error) {
+            return;
+        }
+        let noted = key_of(end_entity).ok().map(|seen| Unchained {
+            seen,
+            is_pinned: self.keys.pins.contains(&seen),
+            reason: error.to_string(),
+        });
+        let mut unchained = self
+            .unchained
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *unchained = noted;
     }
 }
 
@@ -101,7 +152,8 @@ impl ServerCertVerifier for PinVerifier {
             server_name,
             ocsp_response,
             now,
-        )?;
+        );
+        let verified = verified.inspect_err(|error| self.note(end_entity, error))?;
         self.keys.check(end_entity)?;
         Ok(verified)
     }

@@ -158,14 +158,24 @@ async fn a_good_chain_with_another_key_is_a_pin_mismatch_that_proves_nothing() {
 }
 
 #[tokio::test]
-async fn the_pinned_key_under_another_authority_is_not_trusted() {
+async fn the_pinned_key_under_another_authority_is_not_trusted_and_told_from_another_key() {
     let (world, stranger) = (world(), world());
-    let failure = fail(&world, &stranger, pin_of(&world.server), "").await;
+    let pin = pin_of(&world.server);
+    let failure = fail(&world, &stranger, pin, "").await;
     assert!(
-        matches!(failure, DialFailure::CertificateUntrusted { .. }),
+        matches!(failure, DialFailure::AuthorityUnknown { seen, .. } if seen == pin),
         "{failure:?}"
     );
     assert_eq!(failure.class(), FailureClass::PermanentUnproved);
+    assert!(failure.fix().contains("door_url"), "{}", failure.fix());
+    let other = SpkiPin::from_digest([7; 32]);
+    let failure = fail(&world, &stranger, other, "").await;
+    assert!(
+        matches!(failure, DialFailure::Stranger { seen, .. } if seen == pin),
+        "{failure:?}"
+    );
+    assert_eq!(failure.class(), FailureClass::PermanentUnproved);
+    assert!(!failure.fix().contains("door_url"), "{}", failure.fix());
 }
 
 #[tokio::test]
