@@ -432,7 +432,8 @@ impl Lapsed {
         let mut door = Door::open(asking.pins.clone(), &host, port).await?;
         let challenge = door::json(&LapsedRequest::Challenge { agent_id });
         let (answer, _proof) = door.post(RENEW_PATH, challenge, None).await?;
-        let EnrolmentChallenge { challenge, time } = door::read(&answer).map_err(unread)?;
+        let EnrolmentChallenge { challenge, time } =
+            door::read(&answer).map_err(|reason| unread(&reason))?;
         let wall = self.clock.wall();
         match errand {
             Errand::Certificate => clocks_agree(papers.not_after, wall, time)?,
@@ -458,7 +459,7 @@ impl Lapsed {
             certificate,
             authorities,
             ..
-        } = door::read(&answer).map_err(unread)?;
+        } = door::read(&answer).map_err(|reason| unread(&reason))?;
         let given = authorities.as_ref();
         let is_other = self.take_beside(errand, &exchange, &request, given).await?;
         let wanted = Wanted {
@@ -542,7 +543,7 @@ impl Lapsed {
     }
 }
 
-fn unread(reason: String) -> Vain {
+fn unread(reason: &str) -> Vain {
     let cause = format!("what it answers cannot be read ({reason}): it is of another version");
     Vain::here(cause, FIX_REACH)
 }

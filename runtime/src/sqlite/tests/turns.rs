@@ -45,7 +45,7 @@ async fn writes_that_change_nothing_keep_nobody_from_writing_much() {
     let mut tasks = JoinSet::new();
     let gate = hold_writer(&database, &mut tasks).await;
     let looks = (0..20).map(|_look| execute(&database, "UPDATE item SET size = 1 WHERE id = 0"));
-    let looks = futures_util::future::join_all(looks);
+    let looks = join_all(looks);
     let queued = async {
         while database.queue_depth() < 21 {
             tokio::task::yield_now().await;
