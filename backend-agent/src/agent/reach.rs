@@ -20,6 +20,9 @@ use crate::metrics::BackendMetrics;
 /// How often it is counted who has what.
 const TELL_EVERY: Duration = Duration::from_secs(20);
 
+/// How soon after others are given: whoever is connected has reported by then.
+const TELL_SOON: Duration = Duration::from_secs(2);
+
 /// How often it is said that the bundle is still given; often enough for one that no gateway has yet to be kept.
 const NOTE_EVERY: Duration = Duration::from_secs(200);
 const _: () = assert!(NOTE_EVERY.as_secs() * 2 < BUNDLE_KEPT_FOR.as_secs());
@@ -133,6 +136,9 @@ impl Reach {
                 );
             }
             self.tell().await;
+            if is_noted_now {
+                tells.reset_after(TELL_SOON);
+            }
         }
     }
 }
