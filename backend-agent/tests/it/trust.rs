@@ -63,7 +63,8 @@ async fn a_session_begins_with_the_authorities_where_the_gateway_takes_them() {
     report(&mut able, authorities.digest());
     able.round_trip().await;
     assert_eq!(has(&backend).await.as_deref(), Some(authorities.digest()));
-    let of_all = backend.store.authority_trust(&Tenant::default_tenant());
+    let tenant = Tenant::default_tenant();
+    let of_all = backend.store.authority_trust(&tenant);
     assert_eq!(
         of_all.await.unwrap().lacking(&authorities.ids()).gateways,
         1

@@ -30,7 +30,7 @@ impl Live {
             let reason = "authorities are reported that were not given";
             return self.line.refuse(refusal(CloseCode::BadEnvelope, reason));
         }
-        self.note_bundle(Some(&report.digest)).await;
+        self.note_bundle(Some(report.digest.as_str())).await;
         let (gateway, agent_id) = (&self.line.peer.name, self.holder.agent_id);
         let Some(refused) = &report.refused else {
             return debug!(%gateway, %agent_id, digest = report.digest, "the gateway has the authorities");
