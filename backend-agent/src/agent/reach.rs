@@ -33,9 +33,9 @@ const NAMED_MAX: usize = 5;
 /// The condition while one authority replaces another and a gateway does not have both.
 const GATEWAYS: &str = "trust.gateways";
 
-const FIX: &str = "show no server certificate of a new authority before this is gone; viworks authority status says who \
-                   they are: those that are off learn it when they connect, or revoke those that are gone; those of an \
-                   earlier version need it in their ca_file, by hand";
+const FIX: &str = "show no server certificate of a new authority before this is gone; viworks authority status \
+                   says who they are: those that are off learn it when they connect, or revoke those that are \
+                   gone; those of an earlier version need it in their ca_file, by hand";
 
 /// Watches how far the authorities have come.
 pub struct Reach {
