@@ -6,7 +6,8 @@ umask 077
 usage() {
   cat <<'TXT'
 usage: scripts/rotate_certificates.sh --config FILE --certificate FILE [--key FILE] [--ca FILE]
-         [--connect HOST:PORT] [--name NAME] [--unit UNIT | --pid PID] [--names-change] [--dry-run]
+         [--connect HOST:PORT] [--name NAME] [--unit UNIT | --pid PID] [--names-change]
+         [--force --reason TEXT] [--dry-run]
 
   --config FILE         the backend's configuration: it says which certificate, key, successor and address there are
   --certificate FILE    the new certificate, PEM, with those that lead to its root behind it
@@ -18,12 +19,16 @@ usage: scripts/rotate_certificates.sh --config FILE --certificate FILE [--key FI
                         ends the gateways' TLS, --unit nginx as well
   --pid PID             the process that gets SIGHUP instead
   --names-change        the new certificate may be for fewer names than the one in place
+  --force               another authority's certificate, whatever gateways lack that authority; needs --reason
+  --reason TEXT         why; it is said again with what was done
   --dry-run             checks everything, says what would be done, and does nothing
 
 Checked before anything is changed: that the key fits, that the certificate leads to that authority as a server's, that
 it is valid now, that it has the names of the one in place, and that gateways trust its key. They trust the key in place
 and the one of next_key_file. Where `viworks pin status` answers, that counts: another key has to be promoted there, or,
 as long as nobody took a step, be the one of next_key_file and confirmed by every gateway.
+A certificate that leads to another authority than the one in place is put there when `viworks authority status` says
+that every gateway has that authority, connected or not, and by --force otherwise.
 Then both files are kept beside themselves, replaced, the backend is reloaded and asked what it shows. When that is not
 the new certificate, the files of before are put back and the backend is reloaded again.
 
@@ -45,14 +50,15 @@ say() { printf '%s\n' "$1"; }
 readonly PATIENCE=15
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-config='' new='' new_key='' ca='' place='' name='' pid='' names_change='' dry_run=''
+config='' new='' new_key='' ca='' place='' name='' pid='' names_change='' dry_run='' force='' reason=''
 units=()
 while [ $# -gt 0 ]; do
   case "$1" in
     -h | --help) usage; exit 0 ;;
     --names-change) names_change=yes; shift; continue ;;
     --dry-run) dry_run=yes; shift; continue ;;
-    --config | --certificate | --key | --ca | --connect | --name | --unit | --pid) ;;
+    --force) force=yes; shift; continue ;;
+    --config | --certificate | --key | --ca | --connect | --name | --unit | --pid | --reason) ;;
     *) usage >&2; complain 2 "unknown argument $1" ;;
   esac
   [ $# -gt 1 ] || { usage >&2; complain 2 "$1 needs a value"; }
@@ -65,12 +71,14 @@ while [ $# -gt 0 ]; do
     --name) name=$2 ;;
     --unit) units+=("$2") ;;
     --pid) pid=$2 ;;
+    --reason) reason=$2 ;;
   esac
   shift 2
 done
 if [ -z "$config" ] || [ -z "$new" ]; then usage >&2; complain 2 'name --config and --certificate'; fi
 [ "${#units[@]}" -gt 0 ] || units=(viworks-backend-agent)
 [[ $pid =~ ^[0-9]*$ ]] || complain 2 "$pid is no process"
+[ -z "$force" ] || [[ $reason =~ [^[:space:]] ]] || complain 2 '--force needs --reason TEXT'
 for tool in openssl viworks-backend-agent timeout awk; do
   command -v "$tool" >/dev/null 2>&1 || complain 69 "$tool was not found"
 done
@@ -131,6 +139,73 @@ if [ -z "$names_change" ]; then
   missing=$(comm -23 <(subject_names "$certificate") <(subject_names "$new") | tr '\n' ' ')
   [ -z "$missing" ] || refuse "the new certificate is not for ${missing% }, which the one in place is for" \
     'have these names in it as well, or say that nothing dials them: --names-change'
+fi
+
+# Whether gateways know the authority that it leads to. Those that are known here are told from each other by the digest
+# of their certificates; a chain may lead to several of them, such as an intermediate and the root above it.
+apart=$(mktemp -d) || complain 6 'a folder for what is looked at cannot be made; nothing was changed'
+trap 'rm -rf -- "$apart"' EXIT
+awk -v folder="$apart" '
+  /^-----BEGIN CERTIFICATE-----/ { count += 1; inside = 1 }
+  inside { print > (folder "/" count ".pem") }
+  /^-----END CERTIFICATE-----/ { inside = 0; close(folder "/" count ".pem") }
+' "$ca"
+digest_of() { fingerprint "$1" | tr -d ':' | tr '[:upper:]' '[:lower:]'; }
+# The authorities that a certificate leads to. The one in place may have ended, and leads there all the same.
+leads_to() {
+  local one
+  for one in "$apart"/*.pem; do
+    [ -r "$one" ] || continue
+    ! openssl verify -partial_chain -no_check_time -purpose sslserver -CAfile "$one" -untrusted "$1" "$1" >/dev/null 2>&1 ||
+      digest_of "$one"
+  done | sort -u
+}
+leads_now=$(leads_to "$certificate") leads_then=$(leads_to "$new")
+rm -rf -- "$apart"
+trap - EXIT
+forced=''
+if ! comm -12 <(printf '%s\n' "$leads_now") <(printf '%s\n' "$leads_then") | grep -q .; then
+  authorities=''
+  if command -v viworks >/dev/null 2>&1; then
+    # It ends with 20 while somebody lacks one.
+    authorities=$(timeout "$PATIENCE" viworks authority status -o json 2>/dev/null) || true
+    grep -q '^ *"kind": "AuthorityStatus",$' <<<"$authorities" || authorities=''
+  fi
+  # What is told of one authority: how many have it, then the names of the first that do not.
+  told_of_authority() {
+    awk -v authority="$1" '
+      { sub(/^[ \t]+/, ""); sub(/,$/, "") }
+      /^"authority": / { here = ($0 == "\"authority\": \"" authority "\"") }
+      here && /^"(known_to|name)": / { sub(/^"[a-z_]+": /, ""); gsub(/"/, ""); print }
+    ' <<<"$authorities"
+  }
+  everyone=$(sed -n 's/^ *"gateways": \([0-9]*\),\{0,1\}$/\1/p' <<<"$authorities")
+  known='' cut_off=''
+  while read -r authority; do
+    [ -n "$authority" ] || continue
+    told_here=$(told_of_authority "$authority")
+    [ -n "$told_here" ] || continue
+    known=$(head -n 1 <<<"$told_here")
+    if [ "$known" = "$everyone" ]; then cut_off=''; break; fi
+    # The first five; the others are counted.
+    cut_off=$(sed -n '2,6p' <<<"$told_here" | paste -sd ' ' | sed 's/ /, /g')
+    [ $((everyone - known)) -le 5 ] || cut_off="$cut_off and $((everyone - known - 5)) more"
+  done <<<"$leads_then"
+  why='' fix=''
+  if [ -z "$authorities" ]; then
+    why='the new certificate leads to another authority than the one in place, and viworks authority status does not tell here which gateways know it'
+    fix='have viworks reach the backend from here (viworks context ls, pins:read), and come back'
+  elif [ -z "$known" ]; then
+    why='the new certificate leads to another authority than the one in place, which gateways are not given: each of them would refuse the server'
+    fix='put the certificate of that authority behind the others in client_ca_file, reload every backend, and come back when viworks authority status says that all gateways have it'
+  elif [ "$known" != "$everyone" ]; then
+    why="$known of $everyone gateways know the authority that the new certificate leads to so far, and each other one would refuse the server: $cut_off"
+    fix='viworks authority status says who they are and when they were connected: come back when each has it'
+  fi
+  if [ -n "$why" ]; then
+    [ -n "$force" ] || refuse "$why" "$fix, or accept that they are cut off: --force --reason TEXT"
+    forced=$why
+  fi
 fi
 
 # Whether gateways trust its key.
@@ -199,6 +274,7 @@ say "  new        $new_pin  $(openssl x509 -in "$new" -noout -enddate | sed 's/n
 if [ "$new_pin" = "$(pin "$key")" ]; then change_key=''; say "key          $key stays"; else change_key=yes; say "key          $key is replaced by that of $new_key"; fi
 if [ -n "$pid" ]; then say "reload       SIGHUP to $pid"; else say "reload       systemctl reload ${units[*]}"; fi
 say "look at      $place"
+[ -z "$forced" ] || say "forced       $forced ($reason)"
 if [ "$(fingerprint "$certificate")" = "$(fingerprint "$new")" ] && [ -z "$change_key" ]; then
   say 'the new certificate is in place already; nothing to do'
   exit 0

@@ -206,6 +206,18 @@ pub struct GatewayKey {
     pub takes_later: Option<bool>,
 }
 
+/// The bundle of authorities that a gateway has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GatewayAuthorities {
+    /// SHA-256 of it, 64 hexadecimal digits.
+    pub bundle: String,
+    /// Whether it is the one that gateways are given now.
+    pub current: bool,
+    /// Since when it has that.
+    pub since: Option<Timestamp>,
+}
+
 /// One gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -239,6 +251,9 @@ pub struct Gateway {
     /// The key that it shares with the backend, by its number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<GatewayKey>,
+    /// The authorities that it was given and has, by its last report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorities: Option<GatewayAuthorities>,
     /// Its labels.
     pub labels: Vec<Label>,
     /// When it was last heard.

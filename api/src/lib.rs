@@ -7,6 +7,7 @@
 
 mod apikey;
 mod audit;
+mod authority;
 mod catalogue;
 mod certificate;
 mod dead_letter;
@@ -24,6 +25,7 @@ mod ticket;
 
 pub use apikey::{ApiKey, ApiKeyCreated, ApiKeyList, ApiKeyRequest, ApiKeyStatus};
 pub use audit::{AuditList, AuditRecord};
+pub use authority::{Authority, AuthorityGateway, AuthorityStatus};
 pub use catalogue::{CatalogueCommand, CatalogueGateway, CatalogueList};
 pub use certificate::{
     CertificateList, CertificateRef, CertificateRevoked, CertificateState, GatewayCertificate,
@@ -32,10 +34,10 @@ pub use certificate::{
 pub use dead_letter::{DeadLetter, DeadLetterList, DeadLetterState};
 pub use event::{MissedOutput, RunEvent};
 pub use gateway::{
-    Fork, ForkEnd, ForkHolder, ForkList, ForkResolved, Gateway, GatewayKey, GatewayKeyRotated,
-    GatewayList, GatewayRef, GatewayRefusal, GatewayRevocation, GatewayRevoked, GatewaySession,
-    GatewaySpool, GatewayStatus, KeptBy, Label, LabelSource, NamedGateway, REASON_BYTES_MAX,
-    ResolveForkRequest, RevokeRequest,
+    Fork, ForkEnd, ForkHolder, ForkList, ForkResolved, Gateway, GatewayAuthorities, GatewayKey,
+    GatewayKeyRotated, GatewayList, GatewayRef, GatewayRefusal, GatewayRevocation, GatewayRevoked,
+    GatewaySession, GatewaySpool, GatewayStatus, KeptBy, Label, LabelSource, NamedGateway,
+    REASON_BYTES_MAX, ResolveForkRequest, RevokeRequest,
 };
 pub use health::{Health, HealthCheck, HealthPast, HealthStatus, NotReady, NotReadyStatus};
 pub use orphan::{OrphanList, OrphanResult};

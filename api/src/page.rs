@@ -24,6 +24,7 @@ pub enum Kind {
     ApiKeyCreated,
     ApiKeyList,
     AuditList,
+    AuthorityStatus,
     CatalogueCommand,
     CatalogueList,
     CertificateList,

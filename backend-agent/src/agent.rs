@@ -11,6 +11,7 @@ pub mod pins;
 pub mod postman;
 pub mod prober;
 pub mod rates;
+pub mod reach;
 pub mod registry;
 pub mod shelf;
 pub mod strays;

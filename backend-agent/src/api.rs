@@ -37,6 +37,7 @@ use viworks_runtime::probe::Readiness;
 use viworks_runtime::shares::Shares;
 use viworks_runtime::throttle::Throttle;
 
+use crate::agent::authorities::Trust;
 use crate::agent::pins::ServerPins;
 use crate::auth::principals::Principals;
 use crate::auth::quota::Quotas;
@@ -88,6 +89,8 @@ pub struct ApiParts {
     pub tickets: TicketOffice,
     /// The pins of the server's keys.
     pub pins: Arc<ServerPins>,
+    /// The authorities that gateways are given.
+    pub trust: Arc<Trust>,
     /// The backend's own folder, whose disk is looked at.
     pub state_folder: PathBuf,
     /// The bounds.
@@ -111,6 +114,7 @@ pub struct ApiState {
     redis: Option<RedisMetrics>,
     tickets: TicketOffice,
     pins: Arc<ServerPins>,
+    trust: Arc<Trust>,
     state_folder: PathBuf,
     limits: ApiLimits,
     trusted_proxies: Vec<IpNetwork>,
@@ -190,6 +194,7 @@ impl ApiState {
             redis: parts.redis,
             tickets: parts.tickets,
             pins: parts.pins,
+            trust: parts.trust,
             state_folder: parts.state_folder,
             limits: parts.limits,
             trusted_proxies: parts.trusted_proxies,

@@ -28,6 +28,7 @@ use crate::agent::manager::Manager;
 use crate::agent::pins::{PinParts, ServerPins};
 use crate::agent::postman::Postman;
 use crate::agent::prober::Prober;
+use crate::agent::reach::Reach;
 use crate::agent::registry::Registry;
 use crate::api::{self, ApiLimits, ApiParts, ApiState};
 use crate::auth::quota::Quotas;
@@ -96,6 +97,7 @@ struct Shared {
     manager: Arc<Manager>,
     prober: Arc<Prober>,
     pins: Arc<ServerPins>,
+    trust: Arc<Trust>,
     bus: Arc<RunBus>,
     heartbeats: Heartbeats,
     readiness: Readiness,
@@ -147,6 +149,7 @@ impl App {
         let config = &config.clone().within(descriptors::room());
         let shared = Shared::new(config, Arc::clone(&store), clock, &material);
         shared.pins.begin().await?;
+        shared.reach().note().await?;
         let keys = match config.enrolment.listen {
             Some(_door) => "connections_max of [agents], of [api] and of [enrolment]",
             None => "connections_max of [agents] and of [api]",
@@ -270,6 +273,7 @@ impl Shared {
             tenant: Tenant::default_tenant(),
             prober: Arc::new(prober),
             pins: Arc::new(pins),
+            trust: Arc::new(Trust::new(Arc::clone(&material.authorities))),
             manager,
             bus: Arc::new(RunBus::new(BusLimits::default(), generation)),
             heartbeats: Heartbeats::default(),
@@ -280,6 +284,17 @@ impl Shared {
             redis: redis.then(|| RedisMetrics::register(&metrics)),
             metrics,
             counters,
+        }
+    }
+
+    fn reach(&self) -> Reach {
+        Reach {
+            store: Arc::clone(&self.store),
+            tenant: self.tenant.clone(),
+            clock: Arc::clone(&self.clock),
+            metrics: self.counters.clone(),
+            conditions: self.conditions.clone(),
+            trust: Arc::clone(&self.trust),
         }
     }
 
@@ -389,7 +404,7 @@ impl Shared {
             terms: Terms::from(agents),
             lifecycle: lifecycle.clone(),
             pins: Arc::clone(&self.pins),
-            trust: Arc::clone(&trust),
+            trust: Arc::clone(&self.trust),
         };
         let gate = Gate::new(AdmissionLimits {
             connections: agents.connections_max,
@@ -400,7 +415,7 @@ impl Shared {
             store: Arc::clone(&self.store),
             manager: Arc::clone(&self.manager),
             pins: Arc::clone(&self.pins),
-            trust,
+            trust: Arc::clone(&self.trust),
             metrics: self.counters.clone(),
             conditions: self.conditions.clone(),
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
@@ -466,6 +481,8 @@ impl Shared {
         jobs.start(lifecycle);
         let pins = Arc::clone(&self.pins).run(lifecycle.clone());
         drop(lifecycle.spawn_critical("pins", pins));
+        let reach = self.reach().run(lifecycle.clone());
+        drop(lifecycle.spawn_critical("authorities", reach));
         if config.keys.crl_file.is_some() {
             let keeper = crl::Keeper {
                 config: Arc::new(config.clone()),
@@ -538,6 +555,7 @@ impl Shared {
             redis: self.redis.clone(),
             tickets,
             pins: Arc::clone(&self.pins),
+            trust: Arc::clone(&self.trust),
             state_folder: config.data.state_folder.clone(),
             limits,
             trusted_proxies: config.api.trusted_proxies.clone(),

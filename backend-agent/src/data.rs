@@ -27,8 +27,8 @@ use viworks_common::id::GatewayName;
 pub(crate) use viworks_common::text::in_full;
 
 pub use contract::{
-    DispatchStore, EnrolmentStore, GatewayStore, InstanceStore, PinStore, RunStore, SessionStore,
-    Store, TelemetryStore, UpkeepStore,
+    AuthorityStore, DispatchStore, EnrolmentStore, GatewayStore, InstanceStore, PinStore, RunStore,
+    SessionStore, Store, TelemetryStore, UpkeepStore,
 };
 pub use intents::SqlStore;
 pub use intents::link::{Doubt, Engine, Urgency};

@@ -60,6 +60,8 @@ pub struct BackendMetrics {
     pub job_failures: Counter,
     /// Gateways whose certificate ends soon or has ended.
     pub gateway_certificates_ending: Gauge,
+    /// Gateways that do not have an authority of those that they are given.
+    pub gateways_lacking_authorities: Gauge,
     certificates: Family<Label, Gauge>,
     gateway_certificates: Family<Label, Gauge>,
     key_generations: Family<Label, Gauge>,
@@ -127,6 +129,7 @@ impl BackendMetrics {
             counters_corrected: Counter::default(),
             job_failures: Counter::default(),
             gateway_certificates_ending: Gauge::default(),
+            gateways_lacking_authorities: Gauge::default(),
             certificates: Family::default(),
             gateway_certificates: Family::default(),
             key_generations: Family::default(),
@@ -264,6 +267,11 @@ impl BackendMetrics {
                 "gateway_pin_sets",
                 "Gateways by the pin set that they trust, as of the last look",
                 own.pin_sets.clone(),
+            );
+            registry.register(
+                "gateways_lacking_authorities",
+                "Gateways that are not revoked and do not have an authority of those that they are given, as of the last look",
+                own.gateways_lacking_authorities.clone(),
             );
             registry.register(
                 "telemetry_purged_rows",
@@ -423,12 +431,14 @@ mod tests {
         own.refused("foreign_certificate");
         own.closed(CloseCode::Superseded);
         own.commands_final(CommandState::Expired, 3);
+        own.gateways_lacking_authorities.set(7);
         own.pin_trust(&[(0, 1), (1, 2), (2, 4), (9, 8)].into(), 2);
         let text = metrics.encode().unwrap();
         for line in [
             "viworks_agent_refusals_total{reason=\"foreign_certificate\"} 2",
             "viworks_agent_closes_total{code=\"superseded\"} 1",
             "viworks_commands_final_total{state=\"expired\"} 3",
+            "viworks_gateways_lacking_authorities 7",
             "viworks_gateway_pin_sets{set=\"current\"} 4",
             "viworks_gateway_pin_sets{set=\"earlier\"} 3",
             "viworks_gateway_pin_sets{set=\"unknown\"} 8",

@@ -241,35 +241,6 @@ impl Reload {
             );
         }
         self.tell_gateways();
-        self.tell_trust();
-    }
-
-    /// While one authority replaces another: of the gateways that are connected to this process, those that do not know
-    /// all of them yet.
-    fn tell_trust(&self) {
-        const NAME: &str = "trust.gateways";
-        let lacking = self.trust.lacking();
-        if lacking.is_empty() || !self.trust.are_several() {
-            return self.conditions.clear(NAME);
-        }
-        let named = lacking.iter().take(NAMED_MAX).map(ToString::to_string);
-        let named = named.collect::<Vec<_>>();
-        let more = if lacking.len() > NAMED_MAX {
-            ", …"
-        } else {
-            ""
-        };
-        let cause = format!(
-            "{} without an authority that client_ca_file has: {}{more}",
-            human::counted(
-                lacking.len(),
-                "connected gateway is",
-                "connected gateways are"
-            ),
-            named.join(", ")
-        );
-        let fix = "show no server certificate of a new authority before this is gone; those of an earlier version need it in their ca_file, by hand";
-        self.conditions.raise(NAME, Severity::Warn, &cause, fix);
     }
 
     fn tell(&self, name: &'static str, what: &str, from: Timestamp, to: Timestamp) {

@@ -1,5 +1,6 @@
 //! The REST API as typed calls; a refusal becomes a failure with the right exit code.
 
+mod authorities;
 mod certificates;
 mod events;
 mod look;

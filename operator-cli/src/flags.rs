@@ -1,5 +1,6 @@
 //! The command tree: every verb, flag and help text. What is done about them is in the room of the verbs.
 
+mod authority;
 mod catalogue;
 mod context;
 mod diag;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use self::authority::Authority;
 pub use self::catalogue::Catalogue;
 pub use self::context::Context;
 pub use self::diag::Diag;
@@ -142,6 +144,9 @@ pub enum Verb {
     /// Pins: which keys of the server gateways trust, and how one follows another
     #[command(subcommand, alias = "pins")]
     Pin(Pin),
+    /// Authorities: which of them gateways are given, and who has them
+    #[command(subcommand, alias = "authorities")]
+    Authority(Authority),
     /// Keys that gateways share with the backend: given anew over their sessions
     #[command(subcommand, alias = "keys")]
     Key(Key),

@@ -1,5 +1,6 @@
 //! What is done about the command line: a verb each, which asks the backend and hands the answer to a view.
 
+mod authority;
 mod catalogue;
 mod codes;
 mod context;
@@ -41,6 +42,7 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
         Verb::Gateway(verb) => gateway::execute(&client()?, verb, format).await,
         Verb::Ticket(verb) => ticket::execute(client, verb, format).await,
         Verb::Pin(verb) => pin::execute(&client()?, verb, format).await,
+        Verb::Authority(verb) => authority::execute(&client()?, verb, format).await,
         Verb::Key(verb) => key::execute(&client()?, verb, format).await,
         Verb::Command(verb) => catalogue::execute(&client()?, verb, format).await,
         Verb::Telemetry(flags) => telemetry::execute(&client()?, &flags, format).await,

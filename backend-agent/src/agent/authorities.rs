@@ -1,8 +1,8 @@
 //! The authorities that gateways are given over their sessions, so that they know another one before the server shows a
-//! certificate of it, and at the door, for those that were off meanwhile; and which connected gateways do not have them yet.
+//! certificate of it, and at the door, for those that were off meanwhile.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,12 +10,38 @@ use rustls::pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use viworks_common::command::format_digest;
-use viworks_common::id::{GatewayName, SessionId};
 use viworks_common::limits;
+use viworks_common::time::Timestamp;
 use viworks_runtime::tls;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::data::AuthorityBundle;
 
 /// Bytes in one line of PEM.
 const LINE: usize = 48;
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authority {
+    /// SHA-256 of its certificate, 64 hexadecimal digits.
+    pub id: String,
+    /// Whose it is, as the certificate says.
+    pub subject: String,
+    /// When it ends, where that can be read.
+    pub not_after: Option<Timestamp>,
+}
+
+impl Authority {
+    fn of(certificate: &[u8]) -> Self {
+        let subject = X509Certificate::from_der(certificate)
+            .map(|(_rest, certificate)| certificate.subject().to_string());
+        Self {
+            id: format_digest(&Sha256::digest(certificate).into()),
+            subject: subject.unwrap_or_default(),
+            not_after: tls::validity(certificate).ok().map(|(_from, to)| to),
+        }
+    }
+}
 
 /// What gateways are given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,8 +50,8 @@ pub struct Authorities {
     bundle: Option<String>,
     /// SHA-256 of the bundle.
     digest: String,
-    /// How many there are.
-    count: usize,
+    /// Each of them.
+    all: Vec<Authority>,
 }
 
 impl Authorities {
@@ -38,13 +64,12 @@ impl Authorities {
         authorities.sort_unstable();
         authorities.dedup();
         let text: String = authorities.iter().map(|one| pem(one)).collect();
-        let count = authorities.len();
-        let fits = (1..=limits::AUTHORITIES_MAX).contains(&count)
+        let fits = (1..=limits::AUTHORITIES_MAX).contains(&authorities.len())
             && text.len() <= limits::AUTHORITIES_BYTES_MAX;
         Self {
             digest: format_digest(&Sha256::digest(&text).into()),
             bundle: fits.then_some(text),
-            count,
+            all: authorities.into_iter().map(Authority::of).collect(),
         }
     }
 
@@ -60,10 +85,31 @@ impl Authorities {
         &self.digest
     }
 
+    /// Each of them.
+    #[must_use]
+    pub fn all(&self) -> &[Authority] {
+        &self.all
+    }
+
+    /// What tells each from any other.
+    #[must_use]
+    pub fn ids(&self) -> BTreeSet<String> {
+        self.all.iter().map(|one| one.id.clone()).collect()
+    }
+
+    /// What is in the bundle, where there is one.
+    #[must_use]
+    pub fn noted(&self) -> Option<AuthorityBundle> {
+        self.bundle.as_ref().map(|_given| AuthorityBundle {
+            digest: self.digest.clone(),
+            authorities: self.ids(),
+        })
+    }
+
     /// Whether one of them is replacing another.
     #[must_use]
     pub const fn are_several(&self) -> bool {
-        self.count > 1
+        self.all.len() > 1
     }
 }
 
@@ -77,18 +123,10 @@ fn pem(certificate: &[u8]) -> String {
     text
 }
 
-/// A gateway that is connected, and the bundle that it has, by its digest.
-#[derive(Debug)]
-struct Standing {
-    gateway: GatewayName,
-    has: Option<String>,
-}
-
-/// What gateways are given, and who has it. Of one process.
+/// What gateways are given. Of one process.
 #[derive(Debug)]
 pub struct Trust {
     current: watch::Sender<Arc<Authorities>>,
-    connected: Mutex<BTreeMap<SessionId, Standing>>,
 }
 
 impl Trust {
@@ -97,7 +135,6 @@ impl Trust {
     pub fn new(authorities: Arc<Authorities>) -> Self {
         Self {
             current: watch::Sender::new(authorities),
-            connected: Mutex::default(),
         }
     }
 
@@ -118,38 +155,22 @@ impl Trust {
         self.current.borrow().bundle().map(str::to_owned)
     }
 
-    /// Whether one authority is replacing another.
+    /// What they are given now.
     #[must_use]
-    pub fn are_several(&self) -> bool {
-        self.current.borrow().are_several()
+    pub fn current(&self) -> Arc<Authorities> {
+        Arc::clone(&self.current.borrow())
     }
 
-    /// The connected gateways that do not have what is given now, in the order of their names.
+    /// What they are given, and every change of it.
     #[must_use]
-    pub fn lacking(&self) -> Vec<GatewayName> {
-        let current = Arc::clone(&self.current.borrow());
-        let connected = self.lock();
-        let lacking = connected
-            .values()
-            .filter(|standing| standing.has.as_deref() != Some(current.digest()));
-        let mut names: Vec<_> = lacking.map(|standing| standing.gateway.clone()).collect();
-        names.sort_unstable();
-        names
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<SessionId, Standing>> {
-        // Nothing panics while it is held.
-        self.connected
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Authorities>> {
+        self.current.subscribe()
     }
 }
 
 /// The authorities as far as one session goes.
 #[derive(Debug)]
 pub struct Giving {
-    trust: Arc<Trust>,
-    session_id: SessionId,
     known: watch::Receiver<Arc<Authorities>>,
     /// Whether the gateway takes them.
     takes: bool,
@@ -158,25 +179,13 @@ pub struct Giving {
 }
 
 impl Giving {
-    /// In a session of this gateway, which may be one that takes none.
+    /// In a session of a gateway, which may be one that takes none.
     #[must_use]
-    pub fn new(
-        trust: &Arc<Trust>,
-        session_id: SessionId,
-        gateway: &GatewayName,
-        takes: bool,
-    ) -> Self {
-        let mut known = trust.current.subscribe();
+    pub fn new(trust: &Trust, takes: bool) -> Self {
+        let mut known = trust.subscribe();
         // They are news to every session.
         known.mark_changed();
-        let standing = Standing {
-            gateway: gateway.clone(),
-            has: None,
-        };
-        trust.lock().insert(session_id, standing);
         Self {
-            trust: Arc::clone(trust),
-            session_id,
             known,
             takes,
             unreported: 0,
@@ -197,23 +206,14 @@ impl Giving {
         bundle
     }
 
-    /// Notes which bundle the gateway has, by its digest. `false` when it was given none that it could report of: it
+    /// Notes that the gateway reported which bundle it has. `false` when it was given none that it could report of: it
     /// reports no more often than it is given some, and nothing else bounds that.
-    pub fn reported(&mut self, digest: &str) -> bool {
+    pub const fn reported(&mut self) -> bool {
         let Some(left) = self.unreported.checked_sub(1) else {
             return false;
         };
         self.unreported = left;
-        if let Some(standing) = self.trust.lock().get_mut(&self.session_id) {
-            standing.has = Some(digest.to_owned());
-        }
         true
-    }
-}
-
-impl Drop for Giving {
-    fn drop(&mut self) {
-        self.trust.lock().remove(&self.session_id);
     }
 }
 
@@ -222,7 +222,6 @@ mod tests {
     use rcgen::{
         BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
     };
-    use uuid::Uuid;
 
     use super::*;
 
@@ -267,31 +266,39 @@ mod tests {
     }
 
     #[test]
-    fn who_lacks_them_is_known_until_it_reports_or_leaves() {
-        let old = Arc::new(Authorities::of(&[authority()]));
-        let trust = Arc::new(Trust::new(Arc::clone(&old)));
-        let session = |n: u128, name: &str, takes: bool| {
-            let id = SessionId::from_uuid(Uuid::from_u128(n));
-            Giving::new(&trust, id, &name.parse().unwrap(), takes)
-        };
-        let (mut able, earlier) = (session(1, "gw-1", true), session(2, "gw-2", false));
-        let lacking = || {
-            let names = trust.lacking();
-            names.iter().map(ToString::to_string).collect::<Vec<_>>()
-        };
-        assert!(!able.reported(old.digest()), "it was given none");
-        assert!(able.bundle().is_some());
-        assert!(able.reported(old.digest()));
-        assert!(!able.reported(old.digest()), "once for each");
-        assert_eq!(lacking(), ["gw-2"]);
+    fn a_gateway_reports_no_more_often_than_it_was_given_some() {
+        let trust = Trust::new(Arc::new(Authorities::of(&[authority()])));
+        let mut giving = Giving::new(&trust, true);
+        assert!(!giving.reported(), "it was given none");
+        assert!(giving.bundle().is_some());
+        assert!(giving.reported());
+        assert!(!giving.reported(), "once for each");
         let new = Arc::new(Authorities::of(&[authority(), authority()]));
         trust.give(&new);
-        assert_eq!(lacking(), ["gw-1", "gw-2"]);
-        assert_eq!(able.bundle().as_deref(), new.bundle());
         let at_the_door = trust.bundle();
         assert_eq!(at_the_door.as_deref(), new.bundle());
-        assert!(able.reported(new.digest()));
-        drop(earlier);
-        assert!(lacking().is_empty());
+        assert_eq!(giving.bundle().as_deref(), new.bundle());
+        assert!(giving.reported());
+        assert_eq!(trust.current(), new);
+    }
+
+    #[test]
+    fn each_is_told_from_any_other_by_its_certificate() {
+        let (one, other) = (authority(), authority());
+        let both = Authorities::of(&[one.clone(), other]);
+        let single = Authorities::of(&[one]);
+        assert!(single.ids().is_subset(&both.ids()));
+        assert_eq!(both.ids().len(), 2);
+        let noted = single.noted().unwrap();
+        assert_eq!(
+            (noted.digest.as_str(), noted.authorities.len()),
+            (single.digest(), 1)
+        );
+        assert!(single.all()[0].not_after.is_some());
+        assert!(single.all()[0].subject.contains("CN="), "{single:?}");
+        let many: Vec<_> = std::iter::repeat_with(authority)
+            .take(limits::AUTHORITIES_MAX + 1)
+            .collect();
+        assert_eq!(Authorities::of(&many).noted(), None);
     }
 }

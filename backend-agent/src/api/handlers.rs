@@ -3,6 +3,7 @@
 pub(super) mod agent_keys;
 pub(super) mod apikeys;
 pub(super) mod audit;
+pub(super) mod authorities;
 pub(super) mod catalogue;
 pub(super) mod certificates;
 pub(super) mod dead_letters;

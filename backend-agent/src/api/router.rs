@@ -13,8 +13,8 @@ use utoipa_axum::routes;
 use viworks_api::Scope;
 
 use super::handlers::{
-    agent_keys, apikeys, audit, catalogue, certificates, dead_letters, gateways, orphans, pins,
-    probes, runs, telemetry, tickets,
+    agent_keys, apikeys, audit, authorities, catalogue, certificates, dead_letters, gateways,
+    orphans, pins, probes, runs, telemetry, tickets,
 };
 use super::request::{
     authorise, finish, in_time, method_not_allowed, no_such_path, panicked, well_formed,
@@ -166,6 +166,7 @@ pub(super) fn table() -> Vec<Row> {
         row(scope(Scope::TicketsRead), Large, routes!(tickets::show)),
         row(scope(Scope::TicketsWrite), Quick, routes!(tickets::revoke)),
         row(scope(Scope::PinsRead), Large, routes!(pins::show)),
+        row(scope(Scope::PinsRead), Large, routes!(authorities::show)),
         row(scope(Scope::PinsWrite), Quick, routes!(pins::stage)),
         row(scope(Scope::PinsWrite), Quick, routes!(pins::promote)),
         row(scope(Scope::PinsWrite), Quick, routes!(pins::retire)),

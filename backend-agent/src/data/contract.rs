@@ -1,5 +1,6 @@
 //! The store contract by feature: what callers ask of the system of record.
 
+mod authorities;
 mod dispatch;
 mod enrolment;
 mod gateways;
@@ -10,6 +11,7 @@ mod sessions;
 mod telemetry;
 mod upkeep;
 
+pub use authorities::AuthorityStore;
 pub use dispatch::DispatchStore;
 pub use enrolment::EnrolmentStore;
 pub use gateways::GatewayStore;
@@ -22,7 +24,8 @@ pub use upkeep::UpkeepStore;
 
 /// The system of record. Used as `Arc<dyn Store>`, which has all that its parts have.
 pub trait Store:
-    DispatchStore
+    AuthorityStore
+    + DispatchStore
     + EnrolmentStore
     + GatewayStore
     + InstanceStore
@@ -35,7 +38,8 @@ pub trait Store:
 }
 
 impl<
-    T: DispatchStore
+    T: AuthorityStore
+        + DispatchStore
         + EnrolmentStore
         + GatewayStore
         + InstanceStore

@@ -8,6 +8,7 @@ mod admit;
 mod agents;
 mod arrays;
 mod audit;
+mod authorities;
 mod budget;
 mod catalogues;
 mod certificates;

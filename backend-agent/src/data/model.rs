@@ -1,5 +1,6 @@
 //! What goes into the store and what comes out of it.
 
+mod authorities;
 mod certificate;
 mod command;
 mod dead_letter;
@@ -15,6 +16,7 @@ use std::net::IpAddr;
 
 use viworks_common::id::{AgentId, ApiKeyId};
 
+pub use authorities::*;
 pub use certificate::*;
 pub use command::*;
 pub use dead_letter::*;

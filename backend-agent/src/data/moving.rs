@@ -49,6 +49,7 @@ const TABLES: &[&str] = &[
     "tickets",
     "enrolments",
     "server_pins",
+    "authority_bundles",
     "audit_log",
     "site",
     "time_line",

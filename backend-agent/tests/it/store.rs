@@ -1,5 +1,6 @@
 //! The conformance suite of the store contract: every behaviour once, for every store.
 
+mod authorities;
 mod bed;
 mod births;
 mod commands;
@@ -224,6 +225,11 @@ suite! {
         a_gateway_that_is_revoked_or_trusts_what_nobody_made_confirms_nothing,
         a_pin_set_that_is_configured_under_a_higher_version_takes_the_place_of_the_stored_one,
         the_configured_set_is_stored_by_the_first_and_replaced_by_a_higher_version_alone,
+    }
+    authorities {
+        a_gateway_has_what_it_reported_whether_it_is_connected_or_not,
+        only_the_session_of_a_gateway_that_is_not_revoked_reports_what_it_has,
+        a_bundle_is_forgotten_once_no_gateway_has_it_and_no_backend_gives_it,
     }
     revocations {
         a_revoked_certificate_ends_its_session_and_no_other,

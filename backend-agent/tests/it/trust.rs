@@ -2,25 +2,42 @@
 
 use std::sync::Arc;
 
+use viworks_backend_agent::data::GatewayRef;
 use viworks_backend_agent::material::ServerMaterial;
+use viworks_common::id::Tenant;
+use viworks_common::key::Secret;
 use viworks_common::session::AgentEvent;
-use viworks_common::wire::message::{AgentMessage, TRUST_UPDATE, TrustReport};
+use viworks_common::wire::message::{AgentMessage, TRUST_UPDATE, TrustReport, Welcome};
 use viworks_runtime::clock::{Clock as _, SystemClock};
 
 use crate::inbound::{Backend, Gateway};
 use crate::pki;
 use crate::renewing::connected;
 
-/// What the gateway is given in the session that it opens.
-async fn given(gateway: &mut Gateway) -> String {
+/// How the gateway is welcomed in the session that it opens, and what it is given.
+async fn given(gateway: &mut Gateway) -> (Box<Welcome>, String) {
+    let mut welcomed = None;
     loop {
         match gateway.event().await {
-            Some(AgentEvent::Welcomed(_)) => gateway.session.confirm(SystemClock.now()),
-            Some(AgentEvent::AuthoritiesOffered(bundle)) => return bundle,
+            Some(AgentEvent::Welcomed(welcome)) => {
+                welcomed = Some(welcome);
+                gateway.session.confirm(SystemClock.now());
+            }
+            Some(AgentEvent::AuthoritiesOffered(bundle)) => return (welcomed.unwrap(), bundle),
             Some(_) => {}
             None => panic!("the session ended"),
         }
     }
+}
+
+/// The bundle that the first gateway has, as it is stored.
+async fn has(backend: &Backend) -> Option<String> {
+    let which = GatewayRef::Name("gw-1".parse().unwrap());
+    let gateway = backend
+        .store
+        .gateway(&Tenant::default_tenant(), &which)
+        .await;
+    gateway.unwrap().unwrap().authorities
 }
 
 fn report(gateway: &mut Gateway, digest: &str) {
@@ -41,10 +58,17 @@ async fn a_session_begins_with_the_authorities_where_the_gateway_takes_them() {
     let mut able = backend.dial(&first).await;
     able.capabilities = vec![TRUST_UPDATE.to_owned()];
     able.hello(1, 0, &first.token).await;
-    let bundle = given(&mut able).await;
+    let (welcome, bundle) = given(&mut able).await;
     assert_eq!(Some(bundle.as_str()), authorities.bundle());
     report(&mut able, authorities.digest());
     able.round_trip().await;
+    assert_eq!(has(&backend).await.as_deref(), Some(authorities.digest()));
+    let tenant = Tenant::default_tenant();
+    let of_all = backend.store.authority_trust(&tenant);
+    assert_eq!(
+        of_all.await.unwrap().lacking(&authorities.ids()).gateways,
+        1
+    );
 
     // One that does not know the kind was given nothing, so it has nothing to report of.
     let (mut earlier, _welcome) = connected(&backend, &second, &[], (0, &second.token)).await;
@@ -58,5 +82,13 @@ async fn a_session_begins_with_the_authorities_where_the_gateway_takes_them() {
     };
     assert!(reason.contains("authorities are reported"), "{reason}");
     drop((able, earlier));
+
+    // What the first one has outlives its session, and goes with an agent that takes none.
+    assert_eq!(has(&backend).await.as_deref(), Some(authorities.digest()));
+    let token = Secret::from_hex(&welcome.token).unwrap();
+    let session = (welcome.epoch, &token);
+    let (downgraded, _welcome) = connected(&backend, &first, &[], session).await;
+    assert_eq!(has(&backend).await, None);
+    drop(downgraded);
     drop(backend.stop().await);
 }

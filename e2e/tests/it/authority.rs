@@ -3,6 +3,7 @@
 //! that was off through all of it learns it at the door. No file of a gateway is touched.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use rcgen::{
@@ -14,12 +15,13 @@ use viworks_common::pin::SpkiPin;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::door::FalseDoor;
-use viworks_testkit::process::eventually;
+use viworks_testkit::process::{Said, eventually, finish};
 use viworks_testkit::rogue::{Material, upgrade};
 
 use crate::causes::{renew, renew_of, status_where};
 use crate::lapsed::{audited, condition, in_haste, knowing, socket, with_door};
 use crate::renewals::renew_server;
+use crate::rotation::{has_openssl, script};
 
 /// An authority: its certificate and its key, PEM.
 pub(crate) struct Authority {
@@ -301,4 +303,123 @@ async fn a_server_that_is_not_pinned_is_asked_for_no_authority_and_a_false_door_
     }
     let action = "certificate.renew_at_door";
     assert_eq!(audited(&system, action, "refused").await, 0);
+/// How many gateways lack an authority, once it is so many.
+async fn lacking(system: &Deployment, gateways: u64) -> Value {
+    let what = format!("{gateways} lack an authority");
+    eventually(&what, PATIENCE, async || {
+        let status = system.get("/v1/authorities").await;
+        (status["lacking"] == gateways).then_some(status)
+    })
+    .await
+}
+
+/// What a command says that asks this backend.
+async fn asks(system: &Deployment, mut command: Command, arguments: &[&str]) -> Said {
+    command
+        .args(arguments)
+        .env("HOME", system.path())
+        .env("VIWORKS_CONFIG_DIR", system.path().join("config"))
+        .env("VIWORKS_SERVER", system.api_url())
+        .env("VIWORKS_TOKEN_FILE", system.path().join("operator.key"))
+        .env_remove("VIWORKS_CONTEXT")
+        .env_remove("VIWORKS_OUTPUT");
+    finish(command, PATIENCE).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_is_off_is_named_and_no_certificate_of_an_authority_that_it_lacks_is_put_in_place()
+ {
+    if !has_openssl() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    let folders = ["gw-1", "gw-2"].map(|name| system.issue(name));
+    let backend = system.path().join("backend");
+    let (old, new) = (
+        Authority::of(&backend),
+        Authority::create("the next authority"),
+    );
+    system.start_backend(Start::default()).await;
+    let mut first = system.start_gateway(&folders[0], Start::default());
+    let mut second = system.start_gateway(&folders[1], Start::default());
+    let before = lacking(&system, 0).await;
+    assert!(second.stop(Duration::from_secs(30)).await.success());
+
+    // The new one is given while the second one is off.
+    new.signs_beside(&backend, &[&old]);
+    reload(&mut system).await;
+    let status = lacking(&system, 1).await;
+    assert_eq!(
+        (&status["gateways"], &status["lacking_off"]),
+        (&json!(2), &json!(1))
+    );
+    assert_ne!(status["bundle"], before["bundle"]);
+    let process = system.backend().pid().to_string();
+    let cli = || Command::new(system.binaries().cli());
+    let told = asks(&system, cli(), &["authority", "status"]).await;
+    let told = told.ended_with(20).stdout;
+    assert!(told.contains("gw-2") && !told.contains("gw-1"), "{told}");
+    for (name, current) in [("gw-1", true), ("gw-2", false)] {
+        let shown = system.get(&format!("/v1/gateways/{name}")).await;
+        assert_eq!(shown["authorities"]["current"], current, "{shown:#}");
+    }
+    eventually("health says who is off", PATIENCE, async || {
+        let health = system.get("/v1/health").await.to_string();
+        let said = "client_ca_file has (1 of them off): gw-2";
+        (health.contains("trust.gateways") && health.contains(said)).then_some(())
+    })
+    .await;
+
+    // A certificate of the new one, for the key in place, beside it.
+    let (in_place, other) = (backend.join("server.crt"), backend.join("other.crt"));
+    let kept = std::fs::read(&in_place).unwrap();
+    let key = std::fs::read_to_string(backend.join("server.key")).unwrap();
+    let key = KeyPair::from_pem(&key).unwrap();
+    let issued = renew_server(&backend, &key, time::Duration::days(60));
+    std::fs::write(&other, issued).unwrap();
+    std::fs::write(&in_place, &kept).unwrap();
+    let config = system.backend_config();
+    let place = system.agents_address().to_owned();
+    let arguments = [
+        "--config",
+        config.to_str().unwrap(),
+        "--certificate",
+        other.to_str().unwrap(),
+        "--connect",
+        &place,
+        "--pid",
+        &process,
+        "--names-change",
+    ];
+    let rotate = async |more: &[&str]| {
+        let arguments = [&arguments[..], more].concat();
+        asks(&system, script("rotate_certificates.sh"), &arguments).await
+    };
+    let refused = rotate(&[]).await.ended_with(6);
+    let why = "1 of 2 gateways know the authority";
+    assert!(refused.stderr.contains(why), "{refused:#?}");
+    assert!(
+        refused.stderr.contains("refuse the server: gw-2"),
+        "{refused:#?}"
+    );
+    assert_eq!(std::fs::read(&in_place).unwrap(), kept);
+    drop(rotate(&["--force"]).await.ended_with(2));
+    let forced = ["--dry-run", "--force", "--reason", "gw-2 was sold"];
+    let forced = rotate(&forced).await.ended_with(0);
+    assert!(forced.stdout.contains("(gw-2 was sold)"), "{forced:#?}");
+
+    // Once it was connected, nobody is cut off.
+    let mut again = system.start_gateway(&folders[1], Start::default());
+    let after = lacking(&system, 0).await;
+    assert_eq!(after["bundle"], status["bundle"]);
+    drop(
+        asks(&system, cli(), &["authority", "status"])
+            .await
+            .ended_with(0),
+    );
+    drop(rotate(&[]).await.ended_with(0));
+    assert_ne!(std::fs::read(&in_place).unwrap(), kept);
+    for gateway in [&mut first, &mut again] {
+        assert!(gateway.stop(Duration::from_secs(30)).await.success());
+    }
 }

@@ -21,8 +21,9 @@ fn openssl(folder: &Path, arguments: &[&str]) {
     assert!(output.status.success(), "{arguments:?}: {output:?}");
 }
 
+/// Whether the scripts about certificates can be tried here.
 #[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
-fn has_openssl() -> bool {
+pub(crate) fn has_openssl() -> bool {
     let is_there = Command::new("openssl").arg("version").output().is_ok();
     if !is_there {
         eprintln!("SKIPPED: the scripts about certificates: openssl is not installed");
@@ -30,7 +31,8 @@ fn has_openssl() -> bool {
     is_there
 }
 
-fn script(name: &str) -> Command {
+/// A script of the repository, with the shipped programs at hand.
+pub(crate) fn script(name: &str) -> Command {
     let programs = Binaries::shipped().backend();
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = format!(

@@ -5,6 +5,7 @@ use viworks_common::human;
 use viworks_common::id::TicketId;
 use viworks_common::time::Timestamp;
 
+use super::authority::short;
 use crate::failure::Failure;
 use crate::output::{self, Format, one_line};
 use crate::program;
@@ -140,6 +141,7 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
                 .map_or_else(unknown, |at| format!("ends {}", times(at))),
         ),
         ("pins", pins(gateway)),
+        ("authorities", authorities(gateway, now)),
         ("agent key", agent_key(gateway)),
         ("labels", labels(gateway)),
         (
@@ -219,6 +221,23 @@ fn pins(gateway: &Gateway) -> String {
         0 => "as configured there".to_owned(),
         version => format!("version {version}"),
     }
+}
+
+/// Which bundle of authorities it has.
+fn authorities(gateway: &Gateway, now: Timestamp) -> String {
+    let Some(has) = &gateway.authorities else {
+        return "those of its ca_file".to_owned();
+    };
+    let current = if has.current {
+        "current"
+    } else {
+        "not the current one"
+    };
+    let since = has
+        .since
+        .map(|at| format!(", since {}", human::relative_and_exact(at, now)));
+    let bundle = short(&has.bundle);
+    format!("{bundle} ({current}{})", since.unwrap_or_default())
 }
 
 /// The generation of its key, and the one that it is to use.
@@ -431,6 +450,16 @@ mod tests {
         let rotated = json!({"key_generation": 3, "key": {"generation": 3, "wanted": 4}});
         let told = agent_key(&gateway(&rotated));
         assert_eq!(told, "generation 3, 4 is wanted");
+    }
+
+    #[test]
+    fn which_bundle_of_authorities_it_has_is_told() {
+        let now = Timestamp::parse("2026-01-02T02:00:00Z").unwrap();
+        let told = |more: &Value| authorities(&gateway(more), now);
+        assert_eq!(told(&json!({})), "those of its ca_file");
+        let has = |current: bool| json!({"authorities": {"bundle": "a".repeat(64), "current": current, "since": null}});
+        assert_eq!(told(&has(true)), "aaaaaaaaaaaaaaaa (current)");
+        assert_eq!(told(&has(false)), "aaaaaaaaaaaaaaaa (not the current one)");
     }
 
     #[test]

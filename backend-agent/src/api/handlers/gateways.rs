@@ -6,10 +6,10 @@ use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
 use viworks_api::{
-    Fork, ForkEnd, ForkHolder, ForkList, ForkResolved, Gateway, GatewayKey, GatewayList,
-    GatewayRef, GatewayRevocation, GatewayRevoked, GatewaySession, GatewaySpool, GatewayStatus,
-    KeptBy, Kind, Label, LabelSource, ProblemCode, REASON_BYTES_MAX, ResolveForkRequest,
-    RevokeRequest,
+    Fork, ForkEnd, ForkHolder, ForkList, ForkResolved, Gateway, GatewayAuthorities, GatewayKey,
+    GatewayList, GatewayRef, GatewayRevocation, GatewayRevoked, GatewaySession, GatewaySpool,
+    GatewayStatus, KeptBy, Kind, Label, LabelSource, ProblemCode, REASON_BYTES_MAX,
+    ResolveForkRequest, RevokeRequest,
 };
 
 use viworks_common::command::CommandState;
@@ -378,6 +378,11 @@ async fn view(
             generation: keys.generation,
             wanted: keys.pending(),
             takes_later: keys.takes_one,
+        }),
+        authorities: gateway.authorities.map(|bundle| GatewayAuthorities {
+            current: bundle == state.trust.current().digest(),
+            since: gateway.authorities_at,
+            bundle,
         }),
         labels: gateway
             .labels

@@ -25,7 +25,7 @@ use crate::data::{
 macro_rules! rows {
     ($labels:literal, $rest:literal) => {
         concat!("SELECT g.agent_id, g.name, g.created_at, g.revoked_at, g.confirmed, g.issued, g.key_generation, \
-         g.key_wanted, g.takes_keys, g.key_master, \
+         g.key_wanted, g.takes_keys, g.key_master, g.authorities, g.authorities_at, \
          g.last_seen_at, g.agent_version, g.pin_set_version, g.open_commands, g.next_order, g.low_water, \
          g.round_trip_us, g.clock_skew_ms, g.spool_records, g.spool_bytes, g.commands_running, g.session_epoch, g.session_instance, \
          s.session_id, s.agent_run_id, s.peer_address, s.confirmed_at, c.digest AS catalogue_digest, \
@@ -354,6 +354,8 @@ fn read(row: &Row<'_>) -> StoreResult<Gateway> {
         certificate_since: row.get("certificate_since")?,
         catalogue_digest: row.get("catalogue_digest")?,
         pin_set_version: row.get("pin_set_version")?,
+        authorities: row.get("authorities")?,
+        authorities_at: row.get("authorities_at")?,
         open_commands: row.get("open_commands")?,
         next_order: row.get("next_order")?,
         low_water: row.get("low_water")?,

@@ -93,6 +93,7 @@ pub(super) fn confirm(tx: &Tx<'_>, request: &ConfirmRequest) -> StoreResult<Conf
             .filter(|session_id| *session_id != request.session_id),
         instance: tx.party().instance(),
         keys: known.keys(),
+        authorities: known.authorities,
     };
     Ok(ConfirmOutcome::Confirmed(Box::new(confirmed)))
 }

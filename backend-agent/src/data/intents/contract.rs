@@ -1,6 +1,7 @@
 //! The store contract on an SQL database, feature by feature: each intent is one function in the file of its feature,
 //! in one transaction.
 
+mod authorities;
 mod dispatch;
 mod enrolment;
 mod gateways;

@@ -17,7 +17,7 @@ use crate::data::{KeyStanding, StoreError, StoreResult};
 macro_rules! columns {
     () => {
         "g.agent_id, g.confirmed, g.issued, g.key_generation, g.last_agent_run_id, g.revoked_at, g.next_order, g.low_water, \
-         g.key_wanted, g.takes_keys, g.key_master, \
+         g.key_wanted, g.takes_keys, g.key_master, g.authorities, \
          g.session_epoch, g.session_instance, g.favoured_run, g.favoured_until, g.take_overs, s.session_id, s.agent_run_id, \
          g.kept_epoch, g.kept_install_id, g.kept_boot_id, g.kept_agent_run_id, g.kept_by, \
          c.digest AS catalogue_digest"
@@ -68,6 +68,8 @@ pub(super) struct Identity {
     key_wanted: Option<u32>,
     takes_keys: Option<bool>,
     key_master: Option<[u8; MASTER_ID_BYTES]>,
+    /// The bundle of authorities that it has, by its digest, as it reported last.
+    pub(super) authorities: Option<String>,
     /// The session that was asked about is admitted and waits to be confirmed.
     pub(super) admitted: bool,
 }
@@ -120,6 +122,7 @@ pub(super) fn read(row: &Row<'_>) -> StoreResult<Identity> {
         key_wanted: row.get("key_wanted")?,
         takes_keys: row.get("takes_keys")?,
         key_master: row.get("key_master")?,
+        authorities: row.get("authorities")?,
         admitted: row.get("admitted")?,
     })
 }

@@ -34,6 +34,7 @@ const HEARD_LATELY_SECONDS: u64 = 60;
 pub(super) const REPLACE: &str = "\
 UPDATE gateways SET revoked_at = NULL, revoked_by = NULL, revoked_reason = NULL, issued = issued + 1,
        confirmed = issued + 1, key_generation = :generation, key_wanted = NULL, takes_keys = NULL, key_master = NULL,
+       authorities = NULL, authorities_at = NULL,
        last_agent_run_id = NULL, session_epoch = NULL, session_instance = NULL, favoured_run = NULL,
        favoured_until = NULL, take_overs = '[]', kept_epoch = NULL, last_seen_at = :now
 WHERE tenant = :tenant AND agent_id = :agent_id

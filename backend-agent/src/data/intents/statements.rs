@@ -6,10 +6,10 @@ use std::path::Path;
 
 use super::link::Sql;
 use super::{
-    admit, agents, audit, budget, catalogues, certificates, confirm, dead_letters, enrolments,
-    expiry, forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, pins, recount,
-    refusals, reissues, replacements, reports, resolutions, rotation, runs, sessions, settle, site,
-    standing, submit, targets, telemetry, tickets, timeline, tx, upkeep,
+    admit, agents, audit, authorities, budget, catalogues, certificates, confirm, dead_letters,
+    enrolments, expiry, forks, inbox, instances, keys, lease, merged, opening, orphans, outputs,
+    pins, recount, refusals, reissues, replacements, reports, resolutions, rotation, runs,
+    sessions, settle, site, standing, submit, targets, telemetry, tickets, timeline, tx, upkeep,
 };
 
 fn one(name: &'static str, sql: impl Into<Sql>) -> (&'static str, Sql) {
@@ -33,6 +33,12 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("audit::APPEND", audit::APPEND),
         one("audit::LIST", audit::LIST),
         one("audit::REVOCATION", audit::REVOCATION),
+        one("authorities::BUNDLES", authorities::BUNDLES),
+        one("authorities::FORGET", authorities::FORGET),
+        one("authorities::NOTE", authorities::NOTE),
+        one("authorities::REPORT", authorities::REPORT),
+        one("authorities::TRUST", authorities::TRUST),
+        one("authorities::UNAWARE", authorities::UNAWARE),
         one("budget::LOAD", budget::LOAD),
         one("budget::SAVE", budget::SAVE),
         one("catalogues::LOAD", catalogues::LOAD),

@@ -134,6 +134,10 @@ pub struct Gateway {
     pub catalogue_digest: Option<String>,
     /// The version of the pin set it trusts, by its last report.
     pub pin_set_version: u64,
+    /// The bundle of authorities that it was given and has, by its digest, as it reported last.
+    pub authorities: Option<String>,
+    /// Since when it has that.
+    pub authorities_at: Option<Timestamp>,
     /// Commands of it that are not final.
     pub open_commands: u64,
     /// The number the next command gets.
@@ -380,6 +384,8 @@ pub struct Confirmed {
     pub instance: Option<InstanceId>,
     /// What is known of its agent key.
     pub keys: KeyStanding,
+    /// The bundle of authorities that it has, by its digest, as it reported last.
+    pub authorities: Option<String>,
 }
 
 /// What is known of a gateway's agent key.

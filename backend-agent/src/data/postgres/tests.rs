@@ -197,6 +197,8 @@ fn in_order(plan: &str) -> bool {
 
 /// Statements about all there is, or most of it.
 const OF_ALL: &[&str] = &[
+    "authorities::FORGET",
+    "authorities::TRUST",
     "catalogues::MERGE",
     "expiry::AWAY",
     "expiry::GENERATIONS",

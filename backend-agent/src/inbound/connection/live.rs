@@ -58,6 +58,8 @@ pub(super) struct Live {
     pub(super) rekeying: Rekeying,
     /// The authorities that it is given.
     pub(super) giving: Giving,
+    /// The bundle of authorities that it has, by its digest, as it is stored.
+    pub(super) has_bundle: Option<String>,
     pub(super) skew: Skew,
     pub(super) stream: Stream,
     pub(super) output_received: u64,
@@ -87,6 +89,7 @@ impl Live {
             holder,
             shelf,
             announced,
+            has_bundle,
             ..
         } = start;
         let inbound = &line.inbound;
@@ -109,12 +112,8 @@ impl Live {
             ),
             trusts: announced.trusts,
             rekeying: Rekeying::default(),
-            giving: Giving::new(
-                &inbound.trust,
-                line.session_id,
-                &line.peer.name,
-                announced.takes_authorities,
-            ),
+            giving: Giving::new(&inbound.trust, announced.takes_authorities),
+            has_bundle,
             skew: Skew::new(inbound.clock.is_apart()),
             stream: Stream::new(&holder, &line.peer.name),
             output_received: 0,
@@ -258,7 +257,7 @@ impl Live {
             BackendEvent::PinReport(report) => self.on_pin_report(report.version).await,
             BackendEvent::CertificateWanted(wanted) => self.on_certificate_wanted(wanted),
             BackendEvent::KeyReported(report) => self.on_key_report(&report),
-            BackendEvent::TrustReported(report) => self.on_trust_report(&report),
+            BackendEvent::TrustReported(report) => self.on_trust_report(&report).await,
             BackendEvent::Event(event) => self.on_gateway_event(&event).await,
             BackendEvent::Bye { reason } => {
                 debug!(gateway = %self.line.peer.name, agent_id = %self.holder.agent_id, reason, "the gateway says goodbye");

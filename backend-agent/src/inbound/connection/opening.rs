@@ -340,6 +340,7 @@ impl Opening {
             announced,
             look,
             look_for_key: manager.missed_keys() != missed_keys,
+            has_bundle: confirmed.authorities.clone(),
         };
         Some((confirmed, start))
     }
@@ -373,6 +374,7 @@ impl Opening {
         }
         live.resume(&confirmed);
         live.settle_key(confirmed.keys, look_for_key).await;
+        live.settle_bundle().await;
         if look {
             live.offer_commands().await;
         }
@@ -388,6 +390,8 @@ pub(super) struct Start {
     look: bool,
     /// A later agent key may have been asked for since the confirmation.
     look_for_key: bool,
+    /// The bundle of authorities that the gateway has, by its digest, as it is stored.
+    pub(super) has_bundle: Option<String>,
 }
 
 impl Refused {

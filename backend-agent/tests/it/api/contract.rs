@@ -205,6 +205,7 @@ async fn successes(backend: &Backend) {
     pins(backend).await;
     for path in [
         "/v1/pins".to_owned(),
+        "/v1/authorities".to_owned(),
         "/v1/tickets".to_owned(),
         ticket.clone(),
         "/v1/health".to_owned(),
@@ -587,6 +588,7 @@ fn readers() -> BTreeMap<&'static str, Reader> {
         ("CertificateRevoked", reads::<dto::CertificateRevoked>),
         ("CommandList", reads::<dto::CommandList>),
         ("SkippedList", reads::<dto::SkippedList>),
+        ("AuthorityStatus", reads::<dto::AuthorityStatus>),
         ("CommandView", reads::<dto::CommandView>),
         ("DeadLetter", reads::<dto::DeadLetter>),
         ("DeadLetterList", reads::<dto::DeadLetterList>),

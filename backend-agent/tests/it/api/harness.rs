@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use uuid::Uuid;
 use viworks_api::Scope;
+use viworks_backend_agent::agent::authorities::{Authorities, Trust};
 use viworks_backend_agent::agent::pins::{PinParts, ServerPins};
 use viworks_backend_agent::api::{ApiLimits, ApiParts, ApiServer, ApiState};
 use viworks_backend_agent::auth::apikey::{self, CreateKey};
@@ -188,6 +189,11 @@ fn own_pins(folder: &TempDir) -> OwnPins {
     }
 }
 
+/// What a backend would give gateways.
+fn own_authorities(folder: &TempDir) -> Arc<Authorities> {
+    ServerMaterial::load(&config(folder)).unwrap().authorities
+}
+
 impl Backend {
     /// One that no machine can enrol at.
     pub(super) async fn without_a_door() -> Self {
@@ -279,6 +285,7 @@ impl Backend {
             redis: None,
             tickets: tickets(&folder, Arc::clone(&pins), &conditions),
             pins,
+            trust: Arc::new(Trust::new(own_authorities(&folder))),
             state_folder: folder.path().to_owned(),
             limits,
             trusted_proxies: vec![PROXY.parse().unwrap()],

@@ -34,6 +34,7 @@ use super::{database, enrolments, make, replacements};
 
 /// What the store asks of the database in a transaction that commits.
 const CONTRACT: &str = concat!(
+    include_str!("../../../src/data/intents/contract/authorities.rs"),
     include_str!("../../../src/data/intents/contract/dispatch.rs"),
     include_str!("../../../src/data/intents/contract/enrolment.rs"),
     include_str!("../../../src/data/intents/contract/gateways.rs"),
@@ -244,6 +245,8 @@ async fn create(own: &mut Robbed) {
     let staged = twice!(own, change_pins(&tenant, stage.clone(), &actor, at(2)), audited 1);
     assert_eq!(staged, PinOutcome::Before);
     twice!(own, show_pin(&tenant, pin, at(2)), audited 0);
+    let given = super::authorities::bundle("1", &["a", "b"]);
+    twice!(own, note_bundle(&tenant, given.clone(), at(2)), audited 0);
 }
 
 /// A session that is confirmed, and everything that it says about itself.
@@ -266,6 +269,8 @@ async fn connect(own: &mut Robbed) -> Session {
     }];
     twice!(own, touch_sessions(&tenant, touches.clone(), at(2)), audited 0);
     twice!(own, report_pins(&tenant, agent(1), epoch, 3), audited 0);
+    let has = Some("1".repeat(64));
+    twice!(own, report_bundle(&tenant, agent(1), epoch, has.clone(), at(2)), audited 0);
     twice!(own, note_keys(&tenant, agent(1), epoch, true, Some([7; 8])), audited 0);
     let actor = Actor::local("test");
     let rotated = twice!(own, rotate_key(&tenant, agent(1), &actor, at(2)), audited 1);

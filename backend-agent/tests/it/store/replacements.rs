@@ -91,6 +91,9 @@ pub(crate) async fn a_machine_takes_a_place_and_the_one_before_has_nothing_more(
         .store
         .note_keys(tenant, agent(1), epoch, true, Some([7; 8]));
     noted.await.unwrap();
+    let has = Some("1".repeat(64));
+    let reported = bed.store.report_bundle(tenant, agent(1), epoch, has, at(1));
+    reported.await.unwrap();
     let begun = bed.released(1, &old).await;
     let again = bed.command(1, true).await;
     bed.lease(&old).await;
@@ -118,6 +121,8 @@ pub(crate) async fn a_machine_takes_a_place_and_the_one_before_has_nothing_more(
     // Otherwise a master key would be done with that the new machine's secrets may be of.
     let keys = after.keys();
     assert_eq!((keys.takes_one, keys.master), (None, None));
+    // Nor has it what the one before was given.
+    assert_eq!(after.authorities, None);
     assert_eq!((after.session, after.next_order), (None, before.next_order));
     let known = async |spki: [u8; 32]| {
         let known = bed.store.certificate(&bed.tenant, agent(1), &spki).await;

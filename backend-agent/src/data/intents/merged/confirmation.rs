@@ -114,6 +114,7 @@ impl<'r> Confirming<'r> {
             fenced: self.found.known.live.map(|(session_id, _)| session_id),
             instance,
             keys: self.found.known.keys(),
+            authorities: self.found.known.authorities,
         }))
     }
 }

@@ -1,0 +1,62 @@
+//! Authorities: which of them gateways are given, and which gateways have them.
+
+use serde::{Deserialize, Serialize};
+use viworks_common::id::{AgentId, GatewayName};
+use viworks_common::time::Timestamp;
+
+use crate::page::Kind;
+
+/// A gateway that does not have an authority.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AuthorityGateway {
+    /// Its id.
+    pub id: AgentId,
+    /// Its name.
+    pub name: GatewayName,
+    /// SHA-256 of the bundle that it has, 64 hexadecimal digits; none before it reported one, and where its agent takes
+    /// none.
+    pub bundle: Option<String>,
+    /// Since when it has that.
+    pub since: Option<Timestamp>,
+    /// Whether it is connected.
+    pub online: bool,
+    /// When it was last heard.
+    pub last_seen: Option<Timestamp>,
+}
+
+/// One authority that gateways are given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Authority {
+    /// SHA-256 of its certificate, 64 hexadecimal digits.
+    pub authority: String,
+    /// Whose it is, as the certificate says.
+    pub subject: String,
+    /// When it ends.
+    pub not_after: Option<Timestamp>,
+    /// Gateways that have it.
+    pub known_to: u64,
+    /// Gateways that do not, and are not connected.
+    pub missing_off: u64,
+    /// Gateways that do not: the first 50.
+    pub missing: Vec<AuthorityGateway>,
+}
+
+/// Which authorities gateways are given, and who has them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AuthorityStatus {
+    /// What this is.
+    pub kind: Kind,
+    /// SHA-256 of the bundle that gateways are given, 64 hexadecimal digits.
+    pub bundle: String,
+    /// Gateways that are not revoked.
+    pub gateways: u64,
+    /// Those of them that lack one of these.
+    pub lacking: u64,
+    /// Those of them that lack one and are not connected.
+    pub lacking_off: u64,
+    /// The authorities.
+    pub authorities: Vec<Authority>,
+}

@@ -1,0 +1,189 @@
+//! How far the authorities that gateways are given have come: what is in the bundle is stored, so that every gateway,
+//! connected or not, can be judged by what it reported last; and whoever lacks one is told of.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::debug;
+use viworks_common::human;
+use viworks_common::id::{GatewayName, Tenant};
+use viworks_runtime::clock::Timeline;
+use viworks_runtime::conditions::{Conditions, Severity};
+use viworks_runtime::lifecycle::Lifecycle;
+
+use super::authorities::{Authorities, Trust};
+use crate::data::{AuthorityTrust, BUNDLE_KEPT_FOR, Store, StoreResult, Tally, in_full};
+use crate::metrics::BackendMetrics;
+
+/// How often it is counted who has what.
+const TELL_EVERY: Duration = Duration::from_secs(20);
+
+/// How soon after others are given: whoever is connected has reported by then.
+const TELL_SOON: Duration = Duration::from_secs(2);
+
+/// How often it is said that the bundle is still given; often enough for one that no gateway has yet to be kept.
+const NOTE_EVERY: Duration = Duration::from_secs(200);
+const _: () = assert!(NOTE_EVERY.as_secs() * 2 < BUNDLE_KEPT_FOR.as_secs());
+
+/// Gateways that the condition names.
+const NAMED_MAX: usize = 5;
+
+/// The condition while one authority replaces another and a gateway does not have both.
+const GATEWAYS: &str = "trust.gateways";
+
+const FIX: &str = "show no server certificate of a new authority before this is gone; viworks authority status \
+                   says who they are: those that are off learn it when they connect, or revoke those that are \
+                   gone; those of an earlier version need it in their ca_file, by hand";
+
+/// Watches how far the authorities have come.
+pub struct Reach {
+    /// Where it is stored.
+    pub store: Arc<dyn Store>,
+    /// Whose.
+    pub tenant: Tenant,
+    /// The time.
+    pub clock: Arc<Timeline>,
+    /// What is counted.
+    pub metrics: BackendMetrics,
+    /// Where it is told that something is wrong.
+    pub conditions: Conditions,
+    /// What gateways are given.
+    pub trust: Arc<Trust>,
+}
+
+impl Reach {
+    /// Stores what is in the bundle that is given now.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be asked.
+    pub async fn note(&self) -> StoreResult<()> {
+        let Some(bundle) = self.trust.current().noted() else {
+            return Ok(());
+        };
+        let now = self.clock.line();
+        self.store.note_bundle(&self.tenant, bundle, now).await
+    }
+
+    /// Counts who has what, and says who lacks what.
+    async fn tell(&self) {
+        if let Err(error) = self.look().await {
+            // Health says what is wrong with the store.
+            debug!(
+                error = in_full(&error),
+                "who has which authorities could not be counted"
+            );
+        }
+    }
+
+    async fn look(&self) -> StoreResult<()> {
+        let current = self.trust.current();
+        let known = self.store.authority_trust(&self.tenant).await?;
+        let lacking = known.lacking(&current.ids());
+        self.metrics
+            .gateways_lacking_authorities
+            .set(i64::try_from(lacking.gateways).unwrap_or(i64::MAX));
+        if lacking.gateways == 0 || !current.are_several() {
+            self.conditions.clear(GATEWAYS);
+            return Ok(());
+        }
+        let named = self.named(&current, &known).await?;
+        self.conditions
+            .raise(GATEWAYS, Severity::Warn, &cause(lacking, &named), FIX);
+        Ok(())
+    }
+
+    /// The first few of those that lack one, by their names.
+    async fn named(
+        &self,
+        current: &Authorities,
+        known: &AuthorityTrust,
+    ) -> StoreResult<BTreeSet<GatewayName>> {
+        let mut named = BTreeSet::new();
+        for authority in current.all() {
+            let wanted = [authority.id.clone()].into();
+            if known.lacking(&wanted).gateways == 0 {
+                continue;
+            }
+            let id = authority.id.clone();
+            let unaware = self.store.unaware(&self.tenant, id, None, NAMED_MAX);
+            named.extend(unaware.await?.into_iter().map(|gateway| gateway.name));
+        }
+        Ok(named)
+    }
+
+    /// Works until the backend stops.
+    pub async fn run(self, lifecycle: Lifecycle) {
+        let mut given = self.trust.subscribe();
+        let (mut notes, mut tells) = (interval(NOTE_EVERY), interval(TELL_EVERY));
+        for ticks in [&mut notes, &mut tells] {
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
+        loop {
+            let is_noted_now = tokio::select! {
+                () = lifecycle.stopping() => return,
+                // What is given lives as long as this.
+                _changed = given.changed() => true,
+                _ = notes.tick() => true,
+                _ = tells.tick() => false,
+            };
+            if is_noted_now && let Err(error) = self.note().await {
+                debug!(
+                    error = in_full(&error),
+                    "which authorities are given could not be noted"
+                );
+            }
+            self.tell().await;
+            if is_noted_now {
+                tells.reset_after(TELL_SOON);
+            }
+        }
+    }
+}
+
+fn cause(lacking: Tally, named: &BTreeSet<GatewayName>) -> String {
+    let gateways = human::counted_all(lacking.gateways, "gateway is", "gateways are");
+    let off = match lacking.off() {
+        0 => String::new(),
+        off => format!(" ({} of them off)", human::count(off)),
+    };
+    let first: Vec<_> = named
+        .iter()
+        .take(NAMED_MAX)
+        .map(ToString::to_string)
+        .collect();
+    let is_all = u64::try_from(first.len()).is_ok_and(|told| told >= lacking.gateways);
+    let more = if is_all { "" } else { ", …" };
+    format!(
+        "{gateways} without an authority that client_ca_file has{off}: {}{more}",
+        first.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_lacks_an_authority_is_counted_named_and_said_to_be_off() {
+        let names = |names: &[&str]| -> BTreeSet<GatewayName> {
+            names.iter().map(|name| name.parse().unwrap()).collect()
+        };
+        let tally = |gateways, connected| Tally {
+            gateways,
+            connected,
+        };
+        assert_eq!(
+            cause(tally(1, 1), &names(&["gw-1"])),
+            "1 gateway is without an authority that client_ca_file has: gw-1"
+        );
+        let many = names(&["gw-1", "gw-2", "gw-3", "gw-4", "gw-5", "gw-6"]);
+        assert_eq!(
+            cause(tally(40, 37), &many),
+            "40 gateways are without an authority that client_ca_file has (3 of them off): \
+             gw-1, gw-2, gw-3, gw-4, gw-5, …"
+        );
+    }
+}

@@ -1,0 +1,107 @@
+//! The authorities that gateways are given: what is in each bundle, and which gateways have which.
+
+use std::ops::ControlFlow;
+
+use viworks_common::id::AgentId;
+use viworks_runtime::sqlite::params;
+
+use super::page::following;
+use super::row::Reader;
+use super::sessions::fence;
+use super::tx::{Tx, View};
+use crate::data::{
+    AuthorityBundle, AuthorityTrust, BUNDLE_KEPT_FOR, BundleHolders, StoreResult, Unaware,
+};
+
+pub(super) const NOTE: &str = "\
+INSERT INTO authority_bundles (tenant, digest, authority, noted_at) VALUES (:tenant, :digest, :authority, :now)
+ON CONFLICT (tenant, digest, authority) DO UPDATE SET noted_at = excluded.noted_at";
+
+/// Those that a gateway has stay: what is in them decides whether it would be cut off.
+pub(super) const FORGET: &str = "\
+DELETE FROM authority_bundles
+WHERE tenant = :tenant AND noted_at <= :since AND digest NOT IN (
+    SELECT g.authorities FROM gateways AS g
+    WHERE g.tenant = :tenant AND g.revoked_at IS NULL AND g.authorities IS NOT NULL)";
+
+pub(super) const REPORT: &str = "\
+UPDATE gateways SET authorities = :digest, authorities_at = :now WHERE tenant = :tenant AND agent_id = :agent_id";
+
+pub(super) const BUNDLES: &str =
+    "SELECT digest, authority FROM authority_bundles WHERE tenant = :tenant";
+
+pub(super) const TRUST: &str = "\
+SELECT authorities, count(*) AS gateways, count(session_epoch) AS connected FROM gateways
+WHERE tenant = :tenant AND revoked_at IS NULL GROUP BY authorities";
+
+pub(super) const UNAWARE: &str = "\
+SELECT g.agent_id, g.name, g.authorities, g.authorities_at, g.session_epoch IS NOT NULL AS connected, g.last_seen_at
+FROM gateways AS g
+WHERE g.tenant = :tenant AND g.agent_id > :after AND g.revoked_at IS NULL AND NOT EXISTS (
+    SELECT 1 FROM authority_bundles AS b
+    WHERE b.tenant = :tenant AND b.digest = g.authorities AND b.authority = :authority)
+ORDER BY g.agent_id LIMIT :limit";
+
+/// Notes what is in a bundle that is given now, and forgets those that nobody has or gives.
+pub(super) fn note(tx: &Tx<'_>, bundle: &AuthorityBundle) -> StoreResult<()> {
+    // Backends that start at once write the same rows.
+    tx.lock_name("authorities")?;
+    let digest = &bundle.digest;
+    for authority in &bundle.authorities {
+        tx.execute(NOTE, params! { digest, authority })?;
+    }
+    let since = tx.now.saturating_sub(BUNDLE_KEPT_FOR);
+    tx.execute(FORGET, params! { since }).map(drop)
+}
+
+/// Stores which bundle a gateway has, on behalf of its session.
+pub(super) fn report(
+    tx: &Tx<'_>,
+    agent_id: AgentId,
+    epoch: u64,
+    digest: Option<&str>,
+) -> StoreResult<()> {
+    fence(tx, agent_id, epoch)?;
+    tx.execute(REPORT, params! { agent_id, digest }).map(drop)
+}
+
+/// Which bundles gateways have, and what is in them.
+pub(super) fn trust(view: &View<'_>) -> StoreResult<AuthorityTrust> {
+    let mut trust = AuthorityTrust::default();
+    view.each(BUNDLES, &[], |row| {
+        let row = Reader::new("authority_bundles", row);
+        let bundle = trust.bundles.entry(row.get("digest")?).or_default();
+        bundle.insert(row.get("authority")?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    trust.holders = view.all(TRUST, &[], |row| {
+        let row = Reader::new("gateways", row);
+        Ok(BundleHolders {
+            digest: row.get("authorities")?,
+            gateways: row.get("gateways")?,
+            connected: row.get("connected")?,
+        })
+    })?;
+    Ok(trust)
+}
+
+/// The first so many gateways behind one that do not have an authority.
+pub(super) fn unaware(
+    view: &View<'_>,
+    authority: &str,
+    after: Option<AgentId>,
+    limit: usize,
+) -> StoreResult<Vec<Unaware>> {
+    let after = following(after);
+    view.all(UNAWARE, params! { after, authority, limit }, |row| {
+        let row = Reader::new("gateways", row);
+        Ok(Unaware {
+            agent_id: row.get("agent_id")?,
+            name: row.get("name")?,
+            authorities: row.get("authorities")?,
+            authorities_at: row.get("authorities_at")?,
+            connected: row.get("connected")?,
+            last_seen_at: row.get("last_seen_at")?,
+        })
+    })
+}

@@ -1,0 +1,13 @@
+//! What `viworks authority` takes.
+
+use clap::Subcommand;
+
+/// What to do with the authorities that gateways are given.
+#[derive(Debug, Subcommand)]
+pub enum Authority {
+    /// Show which gateways have which authority, and who would be cut off by a server's certificate of it
+    #[command(
+        after_help = "Examples:\n  viworks authority status\n  viworks authority status -o json\n\nEnds with 20 while a gateway lacks one of them."
+    )]
+    Status,
+}
