@@ -185,12 +185,9 @@ impl App {
 
         let stored_at_the_end = Arc::clone(&shared.clock);
         let dispatcher = shared.start_dispatcher(config, lifecycle).await?;
-        let trust = Arc::new(Trust::new(Arc::clone(&material.authorities)));
-        let given = Arc::clone(&trust);
-        let (reload, side) =
-            shared.start_agents(config, material, given, lifecycle, agents, &dispatcher);
+        let (reload, side) = shared.start_agents(config, material, lifecycle, agents, &dispatcher);
         if let Some(door) = door {
-            shared.start_door(config, lifecycle, door, side, tickets.clone(), trust);
+            shared.start_door(config, lifecycle, door, side, tickets.clone());
         }
         shared.start_jobs(config, lifecycle, &dispatcher);
         let quotas = shared.start_api(config, lifecycle, api, dispatcher, tickets);
@@ -361,7 +358,6 @@ impl Shared {
         &self,
         config: &Config,
         material: ServerMaterial,
-        trust: Arc<Trust>,
         lifecycle: &Lifecycle,
         listener: TcpListener,
         dispatcher: &Arc<Dispatcher>,
@@ -435,14 +431,13 @@ impl Shared {
         listener: TcpListener,
         side: watch::Receiver<Arc<ServerSide>>,
         tickets: TicketOffice,
-        trust: Arc<Trust>,
     ) {
         let enrolment = Enrolment::new(
             Arc::clone(&self.store),
             self.tenant.clone(),
             Arc::clone(&self.clock),
             tickets,
-            trust,
+            Arc::clone(&self.trust),
             config.enrolment.requests_per_minute,
             Ends {
                 manager: Arc::clone(&self.manager),

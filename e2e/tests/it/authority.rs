@@ -303,6 +303,8 @@ async fn a_server_that_is_not_pinned_is_asked_for_no_authority_and_a_false_door_
     }
     let action = "certificate.renew_at_door";
     assert_eq!(audited(&system, action, "refused").await, 0);
+}
+
 /// How many gateways lack an authority, once it is so many.
 async fn lacking(system: &Deployment, gateways: u64) -> Value {
     let what = format!("{gateways} lack an authority");
