@@ -35,6 +35,7 @@ mod telemetry;
 mod time;
 mod together;
 mod twice;
+mod unstorable;
 
 use std::sync::Arc;
 
