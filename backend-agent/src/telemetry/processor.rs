@@ -19,10 +19,13 @@ use viworks_runtime::conditions::Conditions;
 use viworks_runtime::fault;
 use viworks_runtime::lifecycle::Lifecycle;
 
-use super::line::{Composed, Line, Room, Waiting};
+use super::line::{Composed, Line, Malformed, Room, Waiting};
 use super::watch::Watch;
 use crate::config::TelemetryConfig;
-use crate::data::{Store, StoreError, TelemetryCommit, TelemetryOutcome, TelemetryWrite, in_full};
+use crate::data::{
+    Gateway, GatewayRef, Store, StoreError, TelemetryCommit, TelemetryOutcome, TelemetryWrite,
+    in_full,
+};
 use crate::metrics::BackendMetrics;
 
 /// The first and the longest wait for a store that is away.
@@ -299,9 +302,7 @@ impl Worker {
             malformed,
             ..
         } = composed;
-        for (note, reason) in malformed {
-            tell(note, Answer::Malformed(reason));
-        }
+        self.tell_malformed(malformed);
         let mut ahead: Option<Composed<Note>> = None;
         if writes.is_empty() {
             return Some(self.compose(ahead, received));
@@ -339,6 +340,33 @@ impl Worker {
         let mut next = ahead?;
         self.settle(of, outcomes, ending, &mut next);
         Some(next)
+    }
+
+    /// Answers batches that are none. Whose session is not the current one any more learns that first; to find out
+    /// keeps nobody else waiting.
+    fn tell_malformed(&self, malformed: Vec<Malformed<Note>>) {
+        if malformed.is_empty() {
+            return;
+        }
+        let (store, tenant) = (Arc::clone(&self.store), self.tenant.clone());
+        let lifecycle = self.lifecycle.clone();
+        drop(self.lifecycle.spawn("malformed telemetry", async move {
+            for one in malformed {
+                let which = GatewayRef::Id(one.agent_id);
+                let found = tokio::select! {
+                    found = store.gateway(&tenant, &which) => found,
+                    () = lifecycle.stopping() => return,
+                };
+                // Where the database cannot say, the session ends by what is known.
+                let fenced = found.is_ok_and(|found| found.is_none_or(|it| !has(&it, one.epoch)));
+                let answer = if fenced {
+                    Answer::Fenced
+                } else {
+                    Answer::Malformed(one.reason)
+                };
+                tell(one.note, answer);
+            }
+        }));
     }
 
     /// What gateways' clocks are held against, and the moment on the time line.
@@ -381,7 +409,7 @@ impl Worker {
                 Ok(outcomes) => return Some(outcomes),
                 Err(error) if error.is_about_what_was_given() => {
                     let (error, batches) = (in_full(&error), writes.len());
-                    warn!(%agent_id, error, batches, "telemetry of a gateway was refused: the database does not take it");
+                    warn!(%agent_id, error, batches, "the database does not take a gateway's telemetry; it is refused");
                     let refused = u64::try_from(batches).unwrap_or(u64::MAX);
                     self.metrics.telemetry_unstorable.inc_by(refused);
                     let refused = |_write| TelemetryOutcome::Malformed(UNSTORABLE);
@@ -485,6 +513,12 @@ impl Pause {
         let longer = self.0.saturating_mul(2).min(RETRY.1);
         std::mem::replace(&mut self.0, longer)
     }
+}
+
+/// Whether a gateway has a session of this epoch.
+fn has(gateway: &Gateway, epoch: u64) -> bool {
+    let session = gateway.session.as_ref();
+    gateway.revoked_at.is_none() && session.is_some_and(|session| session.epoch == epoch)
 }
 
 /// Which of some writes are of which gateway, in their order.

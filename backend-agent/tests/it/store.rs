@@ -31,11 +31,11 @@ mod rotation;
 mod runs;
 mod sessions;
 mod strays;
+mod taking_in;
 mod telemetry;
 mod time;
 mod together;
 mod twice;
-mod unstorable;
 
 use std::sync::Arc;
 
@@ -380,6 +380,7 @@ suite! {
         what_is_refused_of_several_epochs_in_alternation_is_counted_once,
         what_hello_claims_beyond_the_bound_of_gaps_is_counted_once,
         a_fenced_batch_is_not_stored_and_its_neighbour_is,
+        a_fenced_batch_is_fenced_whatever_it_holds,
         a_malformed_batch_is_refused_alone,
         records_are_queried_by_stream_range_and_page,
     }

@@ -73,18 +73,17 @@ pub(super) fn commit(
     wall: Timestamp,
 ) -> StoreResult<Vec<TelemetryOutcome>> {
     tx.lock_telemetry(writes.iter().map(|write| write.agent_id))?;
-    let checked = writes.iter().map(|write| ledger::check(&write.batch));
-    let checked: Vec<_> = checked.collect();
-    let sound = writes.iter().zip(&checked);
-    let sound = sound.filter_map(|(write, checked)| checked.is_ok().then_some(write));
-    let mut gathered = Gathered::find(tx, sound)?;
+    let mut gathered = Gathered::find(tx, writes)?;
     let mut outcomes = Vec::with_capacity(writes.len());
     let mut added = Vec::new();
-    for (write, checked) in writes.iter().zip(checked) {
-        outcomes.push(match checked {
+    for write in writes {
+        // Whoever is fenced leaves no trace, and learns nothing else.
+        if !gathered.holds(write.agent_id, write.epoch) {
+            outcomes.push(TelemetryOutcome::Fenced);
+            continue;
+        }
+        outcomes.push(match ledger::check(&write.batch) {
             Err(malformed) => TelemetryOutcome::Malformed(malformed),
-            // Whoever is fenced leaves no trace.
-            Ok(()) if !gathered.holds(write.agent_id, write.epoch) => TelemetryOutcome::Fenced,
             Ok(()) => commit_one(tx, write, limits, wall, (&mut gathered, &mut added))?,
         });
     }

@@ -434,6 +434,27 @@ pub(crate) async fn a_fenced_batch_is_not_stored_and_its_neighbour_is(bed: &Bed)
     assert!(stored(bed, 1).await.is_empty() && stored(bed, 2).await.len() == 3);
 }
 
+pub(crate) async fn a_fenced_batch_is_fenced_whatever_it_holds(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let mut holed = batch(1, 5);
+    holed.records.remove(2);
+    let write = |epoch| TelemetryWrite {
+        agent_id: agent(1),
+        epoch,
+        skew_ms: None,
+        batch: holed.clone(),
+    };
+    let outcomes = bed
+        .store
+        .commit_telemetry(&bed.tenant, [write(0), write(1)].into(), at(0), at(0))
+        .await
+        .unwrap();
+    assert_eq!(outcomes[0], TelemetryOutcome::Fenced);
+    assert!(matches!(outcomes[1], TelemetryOutcome::Malformed(_)));
+    assert!(stored(bed, 1).await.is_empty());
+}
+
 pub(crate) async fn a_malformed_batch_is_refused_alone(bed: &Bed) {
     bed.gateway(1).await;
     bed.session(1, 1).await;

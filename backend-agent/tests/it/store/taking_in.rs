@@ -1,4 +1,4 @@
-//! What the database does not take of one gateway, while others want to have theirs stored.
+//! What becomes of batches that cannot be stored, while others want to have theirs stored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -177,4 +177,21 @@ async fn nobody_waits_for_what_the_server_refuses() {
         bed.store.close().await;
         server.drop(&database);
     }
+}
+
+#[tokio::test]
+async fn what_is_no_batch_is_fenced_where_its_session_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let bed = Bed::new(super::sqlite(&folder).await.unwrap());
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let mut holed = batch(1, 5);
+    holed.records.remove(2);
+    let holed = PackedBatch::pack(&BatchColumns::from(holed));
+    let processor = Processor::over(&bed);
+    let superseded = processor.hand_in(1, 0, holed.clone()).await;
+    let current = processor.hand_in(1, 1, holed).await;
+    assert_eq!(answered(superseded).await, Answer::Fenced);
+    assert!(matches!(answered(current).await, Answer::Malformed(_)));
+    bed.store.close().await;
 }
