@@ -44,8 +44,11 @@ INSERT INTO telemetry_refused_epochs (tenant, agent_id, spool_epoch, seq, refuse
 VALUES (:tenant, :agent_id, :spool_epoch, :seq, :now)
 ON CONFLICT (tenant, agent_id, spool_epoch) DO UPDATE SET seq = excluded.seq, refused_at = excluded.refused_at";
 
+/// What this transaction refuses stays until the next one that refuses something, however much it is: if the answer to
+/// its commit is lost, all of it comes again.
 pub(super) const KEEP_LATEST_REFUSED: &str = "\
-DELETE FROM telemetry_refused_epochs WHERE tenant = :tenant AND agent_id = :agent_id AND spool_epoch IN (
+DELETE FROM telemetry_refused_epochs
+WHERE tenant = :tenant AND agent_id = :agent_id AND refused_at < :now AND spool_epoch IN (
     SELECT spool_epoch FROM telemetry_refused_epochs WHERE tenant = :tenant AND agent_id = :agent_id
     ORDER BY refused_at DESC, spool_epoch LIMIT 1000000 OFFSET :kept)";
 

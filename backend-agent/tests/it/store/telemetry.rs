@@ -8,6 +8,7 @@ use viworks_backend_agent::data::{
     Page, StoredGap, TelemetryCommit, TelemetryLimits, TelemetryOutcome, TelemetryQuery,
     TelemetryWrite,
 };
+use viworks_common::ledger::telemetry::REFUSED_EPOCHS_MAX;
 use viworks_common::telemetry::{
     Batch, FieldValue, Gap, GapReason, Position, Record, RecordRefusal,
 };
@@ -373,6 +374,28 @@ pub(crate) async fn what_is_refused_of_several_epochs_in_alternation_is_counted_
         bed.admitted(hello).await;
     }
     let refused = BTreeMap::from([(RecordRefusal::EpochLimit, 2 * many)]);
+    assert_eq!(refusals(bed, 1).await, refused);
+}
+
+pub(crate) async fn what_is_refused_of_many_epochs_at_once_is_counted_once(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    bed.store.limit_telemetry(TelemetryLimits {
+        epochs_per_day: 1,
+        ..TelemetryLimits::default()
+    });
+    commit(bed, 1, batch(1, 1)).await;
+    let many = u64::try_from(REFUSED_EPOCHS_MAX).unwrap() + 50;
+    let refused = BTreeMap::from([(RecordRefusal::EpochLimit, many)]);
+    // The answer to the first commit was lost, and that to the second.
+    for seconds in 1..=3 {
+        commit_all(bed, 1, epochs(5_000, many), seconds).await;
+        assert_eq!(refusals(bed, 1).await, refused, "{seconds}");
+    }
+    // More come, and those before them are remembered as far as they are kept.
+    commit_all(bed, 1, epochs(9_000, 1), 4).await;
+    commit_all(bed, 1, epochs(9_000, 1), 5).await;
+    let refused = BTreeMap::from([(RecordRefusal::EpochLimit, many + 1)]);
     assert_eq!(refusals(bed, 1).await, refused);
 }
 
