@@ -21,7 +21,7 @@ use viworks_runtime::clock::{Clock as _, SystemClock, Timeline};
 use viworks_runtime::tls;
 use viworks_testkit::foreign::ForeignSigner;
 
-use crate::pki::{config, initialised, store};
+use crate::pki::{config, deliver, delivery, initialised, store};
 
 fn plain() -> CertificateParams {
     let mut params = CertificateParams::default();
@@ -124,12 +124,8 @@ async fn a_request_is_answered_once_with_everything_that_its_gateway_needs() {
     store.close().await;
 }
 
-#[tokio::test]
-async fn an_answer_has_the_pins_that_the_door_would_give() {
-    let folder = initialised();
-    let config = config(&folder);
-    let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
-    let (tenant, staged) = (Tenant::default_tenant(), SpkiPin::from_digest([7; 32]));
+/// Stages a key that the files know nothing of.
+async fn stage(store: &dyn Store, office: &Office, staged: SpkiPin) {
     let change = PinChange {
         step: PinStep::Stage,
         pin: staged,
@@ -142,9 +138,37 @@ async fn an_answer_has_the_pins_that_the_door_would_give() {
             live: office.pins[0],
         },
     };
-    let (actor, now) = (Actor::system(), SystemClock.wall());
-    let change = store.change_pins(&tenant, change, &actor, now);
+    let (tenant, actor) = (Tenant::default_tenant(), Actor::system());
+    let change = store.change_pins(&tenant, change, &actor, SystemClock.wall());
     assert_eq!(change.await.unwrap(), PinOutcome::Done);
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_issued_by_files_gets_the_pins_in_force() {
+    let folder = initialised();
+    let config = config(&folder);
+    let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
+    let staged = SpkiPin::from_digest([7; 32]);
+    stage(&*store, &office, staged).await;
+    let delivery = delivery(&folder);
+    deliver(&*store, &office, "gw-1", &delivery).await.unwrap();
+    let toml = std::fs::read_to_string(delivery.folder.join("gateway.toml")).unwrap();
+    let mut rest = toml.as_str();
+    // The key that is shown first.
+    for pin in [office.pins[0], office.pins[1], staged] {
+        let (_before, after) = rest.split_once(&format!("\"{pin}\",")).unwrap();
+        rest = after;
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn an_answer_has_the_pins_that_the_door_would_give() {
+    let folder = initialised();
+    let config = config(&folder);
+    let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
+    let staged = SpkiPin::from_digest([7; 32]);
+    stage(&*store, &office, staged).await;
     let out = folder.path().join("gw-1.answer");
     let made = signed(&*store, &office, &made(), "gw-1", &out).await;
     made.unwrap();
