@@ -92,6 +92,8 @@ pub struct Office {
     pub pin_set_version: u64,
     /// What sessions are bound to.
     pub binding: BindingMode,
+    /// Where machines reach the door, if there is one and that is known.
+    pub door: Option<String>,
 }
 
 impl Office {
@@ -103,6 +105,8 @@ impl Office {
     pub fn open(config: &Config) -> Result<Self, PkiError> {
         let authority = Arc::new(open_authority(config)?);
         let pins = server_pins(&config.agents)?;
+        let door = &config.enrolment;
+        let door = door.listen.and(door.public_url.clone());
         Ok(Self {
             authority,
             master: load_masters(&config.keys)?,
@@ -110,6 +114,7 @@ impl Office {
             pins,
             pin_set_version: config.agents.pin_set_version,
             binding: config.agents.binding,
+            door,
         })
     }
 }
@@ -487,7 +492,8 @@ impl Delivery {
     fn finish(&self, office: &Office, pins: &[SpkiPin]) -> Result<(), PkiError> {
         let path = self.folder.join("gateway.toml");
         remove(&path)?;
-        let toml = configuration(&self.url, None, pins, office.binding, self.home);
+        let door = office.door.as_deref();
+        let toml = configuration(&self.url, door, pins, office.binding, self.home);
         write_new(&path, toml.as_bytes(), Secrecy::Secret)?;
         remove(&self.folder.join(UNFINISHED))?;
         files::sync_folder(&self.folder)?;

@@ -11,7 +11,7 @@ use viworks_backend_agent::data::{
 };
 use viworks_backend_agent::pki::PkiError;
 use viworks_backend_agent::pki::answer::{Reply, read_request, sign};
-use viworks_backend_agent::pki::issue::{GATEWAY_LIFE, IssueRequest, Office};
+use viworks_backend_agent::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office};
 use viworks_backend_agent::pki::request::CertificateRequest;
 use viworks_common::enrolment::read_answer_file;
 use viworks_common::id::{AgentId, Tenant};
@@ -158,6 +158,31 @@ async fn a_gateway_that_is_issued_by_files_gets_the_pins_in_force() {
     for pin in [office.pins[0], office.pins[1], staged] {
         let (_before, after) = rest.split_once(&format!("\"{pin}\",")).unwrap();
         rest = after;
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_issued_by_files_knows_the_door_where_there_is_one() {
+    let folder = initialised();
+    let store = store(&config(&folder)).await;
+    let file = folder.path().join("b/backend.toml");
+    let written = std::fs::read_to_string(&file).unwrap();
+    let url = "https://agents.example.org:8082";
+    let door =
+        format!("{written}\n[enrolment]\nlisten = \"127.0.0.1:0\"\npublic_url = \"{url}\"\n");
+    for (number, (text, known)) in [(&written, false), (&door, true)].into_iter().enumerate() {
+        std::fs::write(&file, text).unwrap();
+        let office = Office::open(&config(&folder)).unwrap();
+        let delivery = Delivery {
+            folder: folder.path().join(format!("g{number}")),
+            ..delivery(&folder)
+        };
+        let name = format!("gw-{number}");
+        deliver(&*store, &office, &name, &delivery).await.unwrap();
+        let toml = std::fs::read_to_string(delivery.folder.join("gateway.toml")).unwrap();
+        let told = toml.contains(&format!("\ndoor_url = \"{url}\"\n"));
+        assert_eq!(told, known, "{toml}");
     }
     store.close().await;
 }
