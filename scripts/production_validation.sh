@@ -19,8 +19,9 @@ usage: scripts/production_validation.sh --self-contained [--strict] [--previous 
   --gateway DIR           a gateway that was issued for this run and never ran; revoke it afterwards
   --backend-config FILE   on the backend's host, instead of --gateway: issues one, and revokes it afterwards
 
-  --door URL              where machines enrol, https://HOST:PORT; without it, and without door_url in the gateway's
-                          configuration, the check of enrolment is skipped
+  --door URL              where machines enrol, https://HOST:PORT; without it door_url in the gateway's configuration,
+                          which one that is issued here has from public_url in [enrolment]; without that as well, the
+                          check of enrolment is skipped
 
   --report DIR            where validation.json and validation.xml (JUnit) go
   --only CHECKS           only these, separated by commas

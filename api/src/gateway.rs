@@ -285,6 +285,10 @@ pub struct Gateway {
     /// long as it is among the latest 50,000 records of the audit trail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_refusal: Option<GatewayRefusal>,
+    /// Among how many of the latest records of the audit trail no refusal was found, where there are older records,
+    /// which are not looked through; only where one gateway is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_refusal_among: Option<u64>,
 }
 
 /// The longest reason that is kept, in bytes.

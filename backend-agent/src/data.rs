@@ -25,6 +25,7 @@ use std::time::Duration;
 use viworks_common::human;
 use viworks_common::id::GatewayName;
 pub(crate) use viworks_common::text::in_full;
+use viworks_runtime::sqlite::Error as FileError;
 
 pub use contract::{
     AuthorityStore, DispatchStore, EnrolmentStore, GatewayStore, InstanceStore, PinStore, RunStore,
@@ -109,6 +110,19 @@ impl StoreError {
             self,
             Self::Unavailable(_) | Self::Unknown(_) | Self::Unfit(_) | Self::Held(_)
         )
+    }
+
+    /// Whether it lies in what was to be written, or in rows that only this needs: the same for somebody else may work,
+    /// and the same again does not.
+    #[must_use]
+    pub fn is_about_what_was_given(&self) -> bool {
+        let Self::Unavailable(cause) = self else {
+            return matches!(self, Self::Inconsistent { .. });
+        };
+        let file = cause.downcast_ref::<FileError>();
+        let server = cause.downcast_ref::<postgres::Error>();
+        file.is_some_and(FileError::is_about_what_it_was_given)
+            || server.is_some_and(postgres::Error::is_about_what_it_was_given)
     }
 }
 

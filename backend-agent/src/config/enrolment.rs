@@ -25,7 +25,7 @@ settings! {
     pub struct EnrolmentConfig from section {
         /// Where machines connect, usually port 8082; port 0 takes a free one. There is no door when it is left out.
         listen: Option<SocketAddr> = optional_parsed("address:port") like "127.0.0.1:8082",
-        /// Where they reach it, when not at `listen`: every ticket has it.
+        /// Where they reach it, when not at `listen`: tickets have it, and gateways of pki issue-gateway.
         public_url: Option<String> = optional_url(&["https"]) like "https://agents.example.org:8082",
         /// Whether every connection begins with a header of the PROXY protocol, in which a proxy that passes TLS
         /// through says who connects: a ticket's networks and the bounds of one address are about that one. With

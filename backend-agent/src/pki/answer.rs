@@ -14,10 +14,10 @@ use viworks_runtime::config::check_url;
 use viworks_runtime::files;
 use viworks_runtime::{random, tls};
 
-use super::issue::{FIRST_GENERATION, IssueRequest, Office, remove};
+use super::issue::{FIRST_GENERATION, IssueRequest, Office, pins_in_force, remove};
 use super::request::CertificateRequest;
 use super::{PkiError, Secrecy, write_new};
-use crate::data::{Actor, GatewayRef, NewCertificate, NewGateway, OwnPins, Store, StoreError};
+use crate::data::{Actor, GatewayRef, NewCertificate, NewGateway, Store, StoreError};
 
 /// Where the answer goes, and what it says of this backend.
 #[derive(Debug, Clone)]
@@ -135,7 +135,8 @@ pub async fn sign(
         }
     }
     remove(&reply.draft())?;
-    let pins = pins(store, tenant, office, reply, clock.line()).await?;
+    let version = reply.pin_set_version;
+    let pins = pins_in_force(store, tenant, office, version, clock.line()).await?;
     let whom = (csr, wanted);
     let (answer, secrets, gateway) = make(tenant, office, whom, (reply, pins), clock.wall())?;
     let agent_id = answer.agent_id;
@@ -154,28 +155,6 @@ pub async fn sign(
     }
     reply.finish()?;
     Ok(agent_id)
-}
-
-/// The pins that a gateway gets, as the door would give them: those that the database has, if a rotation was begun, and
-/// the key that is shown. Nobody is told that it is shown here: nothing listens.
-async fn pins(
-    store: &dyn Store,
-    tenant: &Tenant,
-    office: &Office,
-    reply: &Reply,
-    now: Timestamp,
-) -> Result<PinSet, StoreError> {
-    let configured = PinSet {
-        version: reply.pin_set_version,
-        pins: office.pins.iter().copied().collect(),
-    };
-    let Some(live) = office.pins.first().copied() else {
-        return Ok(configured);
-    };
-    let known = store
-        .pins(tenant, OwnPins { configured, live }, now)
-        .await?;
-    Ok(known.for_newcomers(&office.pins))
 }
 
 /// Of a name and a key, which one is taken.

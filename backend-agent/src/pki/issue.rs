@@ -13,7 +13,7 @@ use viworks_common::catalogue::SHIPPED;
 use viworks_common::enrolment::{Home, configuration, identity_file};
 use viworks_common::id::{AgentId, GatewayName, Tenant, TrustDomain};
 use viworks_common::key::{BindingMode, Identity, MasterKey, Secret};
-use viworks_common::pin::SpkiPin;
+use viworks_common::pin::{PinSet, SpkiPin};
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::config::check_url;
@@ -24,7 +24,7 @@ use zeroize::Zeroizing;
 use super::authority::{Authority, Issued, Standby};
 use super::{PkiError, Room, Secrecy, private_folder, write_new};
 use crate::config::{AgentsConfig, Config, KeysConfig};
-use crate::data::{Actor, GatewayRef, NewCertificate, NewGateway, Store};
+use crate::data::{Actor, GatewayRef, NewCertificate, NewGateway, OwnPins, Store, StoreError};
 
 /// How long a gateway's certificate lives when nobody says: a stolen one is worth something for one season at most.
 pub const GATEWAY_LIFE: Duration = Duration::from_secs(90 * 24 * 3_600);
@@ -88,8 +88,12 @@ pub struct Office {
     pub trust_domain: TrustDomain,
     /// The pins of the server's key and of its successor.
     pub pins: Vec<SpkiPin>,
+    /// The version of their set, before a rotation is begun.
+    pub pin_set_version: u64,
     /// What sessions are bound to.
     pub binding: BindingMode,
+    /// Where machines reach the door, if there is one and that is known.
+    pub door: Option<String>,
 }
 
 impl Office {
@@ -101,12 +105,16 @@ impl Office {
     pub fn open(config: &Config) -> Result<Self, PkiError> {
         let authority = Arc::new(open_authority(config)?);
         let pins = server_pins(&config.agents)?;
+        let door = &config.enrolment;
+        let door = door.listen.and(door.public_url.clone());
         Ok(Self {
             authority,
             master: load_masters(&config.keys)?,
             trust_domain: config.agents.trust_domain.clone(),
             pins,
+            pin_set_version: config.agents.pin_set_version,
             binding: config.agents.binding,
+            door,
         })
     }
 }
@@ -295,10 +303,13 @@ pub async fn issue(
     clock: &Timeline,
 ) -> Result<AgentId, PkiError> {
     delivery.check()?;
+    // Before anything is registered: without them nobody could connect.
+    let pins = pins_in_force(store, tenant, office, office.pin_set_version, clock.line()).await?;
+    let pins = shown_first(office, &pins);
     if let Some(agent_id) = delivery.unfinished()? {
         let known = store.gateway(tenant, &GatewayRef::Id(agent_id)).await?;
         if known.is_some_and(|known| known.name == request.name) {
-            delivery.complete(office)?;
+            delivery.complete(office, &pins)?;
             return Ok(agent_id);
         }
         delivery.clear()?;
@@ -311,8 +322,37 @@ pub async fn issue(
         delivery.clear()?;
         return Err(error.into());
     }
-    delivery.complete(office)?;
+    delivery.complete(office, &pins)?;
     Ok(material.identity.agent_id)
+}
+
+/// The pins that a gateway gets, as the door would give them: those that the database has, if a rotation was begun, and
+/// the key that is shown. Nobody is told that it is shown here: nothing listens.
+pub(super) async fn pins_in_force(
+    store: &dyn Store,
+    tenant: &Tenant,
+    office: &Office,
+    version: u64,
+    now: Timestamp,
+) -> Result<PinSet, StoreError> {
+    let configured = PinSet {
+        version,
+        pins: office.pins.iter().copied().collect(),
+    };
+    let Some(live) = office.pins.first().copied() else {
+        return Ok(configured);
+    };
+    let known = store
+        .pins(tenant, OwnPins { configured, live }, now)
+        .await?;
+    Ok(known.for_newcomers(&office.pins))
+}
+
+/// The pins of a set in the order in which they are written: those of the files as there, and then the others.
+fn shown_first(office: &Office, set: &PinSet) -> Vec<SpkiPin> {
+    let of_files = office.pins.iter().filter(|pin| set.contains(pin));
+    let others = set.pins.iter().filter(|pin| !office.pins.contains(pin));
+    of_files.chain(others).copied().collect()
 }
 
 /// Where and how the files for a gateway are written.
@@ -440,18 +480,20 @@ impl Delivery {
     }
 
     /// The last step, and what to do when it fails: the gateway is registered by then.
-    fn complete(&self, office: &Office) -> Result<(), PkiError> {
-        self.finish(office).map_err(|error| PkiError::Unfinished {
+    fn complete(&self, office: &Office, pins: &[SpkiPin]) -> Result<(), PkiError> {
+        let finished = self.finish(office, pins);
+        finished.map_err(|error| PkiError::Unfinished {
             folder: self.folder.clone(),
             source: Box::new(error),
         })
     }
 
     /// Writes the configuration, with which the gateway can start.
-    fn finish(&self, office: &Office) -> Result<(), PkiError> {
+    fn finish(&self, office: &Office, pins: &[SpkiPin]) -> Result<(), PkiError> {
         let path = self.folder.join("gateway.toml");
         remove(&path)?;
-        let toml = configuration(&self.url, None, &office.pins, office.binding, self.home);
+        let door = office.door.as_deref();
+        let toml = configuration(&self.url, door, pins, office.binding, self.home);
         write_new(&path, toml.as_bytes(), Secrecy::Secret)?;
         remove(&self.folder.join(UNFINISHED))?;
         files::sync_folder(&self.folder)?;

@@ -68,6 +68,16 @@ struct Job<T> {
     note: T,
 }
 
+/// A batch that is none.
+#[derive(Debug)]
+pub(super) struct Malformed<T> {
+    pub(super) agent_id: AgentId,
+    pub(super) epoch: u64,
+    pub(super) note: T,
+    /// Why it is none.
+    pub(super) reason: String,
+}
+
 /// What is stored in one transaction.
 #[derive(Debug)]
 pub(super) struct Composed<T> {
@@ -78,7 +88,7 @@ pub(super) struct Composed<T> {
     /// The batches that end with this transaction.
     pub(super) ending: BTreeMap<u64, T>,
     /// Batches that turned out to be none.
-    pub(super) malformed: Vec<(T, String)>,
+    pub(super) malformed: Vec<Malformed<T>>,
     /// What else there is room for.
     left: Room,
 }
@@ -215,7 +225,12 @@ impl<T> Line<T> {
                 }
                 Err(reason) => {
                     self.batches -= 1;
-                    composed.malformed.push((job.note, reason));
+                    composed.malformed.push(Malformed {
+                        agent_id,
+                        epoch: job.epoch,
+                        note: job.note,
+                        reason,
+                    });
                     continue;
                 }
             };

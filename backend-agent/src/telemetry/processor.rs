@@ -11,21 +11,28 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::{debug, warn};
 use viworks_common::id::{AgentId, GatewayName, Tenant};
-use viworks_common::telemetry::RecordRefusal;
+use viworks_common::telemetry::{MalformedBatch, RecordRefusal};
+use viworks_common::time::Timestamp;
 use viworks_common::wire::PackedBatch;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::fault;
 use viworks_runtime::lifecycle::Lifecycle;
 
-use super::line::{Composed, Line, Room, Waiting};
+use super::line::{Composed, Line, Malformed, Room, Waiting};
 use super::watch::Watch;
 use crate::config::TelemetryConfig;
-use crate::data::{Store, TelemetryCommit, TelemetryOutcome};
+use crate::data::{
+    Gateway, GatewayRef, Store, StoreError, TelemetryCommit, TelemetryOutcome, TelemetryWrite,
+    in_full,
+};
 use crate::metrics::BackendMetrics;
 
 /// The first and the longest wait for a store that is away.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How a batch is told of that the database refuses, and which alone as well.
+const UNSTORABLE: MalformedBatch = MalformedBatch("the database refuses what it holds");
 
 /// How often somebody looks whether what is told of refusals is over, while nothing comes in.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -295,9 +302,7 @@ impl Worker {
             malformed,
             ..
         } = composed;
-        for (note, reason) in malformed {
-            tell(note, Answer::Malformed(reason));
-        }
+        self.tell_malformed(malformed);
         let mut ahead: Option<Composed<Note>> = None;
         if writes.is_empty() {
             return Some(self.compose(ahead, received));
@@ -309,11 +314,9 @@ impl Worker {
             .collect();
         let writes: Arc<[_]> = writes.into();
         let (store, tenant) = (Arc::clone(&self.store), self.tenant.clone());
-        let mut pause = RETRY.0;
-        loop {
-            let now = self.clock.line();
-            // A clock that was set back does not make right gateways' records come from the future.
-            let wall = self.clock.wall().max(now);
+        let mut pause = Pause::new();
+        let outcomes = loop {
+            let (wall, now) = self.times();
             let stored = store.commit_telemetry(&tenant, Arc::clone(&writes), wall, now);
             // The first look at it hands it to the writer.
             let (stored, ()) = tokio::join!(stored, async {
@@ -321,29 +324,115 @@ impl Worker {
                 ahead = Some(self.compose(taken, received));
             });
             match stored {
-                Ok(outcomes) => {
-                    fault::point("telemetry.committed.before_acknowledgement");
-                    let mut next = ahead?;
-                    self.settle(of, outcomes, ending, &mut next);
-                    return Some(next);
+                Ok(outcomes) => break outcomes,
+                Err(error) if error.is_about_what_was_given() => {
+                    let batches = writes.len();
+                    debug!(
+                        error = in_full(&error),
+                        batches, "telemetry is committed apart"
+                    );
+                    break self.commit_apart(&writes).await?;
                 }
-                Err(error) => {
-                    self.metrics
-                        .telemetry_refused
-                        .inc_by(u64::try_from(writes.len()).unwrap_or(u64::MAX));
-                    let (away, batches) = (error.is_outage(), writes.len());
-                    if away {
-                        debug!(%error, batches, "telemetry could not be committed; it waits");
-                    } else {
-                        warn!(%error, batches, "telemetry could not be committed; it waits");
-                    }
+                Err(error) => self.put_off(&error, writes.len(), &mut pause).await?,
+            }
+        };
+        fault::point("telemetry.committed.before_acknowledgement");
+        let mut next = ahead?;
+        self.settle(of, outcomes, ending, &mut next);
+        Some(next)
+    }
+
+    /// Answers batches that are none. Whose session is not the current one any more learns that first; to find out
+    /// keeps nobody else waiting.
+    fn tell_malformed(&self, malformed: Vec<Malformed<Note>>) {
+        if malformed.is_empty() {
+            return;
+        }
+        let (store, tenant) = (Arc::clone(&self.store), self.tenant.clone());
+        let lifecycle = self.lifecycle.clone();
+        drop(self.lifecycle.spawn("malformed telemetry", async move {
+            for one in malformed {
+                let which = GatewayRef::Id(one.agent_id);
+                let found = tokio::select! {
+                    found = store.gateway(&tenant, &which) => found,
+                    () = lifecycle.stopping() => return,
+                };
+                // Where the database cannot say, the session ends by what is known.
+                let fenced = found.is_ok_and(|found| found.is_none_or(|it| !has(&it, one.epoch)));
+                let answer = if fenced {
+                    Answer::Fenced
+                } else {
+                    Answer::Malformed(one.reason)
+                };
+                tell(one.note, answer);
+            }
+        }));
+    }
+
+    /// What gateways' clocks are held against, and the moment on the time line.
+    fn times(&self) -> (Timestamp, Timestamp) {
+        let now = self.clock.line();
+        // A clock that was set back does not make right gateways' records come from the future.
+        (self.clock.wall().max(now), now)
+    }
+
+    /// Commits the writes of each gateway for themselves, since the database refused something of them: whose are
+    /// refused again has them refused, and nobody else waits for that. `None` when the backend stops before it worked.
+    async fn commit_apart(&self, writes: &[TelemetryWrite]) -> Option<Vec<TelemetryOutcome>> {
+        let mut outcomes: Vec<(usize, TelemetryOutcome)> = Vec::with_capacity(writes.len());
+        for (agent_id, places) in by_gateway(writes) {
+            let own: Vec<TelemetryWrite> = places
+                .iter()
+                .filter_map(|place| writes.get(*place).cloned())
+                .collect();
+            let own = self.commit_own(agent_id, own.into()).await?;
+            outcomes.extend(places.into_iter().zip(own));
+        }
+        outcomes.sort_unstable_by_key(|(place, _)| *place);
+        Some(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
+    }
+
+    /// Commits what one gateway wants to have stored, or answers that the database refuses it.
+    async fn commit_own(
+        &self,
+        agent_id: AgentId,
+        writes: Arc<[TelemetryWrite]>,
+    ) -> Option<Vec<TelemetryOutcome>> {
+        let mut pause = Pause::new();
+        loop {
+            let (wall, now) = self.times();
+            let stored = self
+                .store
+                .commit_telemetry(&self.tenant, Arc::clone(&writes), wall, now)
+                .await;
+            match stored {
+                Ok(outcomes) => return Some(outcomes),
+                Err(error) if error.is_about_what_was_given() => {
+                    let (error, batches) = (in_full(&error), writes.len());
+                    warn!(%agent_id, error, batches, "the database does not take a gateway's telemetry; it is refused");
+                    let refused = u64::try_from(batches).unwrap_or(u64::MAX);
+                    self.metrics.telemetry_unstorable.inc_by(refused);
+                    let refused = |_write| TelemetryOutcome::Malformed(UNSTORABLE);
+                    return Some(writes.iter().map(refused).collect());
                 }
+                Err(error) => self.put_off(&error, writes.len(), &mut pause).await?,
             }
-            tokio::select! {
-                () = self.lifecycle.stopping() => return None,
-                () = tokio::time::sleep(pause) => {}
-            }
-            pause = pause.saturating_mul(2).min(RETRY.1);
+        }
+    }
+
+    /// Waits until it may work. `None` when the backend stops before that.
+    async fn put_off(&self, error: &StoreError, batches: usize, pause: &mut Pause) -> Option<()> {
+        self.metrics
+            .telemetry_refused
+            .inc_by(u64::try_from(batches).unwrap_or(u64::MAX));
+        if error.is_outage() {
+            debug!(%error, batches, "telemetry could not be committed; it waits");
+        } else {
+            warn!(%error, batches, "telemetry could not be committed; it waits");
+        }
+        tokio::select! {
+            () = self.lifecycle.stopping() => None,
+            () = tokio::time::sleep(pause.next()) => Some(()),
         }
     }
 
@@ -410,6 +499,35 @@ impl Worker {
             tell(note, answer());
         }
     }
+}
+
+/// How long it is waited before the next attempt.
+struct Pause(Duration);
+
+impl Pause {
+    const fn new() -> Self {
+        Self(RETRY.0)
+    }
+
+    fn next(&mut self) -> Duration {
+        let longer = self.0.saturating_mul(2).min(RETRY.1);
+        std::mem::replace(&mut self.0, longer)
+    }
+}
+
+/// Whether a gateway has a session of this epoch.
+fn has(gateway: &Gateway, epoch: u64) -> bool {
+    let session = gateway.session.as_ref();
+    gateway.revoked_at.is_none() && session.is_some_and(|session| session.epoch == epoch)
+}
+
+/// Which of some writes are of which gateway, in their order.
+fn by_gateway(writes: &[TelemetryWrite]) -> BTreeMap<AgentId, Vec<usize>> {
+    let mut places = BTreeMap::<AgentId, Vec<usize>>::new();
+    for (place, write) in writes.iter().enumerate() {
+        places.entry(write.agent_id).or_default().push(place);
+    }
+    places
 }
 
 impl Note {

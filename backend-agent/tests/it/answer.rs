@@ -11,7 +11,7 @@ use viworks_backend_agent::data::{
 };
 use viworks_backend_agent::pki::PkiError;
 use viworks_backend_agent::pki::answer::{Reply, read_request, sign};
-use viworks_backend_agent::pki::issue::{GATEWAY_LIFE, IssueRequest, Office};
+use viworks_backend_agent::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office};
 use viworks_backend_agent::pki::request::CertificateRequest;
 use viworks_common::enrolment::read_answer_file;
 use viworks_common::id::{AgentId, Tenant};
@@ -21,7 +21,7 @@ use viworks_runtime::clock::{Clock as _, SystemClock, Timeline};
 use viworks_runtime::tls;
 use viworks_testkit::foreign::ForeignSigner;
 
-use crate::pki::{config, initialised, store};
+use crate::pki::{config, deliver, delivery, initialised, store};
 
 fn plain() -> CertificateParams {
     let mut params = CertificateParams::default();
@@ -124,12 +124,8 @@ async fn a_request_is_answered_once_with_everything_that_its_gateway_needs() {
     store.close().await;
 }
 
-#[tokio::test]
-async fn an_answer_has_the_pins_that_the_door_would_give() {
-    let folder = initialised();
-    let config = config(&folder);
-    let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
-    let (tenant, staged) = (Tenant::default_tenant(), SpkiPin::from_digest([7; 32]));
+/// Stages a key that the files know nothing of.
+async fn stage(store: &dyn Store, office: &Office, staged: SpkiPin) {
     let change = PinChange {
         step: PinStep::Stage,
         pin: staged,
@@ -142,9 +138,62 @@ async fn an_answer_has_the_pins_that_the_door_would_give() {
             live: office.pins[0],
         },
     };
-    let (actor, now) = (Actor::system(), SystemClock.wall());
-    let change = store.change_pins(&tenant, change, &actor, now);
+    let (tenant, actor) = (Tenant::default_tenant(), Actor::system());
+    let change = store.change_pins(&tenant, change, &actor, SystemClock.wall());
     assert_eq!(change.await.unwrap(), PinOutcome::Done);
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_issued_by_files_gets_the_pins_in_force() {
+    let folder = initialised();
+    let config = config(&folder);
+    let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
+    let staged = SpkiPin::from_digest([7; 32]);
+    stage(&*store, &office, staged).await;
+    let delivery = delivery(&folder);
+    deliver(&*store, &office, "gw-1", &delivery).await.unwrap();
+    let toml = std::fs::read_to_string(delivery.folder.join("gateway.toml")).unwrap();
+    let mut rest = toml.as_str();
+    // The key that is shown first.
+    for pin in [office.pins[0], office.pins[1], staged] {
+        let (_before, after) = rest.split_once(&format!("\"{pin}\",")).unwrap();
+        rest = after;
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_issued_by_files_knows_the_door_where_there_is_one() {
+    let folder = initialised();
+    let store = store(&config(&folder)).await;
+    let file = folder.path().join("b/backend.toml");
+    let written = std::fs::read_to_string(&file).unwrap();
+    let url = "https://agents.example.org:8082";
+    let door =
+        format!("{written}\n[enrolment]\nlisten = \"127.0.0.1:0\"\npublic_url = \"{url}\"\n");
+    for (number, (text, known)) in [(&written, false), (&door, true)].into_iter().enumerate() {
+        std::fs::write(&file, text).unwrap();
+        let office = Office::open(&config(&folder)).unwrap();
+        let delivery = Delivery {
+            folder: folder.path().join(format!("g{number}")),
+            ..delivery(&folder)
+        };
+        let name = format!("gw-{number}");
+        deliver(&*store, &office, &name, &delivery).await.unwrap();
+        let toml = std::fs::read_to_string(delivery.folder.join("gateway.toml")).unwrap();
+        let told = toml.contains(&format!("\ndoor_url = \"{url}\"\n"));
+        assert_eq!(told, known, "{toml}");
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn an_answer_has_the_pins_that_the_door_would_give() {
+    let folder = initialised();
+    let config = config(&folder);
+    let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
+    let staged = SpkiPin::from_digest([7; 32]);
+    stage(&*store, &office, staged).await;
     let out = folder.path().join("gw-1.answer");
     let made = signed(&*store, &office, &made(), "gw-1", &out).await;
     made.unwrap();

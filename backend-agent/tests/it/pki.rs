@@ -206,7 +206,7 @@ async fn certificates_live_for_ninety_days_and_only_the_authority_outlives_them(
     store.close().await;
 }
 
-fn delivery(folder: &TempDir) -> Delivery {
+pub(crate) fn delivery(folder: &TempDir) -> Delivery {
     Delivery {
         folder: folder.path().join("g"),
         url: "wss://localhost:1".to_owned(),
@@ -214,7 +214,7 @@ fn delivery(folder: &TempDir) -> Delivery {
     }
 }
 
-async fn deliver(
+pub(crate) async fn deliver(
     store: &dyn Store,
     office: &Office,
     name: &str,

@@ -32,6 +32,7 @@ mod rotation;
 mod runs;
 mod sessions;
 mod strays;
+mod taking_in;
 mod telemetry;
 mod time;
 mod together;
@@ -383,8 +384,10 @@ suite! {
         a_day_that_goes_back_gives_no_gateway_more_than_its_share,
         what_is_refused_of_one_epoch_too_many_is_counted_once,
         what_is_refused_of_several_epochs_in_alternation_is_counted_once,
+        what_is_refused_of_many_epochs_at_once_is_counted_once,
         what_hello_claims_beyond_the_bound_of_gaps_is_counted_once,
         a_fenced_batch_is_not_stored_and_its_neighbour_is,
+        a_fenced_batch_is_fenced_whatever_it_holds,
         a_malformed_batch_is_refused_alone,
         records_are_queried_by_stream_range_and_page,
     }

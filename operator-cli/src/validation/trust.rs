@@ -120,8 +120,11 @@ fn unconfirmed(status: &PinStatus) -> Option<Finding> {
             return None;
         }
         let count = human::counted(late.len(), "connected gateway", "connected gateways");
+        let of = unnamed(status, pin).map_or_else(String::new, |(missing, first)| {
+            format!(", of the first {first} of {missing} that have not")
+        });
         Some(Finding::fail(
-            format!("not confirmed by {count}"),
+            format!("not confirmed by {count}{of}"),
             format!(
                 "the staged key {} was sent and is not confirmed: {}",
                 pin.pin,
@@ -130,6 +133,28 @@ fn unconfirmed(status: &PinStatus) -> Option<Finding> {
             "viworks pin status says who is missing; on its machine: viworks-gateway-agent doctor",
         ))
     })
+}
+
+/// Of a staged key that more gateways have not confirmed than are named: how many have not, and how many are named.
+fn unnamed(status: &PinStatus, pin: &Pin) -> Option<(String, String)> {
+    let missing = status.gateways.saturating_sub(pin.confirmed_by);
+    let named = u64::try_from(pin.cut_off.len()).unwrap_or(u64::MAX);
+    // Only of a staged key any are named.
+    (pin.state == PinState::Staged && named > 0 && missing > named)
+        .then(|| (human::count(missing), human::count(named)))
+}
+
+/// What nobody has looked at: gateways that have not confirmed a staged key and are not named.
+fn unseen(status: &PinStatus) -> String {
+    let staged = status.pins.iter();
+    let mut told = staged.filter_map(|pin| {
+        let (missing, first) = unnamed(status, pin)?;
+        Some(format!(
+            "; {missing} gateways have not confirmed {}, only the first {first} were looked at",
+            pin.pin
+        ))
+    });
+    told.next().unwrap_or_default()
 }
 
 fn known(status: &PinStatus, shown: Option<SpkiPin>) -> Finding {
@@ -157,10 +182,11 @@ fn known(status: &PinStatus, shown: Option<SpkiPin>) -> Finding {
         );
     }
     Finding::Pass(format!(
-        "version {}, {} promoted, {} staged, promoted key shown",
+        "version {}, {} promoted, {} staged, promoted key shown{}",
         status.version,
         of(PinState::Promoted).count(),
-        of(PinState::Staged).count()
+        of(PinState::Staged).count(),
+        unseen(status)
     ))
 }
 
@@ -322,6 +348,32 @@ mod tests {
             matches!(&found, Finding::Fail { reason, .. } if reason.ends_with(": gw-1")),
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn of_more_gateways_than_are_named_it_is_told_how_many_there_are() {
+        let ours = SpkiPin::from_digest([1; 32]);
+        let promoted = key(&ours.to_string(), "promoted", true, &json!([]));
+        let of = |online: bool, gateways: u64| {
+            let staged = key("b", "staged", false, &missing(online));
+            let mut status = status(&[promoted.clone(), staged]);
+            status.gateways = gateways;
+            unconfirmed(&status).unwrap_or_else(|| known(&status, Some(ours)))
+        };
+        let Finding::Pass(all) = of(false, 1) else {
+            panic!("whoever is away may wait");
+        };
+        assert!(all.ends_with("promoted key shown"), "{all}");
+        let Finding::Pass(few) = of(false, 1_234) else {
+            panic!("whoever is away may wait");
+        };
+        let told = "; 1,234 gateways have not confirmed b, only the first 1 were looked at";
+        assert!(few.ends_with(told), "{few}");
+        let Finding::Fail { measured, .. } = of(true, 1_234) else {
+            panic!("whoever is connected may not wait");
+        };
+        let told = "not confirmed by 1 connected gateway, of the first 1 of 1,234 that have not";
+        assert_eq!(measured, told);
     }
 
     #[test]

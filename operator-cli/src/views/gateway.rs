@@ -138,8 +138,11 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
             "certificate",
             gateway
                 .certificate_not_after
-                .map_or_else(unknown, |at| format!("ends {}", times(at))),
+                .map_or_else(unknown, |at| certificate(at, now)),
         ),
+    ]);
+    rows.extend(expired(gateway, now));
+    rows.extend([
         ("pins", pins(gateway)),
         ("authorities", authorities(gateway, now)),
         ("agent key", agent_key(gateway)),
@@ -267,10 +270,54 @@ fn revocation(gateway: &Gateway) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// When it was last refused, why, and what to do.
+/// When its certificate ends, or that it has ended.
+fn certificate(not_after: Timestamp, now: Timestamp) -> String {
+    let when = human::relative_and_exact(not_after, now);
+    if not_after <= now {
+        format!("has ended {when}")
+    } else {
+        format!("ends {when}")
+    }
+}
+
+/// What to do where its certificate has ended: whoever shows it is refused before anybody knows whose it is, so that
+/// there is no record of that.
+fn expired(gateway: &Gateway, now: Timestamp) -> Option<(&'static str, String)> {
+    let name = &gateway.name;
+    let has_ended = gateway.certificate_not_after.is_some_and(|at| at <= now);
+    let fix = match gateway.status {
+        GatewayStatus::Never | GatewayStatus::Offline | GatewayStatus::Blocked if has_ended => {
+            format!(
+                "no session is opened with it. Where door_url is set in its configuration, it gets another one at the \
+                 door by itself, once it is on; status of its agent says what is in the way. Otherwise set door_url to \
+                 the public_url of [enrolment], or sign a request for the key that it has \
+                 (docs/errors/cert_untrusted.md), or let a machine take its place: {} gateway replace {name}",
+                program::name()
+            )
+        }
+        GatewayStatus::Online if has_ended => {
+            "its session ends with it unless it is renewed now: see the log of the gateway"
+                .to_owned()
+        }
+        GatewayStatus::Online
+        | GatewayStatus::Never
+        | GatewayStatus::Offline
+        | GatewayStatus::Blocked
+        | GatewayStatus::Revoked => return None,
+    };
+    Some(("to renew it", fix))
+}
+
+/// When it was last refused, why, and what to do; or that not everything was looked through.
 fn refusal(gateway: &Gateway, now: Timestamp) -> Vec<(&'static str, String)> {
     let Some(last) = &gateway.last_refusal else {
-        return Vec::new();
+        let among = gateway.no_refusal_among.map(|records| {
+            let records = human::counted_all(records, "record", "records");
+            format!(
+                "not among the latest {records} of the audit trail; older ones were not looked through (GET /v1/audit)"
+            )
+        });
+        return among.map(|told| ("refused", told)).into_iter().collect();
     };
     let mut when = human::relative_and_exact(last.at, now);
     if let Some(address) = &last.peer_address {
@@ -479,6 +526,39 @@ mod tests {
         );
         assert_eq!(rows[1].1, "another machine has a copy (fork)");
         assert_eq!(rows[2], ("what to do", "decide who keeps it".to_owned()));
+    }
+
+    #[test]
+    fn that_older_records_were_not_looked_through_is_said() {
+        let now = Timestamp::parse("2026-01-02T02:00:00Z").unwrap();
+        let rows = refusal(&gateway(&json!({"no_refusal_among": 50_000})), now);
+        assert_eq!(rows.len(), 1);
+        let told = rows[0].1.contains("not among the latest 50,000 records");
+        assert!(told && rows[0].0 == "refused", "{rows:?}");
+    }
+
+    #[test]
+    fn a_certificate_that_has_ended_is_told_with_the_way_to_another_one() {
+        let now = Timestamp::parse("2026-03-01T00:00:00Z").unwrap();
+        let told = |status: &str, until: &str| {
+            let more = json!({"status": status, "certificate_not_after": until});
+            expired(&gateway(&more), now).map(|(_name, fix)| fix)
+        };
+        let (before, after) = ("2026-02-01T00:00:00Z", "2026-04-01T00:00:00Z");
+        for status in ["offline", "never", "blocked"] {
+            let fix = told(status, before).unwrap();
+            for way in ["door_url", "sign a request", "gateway replace gw-1"] {
+                assert!(fix.contains(way), "{status}: {fix}");
+            }
+            assert_eq!(told(status, after), None, "{status}");
+        }
+        assert!(told("online", before).is_some());
+        assert_eq!(told("online", after), None);
+        assert_eq!(told("revoked", before), None);
+        let ended = certificate(Timestamp::parse(before).unwrap(), now);
+        assert!(ended.starts_with("has ended "), "{ended}");
+        let ends = certificate(Timestamp::parse(after).unwrap(), now);
+        assert!(ends.starts_with("ends "), "{ends}");
     }
 
     #[test]

@@ -119,6 +119,32 @@ impl Error {
         matches!(self, Self::Constraint { kind, .. } if *kind == wanted)
     }
 
+    /// Whether it is about what it was given and not about the file: the same with something else may work.
+    #[must_use]
+    pub fn is_about_what_it_was_given(&self) -> bool {
+        match self {
+            Self::Constraint { .. } | Self::Panicked => true,
+            // Too large for a row, or not of the type that is wanted.
+            Self::Other(source) => {
+                let code = source.sqlite_error().map(|error| error.extended_code);
+                matches!(code.map(|code| code & 0xff), Some(18 | 20))
+            }
+            Self::Full(_)
+            | Self::Busy(_)
+            | Self::ReadersBusy
+            | Self::TooLong(_)
+            | Self::Corrupt { .. }
+            | Self::Io(_)
+            | Self::Open { .. }
+            | Self::Unsafe(_)
+            | Self::SchemaTooNew(_)
+            | Self::Migrate(_)
+            | Self::LibraryTooOld { .. }
+            | Self::Setting { .. }
+            | Self::Closed => false,
+        }
+    }
+
     /// Whether the same may work a little later without anybody doing anything.
     #[must_use]
     pub const fn is_transient(&self) -> bool {

@@ -158,8 +158,11 @@ pub(in crate::api) async fn whole(state: &ApiState, found: data::Gateway) -> Api
             reason: known.reason,
         });
     }
-    let refused = state.store.last_refusal(&state.tenant, gateway.id).await?;
+    let looked = state.store.last_refusal(&state.tenant, gateway.id).await?;
+    let refused = looked.last;
     gateway.last_refusal = refused.map(|last| refusal::told(last, &gateway.name));
+    let among = looked.among.map(u64::try_from);
+    gateway.no_refusal_among = among.map(|records| records.unwrap_or(u64::MAX));
     Ok(gateway)
 }
 
@@ -416,6 +419,7 @@ async fn view(
         orphans: gateway.orphans,
         revocation: None,
         last_refusal: None,
+        no_refusal_among: None,
     })
 }
 

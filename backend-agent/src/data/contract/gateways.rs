@@ -8,9 +8,9 @@ use viworks_common::time::Timestamp;
 
 use crate::data::{
     Actor, Certificate, CertificateEnds, CertificateRef, CertificateRevocation, Gateway,
-    GatewayFilter, GatewayRef, KeyRotation, LastRefusal, Listing, MergedCommand, NewCertificate,
-    NewGateway, Page, RegisteredCertificate, Renewal, RenewalOutcome, Revocation, Revoked,
-    StoreResult, StoredCatalogue, WithdrawnCertificate,
+    GatewayFilter, GatewayRef, KeyRotation, Listing, LookedForRefusal, MergedCommand,
+    NewCertificate, NewGateway, Page, RegisteredCertificate, Renewal, RenewalOutcome, Revocation,
+    Revoked, StoreResult, StoredCatalogue, WithdrawnCertificate,
 };
 
 /// Gateways, their certificates, and what they allow.
@@ -86,13 +86,13 @@ pub trait GatewayStore: Send + Sync {
         tenant: &Tenant,
         agent_id: AgentId,
     ) -> StoreResult<Option<Revocation>>;
-    /// When somebody who showed a certificate of this gateway was last refused a session, and why; `None` when nobody
-    /// was, or so long ago that the audit log has gone on by more than is looked through.
+    /// When somebody who showed a certificate of this gateway was last refused a session, and why; none when nobody
+    /// was, or, as the answer says, perhaps so long ago that the audit log has gone on by more than is looked through.
     async fn last_refusal(
         &self,
         tenant: &Tenant,
         agent_id: AgentId,
-    ) -> StoreResult<Option<LastRefusal>>;
+    ) -> StoreResult<LookedForRefusal>;
     /// Revokes one certificate of a gateway, at once: whoever has its key gets no session any more, and the session
     /// that was opened with it ends. Its other certificates go on. Revoking twice is revoking once.
     async fn revoke_certificate(

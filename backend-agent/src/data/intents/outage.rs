@@ -45,6 +45,13 @@ impl Outage {
                 self.met().unfit = Some((SystemClock.now(), cause.to_string()));
             }
             Err(StoreError::Held(_)) => self.met().held = Some(SystemClock.now()),
+            // It can be used; somebody asked of it what it does not take.
+            Err(error) if error.is_outage() && error.is_about_what_was_given() => {
+                warn!(
+                    error = in_full(error),
+                    "the database refused what it was given"
+                );
+            }
             Err(error) if error.is_outage() => {
                 if self.is_news() {
                     warn!(error = in_full(error), "the database cannot be used");

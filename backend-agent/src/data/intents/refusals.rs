@@ -7,7 +7,7 @@ use viworks_runtime::sqlite::params;
 use super::audit::LOOKED_THROUGH;
 use super::row::Reader;
 use super::tx::View;
-use crate::data::{Actor, LastRefusal, StoreResult};
+use crate::data::{Actor, LastRefusal, LookedForRefusal, StoreResult};
 
 /// What is recorded of somebody who shows a gateway's certificate and gets no session.
 macro_rules! actions {
@@ -36,16 +36,23 @@ WHERE tenant = :tenant
     " ORDER BY seq DESC LIMIT 1"
 );
 
+/// Whether there are records behind those that are looked through.
+pub(super) const BEYOND: &str = "\
+SELECT seq FROM audit_log
+WHERE tenant = :tenant
+  AND seq <= (SELECT coalesce(max(seq), 0) FROM audit_log WHERE tenant = :tenant) - CAST(:looked AS bigint)
+ORDER BY seq DESC LIMIT 1";
+
 /// The last refusal, as long as it is among the latest records of the log.
-pub(super) fn last(view: &View<'_>, agent_id: AgentId) -> StoreResult<Option<LastRefusal>> {
+pub(super) fn last(view: &View<'_>, agent_id: AgentId) -> StoreResult<LookedForRefusal> {
     let ever = view.optional(EVER, params! { agent_id }, |row| {
         Reader::new("gateway_budgets", row).get::<String>("kind")
     })?;
     if ever.is_none() {
-        return Ok(None);
+        return Ok(LookedForRefusal::default());
     }
     let object = Actor::gateway(agent_id).to_string();
-    view.optional(LAST, params! { object, looked: LOOKED_THROUGH }, |row| {
+    let last = view.optional(LAST, params! { object, looked: LOOKED_THROUGH }, |row| {
         let row = Reader::new("audit_log", row);
         let (action, detail): (String, Value) = (row.get("action")?, row.json("detail")?);
         let said = |name: &str| detail.get(name).and_then(Value::as_str).map(str::to_owned);
@@ -54,6 +61,16 @@ pub(super) fn last(view: &View<'_>, agent_id: AgentId) -> StoreResult<Option<Las
             why: why(&action, said("why")),
             peer_address: said("peer_address").or_else(|| said("address")),
         })
+    })?;
+    let beyond = match &last {
+        Some(_) => None,
+        None => view.optional(BEYOND, params! { looked: LOOKED_THROUGH }, |row| {
+            Reader::new("audit_log", row).get::<u64>("seq")
+        })?,
+    };
+    Ok(LookedForRefusal {
+        last,
+        among: beyond.map(|_older| LOOKED_THROUGH),
     })
 }
 

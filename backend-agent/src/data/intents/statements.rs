@@ -155,6 +155,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("pins::UNSAID", pins::UNSAID),
         one("pins::UNTRUSTING", pins::UNTRUSTING),
         one("pins::UNTRUSTING_COUNT", pins::UNTRUSTING_COUNT),
+        one("refusals::BEYOND", refusals::BEYOND),
         one("refusals::EVER", refusals::EVER),
         one("refusals::LAST", refusals::LAST),
         one("reports::HAS_ORPHAN", reports::HAS_ORPHAN),

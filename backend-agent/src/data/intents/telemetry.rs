@@ -44,8 +44,11 @@ INSERT INTO telemetry_refused_epochs (tenant, agent_id, spool_epoch, seq, refuse
 VALUES (:tenant, :agent_id, :spool_epoch, :seq, :now)
 ON CONFLICT (tenant, agent_id, spool_epoch) DO UPDATE SET seq = excluded.seq, refused_at = excluded.refused_at";
 
+/// What this transaction refuses stays until the next one that refuses something, however much it is: if the answer to
+/// its commit is lost, all of it comes again.
 pub(super) const KEEP_LATEST_REFUSED: &str = "\
-DELETE FROM telemetry_refused_epochs WHERE tenant = :tenant AND agent_id = :agent_id AND spool_epoch IN (
+DELETE FROM telemetry_refused_epochs
+WHERE tenant = :tenant AND agent_id = :agent_id AND refused_at < :now AND spool_epoch IN (
     SELECT spool_epoch FROM telemetry_refused_epochs WHERE tenant = :tenant AND agent_id = :agent_id
     ORDER BY refused_at DESC, spool_epoch LIMIT 1000000 OFFSET :kept)";
 
@@ -73,18 +76,17 @@ pub(super) fn commit(
     wall: Timestamp,
 ) -> StoreResult<Vec<TelemetryOutcome>> {
     tx.lock_telemetry(writes.iter().map(|write| write.agent_id))?;
-    let checked = writes.iter().map(|write| ledger::check(&write.batch));
-    let checked: Vec<_> = checked.collect();
-    let sound = writes.iter().zip(&checked);
-    let sound = sound.filter_map(|(write, checked)| checked.is_ok().then_some(write));
-    let mut gathered = Gathered::find(tx, sound)?;
+    let mut gathered = Gathered::find(tx, writes)?;
     let mut outcomes = Vec::with_capacity(writes.len());
     let mut added = Vec::new();
-    for (write, checked) in writes.iter().zip(checked) {
-        outcomes.push(match checked {
+    for write in writes {
+        // Whoever is fenced leaves no trace, and learns nothing else.
+        if !gathered.holds(write.agent_id, write.epoch) {
+            outcomes.push(TelemetryOutcome::Fenced);
+            continue;
+        }
+        outcomes.push(match ledger::check(&write.batch) {
             Err(malformed) => TelemetryOutcome::Malformed(malformed),
-            // Whoever is fenced leaves no trace.
-            Ok(()) if !gathered.holds(write.agent_id, write.epoch) => TelemetryOutcome::Fenced,
             Ok(()) => commit_one(tx, write, limits, wall, (&mut gathered, &mut added))?,
         });
     }

@@ -240,6 +240,15 @@ pub struct LastRefusal {
     pub peer_address: Option<String>,
 }
 
+/// What was found of the last refusal of a gateway.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LookedForRefusal {
+    /// The refusal.
+    pub last: Option<LastRefusal>,
+    /// Among how many of the latest audit records none was, where there are older ones: one may be there.
+    pub among: Option<usize>,
+}
+
 /// A HELLO whose MAC was right, with what the connection says about its sender.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdmitRequest {

@@ -130,6 +130,19 @@ impl Error {
         )
     }
 
+    /// Whether it is about what a statement was given, or what it brought to light: the same with something else may
+    /// work.
+    #[must_use]
+    pub fn is_about_what_it_was_given(&self) -> bool {
+        // Values that are none, rules of the schema, and what is too large for a row or an index.
+        let classes = ["22", "23", "54"];
+        if let Self::Other(source) = self {
+            let code = code_of(source).unwrap_or_default();
+            return classes.iter().any(|class| code.starts_with(class));
+        }
+        matches!(self, Self::Constraint { .. } | Self::Panicked)
+    }
+
     /// Whether a statement named a table that is not there.
     #[must_use]
     pub fn is_missing_table(&self) -> bool {

@@ -292,3 +292,30 @@ pub(crate) async fn everything_is_there(bed: &Bed, before: Before) {
             .is_some()
     );
 }
+
+/// What stands behind many others is not found, and that it may be there is said. Only on the embedded store, where the
+/// log can be made so long by one record.
+#[tokio::test]
+async fn that_older_records_were_not_looked_through_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let bed = Bed::new(super::sqlite(&folder).await.unwrap());
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    bed.admit(bed.hello(1, 9, 0)).await;
+    let looked = async |bed: &Bed| bed.store.last_refusal(&bed.tenant, agent(1)).await.unwrap();
+    let found = looked(&bed).await;
+    assert!(found.last.is_some() && found.among.is_none(), "{found:?}");
+    bed.store.close().await;
+    let database = rusqlite::Connection::open(folder.path().join("backend.db")).unwrap();
+    let far = "INSERT INTO audit_log SELECT tenant, seq + 60000, at, 'system', '', 'test', 'a', 'noted', '{}', NULL \
+               FROM audit_log ORDER BY seq DESC LIMIT 1";
+    assert_eq!(database.execute(far, []).unwrap(), 1);
+    drop(database);
+    let bed = Bed::new(super::sqlite(&folder).await.unwrap());
+    let found = looked(&bed).await;
+    assert!(
+        found.last.is_none() && found.among == Some(50_000),
+        "{found:?}"
+    );
+    bed.store.close().await;
+}

@@ -587,7 +587,11 @@ pub(crate) async fn why_a_gateway_was_last_refused_is_found(bed: &Bed) {
     let agent_id = bed.gateway(1).await;
     bed.gateway(2).await;
     bed.session(1, 1).await;
-    let last = async |n| bed.store.last_refusal(&bed.tenant, agent(n)).await.unwrap();
+    let last = async |n| {
+        let looked = bed.store.last_refusal(&bed.tenant, agent(n)).await.unwrap();
+        assert_eq!(looked.among, None, "there are no older records");
+        looked.last
+    };
     let newest = async || {
         let log = bed.store.list_audit(&bed.tenant, Page::first(1)).await;
         log.unwrap().items[0].at

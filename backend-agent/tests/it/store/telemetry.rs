@@ -8,6 +8,7 @@ use viworks_backend_agent::data::{
     Page, StoredGap, TelemetryCommit, TelemetryLimits, TelemetryOutcome, TelemetryQuery,
     TelemetryWrite,
 };
+use viworks_common::ledger::telemetry::REFUSED_EPOCHS_MAX;
 use viworks_common::telemetry::{
     Batch, FieldValue, Gap, GapReason, Position, Record, RecordRefusal,
 };
@@ -376,6 +377,28 @@ pub(crate) async fn what_is_refused_of_several_epochs_in_alternation_is_counted_
     assert_eq!(refusals(bed, 1).await, refused);
 }
 
+pub(crate) async fn what_is_refused_of_many_epochs_at_once_is_counted_once(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    bed.store.limit_telemetry(TelemetryLimits {
+        epochs_per_day: 1,
+        ..TelemetryLimits::default()
+    });
+    commit(bed, 1, batch(1, 1)).await;
+    let many = u64::try_from(REFUSED_EPOCHS_MAX).unwrap() + 50;
+    let refused = BTreeMap::from([(RecordRefusal::EpochLimit, many)]);
+    // The answer to the first commit was lost, and that to the second.
+    for seconds in 1..=3 {
+        commit_all(bed, 1, epochs(5_000, many), seconds).await;
+        assert_eq!(refusals(bed, 1).await, refused, "{seconds}");
+    }
+    // More come, and those before them are remembered as far as they are kept.
+    commit_all(bed, 1, epochs(9_000, 1), 4).await;
+    commit_all(bed, 1, epochs(9_000, 1), 5).await;
+    let refused = BTreeMap::from([(RecordRefusal::EpochLimit, many + 1)]);
+    assert_eq!(refusals(bed, 1).await, refused);
+}
+
 pub(crate) async fn what_hello_claims_beyond_the_bound_of_gaps_is_counted_once(bed: &Bed) {
     bed.gateway(1).await;
     bed.session(1, 1).await;
@@ -432,6 +455,27 @@ pub(crate) async fn a_fenced_batch_is_not_stored_and_its_neighbour_is(bed: &Bed)
             && matches!(outcomes[1], TelemetryOutcome::Committed(_))
     );
     assert!(stored(bed, 1).await.is_empty() && stored(bed, 2).await.len() == 3);
+}
+
+pub(crate) async fn a_fenced_batch_is_fenced_whatever_it_holds(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let mut holed = batch(1, 5);
+    holed.records.remove(2);
+    let write = |epoch| TelemetryWrite {
+        agent_id: agent(1),
+        epoch,
+        skew_ms: None,
+        batch: holed.clone(),
+    };
+    let outcomes = bed
+        .store
+        .commit_telemetry(&bed.tenant, [write(0), write(1)].into(), at(0), at(0))
+        .await
+        .unwrap();
+    assert_eq!(outcomes[0], TelemetryOutcome::Fenced);
+    assert!(matches!(outcomes[1], TelemetryOutcome::Malformed(_)));
+    assert!(stored(bed, 1).await.is_empty());
 }
 
 pub(crate) async fn a_malformed_batch_is_refused_alone(bed: &Bed) {

@@ -13,7 +13,7 @@ use super::super::tx::View;
 use super::super::{agents, catalogues, certificates, expiry, refusals, replacements, rotation};
 use crate::data::{
     Actor, Certificate, CertificateEnds, CertificateRef, CertificateRevocation, Gateway,
-    GatewayFilter, GatewayRef, GatewayStore, KeyRotation, LastRefusal, Listing, MergedCommand,
+    GatewayFilter, GatewayRef, GatewayStore, KeyRotation, Listing, LookedForRefusal, MergedCommand,
     NewCertificate, NewGateway, Page, RegisteredCertificate, Renewal, RenewalOutcome, Revocation,
     Revoked, StoreResult, StoredCatalogue, WithdrawnCertificate,
 };
@@ -133,7 +133,7 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
         &self,
         tenant: &Tenant,
         agent_id: AgentId,
-    ) -> StoreResult<Option<LastRefusal>> {
+    ) -> StoreResult<LookedForRefusal> {
         self.read(tenant, move |view| refusals::last(view, agent_id))
             .await
     }

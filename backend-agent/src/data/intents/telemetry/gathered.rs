@@ -168,10 +168,7 @@ pub(super) struct Gathered<'b> {
 
 impl<'b> Gathered<'b> {
     /// Asks for all that these batches are held against.
-    pub(super) fn find(
-        tx: &Tx<'_>,
-        writes: impl Iterator<Item = &'b TelemetryWrite>,
-    ) -> StoreResult<Self> {
+    pub(super) fn find(tx: &Tx<'_>, writes: &'b [TelemetryWrite]) -> StoreResult<Self> {
         let (mut sessions, mut epochs, mut named) =
             (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for write in writes {
