@@ -11,6 +11,7 @@ use std::fmt;
 
 mod backend;
 mod core;
+mod decisions;
 mod disk_model;
 mod gateway;
 mod network;

@@ -1,5 +1,6 @@
 //! One world: gateways, a backend, a network between them, and everything that goes wrong, until all is quiet again.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +20,11 @@ use super::recorder::Counts;
 use super::scenario::{Rules, Scenario, Storage};
 use super::store_model::{Store, Submitted};
 
+mod decisions;
 mod verdict;
 
+/// What tells the chance of operators' decisions from all other chance of the same seed.
+const FATE: u64 = 0x6a09_e667_f3bc_c908;
 /// Between two looks whether all is quiet.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long after the last fault all must be quiet: longer than any backoff, deadline and wait.
@@ -35,6 +39,8 @@ pub(super) struct World {
     hosts: Vec<Host>,
     backend: Backend,
     commands: Vec<(CommandId, AgentId, Kind)>,
+    /// The machine that an operator wants in an identity.
+    chosen: BTreeMap<AgentId, HostId>,
     quiet_since: Option<Monotonic>,
     healed_at: Monotonic,
 }
@@ -42,7 +48,8 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, rules: Rules, traced: bool) -> Self {
         let mut random = Random::new(seed);
-        let scenario = Scenario::draw(&mut random);
+        let mut fate = Random::new(seed ^ FATE);
+        let scenario = Scenario::draw(&mut random, &mut fate);
         let master = Arc::new(MasterKey::new(Secret::from_bytes([7; 32])));
         let mut hosts = Vec::new();
         for n in 0..scenario.gateways {
@@ -54,12 +61,13 @@ impl World {
         }
         let store = Store::new(rules, hosts.iter().map(Host::agent));
         let backend = Backend::new(store, scenario.instances, &master);
-        let core = Core::new(random, scenario, rules, traced);
+        let core = Core::new((random, fate), scenario, rules, traced);
         let mut world = Self {
             core,
             hosts,
             backend,
             commands: Vec::new(),
+            chosen: BTreeMap::new(),
             quiet_since: None,
             healed_at: Monotonic::ORIGIN,
         };
@@ -104,6 +112,7 @@ impl World {
             core.after(image, Event::Fault(Fault::Image));
             core.after(restore, Event::Fault(Fault::Restore));
         }
+        decisions::plan(core);
         core.after(scenario.turmoil, Event::Heal);
     }
 
@@ -157,6 +166,8 @@ impl World {
             Event::Start(id) => backend.start(id, core),
             Event::Submit => self.submit(),
             Event::Cancel => self.cancel(),
+            Event::Decide => self.decide(),
+            Event::Rotate => self.rotate(),
             Event::Fault(Fault::Any) => self.fault(),
             Event::Fault(Fault::Clock) => self.set_clock(),
             Event::Fault(Fault::Image) => self.take_image(),

@@ -1,0 +1,150 @@
+//! What an operator decides about an identity, as the real stores write it: who of several holders keeps it, and that
+//! its agent key is to be another one.
+
+use viworks_common::admission::give_under;
+use viworks_common::claims::Standing;
+use viworks_common::fork::{Apart, Holder as Party, Kept};
+use viworks_common::id::{AgentId, AgentRunId};
+use viworks_common::rotation;
+
+use super::super::core::Owner;
+use super::{Letter, Live, Store, Tx};
+
+/// Two holders of one identity that were seen.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fork {
+    refused: Party,
+    /// Who had it, or had it last.
+    accepted: Option<Party>,
+    decided: bool,
+}
+
+impl Fork {
+    fn parties(self) -> impl Iterator<Item = Party> {
+        self.accepted.into_iter().chain([self.refused])
+    }
+
+    /// The other one of the two; `None` when this is none of them.
+    fn other_than(self, party: &Party) -> Option<Option<Party>> {
+        if self.refused == *party {
+            return Some(self.accepted);
+        }
+        (self.accepted == Some(*party)).then_some(Some(self.refused))
+    }
+}
+
+/// An identity was given to another holder than the one that had it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Given {
+    /// Every session of an epoch below this one is over.
+    pub epoch: u64,
+    /// The one that was there.
+    pub ended: Option<Live>,
+}
+
+impl Store {
+    /// What a process of a gateway said of itself.
+    pub(crate) fn party(&self, agent: AgentId, run: AgentRunId) -> Option<Party> {
+        self.gateways.get(&agent)?.said.get(&run).copied()
+    }
+
+    /// The holders between which nobody has decided.
+    pub(crate) fn undecided(&self) -> Vec<(AgentId, Party)> {
+        let undecided = self.forks.iter().filter(|(_, fork)| !fork.decided);
+        let parties = undecided.flat_map(|((agent, _), fork)| {
+            let parties = fork.parties();
+            parties.map(move |party| (*agent, party))
+        });
+        parties.collect()
+    }
+
+    fn forks_of(&self, agent: AgentId, decided: bool) -> impl Iterator<Item = Fork> {
+        let of_it = self
+            .forks
+            .iter()
+            .filter(move |((forked, _), _)| *forked == agent);
+        let forks = of_it.map(|(_, fork)| *fork);
+        forks.filter(move |fork| fork.decided == decided)
+    }
+
+    pub(super) fn note_fork(&mut self, agent: AgentId, run: AgentRunId) {
+        let last = self.gateways.get(&agent).and_then(|gateway| gateway.last);
+        let accepted = last.and_then(|last| self.party(agent, last));
+        if let Some(refused) = self.party(agent, run) {
+            let fork = Fork {
+                refused,
+                accepted,
+                decided: false,
+            };
+            self.forks.insert((agent, run), fork);
+        }
+    }
+
+    /// The generation of the agent key that a gateway is to be given.
+    pub(crate) fn pending_key(&self, agent: AgentId) -> Option<u32> {
+        let gateway = self.gateways.get(&agent)?;
+        rotation::pending(gateway.row.key_generation, gateway.key_wanted)
+    }
+}
+
+impl Tx<'_> {
+    /// An operator says which holder keeps an identity. `None` when that one has it, and nothing changes.
+    pub(crate) fn keep(&mut self, own: Owner, agent: AgentId, holder: Party) -> Option<Given> {
+        let rules = self.store.rules;
+        let gateway = self.store.gateways.get(&agent)?;
+        if gateway.row.revoked {
+            return None;
+        }
+        let live = gateway.live;
+        let has_it = live.and_then(|live| self.store.party(agent, live.run));
+        let undecided: Vec<Fork> = self.store.forks_of(agent, false).collect();
+        let mut in_turn = undecided
+            .iter()
+            .copied()
+            .chain(self.store.forks_of(agent, true));
+        let other = in_turn.find_map(|fork| fork.other_than(&holder)).flatten();
+        let further = undecided.iter().flat_map(|fork| fork.parties());
+        let kept = Kept {
+            epoch: give_under(rules, &gateway.row).confirmed,
+            holder,
+            apart: Apart::between_under(rules, &holder, other.as_ref(), further.chain(has_it)),
+        };
+        for (_, fork) in self
+            .store
+            .forks
+            .iter_mut()
+            .filter(|((it, _), _)| *it == agent)
+        {
+            fork.decided = true;
+        }
+        if has_it.is_some_and(|has_it| kept.is(&has_it)) {
+            return None;
+        }
+        if let Some(live) = live {
+            self.ask_owner(own, agent, |live| Letter::PutOut(live, agent));
+            self.end_session(agent, live.epoch);
+        }
+        let gateway = self.store.gateways.get_mut(&agent)?;
+        gateway.row = give_under(rules, &gateway.row);
+        gateway.standing = Standing::default();
+        gateway.kept = Some(kept);
+        Some(Given {
+            epoch: kept.epoch,
+            ended: live,
+        })
+    }
+
+    /// An operator has a gateway given another agent key; of which generation.
+    pub(crate) fn rotate(&mut self, own: Owner, agent: AgentId) -> Option<u32> {
+        let gateway = self.store.gateways.get_mut(&agent)?;
+        let wanted = rotation::next(gateway.row.key_generation, gateway.key_wanted)?;
+        gateway.key_wanted = Some(wanted);
+        self.ask_owner(own, agent, |_| Letter::Rekey(agent, wanted));
+        Some(wanted)
+    }
+
+    /// The generation of the agent key that a session is to be told.
+    pub(crate) fn pending_key(&self, agent: AgentId) -> Option<u32> {
+        self.store.pending_key(agent)
+    }
+}
