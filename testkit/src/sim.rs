@@ -11,7 +11,6 @@ use std::fmt;
 
 mod backend;
 mod core;
-mod decisions;
 mod disk_model;
 mod gateway;
 mod network;

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use viworks_common::rules::{Rule, Rulebook};
 
-use super::decisions::Decisions;
 use super::random::Random;
+
+mod decisions;
+
+use decisions::Decisions;
 
 /// The rules in force: the product's own, or all of them but one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

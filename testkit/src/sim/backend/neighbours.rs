@@ -122,7 +122,10 @@ impl Instance {
     }
 
     fn put_out(&mut self, agent: AgentId, live: Live, core: &mut Core) {
-        if let Some(wire) = self.session_of(agent, live) {
+        // It may be confirmed, and about to be entered.
+        let is_it = |it: &&Connection| it.agent == agent && it.unsettled == Some(live.epoch);
+        let coming = self.connections.values().find(is_it).map(|it| it.wire);
+        if let Some(wire) = self.session_of(agent, live).or(coming) {
             self.order(wire, Order::End, core);
         }
     }

@@ -1,8 +1,8 @@
 //! What operators decide about identities in one world: who of two holders keeps one, and when there is another agent
 //! key.
 
-use super::random::Random;
-use super::scenario::Storage;
+use super::super::random::Random;
+use super::Storage;
 
 /// How much of it one seed draws. It draws by chance of its own: a world in which nothing is decided is to be what it
 /// was before anybody could.
