@@ -100,6 +100,8 @@ pub(crate) enum Event {
     Decide,
     /// An operator has a gateway given another agent key.
     Rotate,
+    /// An operator puts another machine in a gateway's place.
+    Replace,
     Fault(Fault),
     /// From here on, nothing goes wrong any more.
     Heal,

@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
-use viworks_common::id::{AgentId, AgentRunId, BootId};
+use viworks_common::id::{AgentId, AgentRunId, BootId, InstallId};
 use viworks_common::journal::Step;
-use viworks_common::key::{AgentKey, Identity};
+use viworks_common::key::Identity;
 use viworks_common::session::backoff::Backoff;
 use viworks_common::time::{Monotonic, Timestamp};
 
@@ -47,10 +47,14 @@ pub(crate) struct Host {
     pub rude: bool,
     /// Whether it was last told that another machine holds its identity.
     pub refused_as_fork: bool,
+    /// Whether another machine took its place by a ticket: no operator gives it the identity again.
+    pub replaced: bool,
     /// Whether it was last told that its agent key is good no more.
     key_refused: bool,
     /// The agent key that it was issued with.
-    key: AgentKey,
+    key: HeldKey,
+    /// Drawn once for its disk, and copied with it.
+    install_id: InstallId,
     /// What it says of its boot, where anybody tells holders apart by that.
     boot_id: Option<BootId>,
     generation: Generation,
@@ -75,7 +79,8 @@ pub(crate) struct Process {
 
 impl Host {
     /// A machine with a disk, switched off.
-    pub(crate) const fn new(id: HostId, identity: Identity, key: AgentKey, disk: Disk) -> Self {
+    pub(crate) const fn new(id: HostId, identity: Identity, key: HeldKey, disk: Disk) -> Self {
+        let install_id = InstallId::from_uuid(*identity.agent_id.as_uuid());
         Self {
             id,
             identity,
@@ -89,7 +94,9 @@ impl Host {
             rude: false,
             refused_as_fork: false,
             key_refused: false,
+            replaced: false,
             key,
+            install_id,
             boot_id: None,
             generation: Generation(0),
             boot: Duration::ZERO,
@@ -105,7 +112,21 @@ impl Host {
     pub(crate) fn clone_onto(&self, id: HostId, disk: Disk) -> Self {
         let mut clone = Self::new(id, self.identity.clone(), self.key.clone(), disk);
         clone.restored = true;
+        clone.install_id = self.install_id;
+        clone.replaced = self.replaced;
         clone
+    }
+
+    /// Another machine in its place, with its own disk and installation.
+    pub(crate) fn successor(
+        &self,
+        id: HostId,
+        (key, install_id): (HeldKey, InstallId),
+        disk: Disk,
+    ) -> Self {
+        let mut successor = Self::new(id, self.identity.clone(), key, disk);
+        successor.install_id = install_id;
+        successor
     }
 
     /// Its clock since boot.

@@ -89,6 +89,8 @@ counts! {
     crossings,
     /// Identities that an operator gave to another holder.
     given,
+    /// Of these, to another machine that takes the place of all others.
+    replaced,
     /// Agent keys that reached a gateway over its session.
     keys,
     /// Gateways that came with a later agent key than before.

@@ -25,6 +25,8 @@ mod verdict;
 
 /// What tells the chance of operators' decisions from all other chance of the same seed.
 const FATE: u64 = 0x6a09_e667_f3bc_c908;
+/// The generation of the agent key that a gateway is issued with.
+const FIRST_KEY: u8 = 1;
 /// Between two looks whether all is quiet.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long after the last fault all must be quiet: longer than any backoff, deadline and wait.
@@ -38,6 +40,7 @@ pub(super) struct World {
     core: Core,
     hosts: Vec<Host>,
     backend: Backend,
+    master: Arc<MasterKey>,
     commands: Vec<(CommandId, AgentId, Kind)>,
     /// The machine that an operator wants in an identity.
     chosen: BTreeMap<AgentId, HostId>,
@@ -55,7 +58,7 @@ impl World {
         for n in 0..scenario.gateways {
             let identity = Backend::identity(AgentId::from_uuid(random.uuid()));
             let token = master.token(&identity, 0).expose_hex();
-            let key = master.agent_key(&identity, 1);
+            let key = (FIRST_KEY, master.agent_key(&identity, u32::from(FIRST_KEY)));
             let disk = Disk::new(Image::installed(token, scenario.spool_max), rules);
             hosts.push(Host::new(HostId(n), identity, key, disk));
         }
@@ -66,6 +69,7 @@ impl World {
             core,
             hosts,
             backend,
+            master,
             commands: Vec::new(),
             chosen: BTreeMap::new(),
             quiet_since: None,
@@ -168,6 +172,7 @@ impl World {
             Event::Cancel => self.cancel(),
             Event::Decide => self.decide(),
             Event::Rotate => self.rotate(),
+            Event::Replace => self.replace(),
             Event::Fault(Fault::Any) => self.fault(),
             Event::Fault(Fault::Clock) => self.set_clock(),
             Event::Fault(Fault::Image) => self.take_image(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use viworks_common::code::CloseCode;
 use viworks_common::engine::{Asked, Input};
-use viworks_common::id::{AgentRunId, BootId, CommandId, InstallId};
+use viworks_common::id::{AgentRunId, BootId, CommandId};
 use viworks_common::key::{Binding, BindingMode};
 use viworks_common::limits;
 use viworks_common::rotation::{self, Candidate, RefusedKeys};
@@ -28,9 +28,6 @@ use super::{Host, Process};
 
 /// How long a copy waits that ignores what it is told.
 const RUDE_WAIT: Duration = Duration::from_millis(300);
-
-/// The generation of the agent key that a gateway is issued with.
-const FIRST_KEY: u8 = 1;
 
 /// One session and its connection.
 #[derive(Debug)]
@@ -194,7 +191,7 @@ impl Process {
 
     /// The agent key to show, of all that it has.
     fn key_to_show(&self, host: &Host) -> HeldKey {
-        let mut keys = vec![(FIRST_KEY, host.key.clone())];
+        let mut keys = vec![host.key.clone()];
         keys.extend(host.disk.image.keys.iter().cloned());
         keys.extend(self.unkept.iter().cloned());
         let candidate = |(generation, key): &HeldKey| Candidate {
@@ -366,7 +363,7 @@ impl Process {
         let one_of_all = || BootId::from_uuid(*host.agent().as_uuid());
         let boot_id = host.boot_id.unwrap_or_else(one_of_all);
         let hello = Hello {
-            install_id: InstallId::from_uuid(*host.agent().as_uuid()),
+            install_id: host.install_id,
             boot_id,
             agent_run_id: self.run,
             epoch: image.epoch,

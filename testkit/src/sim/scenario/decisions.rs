@@ -12,6 +12,8 @@ pub(crate) struct Decisions {
     pub resolves: bool,
     /// How often that happens while things still go wrong.
     pub resolutions: u64,
+    /// How often another machine takes the place of all that hold an identity.
+    pub replacements: u64,
     /// Copies of gateways beyond the first one.
     pub copies: u64,
     /// How often another agent key is asked for.
@@ -36,6 +38,7 @@ impl Decisions {
         Self {
             resolves,
             resolutions: some(fate, resolves),
+            replacements: u64::from(fate.once_in(4) && resolves),
             copies: u64::from(fate.once_in(3) && resolves && is_cloned),
             rotations: some(fate, rotates),
         }

@@ -1,10 +1,14 @@
 //! What an operator decides about an identity, as the real stores write it: who of several holders keeps it, and that
 //! its agent key is to be another one.
 
-use viworks_common::admission::give_under;
+use std::collections::BTreeSet;
+
+use uuid::Uuid;
+use viworks_common::admission::{IdentityRow, give_under};
 use viworks_common::claims::Standing;
 use viworks_common::fork::{Apart, Holder as Party, Kept};
 use viworks_common::id::{AgentId, AgentRunId};
+use viworks_common::ledger::session::settle_older;
 use viworks_common::rotation;
 
 use super::super::core::Owner;
@@ -98,10 +102,8 @@ impl Tx<'_> {
         let live = gateway.live;
         let has_it = live.and_then(|live| self.store.party(agent, live.run));
         let undecided: Vec<Fork> = self.store.forks_of(agent, false).collect();
-        let mut in_turn = undecided
-            .iter()
-            .copied()
-            .chain(self.store.forks_of(agent, true));
+        let settled: Vec<Fork> = self.store.forks_of(agent, true).collect();
+        let mut in_turn = undecided.iter().chain(&settled);
         let other = in_turn.find_map(|fork| fork.other_than(&holder)).flatten();
         let further = undecided.iter().flat_map(|fork| fork.parties());
         let kept = Kept {
@@ -109,14 +111,7 @@ impl Tx<'_> {
             holder,
             apart: Apart::between_under(rules, &holder, other.as_ref(), further.chain(has_it)),
         };
-        for (_, fork) in self
-            .store
-            .forks
-            .iter_mut()
-            .filter(|((it, _), _)| *it == agent)
-        {
-            fork.decided = true;
-        }
+        self.settle_forks(agent);
         if has_it.is_some_and(|has_it| kept.is(&has_it)) {
             return None;
         }
@@ -132,6 +127,42 @@ impl Tx<'_> {
             epoch: kept.epoch,
             ended: live,
         })
+    }
+
+    /// Another machine takes the place of all that hold an identity; with which generation of the agent key.
+    pub(crate) fn replace(&mut self, own: Owner, agent: AgentId) -> Option<(Given, u8)> {
+        let rules = self.store.rules;
+        let gateway = self.store.gateways.get(&agent)?;
+        let above = rotation::above(gateway.row.key_generation, gateway.key_wanted)?;
+        let generation = u8::try_from(above).ok()?;
+        self.ask_owner(own, agent, |live| Letter::PutOut(live, agent));
+        self.settle_forks(agent);
+        let gateway = self.store.gateways.get_mut(&agent)?;
+        gateway.row = IdentityRow {
+            key_generation: above,
+            ..give_under(rules, &gateway.row)
+        };
+        let given = Given {
+            epoch: gateway.row.confirmed,
+            ended: gateway.live.take(),
+        };
+        gateway.standing = Standing::default();
+        (gateway.kept, gateway.key_wanted) = (None, None);
+        // The new one has no journal of what was with the machine before.
+        let (nobody, none) = (AgentRunId::from_uuid(Uuid::nil()), BTreeSet::new());
+        let open = self.store.open_facts(agent, u64::MAX);
+        let older = settle_older(rules, open, nobody, &none, self.now);
+        self.write(older.changes, None);
+        self.recorder.counts.replaced += 1;
+        Some((given, generation))
+    }
+
+    /// Every fork of an identity is decided: it has one holder.
+    fn settle_forks(&mut self, agent: AgentId) {
+        let forks = self.store.forks.iter_mut();
+        for (_, fork) in forks.filter(|((it, _), _)| *it == agent) {
+            fork.decided = true;
+        }
     }
 
     /// An operator has a gateway given another agent key; of which generation.

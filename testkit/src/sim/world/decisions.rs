@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use viworks_common::fork::Holder as Party;
-use viworks_common::id::AgentId;
+use viworks_common::id::{AgentId, InstallId};
 
+use super::super::backend::Backend;
 use super::super::core::{Core, Event, Fault, HostId};
+use super::super::disk_model::{Disk, Image};
 use super::World;
 
 /// How soon somebody looks again who found no backend.
@@ -17,6 +19,7 @@ pub(super) fn plan(core: &mut Core) {
     let events = [
         (decisions.resolutions, Event::Decide),
         (decisions.rotations, Event::Rotate),
+        (decisions.replacements, Event::Replace),
     ];
     for (times, event) in events {
         for _ in 0..times {
@@ -42,7 +45,7 @@ impl World {
         let undecided = self.backend.store.undecided().into_iter();
         let known = undecided.filter_map(|(agent, party)| {
             let host = core.recorder.machine_of(party.agent_run_id)?;
-            Some((agent, party, host))
+            (!self.hosts[host.0].replaced).then_some((agent, party, host))
         });
         let known: Vec<(AgentId, Party, HostId)> = known.collect();
         if known.is_empty() {
@@ -88,7 +91,7 @@ impl World {
         let holders = self
             .hosts
             .iter()
-            .filter(|it| it.agent() == agent && !it.retired);
+            .filter(|it| it.agent() == agent && !it.retired && !it.replaced);
         let holders: Vec<HostId> = holders.map(|host| host.id).collect();
         let chosen = holders[self.core.fate.index(holders.len())];
         self.chosen.insert(agent, chosen);
@@ -138,5 +141,47 @@ impl World {
             core.note(|| format!("operator wants key {wanted} for {agent}"));
             self.backend.rekey(desk, agent, wanted, core);
         }
+    }
+
+    /// An operator puts another machine in the place of all that hold an identity, as redeeming a ticket for that does.
+    pub(super) fn replace(&mut self) {
+        let core = &mut self.core;
+        if !core.turmoil {
+            return;
+        }
+        let Some(desk) = self.backend.desk(core) else {
+            core.after(AGAIN, Event::Replace);
+            return;
+        };
+        let target = core.fate.index(core.scenario.gateways);
+        let agent = self.hosts[target].agent();
+        let store = &mut self.backend.store;
+        let Some((given, generation)) = store.commit(core, |tx| tx.replace(desk, agent)) else {
+            return;
+        };
+        let next = HostId(self.hosts.len());
+        core.note(|| format!("{next:?} takes the place of {agent} with key {generation}"));
+        core.recorder.doubled(agent);
+        core.recorder.given(agent, next, given.epoch);
+        if let Some(live) = given.ended {
+            self.backend.put_out(desk, agent, live, core);
+        }
+        let identity = Backend::identity(agent);
+        let key = self.master.agent_key(&identity, u32::from(generation));
+        let token = self.master.token(&identity, given.epoch).expose_hex();
+        let image = Image {
+            epoch: given.epoch,
+            ..Image::installed(token, core.scenario.spool_max)
+        };
+        let install_id = InstallId::from_uuid(core.fate.uuid());
+        let issued = ((generation, key), install_id);
+        let disk = Disk::new(image, core.rules);
+        let new = self.hosts[target].successor(next, issued, disk);
+        for host in self.hosts.iter_mut().filter(|it| it.agent() == agent) {
+            host.replaced = true;
+        }
+        self.hosts.push(new);
+        self.chosen.insert(agent, next);
+        core.after(Duration::ZERO, Event::Boot(next));
     }
 }
