@@ -117,6 +117,11 @@ impl Host {
         clone
     }
 
+    /// Whether it began as a copy of another machine, or that of it.
+    pub(crate) fn shares_installation(&self, other: &Self) -> bool {
+        self.id != other.id && self.agent() == other.agent() && self.install_id == other.install_id
+    }
+
     /// Another machine in its place, with its own disk and installation.
     pub(crate) fn successor(
         &self,

@@ -337,11 +337,13 @@ impl Recorder {
         self.machines.get(&run).copied()
     }
 
-    /// An operator gave an identity to the holder on a machine; every session of an epoch below is over.
-    pub(crate) fn given(&mut self, agent: AgentId, host: HostId, epoch: u64) {
+    /// An operator gave an identity to the holder on a machine; every session of an epoch below is over. Without a
+    /// machine, somebody may pass for that holder whom nobody has seen.
+    pub(crate) fn given(&mut self, agent: AgentId, host: Option<HostId>, epoch: u64) {
         self.counts.given += 1;
         self.protected.remove(&agent);
-        self.wanted.insert(agent, host);
+        self.wanted.remove(&agent);
+        self.wanted.extend(host.map(|host| (agent, host)));
         self.put_out.insert(agent, epoch);
     }
 

@@ -62,6 +62,14 @@ impl Store {
         parties.collect()
     }
 
+    /// From whom a decision tells the chosen holder: whoever is in a fork that nobody decided, and whoever is there.
+    pub(crate) fn known_holders(&self, agent: AgentId) -> Vec<Party> {
+        let live = self.gateways.get(&agent).and_then(|gateway| gateway.live);
+        let live = live.and_then(|live| self.party(agent, live.run));
+        let undecided = self.forks_of(agent, false);
+        undecided.flat_map(Fork::parties).chain(live).collect()
+    }
+
     fn forks_of(&self, agent: AgentId, decided: bool) -> impl Iterator<Item = Fork> {
         let of_it = self
             .forks
@@ -105,11 +113,11 @@ impl Tx<'_> {
         let settled: Vec<Fork> = self.store.forks_of(agent, true).collect();
         let mut in_turn = undecided.iter().chain(&settled);
         let other = in_turn.find_map(|fork| fork.other_than(&holder)).flatten();
-        let further = undecided.iter().flat_map(|fork| fork.parties());
+        let further = self.store.known_holders(agent);
         let kept = Kept {
             epoch: give_under(rules, &gateway.row).confirmed,
             holder,
-            apart: Apart::between_under(rules, &holder, other.as_ref(), further.chain(has_it)),
+            apart: Apart::between_under(rules, &holder, other.as_ref(), further),
         };
         self.settle_forks(agent);
         if has_it.is_some_and(|has_it| kept.is(&has_it)) {

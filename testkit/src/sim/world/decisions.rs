@@ -118,8 +118,16 @@ impl World {
         core.note(|| format!("operator keeps {run} on {host:?} in {agent}"));
         self.chosen.insert(agent, host);
         let store = &mut self.backend.store;
+        let known = store.known_holders(agent).into_iter();
+        let known = known.filter_map(|it| core.recorder.machine_of(it.agent_run_id));
+        let known: Vec<HostId> = known.collect();
+        // A copy that nobody has seen cannot be told from the one that is kept.
+        let (chosen, others) = (&self.hosts[host.0], self.hosts.iter());
+        let mut copies = others.filter(|it| !it.retired && it.shares_installation(chosen));
+        let is_sure = copies.all(|copy| known.contains(&copy.id));
         if let Some(given) = store.commit(core, |tx| tx.keep(desk, agent, party)) {
-            core.recorder.given(agent, host, given.epoch);
+            core.recorder
+                .given(agent, is_sure.then_some(host), given.epoch);
             if let Some(live) = given.ended {
                 self.backend.put_out(desk, agent, live, core);
             }
@@ -162,7 +170,7 @@ impl World {
         let next = HostId(self.hosts.len());
         core.note(|| format!("{next:?} takes the place of {agent} with key {generation}"));
         core.recorder.doubled(agent);
-        core.recorder.given(agent, next, given.epoch);
+        core.recorder.given(agent, Some(next), given.epoch);
         if let Some(live) = given.ended {
             self.backend.put_out(desk, agent, live, core);
         }
