@@ -133,7 +133,7 @@ pub fn admit_under(rules: impl Rulebook, row: &IdentityRow, hello: &HelloFacts) 
     if hello.epoch != row.confirmed && !rules.keeps(Rule::EpochRange) {
         return Admission::Fork;
     }
-    if hello.epoch < row.confirmed && !hello.kept {
+    if hello.epoch < row.confirmed && !hello.kept && rules.keeps(Rule::LeftBehind) {
         // A process may die with its HELLO under way: its successor can be confirmed before that arrives. Whoever was
         // in range when the challenge was made may have been overtaken so, and proves nothing.
         let overtaken = hello.epoch >= hello.confirmed_at_challenge;
@@ -267,6 +267,15 @@ pub fn confirm(
 /// whatever it holds, and the live session is fenced at once.
 #[must_use]
 pub fn give(row: &IdentityRow) -> IdentityRow {
+    give_under(Complete, row)
+}
+
+/// The same by other rules.
+#[must_use]
+pub fn give_under(rules: impl Rulebook, row: &IdentityRow) -> IdentityRow {
+    if !rules.keeps(Rule::GivingLeavesBehind) {
+        return row.clone();
+    }
     let raised = row.issued.saturating_add(1);
     IdentityRow {
         confirmed: raised,

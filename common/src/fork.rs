@@ -5,6 +5,7 @@
 //! a machine draws anew, and the process.
 
 use crate::id::{AgentRunId, BootId, InstallId};
+use crate::rules::{Complete, Rule, Rulebook};
 
 /// What a holder of an identity says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +59,20 @@ impl Apart {
         other: Option<&Holder>,
         further: impl IntoIterator<Item = Holder>,
     ) -> Self {
+        Self::between_under(Complete, kept, other, further)
+    }
+
+    /// The same by other rules.
+    #[must_use]
+    pub fn between_under(
+        rules: impl Rulebook,
+        kept: &Holder,
+        other: Option<&Holder>,
+        further: impl IntoIterator<Item = Holder>,
+    ) -> Self {
+        if !rules.keeps(Rule::HoldersToldApart) {
+            return Self::Install;
+        }
         let same_place = |it: &Holder| it.install_id == kept.install_id;
         let same_boot = |it: &Holder| same_place(it) && it.boot_id == kept.boot_id;
         if other.is_some_and(same_boot) {

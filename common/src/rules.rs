@@ -31,6 +31,8 @@ pub enum Rule {
     EpochFence,
     /// Every epoch between the confirmed and the issued one is acceptable.
     EpochRange,
+    /// An epoch that the identity has left behind is acceptable no more.
+    LeftBehind,
     /// CONFIRM is sent after the epoch is durable.
     DurableBeforeConfirm,
     /// The live session is probed before another process takes over.
@@ -39,6 +41,12 @@ pub enum Rule {
     FavourTheLive,
     /// Where it cannot be found out whether the live session answers, nobody takes over from it.
     UnknownIsNotSilence,
+    /// To give an identity to one holder leaves every other one behind.
+    GivingLeavesBehind,
+    /// Holders of one installation are told apart by their boot, and those of one boot by their process.
+    HoldersToldApart,
+    /// A later agent key is durable before a HELLO is made with it.
+    KeyDurable,
     /// What a process of the backend had is anybody's once its lease ran out.
     LeaseEnds,
     /// A permit counts from when the frame it names was sent.
@@ -66,10 +74,14 @@ impl Rule {
         Self::ResultsResent,
         Self::EpochFence,
         Self::EpochRange,
+        Self::LeftBehind,
         Self::DurableBeforeConfirm,
         Self::ProbeBeforeTakeOver,
         Self::FavourTheLive,
         Self::UnknownIsNotSilence,
+        Self::GivingLeavesBehind,
+        Self::HoldersToldApart,
+        Self::KeyDurable,
         Self::LeaseEnds,
         Self::PermitCountsFromSending,
         Self::GapAfterRollback,

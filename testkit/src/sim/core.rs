@@ -96,6 +96,12 @@ pub(crate) enum Event {
     Start(InstanceId),
     Submit,
     Cancel,
+    /// An operator decides between two holders of an identity.
+    Decide,
+    /// An operator has a gateway given another agent key.
+    Rotate,
+    /// An operator puts another machine in a gateway's place.
+    Replace,
     Fault(Fault),
     /// From here on, nothing goes wrong any more.
     Heal,
@@ -115,6 +121,8 @@ pub(crate) enum Process {
 pub(crate) struct Core {
     pub now: Monotonic,
     pub random: Random,
+    /// Chance of what operators decide about identities: other events do not depend on how often that is.
+    pub fate: Random,
     pub scenario: Scenario,
     pub rules: Rules,
     pub network: Network,
@@ -135,10 +143,16 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(random: Random, scenario: Scenario, rules: Rules, traced: bool) -> Self {
+    pub(super) fn new(
+        (random, fate): (Random, Random),
+        scenario: Scenario,
+        rules: Rules,
+        traced: bool,
+    ) -> Self {
         Self {
             now: Monotonic::ORIGIN,
             random,
+            fate,
             scenario,
             rules,
             network: Network::default(),

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use viworks_common::command::{Outcome, OutcomeState};
 use viworks_common::id::{AgentRunId, CommandId};
 use viworks_common::journal::{Entry, EntryState, Step, may_forget};
+use viworks_common::key::AgentKey;
+use viworks_common::rotation;
 use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
 
@@ -14,12 +16,22 @@ use super::random::Random;
 use super::scenario::Rules;
 use super::spool_model::Spool;
 
+/// An agent key, and its generation.
+pub(crate) type HeldKey = (u8, AgentKey);
+
 /// One transaction, of the journal or of the spool.
 #[derive(Debug, Clone)]
 pub(crate) enum Write {
     Journal(Step),
     /// The ratchet moves, for the session on a connection.
     Epoch(ConnectionId, u64, String),
+    /// An agent key came over the session on a connection.
+    Key {
+        wire: ConnectionId,
+        /// The generation of the key that the session was opened with.
+        in_use: u8,
+        new: HeldKey,
+    },
     Append(AgentRunId, Vec<Timestamp>),
     /// Records are committed at the backend.
     Acknowledge(Position),
@@ -43,6 +55,8 @@ pub(crate) struct Image {
     pub highest_order: u64,
     pub epoch: u64,
     pub token: String,
+    /// The agent keys that came over sessions.
+    pub keys: Vec<HeldKey>,
     pub spool: Spool,
 }
 
@@ -63,6 +77,7 @@ impl Image {
             highest_order: 0,
             epoch: 0,
             token,
+            keys: Vec::new(),
             spool: Spool::new(spool_max),
         }
     }
@@ -89,6 +104,10 @@ impl Image {
                 }
                 newer
             }
+            Write::Key { in_use, new, .. } => {
+                self.keep_key(in_use, new);
+                true
+            }
             Write::Append(run, observed) => {
                 written.spooled = self.spool.append(run, &observed);
                 true
@@ -99,6 +118,15 @@ impl Image {
             }
         };
         written
+    }
+
+    /// What came last under a number counts.
+    fn keep_key(&mut self, in_use: u8, new: HeldKey) {
+        self.keys.retain(|(held, _)| *held != new.0);
+        let known: Vec<u8> = self.keys.iter().map(|(held, _)| *held).collect();
+        let kept = rotation::kept(&known, in_use, new.0);
+        self.keys.push(new);
+        self.keys.retain(|(held, _)| kept.contains(held));
     }
 
     /// Whether the step started from where it may.

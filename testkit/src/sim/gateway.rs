@@ -5,14 +5,14 @@
 
 use std::time::Duration;
 
-use viworks_common::id::{AgentId, AgentRunId};
+use viworks_common::id::{AgentId, AgentRunId, BootId, InstallId};
 use viworks_common::journal::Step;
-use viworks_common::key::{AgentKey, Identity};
+use viworks_common::key::Identity;
 use viworks_common::session::backoff::Backoff;
 use viworks_common::time::{Monotonic, Timestamp};
 
 use super::core::{Core, Event, GatewayStep, Generation, HostId, Process as Dying};
-use super::disk_model::{Disk, Image, Write, Written};
+use super::disk_model::{Disk, HeldKey, Image, Write, Written};
 use super::network::ConnectionId;
 
 mod engine;
@@ -47,7 +47,16 @@ pub(crate) struct Host {
     pub rude: bool,
     /// Whether it was last told that another machine holds its identity.
     pub refused_as_fork: bool,
-    key: AgentKey,
+    /// Whether another machine took its place by a ticket: no operator gives it the identity again.
+    pub replaced: bool,
+    /// Whether it was last told that its agent key is good no more.
+    key_refused: bool,
+    /// The agent key that it was issued with.
+    key: HeldKey,
+    /// Drawn once for its disk, and copied with it.
+    install_id: InstallId,
+    /// What it says of its boot, where anybody tells holders apart by that.
+    boot_id: Option<BootId>,
     generation: Generation,
     /// Where the monotonic clock of this boot began.
     boot: Duration,
@@ -64,11 +73,14 @@ pub(crate) struct Process {
     dialled: bool,
     link: Option<Link>,
     backoff: Backoff,
+    /// Later agent keys that are nowhere but here: none, by the rules.
+    unkept: Vec<HeldKey>,
 }
 
 impl Host {
     /// A machine with a disk, switched off.
-    pub(crate) const fn new(id: HostId, identity: Identity, key: AgentKey, disk: Disk) -> Self {
+    pub(crate) const fn new(id: HostId, identity: Identity, key: HeldKey, disk: Disk) -> Self {
+        let install_id = InstallId::from_uuid(*identity.agent_id.as_uuid());
         Self {
             id,
             identity,
@@ -81,7 +93,11 @@ impl Host {
             restored: false,
             rude: false,
             refused_as_fork: false,
+            key_refused: false,
+            replaced: false,
             key,
+            install_id,
+            boot_id: None,
             generation: Generation(0),
             boot: Duration::ZERO,
             last_sync: Monotonic::ORIGIN,
@@ -96,7 +112,26 @@ impl Host {
     pub(crate) fn clone_onto(&self, id: HostId, disk: Disk) -> Self {
         let mut clone = Self::new(id, self.identity.clone(), self.key.clone(), disk);
         clone.restored = true;
+        clone.install_id = self.install_id;
+        clone.replaced = self.replaced;
         clone
+    }
+
+    /// Whether it began as a copy of another machine, or that of it.
+    pub(crate) fn shares_installation(&self, other: &Self) -> bool {
+        self.id != other.id && self.agent() == other.agent() && self.install_id == other.install_id
+    }
+
+    /// Another machine in its place, with its own disk and installation.
+    pub(crate) fn successor(
+        &self,
+        id: HostId,
+        (key, install_id): (HeldKey, InstallId),
+        disk: Disk,
+    ) -> Self {
+        let mut successor = Self::new(id, self.identity.clone(), key, disk);
+        successor.install_id = install_id;
+        successor
     }
 
     /// Its clock since boot.
@@ -136,6 +171,11 @@ impl Host {
         let run = AgentRunId::from_uuid(core.random.uuid());
         let id = self.id;
         core.note(|| format!("{id:?} boots as {run}"));
+        core.recorder.booted(run, id);
+        let decisions = core.scenario.decisions;
+        if decisions.resolves && (self.boot_id.is_none() || core.fate.once_in(3)) {
+            self.boot_id = Some(BootId::from_uuid(core.fate.uuid()));
+        }
         self.disk.image.spool.forget_delivered(run);
         self.process = Some(Process {
             run,
@@ -143,6 +183,7 @@ impl Host {
             dialled: false,
             link: None,
             backoff: Backoff::new(),
+            unkept: Vec::new(),
         });
         self.with(|process, host| {
             process.perform(host, core);
@@ -243,6 +284,22 @@ impl Host {
         )
     }
 
+    /// Its process, while there is one.
+    pub(crate) fn run(&self) -> Option<AgentRunId> {
+        self.process.as_ref().map(|process| process.run)
+    }
+
+    /// Whether it was last refused for what only an operator changes.
+    pub(crate) const fn is_kept_out(&self) -> bool {
+        self.refused_as_fork || self.key_refused
+    }
+
+    /// An operator has decided since it was refused, or it is in.
+    pub(crate) const fn forget_refusals(&mut self) {
+        self.refused_as_fork = false;
+        self.key_refused = false;
+    }
+
     /// Whether a session is established.
     pub(crate) fn is_connected(&self) -> bool {
         let link = self.process.as_ref().and_then(|it| it.link.as_ref());
@@ -313,6 +370,7 @@ impl Process {
                 self.dial_when_settled(host, core);
             }
             Write::Epoch(wire, ..) => self.epoch_kept(wire, written.done, host, core),
+            Write::Key { wire, new, .. } => self.key_kept(wire, new.0, host, core),
             Write::Append(..) | Write::Acknowledge(_) => self.look_again(host, core),
         }
     }

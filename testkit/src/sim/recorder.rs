@@ -87,6 +87,14 @@ counts! {
     letters,
     /// Of these, whether a gateway answers.
     crossings,
+    /// Identities that an operator gave to another holder.
+    given,
+    /// Of these, to another machine that takes the place of all others.
+    replaced,
+    /// Agent keys that reached a gateway over its session.
+    keys,
+    /// Gateways that came with a later agent key than before.
+    new_keys,
 }
 
 /// A command that really ran.
@@ -130,6 +138,12 @@ pub(crate) struct Recorder {
     unsettled: BTreeSet<AgentId>,
     /// Processes that were alive when a copy was refused in their favour.
     protected: BTreeMap<AgentId, AgentRunId>,
+    /// The machine of each process of a gateway.
+    machines: BTreeMap<AgentRunId, HostId>,
+    /// The machine to which an operator gave an identity, until it was copied again.
+    wanted: BTreeMap<AgentId, HostId>,
+    /// Sessions of epochs below these were put out by an operator.
+    put_out: BTreeMap<AgentId, u64>,
     /// Commands of an operator who need not know about any restored database.
     fresh: BTreeSet<CommandId>,
 }
@@ -313,6 +327,40 @@ impl Recorder {
         }
     }
 
+    /// A process of a gateway begins on a machine.
+    pub(crate) fn booted(&mut self, run: AgentRunId, host: HostId) {
+        self.machines.insert(run, host);
+    }
+
+    /// The machine of a process.
+    pub(crate) fn machine_of(&self, run: AgentRunId) -> Option<HostId> {
+        self.machines.get(&run).copied()
+    }
+
+    /// An operator gave an identity to the holder on a machine; every session of an epoch below is over. Without a
+    /// machine, somebody may pass for that holder whom nobody has seen.
+    pub(crate) fn given(&mut self, agent: AgentId, host: Option<HostId>, epoch: u64) {
+        self.counts.given += 1;
+        self.protected.remove(&agent);
+        self.wanted.remove(&agent);
+        self.wanted.extend(host.map(|host| (agent, host)));
+        self.put_out.insert(agent, epoch);
+    }
+
+    /// Whether an operator has put a session out.
+    pub(crate) fn is_put_out(&self, agent: AgentId, epoch: u64) -> bool {
+        self.put_out.get(&agent).is_some_and(|given| epoch < *given)
+    }
+
+    /// A process was refused for its agent key. Invariant 7: of an identity with one holder, that cuts it off.
+    pub(crate) fn key_refused(&mut self, agent: AgentId, run: AgentRunId) {
+        if !self.doubled.contains(&agent) {
+            self.violated(|| {
+                format!("7: {run} is the only one of {agent}, and its key is refused")
+            });
+        }
+    }
+
     /// A copy was refused because `run` is alive, and nothing goes wrong from here on.
     pub(crate) fn protected(&mut self, agent: AgentId, run: AgentRunId) {
         self.protected.insert(agent, run);
@@ -325,6 +373,14 @@ impl Recorder {
             && original != run
         {
             self.violated(|| format!("7: {run} robbed {original}, which was alive"));
+        }
+        let (wanted, machine) = (self.wanted.get(&agent).copied(), self.machine_of(run));
+        if let Some(wanted) = wanted
+            && machine != Some(wanted)
+        {
+            self.violated(|| {
+                format!("7: {run} is in, and an operator keeps {wanted:?} in {agent}")
+            });
         }
     }
 
@@ -339,6 +395,8 @@ impl Recorder {
     /// There is, or was, more than one holder of an identity.
     pub(crate) fn doubled(&mut self, agent: AgentId) {
         self.doubled.insert(agent);
+        // What an operator decided says nothing of a copy that was made since.
+        self.wanted.remove(&agent);
     }
 
     /// A fork was recorded. Invariant 7.

@@ -6,6 +6,10 @@ use viworks_common::rules::{Rule, Rulebook};
 
 use super::random::Random;
 
+mod decisions;
+
+use decisions::Decisions;
+
 /// The rules in force: the product's own, or all of them but one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rules {
@@ -54,6 +58,7 @@ pub(crate) struct Scenario {
     /// Faults of processes, connections and clocks.
     pub faults: u64,
     pub storage: Storage,
+    pub decisions: Decisions,
     /// How long commands are submitted and faults happen.
     pub turmoil: Duration,
     /// One way through the network, at most.
@@ -74,7 +79,8 @@ pub(crate) struct Scenario {
 }
 
 impl Scenario {
-    pub(crate) fn draw(random: &mut Random) -> Self {
+    /// Draws a plan; what operators decide about identities has chance of its own, `fate`.
+    pub(crate) fn draw(random: &mut Random, fate: &mut Random) -> Self {
         let storage = match random.below(10) {
             0 | 1 => Storage::GatewayRestored,
             2 | 3 => Storage::GatewayCloned,
@@ -94,6 +100,7 @@ impl Scenario {
             commands: 2 + random.below(5),
             faults: if calm { 0 } else { random.below(9) },
             storage,
+            decisions: Decisions::draw(fate, storage),
             turmoil: random.millis(8_000, 60_000),
             latency: random.millis(1, 150),
             sync: random.millis(1, 60),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use viworks_common::admission::IdentityRow;
 use viworks_common::claims::Standing;
 use viworks_common::command::Outcome;
+use viworks_common::fork::{Holder as Party, Kept};
 use viworks_common::id::{AgentId, AgentRunId, CommandId, CommandName, StreamName};
 use viworks_common::ledger::command::low_water;
 use viworks_common::ledger::session::may_write;
@@ -21,11 +22,13 @@ use super::recorder::{Key, Recorder};
 use super::scenario::Rules;
 
 mod commands;
+mod decisions;
 mod instances;
 mod sessions;
 mod telemetry;
 
 pub(crate) use commands::Submitted;
+use decisions::Fork;
 use instances::Lease;
 pub(crate) use instances::Letter;
 pub(crate) use sessions::{AdmitRequest, Admitted, ConfirmRequest};
@@ -77,6 +80,14 @@ struct Gateway {
     abandoned: Option<u64>,
     usage: Usage,
     streams: BTreeSet<StreamName>,
+    /// What its processes said of themselves.
+    said: BTreeMap<AgentRunId, Party>,
+    /// The process of the session that was confirmed last.
+    last: Option<AgentRunId>,
+    /// Whom an operator gave its identity to.
+    kept: Option<Kept>,
+    /// The generation of the agent key that it is to be given.
+    key_wanted: Option<u32>,
 }
 
 /// The database. A clone is a backup.
@@ -85,7 +96,8 @@ pub(crate) struct Store {
     rules: Rules,
     gateways: BTreeMap<AgentId, Gateway>,
     commands: BTreeMap<CommandId, Command>,
-    forks: BTreeSet<(AgentId, AgentRunId)>,
+    /// By who was refused.
+    forks: BTreeMap<(AgentId, AgentRunId), Fork>,
     telemetry: BTreeMap<Key, i64>,
     epochs: BTreeMap<(AgentId, AgentRunId), Reached>,
     gaps: Vec<(AgentId, AgentRunId, Gap)>,
@@ -116,12 +128,16 @@ impl Store {
             abandoned: None,
             usage: Usage::default(),
             streams: BTreeSet::new(),
+            said: BTreeMap::new(),
+            last: None,
+            kept: None,
+            key_wanted: None,
         };
         Self {
             rules,
             gateways: agents.into_iter().map(|agent| (agent, fresh())).collect(),
             commands: BTreeMap::new(),
-            forks: BTreeSet::new(),
+            forks: BTreeMap::new(),
             telemetry: BTreeMap::new(),
             epochs: BTreeMap::new(),
             gaps: Vec::new(),
@@ -179,7 +195,7 @@ impl Store {
     }
 
     pub(crate) fn has_fork(&self, agent: AgentId) -> bool {
-        self.forks.iter().any(|(forked, _)| *forked == agent)
+        self.forks.keys().any(|(forked, _)| *forked == agent)
     }
 
     /// Whether a record is stored, or known never to come.

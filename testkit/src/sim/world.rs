@@ -1,5 +1,6 @@
 //! One world: gateways, a backend, a network between them, and everything that goes wrong, until all is quiet again.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +20,13 @@ use super::recorder::Counts;
 use super::scenario::{Rules, Scenario, Storage};
 use super::store_model::{Store, Submitted};
 
+mod decisions;
 mod verdict;
 
+/// What tells the chance of operators' decisions from all other chance of the same seed.
+const FATE: u64 = 0x6a09_e667_f3bc_c908;
+/// The generation of the agent key that a gateway is issued with.
+const FIRST_KEY: u8 = 1;
 /// Between two looks whether all is quiet.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long after the last fault all must be quiet: longer than any backoff, deadline and wait.
@@ -34,7 +40,10 @@ pub(super) struct World {
     core: Core,
     hosts: Vec<Host>,
     backend: Backend,
+    master: Arc<MasterKey>,
     commands: Vec<(CommandId, AgentId, Kind)>,
+    /// The machine that an operator wants in an identity.
+    chosen: BTreeMap<AgentId, HostId>,
     quiet_since: Option<Monotonic>,
     healed_at: Monotonic,
 }
@@ -42,24 +51,27 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, rules: Rules, traced: bool) -> Self {
         let mut random = Random::new(seed);
-        let scenario = Scenario::draw(&mut random);
+        let mut fate = Random::new(seed ^ FATE);
+        let scenario = Scenario::draw(&mut random, &mut fate);
         let master = Arc::new(MasterKey::new(Secret::from_bytes([7; 32])));
         let mut hosts = Vec::new();
         for n in 0..scenario.gateways {
             let identity = Backend::identity(AgentId::from_uuid(random.uuid()));
             let token = master.token(&identity, 0).expose_hex();
-            let key = master.agent_key(&identity, 1);
+            let key = (FIRST_KEY, master.agent_key(&identity, u32::from(FIRST_KEY)));
             let disk = Disk::new(Image::installed(token, scenario.spool_max), rules);
             hosts.push(Host::new(HostId(n), identity, key, disk));
         }
         let store = Store::new(rules, hosts.iter().map(Host::agent));
         let backend = Backend::new(store, scenario.instances, &master);
-        let core = Core::new(random, scenario, rules, traced);
+        let core = Core::new((random, fate), scenario, rules, traced);
         let mut world = Self {
             core,
             hosts,
             backend,
+            master,
             commands: Vec::new(),
+            chosen: BTreeMap::new(),
             quiet_since: None,
             healed_at: Monotonic::ORIGIN,
         };
@@ -104,6 +116,7 @@ impl World {
             core.after(image, Event::Fault(Fault::Image));
             core.after(restore, Event::Fault(Fault::Restore));
         }
+        decisions::plan(core);
         core.after(scenario.turmoil, Event::Heal);
     }
 
@@ -157,6 +170,9 @@ impl World {
             Event::Start(id) => backend.start(id, core),
             Event::Submit => self.submit(),
             Event::Cancel => self.cancel(),
+            Event::Decide => self.decide(),
+            Event::Rotate => self.rotate(),
+            Event::Replace => self.replace(),
             Event::Fault(Fault::Any) => self.fault(),
             Event::Fault(Fault::Clock) => self.set_clock(),
             Event::Fault(Fault::Image) => self.take_image(),

@@ -25,6 +25,9 @@ use super::super::store_model::{Command, ConfirmRequest, Fenced, Holder};
 use super::opening::Arrival;
 use super::{Instance, Tx};
 
+/// How soon a second holder asks again while an operator may decide for it.
+const FORK_RETRY_MS: u64 = 60_000;
+
 /// What a session is asked to do from outside.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Order {
@@ -32,6 +35,8 @@ pub(super) enum Order {
     Probe(ConnectionId),
     /// Let the gateway reconnect at once.
     Drain,
+    /// Tell it the agent key of a later generation.
+    Rekey(u32),
     /// Close: a newer session was confirmed.
     End,
 }
@@ -44,6 +49,9 @@ pub(super) struct Connection {
     /// The gateway's confirmed epoch when it was recognised.
     pub(super) confirmed_before: u64,
     pub(super) session: BackendSession,
+    /// The generation of the agent key that HELLO was made with, and the latest one that was told.
+    pub(super) key_in_use: u32,
+    key_told: Option<u32>,
     pub(super) held: VecDeque<Vec<u8>>,
     pub(super) lost: bool,
     pub(super) over: bool,
@@ -100,6 +108,8 @@ impl Connection {
             agent,
             confirmed_before,
             session,
+            key_in_use: 0,
+            key_told: None,
             held: VecDeque::new(),
             lost: false,
             over: false,
@@ -127,10 +137,12 @@ impl Connection {
     }
 
     pub(super) fn refuse(&mut self, code: CloseCode, reason: &str, core: &Core) {
+        // Whoever may be kept is not to wait for long after that.
+        let is_judged = code == CloseCode::IdentityFork && core.scenario.decisions.resolves;
         let refuse = Refuse {
             code,
             reason: reason.to_owned(),
-            retry_after_ms: None,
+            retry_after_ms: is_judged.then_some(FORK_RETRY_MS),
         };
         self.session.refuse(refuse, core.now);
     }
@@ -193,6 +205,17 @@ impl Connection {
         if self.session.send(message, now).is_err() && self.session.closed().is_none() {
             let reason = "the backend could not queue a message";
             self.session.close(CloseCode::Internal, reason, now);
+        }
+    }
+
+    /// Tells the gateway the agent key of a later generation, once.
+    pub(super) fn tell_key(&mut self, wanted: u32, now: Monotonic) {
+        let is_later = wanted > self.key_in_use && self.key_told.is_none_or(|told| wanted > told);
+        let generation = u8::try_from(wanted).ok().filter(|_| is_later);
+        let update = generation.and_then(|generation| self.session.key_update(generation));
+        if let Some(update) = update {
+            self.key_told = Some(wanted);
+            self.send(BackendMessage::KeyUpdate(update), now);
         }
     }
 
@@ -505,6 +528,11 @@ fn obey(connection: &mut Connection, order: Order, now: Monotonic) {
                 reconnect_after_ms: 0,
             };
             connection.send(BackendMessage::Drain(drain), now);
+        }
+        Order::Rekey(wanted) => {
+            if connection.live.is_some() {
+                connection.tell_key(wanted, now);
+            }
         }
         Order::End => {
             let reason = "a newer session of this gateway was confirmed";

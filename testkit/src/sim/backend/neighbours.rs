@@ -36,6 +36,16 @@ impl Backend {
         self.instances[id.0].gone
     }
 
+    /// Ends the session of a holder that an operator put out, if the process has it.
+    pub(crate) fn put_out(&mut self, desk: Owner, agent: AgentId, live: Live, core: &mut Core) {
+        self.instances[desk.id.0].put_out(agent, live, core);
+    }
+
+    /// Has a gateway's session told another agent key, if the process has it.
+    pub(crate) fn rekey(&mut self, desk: Owner, agent: AgentId, wanted: u32, core: &mut Core) {
+        self.instances[desk.id.0].rekey(agent, wanted, core);
+    }
+
     /// Renews the lease of a process, and ends what others have left whose lease ran out.
     pub(super) fn keep_lease(&mut self, id: InstanceId, core: &mut Core) {
         let instance = &mut self.instances[id.0];
@@ -72,6 +82,8 @@ impl Backend {
                     let cancel = |connection: &mut Connection| connection.cancel(command);
                     instance.tell_session(agent, cancel, core);
                 }
+                Letter::PutOut(live, agent) => instance.put_out(agent, live, core),
+                Letter::Rekey(agent, wanted) => instance.rekey(agent, wanted, core),
                 Letter::Overtaken(live, agent, newcomer, alive) => {
                     if let Some(wire) = instance.session_of(agent, live) {
                         if alive {
@@ -107,6 +119,21 @@ impl Instance {
         let session = self.sessions.get(&agent);
         let same = session.filter(|(_, holder)| holder.epoch == live.epoch);
         same.map(|(wire, _)| *wire)
+    }
+
+    fn put_out(&mut self, agent: AgentId, live: Live, core: &mut Core) {
+        // It may be confirmed, and about to be entered.
+        let is_it = |it: &&Connection| it.agent == agent && it.unsettled == Some(live.epoch);
+        let coming = self.connections.values().find(is_it).map(|it| it.wire);
+        if let Some(wire) = self.session_of(agent, live).or(coming) {
+            self.order(wire, Order::End, core);
+        }
+    }
+
+    fn rekey(&mut self, agent: AgentId, wanted: u32, core: &mut Core) {
+        if let Some((wire, _)) = self.sessions.get(&agent).copied() {
+            self.order(wire, Order::Rekey(wanted), core);
+        }
     }
 
     /// Tells another process what its probe brought.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use viworks_common::admission::HelloFacts;
 use viworks_common::claims::{Newcomer, Verdict};
 use viworks_common::code::CloseCode;
+use viworks_common::fork;
 use viworks_common::id::{AgentId, AgentRunId, SessionId};
 use viworks_common::key::Secret;
 use viworks_common::ledger::session::Older;
@@ -80,6 +81,7 @@ impl Instance {
             return connection.refuse(CloseCode::Replay, reason, core);
         }
         let (agent, run) = (connection.agent, hello.agent_run_id);
+        connection.key_in_use = u32::from(key_generation);
         let expected = self.master.token(&Backend::identity(agent), hello.epoch);
         let request = AdmitRequest {
             agent,
@@ -91,8 +93,13 @@ impl Instance {
                 highest_order: hello.highest_order,
                 low_water: hello.low_water,
                 confirmed_at_challenge: connection.confirmed_before,
-                // No operator decides anything there.
+                // The store knows.
                 kept: false,
+            },
+            party: fork::Holder {
+                install_id: hello.install_id,
+                boot_id: hello.boot_id,
+                agent_run_id: run,
             },
             unreported: hello.unreported,
             telemetry: hello.telemetry,
@@ -221,7 +228,8 @@ impl Instance {
     /// Lets a live session reconnect: its next HELLO moves the ratchet past the copy that was refused.
     pub(super) fn protect(&mut self, agent: AgentId, core: &mut Core) {
         if let Some((live, holder)) = self.sessions.get(&agent).copied() {
-            if !core.turmoil && core.network.is_sound(live) {
+            let is_put_out = core.recorder.is_put_out(holder.agent, holder.epoch);
+            if !core.turmoil && core.network.is_sound(live) && !is_put_out {
                 core.recorder.protected(holder.agent, holder.run);
             }
             self.order(live, Order::Drain, core);
@@ -275,7 +283,10 @@ impl Instance {
         let open = request.unreported.iter().copied().collect();
         connection.unsettled = Some(request.holder.epoch);
         let live = Live::new(request.holder, Room::new(credit, open));
-        let confirm = move |tx: &mut Tx<'_>| Ok(tx.confirm(&request));
+        let confirm = move |tx: &mut Tx<'_>| {
+            let older = tx.confirm(&request);
+            Ok(older.map(|older| (older, tx.pending_key(request.holder.agent))))
+        };
         let then = move |instance: &mut Self, connection: &mut Connection, older, core: &mut _| {
             match older {
                 Some(older) => instance.confirmed(connection, live, older, core),
@@ -293,7 +304,7 @@ impl Instance {
         &mut self,
         connection: &mut Connection,
         live: Live,
-        older: Older,
+        (older, wanted_key): (Older, Option<u32>),
         core: &mut Core,
     ) {
         self.look_for_eviction(live.holder.agent, live.holder.run, core);
@@ -309,16 +320,20 @@ impl Instance {
             let cancel = CommandRef { command_id };
             connection.send(BackendMessage::CommandCancel(cancel), core.now);
         }
+        if let Some(wanted) = wanted_key {
+            connection.tell_key(wanted, core.now);
+        }
         connection.nudge();
     }
 
-    /// Invariant 7: a live original is never evicted by a copy.
+    /// Invariant 7: a live original is never evicted by a copy, unless an operator has put it out.
     pub(super) fn look_for_eviction(&self, agent: AgentId, copy: AgentRunId, core: &mut Core) {
         let Some((wire, older)) = self.sessions.get(&agent) else {
             return;
         };
         let live = self.connections.get(wire).and_then(|it| it.live.as_ref());
-        let evicted = older.run != copy && live.is_some_and(|it| !it.draining);
+        let is_put_out = core.recorder.is_put_out(agent, older.epoch);
+        let evicted = older.run != copy && live.is_some_and(|it| !it.draining) && !is_put_out;
         if evicted && core.network.is_sound(*wire) {
             let run = older.run;
             core.recorder

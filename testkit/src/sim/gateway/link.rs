@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use viworks_common::code::CloseCode;
 use viworks_common::engine::{Asked, Input};
-use viworks_common::id::{AgentRunId, BootId, CommandId, InstallId};
+use viworks_common::id::{AgentRunId, BootId, CommandId};
 use viworks_common::key::{Binding, BindingMode};
 use viworks_common::limits;
+use viworks_common::rotation::{self, Candidate, RefusedKeys};
 use viworks_common::rules::{Rule, Rulebook};
 use viworks_common::session::backoff::FailureClass;
 use viworks_common::session::state::AgentState;
@@ -15,10 +16,12 @@ use viworks_common::session::{
     AgentEvent, AgentSession, AgentSessionConfig, Closed, End, SendRefusal,
 };
 use viworks_common::time::Monotonic;
-use viworks_common::wire::message::{AgentMessage, Heartbeat, Hello, KEEPS_TIMEOUT, Welcome};
+use viworks_common::wire::message::{
+    AgentMessage, Heartbeat, Hello, KEEPS_TIMEOUT, KEY_ROTATION, KeyReport, Welcome,
+};
 
 use super::super::core::{Core, GatewayStep, Process as Dying};
-use super::super::disk_model::Write;
+use super::super::disk_model::{HeldKey, Write};
 use super::super::network::{ConnectionId, Received};
 use super::super::spool_model::Spool;
 use super::{Host, Process};
@@ -31,6 +34,8 @@ const RUDE_WAIT: Duration = Duration::from_millis(300);
 pub(super) struct Link {
     pub(super) wire: ConnectionId,
     session: AgentSession,
+    /// The generation of the agent key that it shows.
+    key_generation: u8,
     /// Epoch and token are on their way to the disk: the loop looks at nothing else meanwhile.
     blocked: bool,
     held: VecDeque<Vec<u8>>,
@@ -45,10 +50,11 @@ pub(super) struct Link {
 }
 
 impl Link {
-    const fn new(wire: ConnectionId, session: AgentSession) -> Self {
+    const fn new(wire: ConnectionId, session: AgentSession, key_generation: u8) -> Self {
         Self {
             wire,
             session,
+            key_generation,
             blocked: false,
             held: VecDeque::new(),
             welcome: None,
@@ -169,17 +175,34 @@ impl Process {
         let Some(wire) = wire else {
             return self.wait(FailureClass::Transient, None, host, core);
         };
+        let (key_generation, key) = self.key_to_show(host);
         let config = AgentSessionConfig {
             identity: host.identity.clone(),
-            key: host.key.clone(),
-            key_generation: 1,
+            key,
+            key_generation,
             binding: binding(wire),
             version_floor: 1,
             opening_timeout: 2 * limits::HANDSHAKE_STEP_TIMEOUT,
         };
         let session = AgentSession::new(config, host.clock(core));
-        self.link = Some(Link::new(wire, session));
+        self.link = Some(Link::new(wire, session, key_generation));
         self.pump(host, core);
+    }
+
+    /// The agent key to show, of all that it has.
+    fn key_to_show(&self, host: &Host) -> HeldKey {
+        let mut keys = vec![host.key.clone()];
+        keys.extend(host.disk.image.keys.iter().cloned());
+        keys.extend(self.unkept.iter().cloned());
+        let candidate = |(generation, key): &HeldKey| Candidate {
+            // Of no use to anybody but to tell them apart.
+            digest: *key.secret().expose(),
+            generation: *generation,
+        };
+        let candidates: Vec<Candidate> = keys.iter().map(candidate).collect();
+        // The backend has one master key, which knows all of them.
+        let place = rotation::choose(&candidates, &RefusedKeys::default());
+        keys.swap_remove(place.unwrap_or_default())
     }
 
     fn wait(
@@ -258,9 +281,11 @@ impl Process {
             AgentEvent::RoundTrip { .. }
             | AgentEvent::TelemetryRefused(_)
             | AgentEvent::CertificateAnswered(_)
-            | AgentEvent::KeyOffered { .. }
             | AgentEvent::PinsOffered(_)
             | AgentEvent::AuthoritiesOffered(_) => {}
+            AgentEvent::KeyOffered { generation, key } => {
+                self.key_offered(link, (generation, key), host, core);
+            }
             AgentEvent::TelemetryAcknowledged(position) => {
                 host.write(Write::Acknowledge(position), core);
             }
@@ -293,6 +318,10 @@ impl Process {
                 code, retry_after, ..
             } => {
                 host.refused_as_fork = code == CloseCode::IdentityFork;
+                host.key_refused = code == CloseCode::CertUntrusted;
+                if host.key_refused {
+                    core.recorder.key_refused(host.agent(), self.run);
+                }
                 link.told = Some(FailureClass::of_refusal(code, retry_after));
             }
             AgentEvent::Closed(_) => {}
@@ -303,18 +332,45 @@ impl Process {
         self.engine.tell(Input::Asked(id, asked), host, core);
     }
 
+    /// A later agent key is made durable; the next session shows it.
+    fn key_offered(&mut self, link: &Link, new: HeldKey, host: &mut Host, core: &mut Core) {
+        core.recorder.counts.keys += 1;
+        if core.rules.keeps(Rule::KeyDurable) {
+            let (wire, in_use) = (link.wire, link.key_generation);
+            host.write(Write::Key { wire, in_use, new }, core);
+        } else {
+            self.unkept.push(new);
+        }
+    }
+
+    /// A later agent key is durable.
+    pub(super) fn key_kept(
+        &mut self,
+        wire: ConnectionId,
+        generation: u8,
+        host: &mut Host,
+        core: &mut Core,
+    ) {
+        if let Some(link) = self.link.as_mut().filter(|link| link.wire == wire) {
+            link.pass_on(AgentMessage::KeyReport(KeyReport { generation }));
+            self.pump(host, core);
+        }
+    }
+
     fn hello(&self, link: &mut Link, host: &Host, core: &mut Core) {
         let (now, nonce) = (host.clock(core), core.random.bytes());
         let image = &host.disk.image;
+        let one_of_all = || BootId::from_uuid(*host.agent().as_uuid());
+        let boot_id = host.boot_id.unwrap_or_else(one_of_all);
         let hello = Hello {
-            install_id: InstallId::from_uuid(*host.agent().as_uuid()),
-            boot_id: BootId::from_uuid(*host.agent().as_uuid()),
+            install_id: host.install_id,
+            boot_id,
             agent_run_id: self.run,
             epoch: image.epoch,
             token: image.token.clone(),
             agent_version: "0.0.0".to_owned(),
             version: 1,
-            capabilities: vec![KEEPS_TIMEOUT.to_owned()],
+            capabilities: vec![KEEPS_TIMEOUT.to_owned(), KEY_ROTATION.to_owned()],
             catalogue_digest: "00".repeat(32),
             labels: BTreeMap::new(),
             unreported: image.unreported(),
@@ -350,7 +406,7 @@ impl Process {
     }
 
     fn established(&mut self, link: &mut Link, host: &mut Host, core: &mut Core) {
-        host.refused_as_fork = false;
+        host.forget_refusals();
         let Some(welcome) = link.welcome.take() else {
             return;
         };

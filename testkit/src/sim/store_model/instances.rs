@@ -27,6 +27,10 @@ pub(crate) enum Letter {
     /// Commands wait.
     Nudge(AgentId),
     Cancel(AgentId, CommandId),
+    /// An operator gave its identity to another holder.
+    PutOut(Live, AgentId),
+    /// The agent key of a later generation is wanted.
+    Rekey(AgentId, u32),
     /// Another session was confirmed, and its process; the last says whether the owner of the older one was there.
     Overtaken(Live, AgentId, AgentRunId, bool),
     /// A copy was refused: the live one is to pass it.

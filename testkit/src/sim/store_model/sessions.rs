@@ -1,9 +1,11 @@
 //! HELLO, CONFIRM, the end of a session, forks and revocation.
 
 use viworks_common::admission::{
-    Admission, Confirmation, HelloFacts, admit_under, confirm as decide_confirm, revoke,
+    Admission, Confirmation, HelloFacts, admit_under, confirm as decide_confirm, is_left_behind,
+    revoke,
 };
 use viworks_common::code::CloseCode;
+use viworks_common::fork::{Holder as Party, Kept};
 use viworks_common::id::{AgentId, AgentRunId, CommandId};
 use viworks_common::ledger::end;
 use viworks_common::ledger::session::{Older, lose, settle_older, settle_rolled_back};
@@ -17,6 +19,8 @@ use super::{Holder, Letter, Live, Tx};
 pub(crate) struct AdmitRequest {
     pub agent: AgentId,
     pub facts: HelloFacts,
+    /// What the gateway says of itself.
+    pub party: Party,
     /// Commands that are not acknowledged.
     pub unreported: Vec<CommandId>,
     /// How far spool epochs are acknowledged.
@@ -60,8 +64,15 @@ impl Tx<'_> {
             return Err(CloseCode::RateLimited);
         }
         let live = gateway.live;
+        gateway.said.insert(run, request.party);
+        let lets_in = |kept: Kept| kept.lets_in(&request.party, gateway.row.confirmed);
+        let facts = HelloFacts {
+            kept: gateway.kept.is_some_and(lets_in),
+            ..request.facts
+        };
+        let left_behind = is_left_behind(&gateway.row, &facts);
         let (presented, issued, row, rolled_back_to) =
-            match admit_under(self.store.rules, &gateway.row, &request.facts) {
+            match admit_under(rules, &gateway.row, &facts) {
                 Admission::Accept {
                     presented,
                     issued,
@@ -80,8 +91,16 @@ impl Tx<'_> {
                 }
                 Admission::BadToken => return Err(CloseCode::BadEnvelope),
                 Admission::Revoked => return Err(CloseCode::Revoked),
-                Admission::StaleKey => return Err(CloseCode::CertUntrusted),
+                Admission::StaleKey => {
+                    if left_behind {
+                        self.record_fork(agent, run);
+                    }
+                    return Err(CloseCode::CertUntrusted);
+                }
             };
+        if row.key_generation > gateway.row.key_generation {
+            self.recorder.counts.new_keys += 1;
+        }
         gateway.row = row;
         if let Some(highest_order) = rolled_back_to {
             let open = self.store.open_facts(agent, highest_order);
@@ -106,7 +125,7 @@ impl Tx<'_> {
 
     /// Two holders of one identity were seen.
     pub(crate) fn record_fork(&mut self, agent: AgentId, refused: AgentRunId) {
-        self.store.forks.insert((agent, refused));
+        self.store.note_fork(agent, refused);
         self.recorder.forked(agent, refused);
     }
 
@@ -120,6 +139,7 @@ impl Tx<'_> {
             Confirmation::Superseded => return None,
         }
         gateway.standing.entered();
+        gateway.last = Some(run);
         let older = gateway.live.replace(Live { epoch, run, owner });
         if let Some(older) = older.filter(|older| older.owner != owner) {
             let alive = gateway.abandoned != Some(older.epoch);

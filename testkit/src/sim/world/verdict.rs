@@ -67,6 +67,9 @@ impl World {
 
     /// An operator gives up machines that are refused as second holders; an identity with no other holder is revoked.
     fn resolve_forks(&mut self) {
+        if self.core.scenario.decisions.resolves {
+            return self.insist();
+        }
         let connected = self.hosts.iter().filter(|host| host.is_connected());
         let connected: BTreeSet<AgentId> = connected.map(Host::agent).collect();
         for index in 0..self.hosts.len() {
@@ -87,7 +90,7 @@ impl World {
         }
     }
 
-    fn retire(&mut self, index: usize, alone: bool) {
+    pub(super) fn retire(&mut self, index: usize, alone: bool) {
         let (host, core) = (&mut self.hosts[index], &mut self.core);
         core.note(|| format!("an operator gives {:?} up", host.id));
         let agent = host.agent();
@@ -110,7 +113,7 @@ impl World {
             let recorded = self.backend.store.has_fork(agent);
             if holders.len() > 1 && (live != 1 || !recorded) {
                 let recorder = &mut self.core.recorder;
-                recorder.violated(|| format!("7: {live} of two holders live, fork: {recorded}"));
+                recorder.violated(|| format!("7: {live} of the holders live, fork: {recorded}"));
             }
         }
     }
