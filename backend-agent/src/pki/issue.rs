@@ -106,7 +106,7 @@ impl Office {
         let authority = Arc::new(open_authority(config)?);
         let pins = server_pins(&config.agents)?;
         let door = &config.enrolment;
-        let door = door.listen.and(door.public_url.clone());
+        let door = door.listen.and_then(|_listens| door.public_url.clone());
         Ok(Self {
             authority,
             master: load_masters(&config.keys)?,

@@ -288,8 +288,8 @@ impl Worker {
         }
     }
 
-    /// Commits, however long that takes, and composes meanwhile what is next: neither the writer nor the unpacking waits
-    /// for the other. `None` when the backend stops before it worked.
+    /// Commits, however long that takes, and composes meanwhile what is next: neither the writer nor the unpacking
+    /// waits for the other. `None` when the backend stops before it worked.
     async fn commit(
         &mut self,
         composed: Composed<Note>,

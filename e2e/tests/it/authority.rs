@@ -1,6 +1,6 @@
 //! The drill: the authority of the gateways' certificates is rotated. The old one and the new one are trusted at once,
-//! gateways learn it over their sessions and renew under it, the old one is taken away, and nobody is cut off. A gateway
-//! that was off through all of it learns it at the door. No file of a gateway is touched.
+//! gateways learn it over their sessions and renew under it, the old one is taken away, and nobody is cut off. A
+//! gateway that was off through all of it learns it at the door. No file of a gateway is touched.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -217,7 +217,8 @@ async fn in_a_year_of_renewals_and_rotations_nobody_is_cut_off() {
     let promoted = pin(&year.system, &["promote", &pins[2]]).await;
     drop(promoted.ended_with(0));
 
-    // They are still off. Both happen again, the server has a certificate of the second authority, and the first is gone.
+    // They are still off. Both happen again, the server has a certificate of the second authority, and the first is
+    // gone.
     year.passes().await;
     certified(&keys[2]);
     third.signs_beside(&backend, &[&second]);
