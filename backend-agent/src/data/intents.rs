@@ -14,6 +14,7 @@ mod certificates;
 mod confirm;
 mod contract;
 mod dead_letters;
+mod earlier;
 mod enrolments;
 mod expiry;
 mod forks;

@@ -89,6 +89,10 @@ const MIGRATIONS: &[Migration] = &[
         "../../migrations/sqlite",
         "0028_tell_the_planner_of_certificates.sql"
     ),
+    migration!(
+        "../../migrations/sqlite",
+        "0029_keep_reissued_certificates.sql"
+    ),
 ];
 
 /// What to do about a file that is damaged.

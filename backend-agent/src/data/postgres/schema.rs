@@ -44,6 +44,10 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         "../../../migrations/postgres",
         "0009_say_which_master_keys.sql"
     ),
+    migration!(
+        "../../../migrations/postgres",
+        "0010_keep_reissued_certificates.sql"
+    ),
 ];
 
 /// How often a migration is tried that other transactions stand in the way of.
