@@ -26,8 +26,8 @@ pub use apikey::{ApiKey, ApiKeyCreated, ApiKeyList, ApiKeyRequest, ApiKeyStatus}
 pub use audit::{AuditList, AuditRecord};
 pub use catalogue::{CatalogueCommand, CatalogueGateway, CatalogueList};
 pub use certificate::{
-    CertificateList, CertificateRef, CertificateRevoked, CertificateState, GatewayCertificate,
-    InvalidCertificateRef,
+    CertificateList, CertificateRef, CertificateRevoked, CertificateState, EarlierCertificate,
+    GatewayCertificate, InvalidCertificateRef,
 };
 pub use dead_letter::{DeadLetter, DeadLetterList, DeadLetterState};
 pub use event::{MissedOutput, RunEvent};
