@@ -369,7 +369,7 @@ async fn an_earlier_certificate_of_a_key_is_named_beside_the_present_one() {
     let reissued = store.reissue_certificate(tenant, reissue, begun).await;
     assert_eq!(reissued.unwrap(), ReissueOutcome::Issued);
     let body = json!({"reason": "copied"});
-    let earlier = hex::encode([7; 32]);
+    let earlier = hex::encode([7_u8; 32]);
     let path = format!("/v1/gateways/gw-1/certificates/{earlier}/revoke");
     let told = backend.post(&path, &body).await.json();
     assert_eq!(told["certificate"]["serial"], "0a08", "{told}");

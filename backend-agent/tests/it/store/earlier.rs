@@ -115,8 +115,8 @@ pub(crate) async fn an_earlier_certificate_names_its_key_and_ends_a_session_with
     let records = audit.unwrap().items.into_iter().map(|entry| entry.record);
     let mut revocations = records.filter(|record| record.action == "certificate.revoke");
     let (detail, other) = (revocations.next().unwrap().detail, revocations.next());
-    assert_eq!(detail["fingerprint"], hex::encode([12; 32]), "{detail}");
-    assert_eq!(detail["named"]["fingerprint"], hex::encode([11; 32]));
+    assert_eq!(detail["fingerprint"], hex::encode([12_u8; 32]), "{detail}");
+    assert_eq!(detail["named"]["fingerprint"], hex::encode([11_u8; 32]));
     assert_eq!(detail["named"]["serial"], "0011");
     assert!(other.is_none(), "{other:?}");
 }
