@@ -43,7 +43,8 @@ ORDER BY reissued_at DESC, fingerprint LIMIT 1";
 /// forgotten. What ended long before it made room is known in sessions and forks for as long as others.
 pub(super) const FORGET: &str = "\
 DELETE FROM reissued WHERE tenant = :tenant AND agent_id = :agent_id AND (
-    not_after < :until AND reissued_at < :until AND NOT EXISTS (SELECT 1 FROM forks AS f WHERE f.tenant = :tenant AND f.agent_id = :agent_id
+    not_after < :until AND reissued_at < :until AND NOT EXISTS (
+        SELECT 1 FROM forks AS f WHERE f.tenant = :tenant AND f.agent_id = :agent_id
         AND (f.refused_fingerprint = reissued.fingerprint OR f.accepted_fingerprint = reissued.fingerprint))
     OR NOT EXISTS (SELECT 1 FROM certificates AS c WHERE c.tenant = :tenant AND c.spki = reissued.spki))";
 

@@ -1,5 +1,5 @@
-//! Certificates in whose place their key got another one at the door: whoever shows one, or is known by one, is known as
-//! the same key.
+//! Certificates in whose place their key got another one at the door: whoever shows one, or is known by one, is known
+//! as the same key.
 
 use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, CertificateRef, CertificateRevocation, ConfirmOutcome,
