@@ -94,8 +94,8 @@ pub trait GatewayStore: Send + Sync {
         agent_id: AgentId,
     ) -> StoreResult<Option<LastRefusal>>;
     /// Revokes one certificate of a gateway, at once: whoever has its key gets no session any more, and the session
-    /// that was opened with it ends. Its other certificates go on. Revoking twice is revoking once. An earlier certificate
-    /// of a key that got another one at the door names that key, as long as it is remembered.
+    /// that was opened with it ends. Its other certificates go on. Revoking twice is revoking once. An earlier
+    /// certificate of a key that got another one at the door names that key, as long as it is remembered.
     async fn revoke_certificate(
         &self,
         tenant: &Tenant,

@@ -87,8 +87,8 @@ pub(super) const UNPROVED: &str = registered!(
     "AND unproved IS NOT NULL AND not_after > :after ORDER BY registered_at DESC, fingerprint LIMIT 8"
 );
 
-/// By what a person copies from elsewhere, also of an earlier certificate of the key: other programs leave out the zeros
-/// in front of a serial number.
+/// By what a person copies from elsewhere, also of an earlier certificate of the key: other programs leave out the
+/// zeros in front of a serial number.
 pub(super) const MEANT: &str = registered!(
     "AND (fingerprint = :fingerprint OR ltrim(serial, '0') = ltrim(CAST(:serial AS text), '0') OR spki IN ( \
          SELECT e.spki FROM reissued AS e WHERE e.tenant = :tenant AND e.agent_id = :agent_id \
