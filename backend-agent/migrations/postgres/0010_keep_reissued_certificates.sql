@@ -1,6 +1,6 @@
 -- usable from: 1
--- Of a key whose certificate was reissued at the door, which takes the place of the one before: that one, so that whoever
--- shows it or was recorded with it is known as the same key. A backend that does not know this keeps none.
+-- Of a key whose certificate was reissued at the door, which takes the place of the one before: that one, so that
+-- whoever shows it or was recorded with it is known as the same key. A backend that does not know this keeps none.
 CREATE TABLE reissued (
     tenant      text   COLLATE "C" NOT NULL,
     agent_id    text   COLLATE "C" NOT NULL,
