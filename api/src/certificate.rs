@@ -105,6 +105,20 @@ pub struct GatewayCertificate {
     pub since: Option<Timestamp>,
 }
 
+/// A certificate in whose place its key got another one at the door.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EarlierCertificate {
+    /// The serial number, in hexadecimal.
+    pub serial: String,
+    /// SHA-256 of the whole certificate, 64 hexadecimal digits.
+    pub fingerprint: String,
+    /// When it ends.
+    pub not_after: Timestamp,
+    /// When the other one was issued.
+    pub reissued_at: Timestamp,
+}
+
 /// The answer to whoever revokes one certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -119,6 +133,10 @@ pub struct CertificateRevoked {
     pub gateway: NamedGateway,
     /// The certificate as it stands.
     pub certificate: GatewayCertificate,
+    /// The one that was named, where its key has got another one at the door since: that is `certificate`, and every
+    /// earlier one of the key is revoked with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub named: Option<EarlierCertificate>,
     /// Others of the gateway that were issued over its session and have been in none so far, the latest first and eight
     /// at the most. They are good: whoever had the key of the revoked one may have asked for them.
     #[serde(default)]

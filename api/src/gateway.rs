@@ -350,6 +350,12 @@ pub struct ForkHolder {
     /// When that certificate ends, as long as the backend knows it.
     #[serde(default)]
     pub certificate_not_after: Option<Timestamp>,
+    /// The serial number of the certificate that the same key has now, where it got another one at the door since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reissued_serial: Option<String>,
+    /// When that one ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reissued_not_after: Option<Timestamp>,
     /// Its installation: drawn once for a state folder.
     pub install_id: InstallId,
     /// Its boot: the same on two holders means one machine.

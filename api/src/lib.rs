@@ -28,8 +28,8 @@ pub use audit::{AuditList, AuditRecord};
 pub use authority::{Authority, AuthorityGateway, AuthorityStatus};
 pub use catalogue::{CatalogueCommand, CatalogueGateway, CatalogueList};
 pub use certificate::{
-    CertificateList, CertificateRef, CertificateRevoked, CertificateState, GatewayCertificate,
-    InvalidCertificateRef,
+    CertificateList, CertificateRef, CertificateRevoked, CertificateState, EarlierCertificate,
+    GatewayCertificate, InvalidCertificateRef,
 };
 pub use dead_letter::{DeadLetter, DeadLetterList, DeadLetterState};
 pub use event::{MissedOutput, RunEvent};

@@ -175,10 +175,13 @@ impl Registry {
         if known.revoked && !known.gateway_goes_on {
             return Err(Unrecognised::Revoked);
         }
+        let peer = peer(identity, known.gateway);
+        // An earlier one of its key proves nothing of the one that was issued at the door: the answer may be lost.
+        let proves = known.unproved && known.fingerprint == peer.fingerprint;
         let peer = Peer {
             confirmed: known.confirmed,
-            unproved: known.unproved.then_some(spki_sha256),
-            ..peer(identity, known.gateway)
+            unproved: proves.then_some(spki_sha256),
+            ..peer
         };
         if known.replaced {
             return Err(Unrecognised::Replaced(Box::new(peer)));

@@ -15,6 +15,7 @@ mod certificates;
 mod confirm;
 mod contract;
 mod dead_letters;
+mod earlier;
 mod enrolments;
 mod expiry;
 mod forks;

@@ -25,6 +25,7 @@ const TABLES: &[&str] = &[
     "gateways",
     "labels",
     "certificates",
+    "reissued",
     "sessions",
     "forks",
     "catalogues",

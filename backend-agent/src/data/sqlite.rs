@@ -91,6 +91,10 @@ const MIGRATIONS: &[Migration] = &[
     ),
     migration!(
         "../../migrations/sqlite",
+        "0029_keep_reissued_certificates.sql"
+    ),
+    migration!(
+        "../../migrations/sqlite",
         "0030_keep_which_authorities_gateways_have.sql"
     ),
 ];

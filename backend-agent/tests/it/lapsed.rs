@@ -177,6 +177,26 @@ async fn a_gateway_whose_certificate_has_ended_gets_another_and_a_session_with_i
     drop(backend.stop().await);
 }
 
+/// The one before is good for some minutes still, and the answer with the new one may be lost.
+#[tokio::test]
+async fn a_session_with_the_earlier_certificate_proves_nothing_of_the_new_one() {
+    let backend = backend().await;
+    let material = backend.join_for("gw-1", SHORT).await;
+    let (status, answer) = changed(&backend, &material, |_as_it_is| {}).await;
+    assert_eq!(status, 200, "{answer}");
+    let mut gateway = backend.dial(&material).await;
+    let (epoch, token) = gateway.open(1, 0, &material.token).await.unwrap();
+    drop(gateway);
+    let with_session = |request: &mut LapsedRenewal| {
+        request.epoch = epoch;
+        request.token = token.expose_hex();
+    };
+    let (status, again) = changed(&backend, &material, with_session).await;
+    assert_eq!(status, 200, "{again}");
+    assert_eq!(again["certificate"], answer["certificate"]);
+    drop(backend.stop().await);
+}
+
 #[tokio::test]
 async fn whoever_is_not_that_gateway_gets_none_at_the_door() {
     let backend = backend().await;

@@ -6,6 +6,7 @@ mod births;
 mod commands;
 mod days;
 mod dead_letters;
+mod earlier;
 mod enrolments;
 mod expiry;
 mod failover;
@@ -219,6 +220,16 @@ suite! {
         whoever_is_not_the_gateway_of_today_gets_none,
         the_door_and_the_session_have_one_bound,
         what_the_door_refuses_is_recorded_within_bounds_and_of_gateways_alone,
+    }
+    earlier {
+        an_earlier_certificate_names_its_key_and_ends_a_session_with_it,
+        a_session_with_an_earlier_certificate_of_another_key_goes_on,
+        earlier_certificates_are_withdrawn_with_their_key_until_they_end,
+        a_holder_that_is_known_by_an_earlier_certificate_is_kept,
+        a_holder_with_an_earlier_certificate_of_a_revoked_key_is_out,
+        a_session_that_waits_with_an_earlier_certificate_of_a_revoked_key_is_not_confirmed,
+        the_latest_earlier_certificates_are_kept,
+        what_ended_long_ago_is_forgotten_unless_a_fork_knows_a_holder_by_it,
     }
     pins {
         a_key_of_the_server_is_staged_promoted_and_the_one_before_is_retired,

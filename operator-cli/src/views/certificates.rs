@@ -98,10 +98,15 @@ fn goes_on(revoked: &CertificateRevoked, now: Timestamp) -> Vec<String> {
 }
 
 fn fate(revoked: &CertificateRevoked, now: Timestamp) -> String {
-    let which = format!(
+    let mut which = format!(
         "the certificate {} of {}",
         revoked.certificate.serial, revoked.gateway.name
     );
+    if let Some(named) = &revoked.named {
+        let since = human::relative_and_exact(named.reissued_at, now);
+        let earlier = &named.serial;
+        which = format!("{which}, which its key got at the door {since} in place of {earlier},");
+    }
     if revoked.already {
         let when = revoked.certificate.since;
         let when = when.map_or_else(String::new, |at| {
@@ -153,6 +158,25 @@ mod tests {
         assert!(told.contains(&command), "{told}");
         revoked.to_be_proved.clear();
         assert!(goes_on(&revoked, now).is_empty());
+    }
+
+    #[test]
+    fn of_an_earlier_certificate_it_is_said_which_one_its_key_has_now() {
+        let now = Timestamp::parse("2026-01-02T02:00:00Z").unwrap();
+        let revoked = json!({
+            "kind": "CertificateRevoked", "already": false, "session_ended": true,
+            "gateway": {"id": "00000000-0000-4000-8000-000000000001", "name": "gw-1"},
+            "certificate": certificate("revoked"),
+            "named": {
+                "serial": "0b2e", "fingerprint": "4c".repeat(32), "not_after": "2026-01-02T01:00:00Z",
+                "reissued_at": "2026-01-02T00:55:00Z",
+            },
+        });
+        let told = fate(&serde_json::from_value(revoked).unwrap(), now);
+        let expected = "the certificate 0a1f of gw-1, which its key got at the door ";
+        assert!(told.starts_with(expected), "{told}");
+        let expected = " in place of 0b2e, is revoked; the session with it is ended";
+        assert!(told.ends_with(expected), "{told}");
     }
 
     #[test]

@@ -108,6 +108,18 @@ fn new_identity(resolved: &ForkResolved) -> Vec<String> {
     ]
 }
 
+/// The row of what the key of a certificate has now; there is none where neither key got another one at the door.
+const REISSUED: &str = "its key has now";
+
+/// The certificate that a holder's key has now, where it got another one at the door since it was seen.
+fn reissued(holder: &ForkHolder, now: Timestamp) -> Option<String> {
+    let serial = holder.reissued_serial.as_ref()?;
+    let ends = holder
+        .reissued_not_after
+        .map(|at| format!(", ends {}", human::relative_and_exact(at, now)));
+    Some(format!("{serial}{}", ends.unwrap_or_default()))
+}
+
 /// Both holders in columns, and what the comparison says.
 pub fn side_by_side(fork: &Fork, now: Timestamp) -> Result<(), Failure> {
     let time = |at: Option<Timestamp>| {
@@ -126,6 +138,7 @@ pub fn side_by_side(fork: &Fork, now: Timestamp) -> Result<(), Failure> {
                 .clone()
                 .unwrap_or_else(|| "–".to_owned()),
             time(holder.certificate_not_after),
+            reissued(holder, now).unwrap_or_else(|| "–".to_owned()),
             time(holder.since),
             time(holder.last_seen),
         ]
@@ -141,10 +154,17 @@ pub fn side_by_side(fork: &Fork, now: Timestamp) -> Result<(), Failure> {
         "certificate",
         "serial",
         "ends",
+        REISSUED,
         "since",
         "last seen",
     ];
+    let holders = [Some(&fork.refused), fork.accepted.as_ref()];
+    let is_known = holders
+        .into_iter()
+        .flatten()
+        .any(|holder| reissued(holder, now).is_some());
     let rows = names.into_iter().zip(refused.into_iter().zip(accepted));
+    let rows = rows.filter(|(name, _cells)| is_known || *name != REISSUED);
     output::table(
         ["HOLDER", "REFUSED", "ACCEPTED"],
         rows.map(|(name, (refused, accepted))| {
@@ -260,6 +280,19 @@ mod tests {
         resolved.kept_by = Some(KeptBy::Install);
         let told = fate(&resolved, now);
         assert!(!told.contains("process still runs"), "{told}");
+    }
+
+    #[test]
+    fn which_certificate_the_key_of_a_holder_has_now_is_told() {
+        let now = Timestamp::from_unix_micros(0);
+        let mut seen = holder(10, "192.0.2.1:1");
+        let told = |seen: &Value| reissued(&serde_json::from_value(seen.clone()).unwrap(), now);
+        assert_eq!(told(&seen), None);
+        seen["reissued_serial"] = json!("0b2e");
+        assert_eq!(told(&seen).as_deref(), Some("0b2e"));
+        seen["reissued_not_after"] = json!("1970-01-01T01:00:00Z");
+        let told = told(&seen).unwrap();
+        assert!(told.starts_with("0b2e, ends "), "{told}");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use axum::Json;
 use axum::extract::State;
 use viworks_api::{
-    CertificateList, CertificateRef, CertificateRevoked, CertificateState, GatewayCertificate,
-    GatewayRef, Kind, NamedGateway, ProblemCode, RevokeRequest,
+    CertificateList, CertificateRef, CertificateRevoked, CertificateState, EarlierCertificate,
+    GatewayCertificate, GatewayRef, Kind, NamedGateway, ProblemCode, RevokeRequest,
 };
 use viworks_common::time::Timestamp;
 
@@ -82,6 +82,12 @@ pub(in crate::api) async fn revoke(
         already: revoked.already,
         session_ended: revoked.session_ended,
         certificate: view(&revoked.certificate, found.revoked_at),
+        named: revoked.named.map(|named| EarlierCertificate {
+            serial: named.serial,
+            fingerprint: hex::encode(named.fingerprint),
+            not_after: named.not_after,
+            reissued_at: named.reissued_at,
+        }),
         to_be_proved: revoked
             .unproved
             .iter()

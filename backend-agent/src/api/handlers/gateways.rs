@@ -319,12 +319,15 @@ fn holder(
     last_seen: Option<Timestamp>,
 ) -> ForkHolder {
     let (serial, not_after) = party.certificate.unzip();
+    let (reissued_serial, reissued_not_after) = party.reissued.unzip();
     ForkHolder {
         epoch: party.epoch,
         peer_address: party.peer_address,
         certificate_sha256: hex::encode(party.fingerprint),
         certificate_serial: serial,
         certificate_not_after: not_after,
+        reissued_serial,
+        reissued_not_after,
         install_id: party.install_id,
         boot_id: party.boot_id,
         agent_run_id: party.agent_run_id,

@@ -94,7 +94,8 @@ pub trait GatewayStore: Send + Sync {
         agent_id: AgentId,
     ) -> StoreResult<LookedForRefusal>;
     /// Revokes one certificate of a gateway, at once: whoever has its key gets no session any more, and the session
-    /// that was opened with it ends. Its other certificates go on. Revoking twice is revoking once.
+    /// that was opened with it ends. Its other certificates go on. Revoking twice is revoking once. An earlier
+    /// certificate of a key that got another one at the door names that key, as long as it is remembered.
     async fn revoke_certificate(
         &self,
         tenant: &Tenant,
@@ -111,7 +112,7 @@ pub trait GatewayStore: Send + Sync {
         agent_id: AgentId,
     ) -> StoreResult<Vec<RegisteredCertificate>>;
     /// The certificates of all gateways that are not accepted any more and end later than this; at most 100,000, those
-    /// that were revoked before those that a later one has replaced.
+    /// that were revoked before those that a later one has replaced. Earlier ones of a key are among them.
     async fn withdrawn_certificates(
         &self,
         tenant: &Tenant,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use viworks_common::code::CloseCode;
 use viworks_common::id::AgentId;
 use viworks_common::time::Timestamp;
@@ -12,11 +12,11 @@ use super::inbox::Post;
 use super::row::Reader;
 use super::sessions::fence;
 use super::tx::{Tx, View};
-use super::{agents, sessions};
+use super::{agents, earlier, sessions};
 use crate::data::{
-    Actor, Certificate, CertificateRef, CertificateRevocation, GatewayRef, Letter, NewCertificate,
-    RegisteredCertificate, Renewal, RenewalOutcome, RevokedCertificate, StoreError, StoreResult,
-    WithdrawnCertificate,
+    Actor, Certificate, CertificateRef, CertificateRevocation, EarlierCertificate, GatewayRef,
+    Letter, NewCertificate, RegisteredCertificate, Renewal, RenewalOutcome, RevokedCertificate,
+    StoreError, StoreResult, WithdrawnCertificate,
 };
 
 pub(super) const REGISTER: &str = "\
@@ -87,19 +87,32 @@ pub(super) const UNPROVED: &str = registered!(
     "AND unproved IS NOT NULL AND not_after > :after ORDER BY registered_at DESC, fingerprint LIMIT 8"
 );
 
-/// By what a person copies from elsewhere: other programs leave out the zeros in front of a serial number.
+/// By what a person copies from elsewhere, also of an earlier certificate of the key: other programs leave out the
+/// zeros in front of a serial number.
 pub(super) const MEANT: &str = registered!(
-    "AND (fingerprint = :fingerprint OR ltrim(serial, '0') = ltrim(CAST(:serial AS text), '0')) ORDER BY registered_at DESC LIMIT 2"
+    "AND (fingerprint = :fingerprint OR ltrim(serial, '0') = ltrim(CAST(:serial AS text), '0') OR spki IN ( \
+         SELECT e.spki FROM reissued AS e WHERE e.tenant = :tenant AND e.agent_id = :agent_id \
+         AND (e.fingerprint = :fingerprint OR ltrim(e.serial, '0') = ltrim(CAST(:serial AS text), '0')))) \
+     ORDER BY registered_at DESC LIMIT 2"
 );
 
+/// What is withdrawn is a key: also the earlier certificates of it.
 pub(super) const WITHDRAWN: &str = "\
-SELECT c.serial, coalesce(c.revoked_at, g.revoked_at, c.retired_at) AS since,
-       c.revoked_at IS NOT NULL OR g.revoked_at IS NOT NULL AS revoked
+SELECT c.serial AS serial, coalesce(c.revoked_at, g.revoked_at, c.retired_at) AS since,
+       c.revoked_at IS NOT NULL OR g.revoked_at IS NOT NULL AS revoked, c.not_after AS not_after
 FROM certificates AS c
 JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id
 WHERE c.tenant = :tenant AND c.not_after > :after
       AND (c.revoked_at IS NOT NULL OR g.revoked_at IS NOT NULL OR c.retired_at IS NOT NULL)
-ORDER BY 3 DESC, c.not_after DESC, c.serial LIMIT :limit";
+UNION ALL
+SELECT e.serial, coalesce(c.revoked_at, g.revoked_at, c.retired_at),
+       c.revoked_at IS NOT NULL OR g.revoked_at IS NOT NULL, e.not_after
+FROM reissued AS e
+JOIN certificates AS c ON c.tenant = e.tenant AND c.spki = e.spki AND c.agent_id = e.agent_id
+JOIN gateways AS g ON g.tenant = e.tenant AND g.agent_id = e.agent_id
+WHERE e.tenant = :tenant AND e.not_after > :after
+      AND (c.revoked_at IS NOT NULL OR g.revoked_at IS NOT NULL OR c.retired_at IS NOT NULL)
+ORDER BY 3 DESC, 4 DESC, 1 LIMIT :limit";
 
 /// Its text goes: whoever lost the answer does not get it again. A backend of before that is beside this one knows
 /// nothing of revoked certificates, and refuses retired ones.
@@ -107,12 +120,17 @@ pub(super) const REVOKE: &str = "\
 UPDATE certificates SET revoked_at = :now, retired_at = coalesce(retired_at, :now), unproved = NULL
 WHERE tenant = :tenant AND agent_id = :agent_id AND spki = :spki AND revoked_at IS NULL";
 
-/// A session that showed a certificate, or an earlier one for the same key, whose row the later one has taken: of
-/// which key that was is not known any more, and a session that is ended in vain opens again.
+/// A session that showed a certificate, or an earlier one for the same key. Of which key one was that nobody remembers
+/// is not known, such as where a backend of before has issued the later one: a session that is ended in vain opens
+/// again.
 macro_rules! shown {
     () => {
-        "tenant = :tenant AND agent_id = :agent_id AND (fingerprint = :fingerprint OR fingerprint NOT IN ( \
-             SELECT c.fingerprint FROM certificates AS c WHERE c.tenant = :tenant AND c.agent_id = :agent_id))"
+        "tenant = :tenant AND agent_id = :agent_id AND (fingerprint = :fingerprint OR fingerprint IN ( \
+             SELECT e.fingerprint FROM reissued AS e \
+             WHERE e.tenant = :tenant AND e.agent_id = :agent_id AND e.spki = :spki) OR fingerprint NOT IN ( \
+             SELECT c.fingerprint FROM certificates AS c WHERE c.tenant = :tenant AND c.agent_id = :agent_id \
+             UNION ALL \
+             SELECT e.fingerprint FROM reissued AS e WHERE e.tenant = :tenant AND e.agent_id = :agent_id))"
     };
 }
 
@@ -137,9 +155,6 @@ const RENEWALS_MAX: u64 = 6;
 
 /// A gateway with so many that were in no session gets one an hour: it uses none of them, whatever the reason.
 const UNPROVED_MAX: u64 = 32;
-
-/// How long a certificate that ended, and is retired or was in no session, is remembered.
-const RETIRED_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 /// Certificates that are not accepted any more, of all gateways, which are told of at once.
 const WITHDRAWN_MAX: usize = 100_000;
@@ -217,8 +232,9 @@ pub(super) fn renew(tx: &Tx<'_>, renewal: &Renewal) -> StoreResult<RenewalOutcom
     if let Some(wait) = pause(tx, *agent_id, tx.now)? {
         return Ok(RenewalOutcome::TooSoon(wait));
     }
-    let until = tx.now.saturating_sub(RETIRED_KEPT);
+    let until = tx.now.saturating_sub(earlier::ENDED_KEPT);
     tx.execute(FORGET, params! { agent_id, until })?;
+    earlier::forget(tx, agent_id)?;
     let pem = &renewal.pem;
     tx.execute(
         RENEW,
@@ -312,10 +328,7 @@ pub(super) fn revoke(
     let Some(gateway) = agents::load(tx, &GatewayRef::Id(agent_id))? else {
         return Ok(CertificateRevocation::Unknown);
     };
-    let (fingerprint, serial) = match which {
-        CertificateRef::Fingerprint(fingerprint) => (Some(fingerprint), None),
-        CertificateRef::Serial(serial) => (None, Some(serial)),
-    };
+    let (fingerprint, serial) = which.parts();
     let params = params! { agent_id, fingerprint, serial };
     let mut meant = tx.all(MEANT, params, read_registered)?;
     let Some((spki, mut certificate)) = meant.pop() else {
@@ -324,8 +337,14 @@ pub(super) fn revoke(
     if !meant.is_empty() {
         return Ok(CertificateRevocation::Ambiguous);
     }
+    let named = if is(&certificate, which) {
+        None
+    } else {
+        earlier::meant(tx, agent_id, &spki, which)?
+    };
     let fingerprint = certificate.fingerprint;
-    let shown: Option<u64> = tx.optional(SHOWN, params! { agent_id, fingerprint }, |row| {
+    let shown_by = params! { agent_id, fingerprint, spki };
+    let shown: Option<u64> = tx.optional(SHOWN, shown_by, |row| {
         Reader::new("sessions", row).get("epoch")
     })?;
     let already = certificate.revoked_at.is_some();
@@ -335,14 +354,12 @@ pub(super) fn revoke(
     if !already {
         tx.execute(REVOKE, params! { agent_id, spki })?;
         let code = CloseCode::Revoked.name();
-        tx.execute(END_SHOWN, params! { agent_id, fingerprint, code })?;
+        tx.execute(END_SHOWN, params! { agent_id, fingerprint, spki, code })?;
         certificate.revoked_at = Some(tx.now);
         certificate.retired_at = certificate.retired_at.or(Some(tx.now));
         certificate.unproved = false;
         // `audit` keeps it for good.
-        let detail = json!({
-            "serial": certificate.serial, "fingerprint": hex::encode(certificate.fingerprint), "reason": reason,
-        });
+        let detail = told(&certificate, named.as_ref(), reason);
         agents::note(tx, actor, "certificate.revoke", agent_id, &detail)?;
     }
     // The one that was meant is none of them any more.
@@ -368,9 +385,38 @@ pub(super) fn revoke(
             // Also of one that is over: if the answer to that was lost, nobody has told the session here.
             epoch: shown,
             certificate,
+            named,
             unproved: unproved.into_iter().map(|(_spki, other)| other).collect(),
         },
     )))
+}
+
+/// Whether it is this one that is named, rather than an earlier one of its key.
+fn is(certificate: &RegisteredCertificate, which: &CertificateRef) -> bool {
+    match which {
+        CertificateRef::Fingerprint(fingerprint) => certificate.fingerprint == *fingerprint,
+        CertificateRef::Serial(serial) => {
+            certificate.serial.trim_start_matches('0') == serial.trim_start_matches('0')
+        }
+    }
+}
+
+/// What is recorded of a revocation; which earlier certificate was named, where one was.
+fn told(
+    certificate: &RegisteredCertificate,
+    named: Option<&EarlierCertificate>,
+    reason: &str,
+) -> Value {
+    let (serial, fingerprint) = (&certificate.serial, hex::encode(certificate.fingerprint));
+    match named {
+        None => json!({ "serial": serial, "fingerprint": fingerprint, "reason": reason }),
+        Some(named) => {
+            let earlier = json!({
+                "serial": named.serial, "fingerprint": hex::encode(named.fingerprint),
+            });
+            json!({ "serial": serial, "fingerprint": fingerprint, "reason": reason, "named": earlier })
+        }
+    }
 }
 
 /// A certificate with its key (SHA-256).

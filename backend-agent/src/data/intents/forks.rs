@@ -42,17 +42,27 @@ DELETE FROM forks WHERE tenant = :tenant AND agent_id = :agent_id AND refused_ag
     SELECT refused_agent_run_id FROM forks WHERE tenant = :tenant AND agent_id = :agent_id
     ORDER BY at DESC, refused_agent_run_id LIMIT 1000000 OFFSET :kept)";
 
+/// Each with the certificate that it showed, and where its key has got another one at the door since, that one.
 pub(super) const LIST: &str = "\
 SELECT f.agent_id, f.refused_agent_run_id, f.at, f.times, f.refused_epoch, f.refused_peer_address,
        f.refused_fingerprint, f.refused_install_id, f.refused_boot_id, f.accepted_epoch, f.accepted_peer_address, f.accepted_fingerprint,
        f.accepted_install_id, f.accepted_boot_id, f.accepted_agent_run_id, f.first_at, f.accepted_since,
-       f.resolved_at, f.resolution, r.serial AS refused_serial, r.not_after AS refused_not_after,
-       a.serial AS accepted_serial, a.not_after AS accepted_not_after
+       f.resolved_at, f.resolution,
+       coalesce(r.serial, re.serial) AS refused_serial, coalesce(r.not_after, re.not_after) AS refused_not_after,
+       rn.serial AS refused_now_serial, rn.not_after AS refused_now_not_after,
+       coalesce(a.serial, ae.serial) AS accepted_serial, coalesce(a.not_after, ae.not_after) AS accepted_not_after,
+       an.serial AS accepted_now_serial, an.not_after AS accepted_now_not_after
 FROM forks AS f
 LEFT JOIN certificates AS r INDEXED BY certificates_by_gateway
     ON r.tenant = f.tenant AND r.agent_id = f.agent_id AND r.fingerprint = f.refused_fingerprint
+LEFT JOIN reissued AS re
+    ON re.tenant = f.tenant AND re.agent_id = f.agent_id AND re.fingerprint = f.refused_fingerprint
+LEFT JOIN certificates AS rn ON rn.tenant = re.tenant AND rn.spki = re.spki AND rn.agent_id = re.agent_id
 LEFT JOIN certificates AS a INDEXED BY certificates_by_gateway
     ON a.tenant = f.tenant AND a.agent_id = f.agent_id AND a.fingerprint = f.accepted_fingerprint
+LEFT JOIN reissued AS ae
+    ON ae.tenant = f.tenant AND ae.agent_id = f.agent_id AND ae.fingerprint = f.accepted_fingerprint
+LEFT JOIN certificates AS an ON an.tenant = ae.tenant AND an.spki = ae.spki AND an.agent_id = ae.agent_id
 WHERE f.tenant = :tenant AND f.agent_id = :agent_id ORDER BY f.at DESC, f.refused_agent_run_id";
 
 /// Records a second holder, once for each of its processes, beside the last session that was accepted.
@@ -115,6 +125,7 @@ fn read(row: &Row<'_>) -> StoreResult<Fork> {
             boot_id: row.get("accepted_boot_id")?,
             agent_run_id: row.get("accepted_agent_run_id")?,
             certificate: certificate(&row, "accepted_serial", "accepted_not_after")?,
+            reissued: certificate(&row, "accepted_now_serial", "accepted_now_not_after")?,
         }),
         None => None,
     };
@@ -131,6 +142,7 @@ fn read(row: &Row<'_>) -> StoreResult<Fork> {
             boot_id: row.get("refused_boot_id")?,
             agent_run_id: row.get("refused_agent_run_id")?,
             certificate: certificate(&row, "refused_serial", "refused_not_after")?,
+            reissued: certificate(&row, "refused_now_serial", "refused_now_not_after")?,
         },
         accepted,
         resolved: match row.get("resolved_at")? {
@@ -140,7 +152,7 @@ fn read(row: &Row<'_>) -> StoreResult<Fork> {
     })
 }
 
-/// The serial number and the end of a certificate, as long as it is registered.
+/// The serial number and the end of a certificate, as long as it is known.
 fn certificate(
     row: &Reader<'_>,
     serial: &'static str,

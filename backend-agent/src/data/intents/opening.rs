@@ -9,8 +9,8 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
 use super::row::Reader;
-use super::standing;
 use super::tx::{Tx, View};
+use super::{earlier, standing};
 use crate::data::{KeyStanding, StoreError, StoreResult};
 
 /// The columns of an identity that [`read`] reads, but for whether the session that is asked about is admitted.
@@ -26,14 +26,16 @@ macro_rules! columns {
 pub(super) use columns;
 
 /// The identity, its live session, and whether the session that is asked about is admitted and waits to be confirmed.
-/// One is not any more whose certificate was revoked since.
+/// One is not any more whose certificate, or the present one of its key, was revoked since.
 pub(super) const IDENTITY: &str = concat!(
     "SELECT ",
     columns!(),
     ", EXISTS (SELECT 1 FROM sessions AS n WHERE n.tenant = g.tenant AND n.agent_id = g.agent_id \
                AND n.epoch = :epoch AND n.session_id = :session_id AND n.ended_at IS NULL \
                AND NOT EXISTS (SELECT 1 FROM certificates AS k WHERE k.tenant = g.tenant AND k.agent_id = g.agent_id \
-                               AND k.fingerprint = n.fingerprint AND k.revoked_at IS NOT NULL)) AS admitted \
+                               AND k.revoked_at IS NOT NULL AND (k.fingerprint = n.fingerprint OR k.spki = ",
+    earlier::key_of_earlier!("g.agent_id", "n.fingerprint"),
+    "))) AS admitted \
      FROM gateways AS g \
      LEFT JOIN sessions AS s ON s.tenant = g.tenant AND s.agent_id = g.agent_id AND s.epoch = g.session_epoch \
      LEFT JOIN catalogues AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id \

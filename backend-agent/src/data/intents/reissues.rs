@@ -12,7 +12,7 @@ use viworks_runtime::sqlite::{Row, params};
 
 use super::row::Reader;
 use super::tx::{Tx, View};
-use super::{agents, audit, certificates, enrolments, opening};
+use super::{agents, audit, certificates, earlier, enrolments, opening};
 use crate::data::{
     Actor, AuditOutcome, GatewayRef, NewAuditRecord, NewCertificate, RefusedReissue, Reissue,
     ReissueOutcome, ReissueRefusal, StoreResult,
@@ -150,6 +150,7 @@ fn try_reissue(tx: &Tx<'_>, reissue: &Reissue) -> StoreResult<ReissueOutcome> {
         Ok(ended) => ended,
         Err(other) => return Ok(other),
     };
+    earlier::keep(tx, *agent_id, spki)?;
     tx.execute(
         REISSUE,
         params! { spki, agent_id, serial, not_after, fingerprint, pem },

@@ -12,7 +12,7 @@ use super::inbox::Post;
 use super::opening::{self, Identity};
 use super::row::Reader;
 use super::tx::Tx;
-use super::{agents, forks, sessions};
+use super::{agents, earlier, forks, sessions};
 use crate::data::{
     Actor, Fork, ForkDecision, ForkEnd, ForkParty, ForkResolution, ForkResolved, Letter,
     StoreResult,
@@ -31,16 +31,29 @@ UPDATE gateways SET issued = :epoch, confirmed = :epoch, last_agent_run_id = NUL
        kept_boot_id = :boot_id, kept_agent_run_id = :agent_run_id, kept_by = :told_by
 WHERE tenant = :tenant AND agent_id = :agent_id AND revoked_at IS NULL";
 
+/// The key of a holder, by the certificate that it showed: the present one of that, or an earlier one.
+macro_rules! key_shown {
+    () => {
+        concat!(
+            "tenant = :tenant AND agent_id = :agent_id AND (fingerprint = :fingerprint OR spki = ",
+            earlier::key_of_earlier!(":agent_id", ":fingerprint"),
+            ")"
+        )
+    };
+}
+
 /// Whether the certificate of a holder lets nobody in any more, whoever keeps the identity.
-pub(super) const IS_OUT: &str = "\
-SELECT replaced_at IS NOT NULL OR revoked_at IS NOT NULL AS is_out FROM certificates
-WHERE tenant = :tenant AND agent_id = :agent_id AND fingerprint = :fingerprint";
+pub(super) const IS_OUT: &str = concat!(
+    "SELECT replaced_at IS NOT NULL OR revoked_at IS NOT NULL AS is_out FROM certificates WHERE ",
+    key_shown!()
+);
 
 /// The certificate of the one that is kept may have retired when the other renewed it.
-pub(super) const UNRETIRE: &str = "\
-UPDATE certificates SET retired_at = NULL
-WHERE tenant = :tenant AND agent_id = :agent_id AND fingerprint = :fingerprint AND retired_at IS NOT NULL
-      AND revoked_at IS NULL AND replaced_at IS NULL";
+pub(super) const UNRETIRE: &str = concat!(
+    "UPDATE certificates SET retired_at = NULL WHERE ",
+    key_shown!(),
+    " AND retired_at IS NOT NULL AND revoked_at IS NULL AND replaced_at IS NULL"
+);
 
 /// One that held the identity and never was refused is remembered as one that is: it will be.
 pub(super) const LEAVE_OUT: &str = "\
@@ -339,6 +352,7 @@ fn read(row: &Row<'_>) -> StoreResult<Since> {
         boot_id: row.get("boot_id")?,
         agent_run_id: row.get("agent_run_id")?,
         certificate: None,
+        reissued: None,
     };
     Ok((party, row.get("confirmed_at")?))
 }

@@ -7,8 +7,8 @@ use std::path::Path;
 use super::link::Sql;
 use super::{
     admit, agents, audit, authorities, budget, catalogues, certificates, confirm, dead_letters,
-    enrolments, expiry, forks, inbox, instances, keys, lease, merged, opening, orphans, outputs,
-    pins, recount, refusals, reissues, replacements, reports, resolutions, rotation, runs,
+    earlier, enrolments, expiry, forks, inbox, instances, keys, lease, merged, opening, orphans,
+    outputs, pins, recount, refusals, reissues, replacements, reports, resolutions, rotation, runs,
     sessions, settle, site, standing, submit, targets, telemetry, tickets, timeline, tx, upkeep,
 };
 
@@ -83,6 +83,10 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("dead_letters::RETRY", dead_letters::RETRY),
         one("dead_letters::TRIM", dead_letters::TRIM),
         one("dead_letters::TRIM_GATEWAY", dead_letters::TRIM_GATEWAY),
+        one("earlier::FORGET", earlier::FORGET),
+        one("earlier::KEEP", earlier::KEEP),
+        one("earlier::KEEP_LATEST", earlier::KEEP_LATEST),
+        one("earlier::MEANT", earlier::MEANT),
         one("enrolments::ADD", enrolments::ADD),
         one("enrolments::BY_KEY", enrolments::BY_KEY),
         one("enrolments::CONSUME", enrolments::CONSUME),

@@ -126,6 +126,30 @@ pub enum CertificateRef {
     Serial(String),
 }
 
+impl CertificateRef {
+    /// The fingerprint, or the serial number.
+    #[must_use]
+    pub const fn parts(&self) -> (Option<&[u8; 32]>, Option<&String>) {
+        match self {
+            Self::Fingerprint(fingerprint) => (Some(fingerprint), None),
+            Self::Serial(serial) => (None, Some(serial)),
+        }
+    }
+}
+
+/// A certificate in whose place its key got another one at the door.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EarlierCertificate {
+    /// The serial number, in hexadecimal.
+    pub serial: String,
+    /// SHA-256 of the whole certificate.
+    pub fingerprint: [u8; 32],
+    /// When it ends.
+    pub not_after: Timestamp,
+    /// When the other one was issued.
+    pub reissued_at: Timestamp,
+}
+
 /// What revoking one certificate came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CertificateRevocation {
@@ -146,8 +170,10 @@ pub struct RevokedCertificate {
     pub session_ended: bool,
     /// The epoch of the last session that showed it: whoever has that cuts it.
     pub epoch: Option<u64>,
-    /// The certificate as it stands.
+    /// The certificate as it stands: the present one of the key, whichever was named.
     pub certificate: RegisteredCertificate,
+    /// The one that was named, where the key has got another one in its place since.
+    pub named: Option<EarlierCertificate>,
     /// Others of its gateway that were issued over a session, and none was confirmed with so far: they are good.
     pub unproved: Vec<RegisteredCertificate>,
 }

@@ -552,8 +552,10 @@ pub struct ForkParty {
     pub boot_id: BootId,
     /// Its process.
     pub agent_run_id: AgentRunId,
-    /// The serial number of its certificate and when that ends, as long as it is registered.
+    /// The serial number of its certificate and when that ends, as long as it is known.
     pub certificate: Option<(String, Timestamp)>,
+    /// The same of the one that the key of that certificate has now, where it got another one at the door since.
+    pub reissued: Option<(String, Timestamp)>,
 }
 
 impl ForkParty {

@@ -46,6 +46,10 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     ),
     migration!(
         "../../../migrations/postgres",
+        "0010_keep_reissued_certificates.sql"
+    ),
+    migration!(
+        "../../../migrations/postgres",
         "0011_keep_which_authorities_gateways_have.sql"
     ),
 ];

@@ -7,7 +7,10 @@ use axum::body::Body;
 use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 use viworks_api::Scope;
-use viworks_backend_agent::data::{Actor, LeaseLimits};
+use viworks_backend_agent::data::{
+    Actor, AnsweredChallenge, GatewayRef, LeaseLimits, NewCertificate, Reissue, ReissueOutcome,
+};
+use viworks_common::admission::Shown;
 
 use super::harness::{Answer, Backend, catalogue, now};
 
@@ -323,4 +326,57 @@ async fn a_certificate_that_is_not_meant_stays_as_it_is() {
     let second = backend.get(&path).await.json();
     assert_ne!(second["items"][0], first["items"][0]);
     assert_eq!(second["next"], Value::Null, "{second}");
+}
+
+/// A key that got another certificate at the door is found by the one before.
+#[tokio::test]
+async fn an_earlier_certificate_of_a_key_is_named_beside_the_present_one() {
+    let backend = Backend::new().await;
+    let agent_id = backend.register("gw-1").await;
+    let (begun, later) = (now(), Duration::from_secs(3_600));
+    let first = NewCertificate {
+        agent_id,
+        spki: [7; 32],
+        serial: "0a07".to_owned(),
+        not_after: begun.saturating_add(Duration::from_secs(60)),
+        fingerprint: [7; 32],
+    };
+    let (store, tenant) = (&backend.store, &backend.tenant);
+    let registered =
+        store.register_certificate(tenant, first.clone(), &Actor::local("test"), begun);
+    registered.await.unwrap();
+    let gateway = store.gateway(tenant, &GatewayRef::Id(agent_id)).await;
+    let gateway = gateway.unwrap().unwrap();
+    let reissue = Reissue {
+        challenge: AnsweredChallenge {
+            challenge: [1; 32],
+            expires_at: begun.saturating_add(later),
+        },
+        peer: "192.0.2.7".parse().unwrap(),
+        shown: Shown {
+            epoch: gateway.confirmed,
+            token_valid: true,
+            key_generation: gateway.key_generation,
+        },
+        certificate: NewCertificate {
+            serial: "0a08".to_owned(),
+            not_after: begun.saturating_add(later),
+            fingerprint: [8; 32],
+            ..first
+        },
+        pem: "certificate".to_owned(),
+    };
+    let reissued = store.reissue_certificate(tenant, reissue, begun).await;
+    assert_eq!(reissued.unwrap(), ReissueOutcome::Issued);
+    let body = json!({"reason": "copied"});
+    let earlier = hex::encode([7_u8; 32]);
+    let path = format!("/v1/gateways/gw-1/certificates/{earlier}/revoke");
+    let told = backend.post(&path, &body).await.json();
+    assert_eq!(told["certificate"]["serial"], "0a08", "{told}");
+    assert_eq!(told["named"]["serial"], "0a07", "{told}");
+    assert_eq!(told["named"]["fingerprint"], earlier);
+    let path = "/v1/gateways/gw-1/certificates/0a08/revoke";
+    let told = backend.post(path, &body).await.json();
+    assert_eq!(told["already"], true);
+    assert_eq!(told.get("named"), None, "{told}");
 }

@@ -15,7 +15,7 @@ use super::postgres_only::finish;
 use super::renewals::renewal;
 
 /// A HELLO of a copy on another machine: the installation is the original's.
-fn copied(bed: &Bed, run: u64, epoch: u64) -> AdmitRequest {
+pub(super) fn copied(bed: &Bed, run: u64, epoch: u64) -> AdmitRequest {
     on_boot(bed, run, epoch, 99)
 }
 
@@ -26,7 +26,7 @@ fn on_boot(bed: &Bed, run: u64, epoch: u64, boot: u128) -> AdmitRequest {
     }
 }
 
-async fn decide(bed: &Bed, decision: ForkDecision) -> ForkResolution {
+pub(super) async fn decide(bed: &Bed, decision: ForkDecision) -> ForkResolution {
     let actor = Actor::local("test");
     let decided = bed
         .store
@@ -34,7 +34,7 @@ async fn decide(bed: &Bed, decision: ForkDecision) -> ForkResolution {
     decided.await.unwrap().unwrap()
 }
 
-async fn keep(bed: &Bed, run: AgentRunId) -> ForkResolved {
+pub(super) async fn keep(bed: &Bed, run: AgentRunId) -> ForkResolved {
     let decided = decide(bed, ForkDecision::Keep(run)).await;
     let ForkResolution::Resolved(resolved) = decided else {
         panic!("{decided:?}");
@@ -42,7 +42,7 @@ async fn keep(bed: &Bed, run: AgentRunId) -> ForkResolved {
     *resolved
 }
 
-async fn forks(bed: &Bed) -> Vec<Fork> {
+pub(super) async fn forks(bed: &Bed) -> Vec<Fork> {
     bed.store.list_forks(&bed.tenant, agent(1)).await.unwrap()
 }
 

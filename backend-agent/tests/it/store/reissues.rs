@@ -54,7 +54,7 @@ pub(crate) async fn connected(bed: &Bed, ends: i64) -> Session {
 }
 
 /// What came of it, which a look has told before.
-async fn asked(bed: &Bed, reissue: Reissue, seconds: i64) -> ReissueOutcome {
+pub(super) async fn asked(bed: &Bed, reissue: Reissue, seconds: i64) -> ReissueOutcome {
     let NewCertificate { agent_id, spki, .. } = reissue.certificate;
     let (tenant, shown, now) = (&bed.tenant, reissue.shown, at(seconds));
     let foreseen = bed

@@ -6,6 +6,7 @@ use viworks_common::id::{AgentId, SessionId};
 use viworks_runtime::sqlite::{Row, params};
 
 use super::super::arrays::{Arrays, Kind, listed, unnested};
+use super::super::earlier;
 use super::super::link::Sql;
 use super::super::opening::{self, Identity};
 use super::super::row::Reader;
@@ -44,7 +45,9 @@ pub(in crate::data::intents) const FOUND: Sql = Sql::of_server(concat!(
          WHERE o.tenant = :tenant AND o.agent_id = a.agent_id AND o.epoch = a.epoch AND o.session_id = a.session_id \
            AND o.ended_at IS NULL \
            AND NOT EXISTS (SELECT 1 FROM certificates AS k WHERE k.tenant = :tenant AND k.agent_id = a.agent_id \
-                           AND k.fingerprint = o.fingerprint AND k.revoked_at IS NOT NULL) LIMIT 1) AS n ON true"
+                           AND k.revoked_at IS NOT NULL AND (k.fingerprint = o.fingerprint OR k.spki = ",
+    earlier::key_of_earlier!("a.agent_id", "o.fingerprint"),
+    ")) LIMIT 1) AS n ON true"
 ));
 
 /// Labels by their keys.
