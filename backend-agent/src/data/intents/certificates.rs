@@ -234,7 +234,7 @@ pub(super) fn renew(tx: &Tx<'_>, renewal: &Renewal) -> StoreResult<RenewalOutcom
     }
     let until = tx.now.saturating_sub(earlier::ENDED_KEPT);
     tx.execute(FORGET, params! { agent_id, until })?;
-    earlier::forget(tx, agent_id)?;
+    earlier::forget(tx, *agent_id)?;
     let pem = &renewal.pem;
     tx.execute(
         RENEW,

@@ -342,8 +342,8 @@ async fn an_earlier_certificate_of_a_key_is_named_beside_the_present_one() {
         fingerprint: [7; 32],
     };
     let (store, tenant) = (&backend.store, &backend.tenant);
-    let registered =
-        store.register_certificate(tenant, first.clone(), &Actor::local("test"), begun);
+    let actor = Actor::local("test");
+    let registered = store.register_certificate(tenant, first.clone(), &actor, begun);
     registered.await.unwrap();
     let gateway = store.gateway(tenant, &GatewayRef::Id(agent_id)).await;
     let gateway = gateway.unwrap().unwrap();
