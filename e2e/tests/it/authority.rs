@@ -231,6 +231,7 @@ async fn a_gateway_that_was_off_while_the_authority_was_replaced_comes_back_by_i
     .await;
     assert_eq!(condition(&status, "authorities.door"), None, "{status:#}");
     learned_both(folder).await;
+    system.online("gw-1").await;
     answers(&system, &["gw-1"]).await;
     let log = gateway.log();
     assert!(log.contains("the door gave other authorities"), "{log}");
