@@ -31,6 +31,7 @@ use crate::agent::prober::Prober;
 use crate::agent::registry::Registry;
 use crate::api::{self, ApiLimits, ApiParts, ApiState};
 use crate::auth::quota::Quotas;
+use crate::command::absent::Removal;
 use crate::command::bus::{BusLimits, RunBus};
 use crate::command::dispatch::{Dispatcher, Parts};
 use crate::command::queue::calls::Calls;
@@ -461,6 +462,13 @@ impl Shared {
             config: config.jobs,
             strays: Default::default(),
             given_up: Default::default(),
+            removal: Removal::new(
+                Arc::clone(&self.store),
+                self.tenant.clone(),
+                Arc::clone(&self.clock),
+                Arc::clone(&self.bus),
+                self.counters.clone(),
+            ),
             looks: Default::default(),
         };
         jobs.start(lifecycle);
