@@ -32,6 +32,7 @@ use crate::agent::reach::Reach;
 use crate::agent::registry::Registry;
 use crate::api::{self, ApiLimits, ApiParts, ApiState};
 use crate::auth::quota::Quotas;
+use crate::command::absent::Removal;
 use crate::command::bus::{BusLimits, RunBus};
 use crate::command::dispatch::{Dispatcher, Parts};
 use crate::command::queue::calls::Calls;
@@ -471,6 +472,13 @@ impl Shared {
             config: config.jobs,
             strays: Default::default(),
             given_up: Default::default(),
+            removal: Removal::new(
+                Arc::clone(&self.store),
+                self.tenant.clone(),
+                Arc::clone(&self.clock),
+                Arc::clone(&self.bus),
+                self.counters.clone(),
+            ),
             looks: Default::default(),
         };
         jobs.start(lifecycle);

@@ -1,5 +1,6 @@
 //! Commands: submitted, watched, cancelled, and ended with their gateway.
 
+pub mod absent;
 pub mod bus;
 pub mod dead_letters;
 pub mod dispatch;

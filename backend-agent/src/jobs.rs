@@ -20,6 +20,7 @@ use viworks_runtime::probe::Latch;
 use crate::agent::given_up::GivenUp;
 use crate::agent::manager::Manager;
 use crate::agent::strays::Strays;
+use crate::command::absent::Removal;
 use crate::command::bus::RunBus;
 use crate::command::dispatch::Dispatcher;
 use crate::command::{dead_letters, told};
@@ -148,6 +149,8 @@ pub struct Jobs {
     pub strays: Mutex<Strays>,
     /// Backends whose sessions this one ended lately.
     pub given_up: Mutex<GivenUp>,
+    /// Removes ephemeral gateways that stay away.
+    pub removal: Removal,
     /// How often in a row ephemeral gateways were looked for, and the database answered.
     pub looks: AtomicU32,
 }

@@ -49,6 +49,11 @@ impl Unsure {
         }
     }
 
+    /// The gateways of which something is remembered.
+    pub(crate) fn gateways(&self) -> Vec<AgentId> {
+        self.lock().keys().copied().collect()
+    }
+
     /// Those of a gateway of which it is known now what became of it; they are said once.
     pub(crate) fn take(&self, agent_id: AgentId) -> BTreeSet<CommandId> {
         self.lock().remove(&agent_id).unwrap_or_default()

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use tracing::info;
+use viworks_common::id::AgentId;
 
 use super::Jobs;
 use crate::data::StoreResult;
@@ -21,24 +22,24 @@ impl Jobs {
         // Until then it is only asked whether the database answers.
         let most = if looks < LOOKS { 0 } else { STEP };
         loop {
-            let now = self.clock.line();
-            let removed = self
-                .store
-                .remove_absent_gateways(&self.tenant, most, now)
-                .await
-                .inspect_err(|_away| self.looks.store(0, Ordering::Relaxed))?;
+            let removed = self.removal.step(most).await;
+            let removed = removed.inspect_err(|_away| self.looks.store(0, Ordering::Relaxed))?;
             let count = removed.len();
-            for (agent_id, revoked) in removed {
-                info!(%agent_id, "an ephemeral gateway stayed away and was removed");
-                self.manager.revoked(agent_id);
-                self.announce(&revoked.ended);
-            }
+            self.removed(removed);
             if count < STEP {
                 break;
             }
         }
+        self.removed(self.removal.tell_lost().await?);
         self.looks
             .store(looks.saturating_add(1).min(LOOKS), Ordering::Relaxed);
         Ok(())
+    }
+
+    fn removed(&self, removed: Vec<AgentId>) {
+        for agent_id in removed {
+            info!(%agent_id, "an ephemeral gateway stayed away and was removed");
+            self.manager.revoked(agent_id);
+        }
     }
 }

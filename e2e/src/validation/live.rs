@@ -63,8 +63,8 @@ pub(crate) async fn checks(scene: &mut Scene, cli: &Cli) -> anyhow::Result<Vec<C
     let binaries = scene.first().binaries();
     let mut command = Command::new(binaries.cli());
     let server = arranged.server.clone();
-    let door = arranged.door.as_deref();
-    let door = door.unwrap_or_else(|| scene.first().door_address());
+    let door = arranged.door.clone();
+    let door = door.unwrap_or_else(|| scene.door_address());
     // The certificate is for the name.
     let port = door.rsplit(':').next().unwrap_or_default();
     command

@@ -26,6 +26,8 @@ pub(crate) struct Scene {
     pub(crate) postgres: Option<postgres::Own>,
     pub(crate) redis: Option<redis::Own>,
     pub(crate) nginx: Option<Nginx>,
+    /// Another one with the name at which machines enrol: there is one name that resolves on any machine.
+    door: Option<Nginx>,
     pub(crate) backends: Vec<Deployment>,
     /// Where gateways dial.
     pub(crate) address: Proxy,
@@ -57,6 +59,8 @@ impl Scene {
             start = start
                 .with("VIWORKS__AGENTS__PROXY_PROTOCOL", "require")
                 .with("VIWORKS__AGENTS__TRUSTED_PROXIES", "127.0.0.1")
+                .with("VIWORKS__ENROLMENT__PROXY_PROTOCOL", "require")
+                .with("VIWORKS__ENROLMENT__TRUSTED_PROXIES", "127.0.0.1")
                 .with("VIWORKS__API__TRUSTED_PROXIES", "127.0.0.1");
         }
         if let Some(redis) = &redis {
@@ -90,6 +94,7 @@ impl Scene {
             postgres,
             redis,
             nginx: None,
+            door: None,
             backends,
             address,
             folders,
@@ -108,6 +113,7 @@ impl Scene {
                 api: scene.backends.iter().map(api).collect(),
                 ..Backends::default()
             }));
+            scene.door = Some(before_door(scene.first()));
         }
         scene.lead();
         for folder in scene.folders.clone() {
@@ -157,6 +163,13 @@ impl Scene {
         self.address.forward_to(nginx.as_deref().unwrap_or(own));
     }
 
+    /// Where machines enrol: at nginx, and where it is not, at the first backend.
+    pub(crate) fn door_address(&self) -> String {
+        let nginx = self.door.as_ref();
+        let nginx = nginx.map(|nginx| format!("127.0.0.1:{}", nginx.port()));
+        nginx.unwrap_or_else(|| self.first().door_address().to_owned())
+    }
+
     fn start_gateway(&mut self, folder: &Path) {
         let start = Start::default()
             .with("VIWORKS__OUTBOUND__BACKOFF_MAX_MS", "1000")
@@ -178,6 +191,23 @@ impl Scene {
         }
         // Those that were killed by a check are gone; the others end when they are dropped.
     }
+}
+
+/// With the configuration that ships, in front of the door of a backend: who asks for `localhost` enrols.
+fn before_door(backend: &Deployment) -> Nginx {
+    let backends = Backends {
+        enrolment: vec![backend.door_address().to_owned()],
+        ..Backends::default()
+    };
+    Nginx::start_changed(backends, |shipped| {
+        let agents = [
+            "localhost  viworks_agents",
+            "agents.example.org  viworks_agents",
+        ];
+        shipped
+            .replace(agents[0], agents[1])
+            .replace("enrol.example.org ", "localhost ")
+    })
 }
 
 /// What gateways dial: nginx goes by the name.

@@ -71,6 +71,13 @@ pub trait GatewayStore: Send + Sync {
         takes: bool,
         master: Option<[u8; MASTER_ID_BYTES]>,
     ) -> StoreResult<()>;
+    /// Ephemeral gateways that stayed away for longer than they may: the first `limit`, which are revoked next.
+    async fn absent_gateways(
+        &self,
+        tenant: &Tenant,
+        limit: usize,
+        now: Timestamp,
+    ) -> StoreResult<Vec<AgentId>>;
     /// Revokes ephemeral gateways that stayed away for longer than they may, at most `limit`, and frees their names;
     /// answers what that did.
     async fn remove_absent_gateways(

@@ -11,12 +11,13 @@ use viworks_common::id::{AgentId, AgentRunId};
 use viworks_common::ledger::session::settle_older;
 use viworks_common::rotation;
 use viworks_common::rules::Complete;
+use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::params;
 
 use super::enrolments::{self, Enrolled};
 use super::inbox::Post;
 use super::row::{Reader, column};
-use super::tx::Tx;
+use super::tx::{Tx, View};
 use super::{agents, certificates, sessions, settle, tickets};
 use crate::data::{
     Actor, AuditOutcome, Gateway, GatewayRef, Letter, RedeemOutcome, Redemption, Replaced, Revoked,
@@ -210,6 +211,12 @@ pub(super) fn repeated(
         // Whoever follows them looks again.
         ended: Vec::new(),
     })))
+}
+
+/// Ephemeral gateways that stayed away: the first of them.
+pub(super) fn absent(view: &View<'_>, limit: usize, now: Timestamp) -> StoreResult<Vec<AgentId>> {
+    let read = column("gateways", "agent_id");
+    view.all(ABSENT, params! { limit, now }, read)
 }
 
 /// Removes ephemeral gateways that stayed away, some at a time: they are revoked, and their names are free.

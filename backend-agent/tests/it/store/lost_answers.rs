@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use viworks_backend_agent::command::absent::Removal;
 use viworks_backend_agent::command::bus::{BusLimits, RunBus};
 use viworks_backend_agent::command::{CommandNudge, Commands, Parts};
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
     Accepted, Actor, AuditOutcome, CertificateRef, CertificateRevocation, CompleteOutcome,
     ConfirmOutcome, ForkDecision, ForkResolution, HeartbeatFigures, Holder, KeyRotation,
-    NewAuditRecord, NewCertificate, Owner, PinOutcome, ProbeAnswer, QueueLimits, RedeemOutcome,
-    ReissueOutcome, Rejected, RenewalOutcome, SessionTouch, SiteClaim, StoreError, Submission,
-    TelemetryWrite,
+    NewAuditRecord, NewCertificate, NewTicket, Owner, PinOutcome, ProbeAnswer, QueueLimits,
+    RedeemOutcome, ReissueOutcome, Rejected, RenewalOutcome, SessionTouch, SiteClaim, StoreError,
+    Submission, TelemetryWrite,
 };
 use viworks_backend_agent::metrics::BackendMetrics;
 use viworks_common::claims::{Probed, Verdict};
@@ -186,6 +187,53 @@ async fn what_ended_with_a_gateway_is_told_when_its_revocation_is_repeated() {
     let text = metrics.encode().unwrap();
     let line = "viworks_commands_final_total{state=\"cancelled\"} 2\n";
     assert!(text.contains(line), "{text}");
+    own.bed.store.close().await;
+    super::postgres_counts_are_right(&folder);
+}
+
+#[tokio::test]
+async fn what_ended_with_an_absent_gateway_is_told_once_when_the_answer_to_that_was_lost() {
+    // Long before any clock that this runs by.
+    const LONG_AGO: i64 = -200_000_000;
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = database(&folder) else {
+        return;
+    };
+    make(server, &database);
+    let own = Robbed::start(server.port(), &database).await;
+    let ephemeral = NewTicket {
+        ephemeral: Some(Duration::from_secs(600)),
+        ..enrolments::new_ticket(1, 5)
+    };
+    enrolments::create_at(&own.bed, ephemeral, LONG_AGO).await;
+    let enrolled = enrolments::enrol(&own.bed, 1, 1, LONG_AGO).await;
+    assert_eq!(enrolled, RedeemOutcome::Enrolled);
+    for _each in 0..2 {
+        own.bed.command(1, false).await;
+    }
+    let metrics = Metrics::new("test", "0", at(0));
+    let removal = Removal::new(
+        Arc::clone(&own.bed.store),
+        own.bed.tenant.clone(),
+        Arc::new(Timeline::unstored(Arc::new(SystemClock))),
+        Arc::new(RunBus::new(BusLimits::default(), 1)),
+        BackendMetrics::register(&metrics),
+    );
+    let counted = |times: u32| {
+        let text = metrics.encode().unwrap();
+        let line = format!("viworks_commands_final_total{{state=\"cancelled\"}} {times}\n");
+        (text.contains(&line), text)
+    };
+    own.thief.arm();
+    let lost = removal.step(10).await;
+    assert!(matches!(lost, Err(StoreError::Unknown(_))), "{lost:?}");
+    assert!(!counted(2).0);
+    assert_eq!(removal.step(10).await.unwrap(), [], "it was removed");
+    assert_eq!(removal.tell_lost().await.unwrap(), [agent(1)]);
+    let (told, text) = counted(2);
+    assert!(told, "{text}");
+    assert_eq!(removal.tell_lost().await.unwrap(), [], "once");
+    assert!(counted(2).0);
     own.bed.store.close().await;
     super::postgres_counts_are_right(&folder);
 }

@@ -82,6 +82,16 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
         .await
     }
 
+    async fn absent_gateways(
+        &self,
+        tenant: &Tenant,
+        limit: usize,
+        now: Timestamp,
+    ) -> StoreResult<Vec<AgentId>> {
+        self.ask(tenant, move |view| replacements::absent(view, limit, now))
+            .await
+    }
+
     async fn remove_absent_gateways(
         &self,
         tenant: &Tenant,
