@@ -106,8 +106,8 @@ struct Work<'a> {
 }
 
 impl Enrolment {
-    /// On this store, with tickets of this office, each of them redeemed so often a minute; gateways get the authorities
-    /// of `trust`.
+    /// On this store, with tickets of this office, each of them redeemed so often a minute; gateways get the
+    /// authorities of `trust`.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,

@@ -22,8 +22,8 @@ const ROW_BYTES: usize = 300;
 const COUNT_MAX: u64 = 1 << 53;
 
 /// Spool epochs of one gateway of which is remembered how far they were refused as one too many; the latest stay, and
-/// all of the last transaction. Twice as many as one HELLO may name, so that whoever names them again and again has each
-/// counted once.
+/// all of the last transaction. Twice as many as one HELLO may name, so that whoever names them again and again has
+/// each counted once.
 pub const REFUSED_EPOCHS_MAX: usize = 2 * TELEMETRY_POSITIONS_MAX;
 
 /// Refusals of spool epochs that are not known by themselves are counted under this one.

@@ -140,8 +140,12 @@ fn unnamed(status: &PinStatus, pin: &Pin) -> Option<(String, String)> {
     let missing = status.gateways.saturating_sub(pin.confirmed_by);
     let named = u64::try_from(pin.cut_off.len()).unwrap_or(u64::MAX);
     // Only of a staged key any are named.
-    (pin.state == PinState::Staged && named > 0 && missing > named)
-        .then(|| (human::count(missing), human::count(named)))
+    (pin.state == PinState::Staged && named > 0 && missing > named).then(|| {
+        (
+            human::counted_all(missing, "gateway has", "gateways have"),
+            human::count(named),
+        )
+    })
 }
 
 /// What nobody has looked at: gateways that have not confirmed a staged key and are not named.
@@ -150,7 +154,7 @@ fn unseen(status: &PinStatus) -> String {
     let mut told = staged.filter_map(|pin| {
         let (missing, first) = unnamed(status, pin)?;
         Some(format!(
-            "; {missing} gateways have not confirmed {}, only the first {first} were looked at",
+            "; {missing} not confirmed {}, only the first {first} were looked at",
             pin.pin
         ))
     });
