@@ -238,6 +238,10 @@ impl Jobs {
             };
             if let Err(error) = done {
                 self.metrics.job_failures.inc();
+                if matches!(error, StoreError::Unknown(_)) {
+                    // It may have ended commands that it will not find open again: whoever waits for one looks.
+                    self.bus.look_at_all();
+                }
                 let (job, away) = (job.name(), error.is_outage());
                 let error = in_full(&error);
                 if away {

@@ -445,6 +445,14 @@ impl RunBus {
         }
     }
 
+    /// The same of every run: something happened without a word, and nobody knows to which.
+    pub fn look_at_all(&self) {
+        for channel in self.lock().channels.values_mut() {
+            channel.looks = channel.looks.wrapping_add(1);
+            channel.changes.send_replace(());
+        }
+    }
+
     /// A command of the run moved; `run_finished` when that made the whole run final.
     pub fn command_changed(&self, run_id: RunId, change: CommandChange, run_finished: bool) {
         self.announce(run_id, RunChange::Command(change), run_finished, None);

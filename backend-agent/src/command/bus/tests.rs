@@ -307,6 +307,12 @@ fn watchers_can_be_asked_to_look_into_the_store() {
     bus.look(run(1));
     assert_eq!(watcher.finished().now_or_never(), Some(Heard::Look));
     assert_eq!(watcher.finished().now_or_never(), None);
+    let mut other = bus.subscribe(run(2), None);
+    bus.look_at_all();
+    for watcher in [&mut watcher, &mut other] {
+        assert_eq!(watcher.finished().now_or_never(), Some(Heard::Look));
+        assert_eq!(watcher.finished().now_or_never(), None);
+    }
 }
 
 #[test]
