@@ -301,6 +301,7 @@ suite! {
         of_two_processes_of_one_boot_the_one_that_is_named_is_kept,
         a_live_holder_that_started_anew_since_is_not_disturbed,
         a_second_copied_disk_does_not_pass_for_the_one_that_is_kept,
+        a_copy_that_was_put_out_before_does_not_pass_for_the_one_that_is_kept,
         a_holder_that_gets_another_identity_is_no_fork_any_more,
         the_certificate_of_the_one_that_is_kept_is_good_again,
         an_original_that_is_kept_comes_back_with_the_agent_key_that_it_has,

@@ -202,6 +202,15 @@ fn is(party: &ForkParty, asked: AgentRunId) -> bool {
     party.agent_run_id == asked || party.install_id == InstallId::from_uuid(*asked.as_uuid())
 }
 
+/// The holder of a fork whom an earlier decision left behind: it knocks as long as nobody removes it, and is as much
+/// another one as those that nobody has decided about.
+fn put_out(fork: &Fork) -> Option<&ForkParty> {
+    match fork.resolved? {
+        (_at, ForkEnd::Kept) => fork.accepted.as_ref(),
+        (_at, ForkEnd::Out | ForkEnd::Replaced) => Some(&fork.refused),
+    }
+}
+
 /// Writes a decision that does not stand yet.
 fn settle(
     tx: &Tx<'_>,
@@ -218,6 +227,7 @@ fn settle(
     let undecided = recorded.iter().filter(|fork| fork.resolved.is_none());
     let parties = undecided.flat_map(|fork| fork.accepted.iter().chain([&fork.refused]));
     let further = parties.chain(live.iter().map(|(party, _since)| party));
+    let further = further.chain(recorded.iter().filter_map(put_out));
     let further = further.map(ForkParty::holder);
     let (holder, other) = (pair.kept.0.holder(), &pair.other);
     let other = other.as_ref().map(|(party, _since)| party.holder());

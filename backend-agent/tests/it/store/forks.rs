@@ -173,6 +173,24 @@ pub(crate) async fn a_second_copied_disk_does_not_pass_for_the_one_that_is_kept(
     bed.open(bed.hello(1, 1, 1)).await;
 }
 
+pub(crate) async fn a_copy_that_was_put_out_before_does_not_pass_for_the_one_that_is_kept(bed: &Bed) {
+    overtaken(bed).await;
+    keep(bed, process(1)).await;
+    let epoch = bed.open(bed.hello(1, 1, 1)).await.holder.epoch;
+    assert_eq!(end_of(bed, 9).await, Some(ForkEnd::Out));
+    // A fresh installation comes before the original, which is told apart from that by its installation.
+    let fresh = AdmitRequest {
+        install_id: InstallId::from_uuid(Uuid::from_u128(70)),
+        ..on_boot(bed, 6, epoch, 55)
+    };
+    bed.open(fresh).await;
+    assert_eq!(bed.admit(bed.hello(1, 1, epoch)).await, AdmitOutcome::Fork);
+    let kept = keep(bed, process(1)).await;
+    assert_eq!(kept.told_by, Some(Apart::Boot), "{kept:?}");
+    assert_eq!(bed.admit(copied(bed, 9, 2)).await, AdmitOutcome::Fork);
+    bed.open(bed.hello(1, 1, epoch)).await;
+}
+
 pub(crate) async fn a_holder_that_gets_another_identity_is_no_fork_any_more(bed: &Bed) {
     overtaken(bed).await;
     let before = bed.gateway_now(1).await;
