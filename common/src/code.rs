@@ -66,7 +66,7 @@ close_codes! {
     /// No authenticated frame for the longest allowed silence.
     HeartbeatTimeout = 4408, "heartbeat_timeout", false, "the path went silent; the gateway reconnects by itself";
     /// A newer session of the same agent took over.
-    Superseded = 4409, "superseded", false, "no action: the newer session serves this gateway";
+    Superseded = 4409, "superseded", false, "no action where this machine only lost its connection: its newer session serves it; otherwise another machine has the identity: viworks gateway forks";
     /// Two holders of one identity.
     IdentityFork = 4410, "identity_fork", true, "decide who keeps this identity: viworks gateway forks shows both holders, viworks gateway resolve --keep lets one in, also one whose state folder was lost or restored; where two machines are to go on, give the other an identity of its own; if a stranger has the copy, revoke it and issue its name again";
     /// A message over its size limit.
