@@ -151,7 +151,7 @@ async fn migrations_are_a_step_of_their_own_and_what_is_wrong_is_said_in_one_sen
     assert!(
         tried
             .stderr
-            .contains("10 migrations of the schema are not applied"),
+            .contains("11 migrations of the schema are not applied"),
         "{tried:#?}"
     );
     let done = backend(&system, &["migrate"]).await.ended_with(0);
