@@ -60,7 +60,7 @@ close_codes! {
     /// The ends disagree about how sessions are bound to the connection.
     BindingMismatch = 4401, "binding_mismatch", true, "set the same binding on the gateway and on the listener";
     /// The identity was revoked by an operator.
-    Revoked = 4403, "revoked", true, "the identity was revoked; if the machine still belongs to the fleet, issue it a new one: viworks ticket create --name NAME, then viworks-gateway-agent enroll";
+    Revoked = 4403, "revoked", true, "the identity was revoked; if the machine still belongs to the fleet, let it in again: viworks gateway replace NAME, then viworks-gateway-agent enroll";
     /// HELLO or CONFIRM did not come in time.
     HelloTimeout = 4408, "hello_timeout", false, "check the path's latency and the gateway's load";
     /// No authenticated frame for the longest allowed silence.

@@ -288,7 +288,7 @@ pub(super) enum PkiCommand {
         /// when left out
         #[arg(long)]
         url: Option<String>,
-        /// How many days its certificate lives; 90 when left out
+        /// How many days its certificate lives; as long as one by ticket when left out
         #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(1..=3_650))]
         days: Option<u64>,
     },
@@ -340,7 +340,7 @@ pub(super) enum PkiCommand {
         /// when left out
         #[arg(long)]
         url: Option<String>,
-        /// How many days its certificate lives; 90 when left out
+        /// How many days its certificate lives; as long as one by ticket when left out
         #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(1..=3_650))]
         days: Option<u64>,
         /// A gateway of the local demo: it may use commands that belong to its own user

@@ -10,7 +10,7 @@ use super::Jobs;
 use crate::data::{CertificateEnds, StoreResult};
 
 /// How often they are counted.
-pub(super) const EVERY: Duration = Duration::from_secs(5 * 60);
+pub(super) const EVERY: Duration = Duration::from_secs(60);
 
 /// The condition of certificates of gateways that are away.
 const AWAY: &str = "certificate.away";

@@ -16,7 +16,7 @@ use crate::data::line::take_up;
 use crate::listening;
 use crate::pki::answer::{Reply, read_request, sign};
 use crate::pki::init::{InitRequest, OwnAuthority, OwnKey, init};
-use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue, load_master};
+use crate::pki::issue::{Delivery, IssueRequest, Office, issue, load_master};
 use crate::pki::place::{authority, strange_url};
 use crate::pki::request::CertificateRequest;
 use crate::pki::{Home, PkiError, crl, site};
@@ -80,7 +80,7 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<ExitCode> {
             let request = IssueRequest {
                 name,
                 labels: labels.into_iter().collect(),
-                life: life.map_or(GATEWAY_LIFE, days),
+                life: life.map_or_else(|| config.enrolment.certificate_life(), days),
             };
             issue_gateway(&config, &delivery, request).await?;
             if let Some(remark) = remark {
@@ -112,7 +112,7 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<ExitCode> {
             let wanted = IssueRequest {
                 name,
                 labels: labels.into_iter().collect(),
-                life: life.map_or(GATEWAY_LIFE, days),
+                life: life.map_or_else(|| config.enrolment.certificate_life(), days),
             };
             let request = read_request(&request)?;
             sign_request(&config, &request, &wanted, &reply).await?;
