@@ -173,7 +173,9 @@ pub(crate) async fn a_second_copied_disk_does_not_pass_for_the_one_that_is_kept(
     bed.open(bed.hello(1, 1, 1)).await;
 }
 
-pub(crate) async fn a_copy_that_was_put_out_before_does_not_pass_for_the_one_that_is_kept(bed: &Bed) {
+pub(crate) async fn a_copy_that_was_put_out_before_does_not_pass_for_the_one_that_is_kept(
+    bed: &Bed,
+) {
     overtaken(bed).await;
     keep(bed, process(1)).await;
     let epoch = bed.open(bed.hello(1, 1, 1)).await.holder.epoch;
