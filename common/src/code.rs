@@ -87,6 +87,15 @@ impl fmt::Display for CloseCode {
     }
 }
 
+impl CloseCode {
+    /// Whether a refusal with it may wait for an operator's decision between two holders of an identity; then the
+    /// backend names a delay, so that whichever is kept does not wait for long after that.
+    #[must_use]
+    pub const fn awaits_a_decision(self) -> bool {
+        matches!(self, Self::IdentityFork | Self::CertUntrusted)
+    }
+}
+
 /// Why a gateway refuses a command before it would start it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -27,6 +27,9 @@ pub enum TrustRefusal {
     /// There is nobody in it.
     #[error("it holds no certificate")]
     Empty,
+    /// More bytes than are kept.
+    #[error("it is too large")]
+    TooLarge,
     /// More certificates than are kept.
     #[error("it holds too many certificates")]
     TooMany,
@@ -45,6 +48,7 @@ impl TrustRefusal {
         match self {
             Self::Unreadable => "unreadable",
             Self::Empty => "empty",
+            Self::TooLarge => "too_large",
             Self::TooMany => "too_many",
             Self::NotAnAuthority => "not_an_authority",
             Self::NotKept(_) => "not_kept",
@@ -67,6 +71,9 @@ pub struct Taken {
 ///
 /// The first rule that speaks against it.
 pub fn judge(bundle: &[u8]) -> Result<RootCertStore, TrustRefusal> {
+    if bundle.len() > limits::AUTHORITIES_BYTES_MAX {
+        return Err(TrustRefusal::TooLarge);
+    }
     let mut authorities = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(bundle) {
         let certificate = certificate.map_err(|_unreadable| TrustRefusal::Unreadable)?;
@@ -198,6 +205,10 @@ mod tests {
         for (offered, word) in [
             (String::new(), "empty"),
             (broken.to_owned(), "unreadable"),
+            (
+                one.clone() + &"#".repeat(limits::AUTHORITIES_BYTES_MAX),
+                "too_large",
+            ),
             (one.clone() + &leaf(), "not_an_authority"),
             (many, "too_many"),
         ] {

@@ -241,10 +241,10 @@ impl Reissues {
             Ok(csr) => csr,
             Err(bad) => return Err(self.refuse(proved, bad.into(), peer).await),
         };
-        let (shown, now) = (proved.shown, self.clock.line());
-        let foreseen = self
-            .store
-            .foresee_reissue(&self.tenant, agent_id, csr.spki, shown, now);
+        let (shown, wall, now) = (proved.shown, self.clock.wall(), self.clock.line());
+        let foreseen =
+            self.store
+                .foresee_reissue(&self.tenant, agent_id, csr.spki, shown, wall, now);
         // Nothing is signed for whoever gets none, and nothing twice: a signature may be somebody else's work.
         let before = match foreseen.await.map_err(|error| failed(&error))? {
             None | Some(ReissueOutcome::Issued) => None,
@@ -301,6 +301,7 @@ impl Reissues {
             challenge: proved.challenge,
             peer,
             shown: proved.shown,
+            wall: self.clock.wall(),
             certificate,
             pem: pem.clone(),
         };

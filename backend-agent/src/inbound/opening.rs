@@ -62,7 +62,11 @@ impl Arrival<'_> {
         }
         let admitted = match outcome {
             Ok(AdmitOutcome::Accepted(admitted)) => admitted,
-            Ok(refused) => return Decision::Refuse(self.paced(refusal(&refused))),
+            // Whose agent key was superseded may be a second holder as well.
+            Ok(refused @ (AdmitOutcome::Fork | AdmitOutcome::StaleKey)) => {
+                return Decision::Refuse(self.paced(refusal(&refused)));
+            }
+            Ok(refused) => return Decision::Refuse(refusal(&refused)),
             Err(error) => return Decision::Refuse(unavailable(&error)),
         };
         let telemetry = &self.inbound.telemetry;
@@ -172,9 +176,6 @@ impl Arrival<'_> {
 
     /// A second holder is told when to come back: whichever an operator keeps does not wait long.
     fn paced(&self, refuse: Refuse) -> Refuse {
-        if refuse.code != CloseCode::IdentityFork {
-            return refuse;
-        }
         let (manager, now) = (&self.inbound.manager, self.inbound.clock.now());
         let wait = manager.ask_again(now);
         Refuse {

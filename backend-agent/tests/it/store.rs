@@ -214,6 +214,7 @@ suite! {
         certificates_that_ended_long_ago_are_forgotten_once_they_are_retired,
     }
     reissues {
+        a_certificate_ends_by_the_wall_clock_at_the_door_as_it_does_in_tls,
         a_gateway_whose_certificate_has_ended_gets_another_for_the_same_key,
         the_holder_that_is_kept_gets_another_until_it_has_come_back,
         the_first_session_with_it_retires_the_earlier_ones,

@@ -46,7 +46,7 @@ impl FailureClass {
         match retry_after {
             // An operator decides between two holders, and the one that is kept is not to wait for long after that:
             // the backend says how soon it can bear to be asked again.
-            Some(after) if code == CloseCode::IdentityFork => Self::Told { after },
+            Some(after) if code.awaits_a_decision() => Self::Told { after },
             _ if code.is_permanent() => Self::PermanentAuthenticated,
             Some(after) => Self::Told { after },
             None => Self::Transient,
@@ -315,11 +315,14 @@ mod tests {
 
     #[test]
     fn a_second_holder_that_is_told_when_comes_back_within_a_minute() {
-        let told = FailureClass::of_refusal(CloseCode::IdentityFork, Some(SECOND * 30));
-        let mut backoff = Backoff::new();
-        for random in [0, u64::MAX / 2, u64::MAX].repeat(20) {
-            let delay = backoff.next(told, random);
-            assert!((SECOND * 30..=SECOND * 60).contains(&delay), "{delay:?}");
+        // Also where it is refused for the agent key that it has, which the other holder's superseded.
+        for code in [CloseCode::IdentityFork, CloseCode::CertUntrusted] {
+            let told = FailureClass::of_refusal(code, Some(SECOND * 30));
+            let mut backoff = Backoff::new();
+            for random in [0, u64::MAX / 2, u64::MAX].repeat(20) {
+                let delay = backoff.next(told, random);
+                assert!((SECOND * 30..=SECOND * 60).contains(&delay), "{delay:?}");
+            }
         }
     }
 

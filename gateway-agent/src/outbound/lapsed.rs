@@ -117,6 +117,7 @@ impl From<TrustRefusal> for Vain {
             TrustRefusal::NotKept(_) => FIX_STATE,
             TrustRefusal::Unreadable
             | TrustRefusal::Empty
+            | TrustRefusal::TooLarge
             | TrustRefusal::TooMany
             | TrustRefusal::NotAnAuthority => FIX_BY_HAND,
         };

@@ -71,13 +71,14 @@ pub trait EnrolmentStore: Send + Sync {
         now: Timestamp,
     ) -> StoreResult<bool>;
     /// What comes of a request at the door for this key (SHA-256) by whoever shows this, as far as a look tells; `None`
-    /// where a certificate would be made.
+    /// where a certificate would be made. Whether one has ended is judged by the wall clock, as TLS does.
     async fn foresee_reissue(
         &self,
         tenant: &Tenant,
         agent_id: AgentId,
         spki: [u8; 32],
         shown: Shown,
+        wall: Timestamp,
         now: Timestamp,
     ) -> StoreResult<Option<ReissueOutcome>>;
     /// Consumes the challenge and registers a certificate that a gateway asked for at the door because its own has

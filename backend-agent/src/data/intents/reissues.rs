@@ -66,11 +66,11 @@ pub(super) fn foresee(
     agent_id: AgentId,
     spki: &[u8; 32],
     shown: Shown,
-    now: Timestamp,
+    times: (Timestamp, Timestamp),
 ) -> StoreResult<Option<ReissueOutcome>> {
     let known = view.optional(BY_KEY, params! { spki }, read)?;
     let known = known.filter(|known| known.agent_id == agent_id);
-    Ok(judge(view, agent_id, known, shown, now)?.err())
+    Ok(judge(view, agent_id, known, shown, times)?.err())
 }
 
 /// Consumes the challenge, where one was answered, and records why nothing came of it, where nothing did; `false` when
@@ -127,6 +127,7 @@ fn try_reissue(tx: &Tx<'_>, reissue: &Reissue) -> StoreResult<ReissueOutcome> {
         challenge,
         peer,
         shown,
+        wall,
         certificate,
         pem,
     } = reissue;
@@ -146,7 +147,7 @@ fn try_reissue(tx: &Tx<'_>, reissue: &Reissue) -> StoreResult<ReissueOutcome> {
             Some(_) | None => refused(ReissueRefusal::Challenge),
         };
     }
-    let ended = match judge(tx, *agent_id, known, *shown, tx.now)? {
+    let ended = match judge(tx, *agent_id, known, *shown, (*wall, tx.now))? {
         Ok(ended) => ended,
         Err(other) => return Ok(other),
     };
@@ -161,13 +162,15 @@ fn try_reissue(tx: &Tx<'_>, reissue: &Reissue) -> StoreResult<ReissueOutcome> {
     Ok(ReissueOutcome::Issued)
 }
 
-/// When the certificate ended in whose place there may be another one, for whoever shows this.
+/// When the certificate ended in whose place there may be another one, for whoever shows this. Whether it has ended is
+/// a matter of the wall clock, or the listener and the door could both refuse the same certificate; a pause is one of
+/// the time line.
 fn judge(
     view: &View<'_>,
     agent_id: AgentId,
     known: Option<Known>,
     shown: Shown,
-    now: Timestamp,
+    (wall, now): (Timestamp, Timestamp),
 ) -> StoreResult<Result<Timestamp, ReissueOutcome>> {
     let refused = |refusal| Ok(Err(ReissueOutcome::Refused(refusal)));
     let Some(identity) = opening::identity(view, agent_id, None)? else {
@@ -185,7 +188,7 @@ fn judge(
     if known.retired {
         return refused(ReissueRefusal::RetiredKey);
     }
-    if !has_lapsed(known.not_after, now) {
+    if !has_lapsed(known.not_after, wall) {
         return match known.unproved {
             Some(pem) => Ok(Err(ReissueOutcome::Before(pem))),
             None => refused(ReissueRefusal::NotLapsed(known.not_after)),

@@ -18,6 +18,8 @@ pub struct Reissue {
     pub peer: IpAddr,
     /// What it shows of its state.
     pub shown: Shown,
+    /// What the wall clock says: certificates end by that, as TLS judges them.
+    pub wall: Timestamp,
     /// The certificate, as it is signed: for a key that is registered.
     pub certificate: NewCertificate,
     /// Its text, PEM.

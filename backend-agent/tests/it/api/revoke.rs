@@ -358,6 +358,7 @@ async fn an_earlier_certificate_of_a_key_is_named_beside_the_present_one() {
             token_valid: true,
             key_generation: gateway.key_generation,
         },
+        wall: begun.saturating_add(later),
         certificate: NewCertificate {
             serial: "0a08".to_owned(),
             not_after: begun.saturating_add(later),

@@ -31,6 +31,7 @@ pub(crate) fn reissue(key: u8, n: u64, epoch: u64, text: u8) -> Reissue {
             token_valid: true,
             key_generation: 1,
         },
+        wall: at(100),
         certificate: NewCertificate {
             fingerprint: [text; 32],
             not_after: at(400 * DAY),
@@ -53,13 +54,20 @@ pub(crate) async fn connected(bed: &Bed, ends: i64) -> Session {
     bed.session(1, 1).await
 }
 
-/// What came of it, which a look has told before.
+/// What came of it by clocks that agree, which a look has told before.
 pub(super) async fn asked(bed: &Bed, reissue: Reissue, seconds: i64) -> ReissueOutcome {
+    asked_by(bed, reissue, seconds, seconds).await
+}
+
+/// The same by a wall clock that is not where the time line is.
+async fn asked_by(bed: &Bed, reissue: Reissue, wall: i64, seconds: i64) -> ReissueOutcome {
+    let wall = at(wall);
+    let reissue = Reissue { wall, ..reissue };
     let NewCertificate { agent_id, spki, .. } = reissue.certificate;
     let (tenant, shown, now) = (&bed.tenant, reissue.shown, at(seconds));
     let foreseen = bed
         .store
-        .foresee_reissue(tenant, agent_id, spki, shown, now);
+        .foresee_reissue(tenant, agent_id, spki, shown, wall, now);
     let foreseen = foreseen.await.unwrap();
     let done = bed.store.reissue_certificate(tenant, reissue, now);
     let done = done.await.unwrap();
@@ -87,6 +95,17 @@ fn no(refusal: ReissueRefusal) -> ReissueOutcome {
 
 fn not_it(why: NotTheGateway) -> ReissueOutcome {
     no(ReissueRefusal::NotTheGateway(why))
+}
+
+pub(crate) async fn a_certificate_ends_by_the_wall_clock_at_the_door_as_it_does_in_tls(bed: &Bed) {
+    let epoch = connected(bed, 30 * DAY).await.holder.epoch;
+    let good = no(ReissueRefusal::NotLapsed(at(30 * DAY)));
+    // A clock that was set back makes it good again, wherever the time line is.
+    let back = asked_by(bed, reissue(1, 1, epoch, 2), DAY, 40 * DAY).await;
+    assert_eq!(back, good);
+    // One that was set forward ends it at once.
+    let forward = asked_by(bed, reissue(1, 2, epoch, 2), 31 * DAY, 40 * DAY + 60).await;
+    assert_eq!(forward, ReissueOutcome::Issued);
 }
 
 pub(crate) async fn a_gateway_whose_certificate_has_ended_gets_another_for_the_same_key(bed: &Bed) {

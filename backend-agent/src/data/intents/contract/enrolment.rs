@@ -108,10 +108,11 @@ impl<E: Engine> EnrolmentStore for SqlStore<E> {
         agent_id: AgentId,
         spki: [u8; 32],
         shown: Shown,
+        wall: Timestamp,
         now: Timestamp,
     ) -> StoreResult<Option<ReissueOutcome>> {
         self.read(tenant, move |view| {
-            reissues::foresee(view, agent_id, &spki, shown, now)
+            reissues::foresee(view, agent_id, &spki, shown, (wall, now))
         })
         .await
     }
