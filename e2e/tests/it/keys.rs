@@ -223,6 +223,7 @@ async fn the_master_key_is_rotated_while_both_are_accepted_and_nobody_is_cut_off
         .each_ref()
         .map(|folder| system.start_gateway(folder, quick()));
     for name in names {
+        system.online(name).await;
         uses(&system, name, 1).await;
     }
     let config = system.backend_config();
