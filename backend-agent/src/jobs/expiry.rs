@@ -63,7 +63,7 @@ mod tests {
         assert_eq!(cause(&ends(0), wall), None);
         let one = cause(&ends(1), wall).unwrap();
         assert!(one.contains("1 gateway that is away end"), "{one}");
-        assert!(one.contains("gw-1 in 5 min"), "{one}");
+        assert!(one.contains("gw-1 in 1 min"), "{one}");
         assert!(!one.contains('…'), "{one}");
         assert!(cause(&ends(7), wall).unwrap().ends_with(", …"));
     }
