@@ -30,7 +30,7 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     Ok(vec![
         Figure::new(memory(plan.agents_few), Unit::Kib, pair(|it| it.kib_few)),
         Figure::new(memory(plan.agents), Unit::Kib, pair(|it| it.kib_many))
-            .aiming(Target::Most(24.0)),
+            .aiming(Target::Most(21.0)),
         Figure::new(
             "processor time per connect",
             Unit::Microseconds,
@@ -42,7 +42,7 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
             Unit::Seconds,
             pair(|it| it.back_s),
         )
-        .aiming(Target::TimesAtMost(2.0)),
+        .aiming(Target::TimesAtMost(1.75)),
     ])
 }
 
