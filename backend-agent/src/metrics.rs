@@ -36,8 +36,8 @@ pub struct BackendMetrics {
     pub telemetry_commit_rows: Histogram,
     /// Batches that were not taken in, because the processor was full or the store away.
     pub telemetry_refused: Counter,
-    /// Batches of gateways that the database refused to store, without those of others as well.
-    pub telemetry_unstorable: Counter,
+    /// Gateways whose telemetry waits, because the database refuses it.
+    pub telemetry_withheld: Gauge,
     /// By how many seconds the wall clock is ahead of the time line.
     pub clock_apart: Gauge,
     /// Records whose time the backend derived.
@@ -118,7 +118,7 @@ impl BackendMetrics {
                 1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0,
             ]),
             telemetry_refused: Counter::default(),
-            telemetry_unstorable: Counter::default(),
+            telemetry_withheld: Gauge::default(),
             telemetry_retimed: Counter::default(),
             telemetry_purged: Counter::default(),
             telemetry_records_refused: Family::default(),
@@ -247,9 +247,9 @@ impl BackendMetrics {
                 own.telemetry_refused.clone(),
             );
             registry.register(
-                "telemetry_unstorable_batches",
-                "Batches that the database refused to store, without those of other gateways as well",
-                own.telemetry_unstorable.clone(),
+                "telemetry_withheld_gateways",
+                "Gateways whose telemetry waits, because the database refuses it",
+                own.telemetry_withheld.clone(),
             );
             registry.register(
                 "certificate_not_after_seconds",

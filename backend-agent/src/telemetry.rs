@@ -3,3 +3,4 @@
 mod line;
 pub mod processor;
 mod watch;
+mod withheld;

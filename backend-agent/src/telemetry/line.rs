@@ -93,6 +93,45 @@ pub(super) struct Composed<T> {
     left: Room,
 }
 
+/// What is stored of one gateway.
+#[derive(Debug)]
+pub(super) struct Parts<T> {
+    /// The writes, in their order.
+    pub(super) writes: Vec<TelemetryWrite>,
+    /// For each write the number of its batch.
+    pub(super) numbers: Vec<u64>,
+    /// The batches that end with the last of their writes.
+    pub(super) ending: BTreeMap<u64, T>,
+}
+
+impl<T> Default for Parts<T> {
+    fn default() -> Self {
+        Self {
+            writes: Vec::new(),
+            numbers: Vec::new(),
+            ending: BTreeMap::new(),
+        }
+    }
+}
+
+impl<T> Parts<T> {
+    /// Takes a write in, with what is remembered of its batch if that ends with it.
+    pub(super) fn push(&mut self, write: TelemetryWrite, number: u64, note: Option<T>) {
+        self.writes.push(write);
+        self.numbers.push(number);
+        if let Some(note) = note {
+            self.ending.insert(number, note);
+        }
+    }
+
+    /// Takes in what comes behind.
+    pub(super) fn append(&mut self, behind: Self) {
+        self.writes.extend(behind.writes);
+        self.numbers.extend(behind.numbers);
+        self.ending.extend(behind.ending);
+    }
+}
+
 impl<T> Composed<T> {
     const fn new(room: Room) -> Self {
         Self {
@@ -107,6 +146,27 @@ impl<T> Composed<T> {
     /// Whether there is nothing to be done.
     pub(super) fn is_empty(&self) -> bool {
         self.writes.is_empty() && self.malformed.is_empty()
+    }
+
+    /// Takes out what there is of a gateway, that of one session where one is named.
+    pub(super) fn take_out(&mut self, agent_id: AgentId, epoch: Option<u64>) -> Parts<T> {
+        let mut taken = Parts::default();
+        let is_of = |write: &TelemetryWrite| {
+            write.agent_id == agent_id && epoch.is_none_or(|epoch| write.epoch == epoch)
+        };
+        if !self.writes.iter().any(is_of) {
+            return taken;
+        }
+        let numbers = std::mem::take(&mut self.numbers);
+        for (write, number) in std::mem::take(&mut self.writes).into_iter().zip(numbers) {
+            if is_of(&write) {
+                taken.push(write, number, self.ending.remove(&number));
+            } else {
+                self.writes.push(write);
+                self.numbers.push(number);
+            }
+        }
+        taken
     }
 
     /// Takes out what there is of a batch of which nothing more is to be stored; what was remembered of it, if it ends
@@ -127,6 +187,10 @@ pub(super) struct Line<T> {
     number: u64,
     batches: usize,
     open: usize,
+    /// What waits of gateways whose turn does not come: it counts for nothing, and keeps nobody from anything.
+    withheld: BTreeMap<AgentId, VecDeque<Job<T>>>,
+    /// Of which session of a gateway a batch was none, and why: nothing of that session is stored behind it.
+    spoilt: BTreeMap<AgentId, (u64, String)>,
 }
 
 impl<T> Line<T> {
@@ -137,22 +201,34 @@ impl<T> Line<T> {
             number: 0,
             batches: 0,
             open: 0,
+            withheld: BTreeMap::new(),
+            spoilt: BTreeMap::new(),
         }
     }
 
-    /// Batches that wait, those that are stored in part included.
+    /// Batches that wait for a turn, those that are stored in part included.
     pub(super) const fn len(&self) -> usize {
         self.batches
     }
 
     /// Takes in a batch, behind those of its gateway.
     pub(super) fn push(&mut self, waiting: Waiting<T>) {
-        let queue = self.queues.entry(waiting.agent_id).or_default();
-        if queue.is_empty() {
-            self.turns.push_back(waiting.agent_id);
+        let (agent_id, epoch) = (waiting.agent_id, waiting.epoch);
+        if self.spoilt.get(&agent_id).is_some_and(|it| it.0 < epoch) {
+            self.spoilt.remove(&agent_id);
         }
+        let queue = match self.withheld.get_mut(&agent_id) {
+            Some(queue) => queue,
+            None => {
+                let queue = self.queues.entry(agent_id).or_default();
+                if queue.is_empty() {
+                    self.turns.push_back(agent_id);
+                }
+                self.batches += 1;
+                queue
+            }
+        };
         self.number += 1;
-        self.batches += 1;
         queue.push_back(Job {
             number: self.number,
             epoch: waiting.epoch,
@@ -164,12 +240,69 @@ impl<T> Line<T> {
 
     /// Changes what is remembered of a batch that is stored in part.
     pub(super) fn note(&mut self, agent_id: AgentId, number: u64) -> Option<&mut T> {
-        let job = self.queues.get_mut(&agent_id)?.front_mut()?;
+        let queues = [&mut self.queues, &mut self.withheld].into_iter();
+        let queue = queues.filter_map(|of| of.get_mut(&agent_id)).next()?;
+        let job = queue.front_mut()?;
         (job.number == number).then_some(&mut job.note)
+    }
+
+    /// A gateway's turn does not come until it is released; what it hands in meanwhile waits as well.
+    pub(super) fn withhold(&mut self, agent_id: AgentId) {
+        let queue = self.queues.remove(&agent_id).unwrap_or_default();
+        self.batches -= queue.len();
+        self.open -= opened(&queue);
+        self.turns.retain(|turn| *turn != agent_id);
+        self.withheld.entry(agent_id).or_default().extend(queue);
+    }
+
+    /// A gateway takes its turns again.
+    pub(super) fn release(&mut self, agent_id: AgentId) {
+        let Some(queue) = self.withheld.remove(&agent_id) else {
+            return;
+        };
+        self.batches += queue.len();
+        self.open += opened(&queue);
+        if !queue.is_empty() {
+            self.turns.push_back(agent_id);
+            self.queues.insert(agent_id, queue);
+        }
+    }
+
+    /// What is remembered of the batches of a gateway that is withheld.
+    pub(super) fn withheld(&self, agent_id: AgentId) -> impl Iterator<Item = &T> {
+        let queue = self.withheld.get(&agent_id).into_iter().flatten();
+        queue.map(|job| &job.note)
+    }
+
+    /// What is remembered of the first batch of a gateway.
+    pub(super) fn first(&self, agent_id: AgentId) -> Option<&T> {
+        let queues = [&self.queues, &self.withheld].into_iter();
+        let mut queues = queues.filter_map(|of| of.get(&agent_id));
+        queues.next()?.front().map(|job| &job.note)
+    }
+
+    /// Nothing that a gateway handed in while it was withheld is stored.
+    pub(super) fn forget(&mut self, agent_id: AgentId) {
+        if let Some(queue) = self.withheld.get_mut(&agent_id) {
+            queue.clear();
+        }
+    }
+
+    /// Nothing more of a session is stored, because a batch of it was none: what is behind that would leave a gap.
+    pub(super) fn spoil(&mut self, agent_id: AgentId, epoch: u64, reason: &str) {
+        let spoilt = self.spoilt.entry(agent_id);
+        let spoilt = spoilt.or_insert_with(|| (epoch, reason.to_owned()));
+        if spoilt.0 < epoch {
+            *spoilt = (epoch, reason.to_owned());
+        }
     }
 
     /// Takes out a batch that is stored in part.
     pub(super) fn give_up(&mut self, agent_id: AgentId, number: u64) -> Option<T> {
+        if let Some(queue) = self.withheld.get_mut(&agent_id) {
+            let job = queue.pop_front_if(|job| job.number == number)?;
+            return Some(job.note);
+        }
         let queue = self.queues.get_mut(&agent_id)?;
         let job = queue.pop_front_if(|job| job.number == number)?;
         self.batches -= 1;
@@ -218,13 +351,23 @@ impl<T> Line<T> {
         while !own.is_used_up()
             && let Some(mut job) = queue.pop_front()
         {
-            let mut rows = match open(job.rows) {
-                Ok((rows, news)) => {
-                    self.open += usize::from(news);
+            let spoilt = self.spoilt.get(&agent_id);
+            let spoilt = spoilt.filter(|(epoch, _)| *epoch == job.epoch);
+            let was_open = matches!(job.rows, Rows::Open(_));
+            let opened = match spoilt {
+                Some((_, reason)) => Err(reason.clone()),
+                None => open(job.rows),
+            };
+            let mut rows = match opened {
+                Ok(rows) => {
+                    self.open += usize::from(!was_open);
                     rows
                 }
                 Err(reason) => {
+                    self.open -= usize::from(was_open);
                     self.batches -= 1;
+                    let spoilt = self.spoilt.entry(agent_id);
+                    spoilt.insert_entry((job.epoch, reason.clone()));
                     composed.malformed.push(Malformed {
                         agent_id,
                         epoch: job.epoch,
@@ -264,16 +407,21 @@ impl<T> Line<T> {
     }
 }
 
-/// Unpacks a batch, and says whether it had been packed.
-fn open(rows: Rows) -> Result<(BatchRows, bool), String> {
+/// Unpacks a batch.
+fn open(rows: Rows) -> Result<BatchRows, String> {
     match rows {
-        Rows::Open(rows) => Ok((rows, false)),
+        Rows::Open(rows) => Ok(rows),
         Rows::Packed(batch) => {
             let columns = batch.open()?;
-            let rows = BatchRows::try_from(columns).map_err(|malformed| malformed.to_string())?;
-            Ok((rows, true))
+            BatchRows::try_from(columns).map_err(|malformed| malformed.to_string())
         }
     }
+}
+
+/// How many batches of a gateway are unpacked: that in front, or none.
+fn opened<T>(queue: &VecDeque<Job<T>>) -> usize {
+    let front = queue.front();
+    usize::from(front.is_some_and(|job| matches!(job.rows, Rows::Open(_))))
 }
 
 #[cfg(test)]
@@ -373,22 +521,84 @@ mod tests {
         assert_eq!((stored, line.open), (100, 0));
     }
 
+    /// Behind a batch that is none, whatever else of its session is stored would make a gap of it.
     #[test]
-    fn what_is_no_batch_is_told_and_stops_nobody() {
+    fn what_is_no_batch_is_told_and_stops_its_session_alone() {
         let mut line = Line::new();
-        let mut holed = columns(1, 10);
-        holed.to_seq = 11;
-        line.push(Waiting {
+        let mut holed = columns(11, 10);
+        holed.to_seq = 21;
+        let of_session = |epoch, batch, note| Waiting {
             agent_id: agent(1),
-            epoch: 1,
+            epoch,
             skew_ms: None,
-            batch: PackedBatch::pack(&holed),
-            note: 7,
-        });
-        push(&mut line, 1, 1, 5);
+            batch: PackedBatch::pack(batch),
+            note,
+        };
+        push(&mut line, 1, 1, 10);
+        line.push(of_session(1, &holed, 11));
+        push(&mut line, 1, 22, 5);
+        push(&mut line, 2, 1, 5);
         let composed = line.compose(ROOM);
-        assert_eq!(composed.malformed.len(), 1);
-        assert_eq!(records(&composed, 1), [1, 2, 3, 4, 5]);
+        let malformed: Vec<_> = composed.malformed.iter().map(|it| it.note).collect();
+        assert_eq!(malformed, [11, 22]);
+        assert_eq!(records(&composed, 1), (1..=10).collect::<Vec<_>>());
+        assert_eq!(records(&composed, 2), [1, 2, 3, 4, 5]);
+        // Of the same session also later, and of the next one no more.
+        push(&mut line, 1, 27, 5);
+        let later = line.compose(ROOM);
+        assert_eq!((later.malformed.len(), later.writes.len()), (1, 0));
+        line.push(of_session(2, &columns(11, 10), 11));
+        assert_eq!(records(&line.compose(ROOM), 1).len(), 10);
+        assert_eq!((line.len(), line.open), (0, 0));
+    }
+
+    #[test]
+    fn a_batch_that_is_stored_in_part_is_none_when_its_session_is_spoilt() {
+        let mut line = Line::new();
+        push(&mut line, 1, 1, 300);
+        let small = Room {
+            records: 100,
+            bytes: usize::MAX,
+        };
+        assert_eq!(records(&line.compose(small), 1).len(), 100);
+        line.spoil(agent(1), 1, "it was none");
+        let rest = line.compose(ROOM);
+        assert_eq!((rest.malformed.len(), rest.writes.len()), (1, 0));
+        assert_eq!((line.len(), line.open), (0, 0));
+    }
+
+    #[test]
+    fn who_is_withheld_keeps_nobody_from_anything_and_goes_on_where_it_stood() {
+        let mut line = Line::new();
+        push(&mut line, 1, 1, 300);
+        push(&mut line, 2, 1, 10);
+        let small = Room {
+            records: 100,
+            bytes: usize::MAX,
+        };
+        let first = line.compose(small);
+        assert_eq!(records(&first, 1).len(), 100);
+        let mut ahead = line.compose(small);
+        line.withhold(agent(1));
+        let taken = ahead.take_out(agent(1), None);
+        assert!(records(&ahead, 1).is_empty());
+        assert_eq!(ahead.numbers.len(), ahead.writes.len());
+        push(&mut line, 1, 301, 50);
+        let others = line.compose(ROOM);
+        assert!(records(&others, 1).is_empty());
+        assert_eq!((line.len(), line.open), (0, 0));
+        assert_eq!(
+            line.withheld(agent(1)).copied().collect::<Vec<_>>(),
+            [1, 301]
+        );
+        assert!(line.note(agent(1), first.numbers[0]).is_some());
+        line.release(agent(1));
+        let mut all: Vec<_> = records(&first, 1);
+        let taken = taken.writes.iter().flat_map(|it| &it.batch.records);
+        all.extend(taken.map(|(seq, _)| *seq));
+        all.extend(records(&line.compose(ROOM), 1));
+        assert_eq!(all, (1..=350).collect::<Vec<_>>());
+        assert_eq!((line.len(), line.open), (0, 0));
     }
 
     #[test]

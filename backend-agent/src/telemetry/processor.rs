@@ -5,13 +5,14 @@
 //! stops them. Commands do not pass through here, and while they come in, telemetry leaves the writer to them.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::{debug, warn};
 use viworks_common::id::{AgentId, GatewayName, Tenant};
-use viworks_common::telemetry::{MalformedBatch, RecordRefusal};
+use viworks_common::telemetry::RecordRefusal;
 use viworks_common::time::Timestamp;
 use viworks_common::wire::PackedBatch;
 use viworks_runtime::clock::Timeline;
@@ -19,8 +20,9 @@ use viworks_runtime::conditions::Conditions;
 use viworks_runtime::fault;
 use viworks_runtime::lifecycle::Lifecycle;
 
-use super::line::{Composed, Line, Malformed, Room, Waiting};
+use super::line::{Composed, Line, Malformed, Parts, Room, Waiting};
 use super::watch::Watch;
+use super::withheld::Withheld;
 use crate::config::TelemetryConfig;
 use crate::data::{
     Gateway, GatewayRef, Store, StoreError, TelemetryCommit, TelemetryOutcome, TelemetryWrite,
@@ -30,9 +32,6 @@ use crate::metrics::BackendMetrics;
 
 /// The first and the longest wait for a store that is away.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
-/// How a batch is told of that the database refuses, and which alone as well.
-const UNSTORABLE: MalformedBatch = MalformedBatch("the database refuses what it holds");
 
 /// How often somebody looks whether what is told of refusals is over, while nothing comes in.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -58,6 +57,9 @@ pub enum Answer {
     Fenced,
     /// It is no batch; nothing more of it was stored.
     Malformed(String),
+    /// The database refuses it, and that of so many others that this one is not kept until it does not; nothing more of
+    /// it was stored.
+    Unstorable,
 }
 
 /// Where sessions hand in their batches. Clones share it.
@@ -109,7 +111,20 @@ struct Worker {
     config: TelemetryConfig,
     lifecycle: Lifecycle,
     line: Line<Note>,
+    withheld: Withheld<Note>,
     watch: Arc<Mutex<Watch>>,
+}
+
+/// What became of each of some writes; none of one that the database refuses.
+type Stored = Vec<Option<TelemetryOutcome>>;
+
+/// Writes of one transaction, with what they belong to.
+struct Written {
+    writes: Arc<[TelemetryWrite]>,
+    /// For each the number of its batch.
+    numbers: Vec<u64>,
+    /// The batches that end with them.
+    ending: BTreeMap<u64, Note>,
 }
 
 impl TelemetryProcessor {
@@ -139,6 +154,7 @@ impl TelemetryProcessor {
                 config,
                 lifecycle: lifecycle.clone(),
                 line: Line::new(),
+                withheld: Withheld::new(),
                 watch: Arc::clone(&shared),
             };
             drop(lifecycle.spawn_critical("telemetry", worker.run(received)));
@@ -215,12 +231,18 @@ impl Worker {
     async fn run(mut self, mut received: mpsc::Receiver<Waiting<Note>>) {
         let mut ahead: Option<Composed<Note>> = None;
         loop {
+            let Some(next) = self.retry(ahead.take()).await else {
+                return;
+            };
+            ahead = next;
             if self.line.len() == 0 && ahead.is_none() {
+                let look = tokio::time::Instant::now() + LOOK_EVERY;
+                let until = self.withheld.next_due().map_or(look, |due| due.min(look));
                 let first = tokio::select! {
                     biased;
                     first = received.recv() => first,
                     () = self.lifecycle.stopping() => received.try_recv().ok(),
-                    () = tokio::time::sleep(LOOK_EVERY) => {
+                    () = tokio::time::sleep_until(until) => {
                         lock(&self.watch).look();
                         continue;
                     }
@@ -237,6 +259,13 @@ impl Worker {
         }
     }
 
+    /// Takes in a batch.
+    fn take(&mut self, waiting: Waiting<Note>) {
+        let now = tokio::time::Instant::now();
+        self.withheld.hasten(waiting.agent_id, waiting.epoch, now);
+        self.line.push(waiting);
+    }
+
     /// What is stored next: what was composed ahead, and what came since then as far as there is room.
     fn compose(
         &mut self,
@@ -246,7 +275,7 @@ impl Worker {
         while self.line.len() < LINE_BATCHES_MAX
             && let Ok(next) = received.try_recv()
         {
-            self.line.push(next);
+            self.take(next);
         }
         let busy = self.store.is_busy();
         let Some(mut composed) = ahead else {
@@ -273,7 +302,7 @@ impl Worker {
         received: &mut mpsc::Receiver<Waiting<Note>>,
     ) {
         let mut bytes = first.batch.body_bytes();
-        self.line.push(first);
+        self.take(first);
         let pause = tokio::time::sleep(self.config.coalesce);
         tokio::pin!(pause);
         while bytes < BYTES_IDLE {
@@ -284,7 +313,7 @@ impl Worker {
             };
             let Some(next) = next else { break };
             bytes = bytes.saturating_add(next.batch.body_bytes());
-            self.line.push(next);
+            self.take(next);
         }
     }
 
@@ -307,11 +336,6 @@ impl Worker {
         if writes.is_empty() {
             return Some(self.compose(ahead, received));
         }
-        let of: Vec<_> = writes
-            .iter()
-            .map(|write| write.agent_id)
-            .zip(numbers)
-            .collect();
         let writes: Arc<[_]> = writes.into();
         let (store, tenant) = (Arc::clone(&self.store), self.tenant.clone());
         let mut pause = Pause::new();
@@ -324,12 +348,12 @@ impl Worker {
                 ahead = Some(self.compose(taken, received));
             });
             match stored {
-                Ok(outcomes) => break outcomes,
+                Ok(outcomes) => break outcomes.into_iter().map(Some).collect(),
                 Err(error) if error.is_about_what_was_given() => {
-                    let batches = writes.len();
+                    let writes = writes.len();
                     debug!(
                         error = in_full(&error),
-                        batches, "telemetry is committed apart"
+                        writes, "telemetry is committed apart"
                     );
                     break self.commit_apart(&writes).await?;
                 }
@@ -338,8 +362,39 @@ impl Worker {
         };
         fault::point("telemetry.committed.before_acknowledgement");
         let mut next = ahead?;
-        self.settle(of, outcomes, ending, &mut next);
+        let written = Written {
+            writes,
+            numbers,
+            ending,
+        };
+        self.settle(written, outcomes, Some(&mut next));
         Some(next)
+    }
+
+    /// Tries again what the database refused, as far as it is time for that. `None` when the backend stops meanwhile;
+    /// what was composed ahead otherwise.
+    async fn retry(&mut self, mut ahead: Option<Composed<Note>>) -> Option<Option<Composed<Note>>> {
+        while let Some((agent_id, parts)) = self.withheld.due(tokio::time::Instant::now()) {
+            // Its session has ended, and nobody else waits: what is not acknowledged comes again with the next one.
+            let mut notes = parts.ending.values().chain(self.line.withheld(agent_id));
+            if notes.all(|note| note.answer.is_closed()) {
+                self.line.forget(agent_id);
+            } else {
+                let writes: Arc<[_]> = parts.writes.into();
+                let stored = self.commit_own(agent_id, Arc::clone(&writes)).await?;
+                let written = Written {
+                    writes,
+                    numbers: parts.numbers,
+                    ending: parts.ending,
+                };
+                self.settle(written, stored, ahead.as_mut());
+            }
+            if self.withheld.settle(agent_id) {
+                self.line.release(agent_id);
+                lock(&self.watch).released(agent_id);
+            }
+        }
+        Some(ahead)
     }
 
     /// Answers batches that are none. Whose session is not the current one any more learns that first; to find out
@@ -351,14 +406,20 @@ impl Worker {
         let (store, tenant) = (Arc::clone(&self.store), self.tenant.clone());
         let lifecycle = self.lifecycle.clone();
         drop(self.lifecycle.spawn("malformed telemetry", async move {
+            let mut known = BTreeMap::new();
             for one in malformed {
-                let which = GatewayRef::Id(one.agent_id);
-                let found = tokio::select! {
-                    found = store.gateway(&tenant, &which) => found,
-                    () = lifecycle.stopping() => return,
-                };
+                if let Entry::Vacant(news) = known.entry(one.agent_id) {
+                    let which = GatewayRef::Id(one.agent_id);
+                    news.insert(tokio::select! {
+                        found = store.gateway(&tenant, &which) => found,
+                        () = lifecycle.stopping() => return,
+                    });
+                }
                 // Where the database cannot say, the session ends by what is known.
-                let fenced = found.is_ok_and(|found| found.is_none_or(|it| !has(&it, one.epoch)));
+                let fenced = known.get(&one.agent_id).is_some_and(|found| match found {
+                    Ok(found) => found.as_ref().is_none_or(|it| !has(it, one.epoch)),
+                    Err(_) => false,
+                });
                 let answer = if fenced {
                     Answer::Fenced
                 } else {
@@ -376,10 +437,10 @@ impl Worker {
         (self.clock.wall().max(now), now)
     }
 
-    /// Commits the writes of each gateway for themselves, since the database refused something of them: whose are
-    /// refused again has them refused, and nobody else waits for that. `None` when the backend stops before it worked.
-    async fn commit_apart(&self, writes: &[TelemetryWrite]) -> Option<Vec<TelemetryOutcome>> {
-        let mut outcomes: Vec<(usize, TelemetryOutcome)> = Vec::with_capacity(writes.len());
+    /// Commits the writes of each gateway for themselves, since the database refused something of them: nobody else waits
+    /// for whose are refused again. `None` when the backend stops before it worked.
+    async fn commit_apart(&self, writes: &[TelemetryWrite]) -> Option<Stored> {
+        let mut outcomes = Vec::with_capacity(writes.len());
         for (agent_id, places) in by_gateway(writes) {
             let own: Vec<TelemetryWrite> = places
                 .iter()
@@ -392,12 +453,9 @@ impl Worker {
         Some(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
     }
 
-    /// Commits what one gateway wants to have stored, or answers that the database refuses it.
-    async fn commit_own(
-        &self,
-        agent_id: AgentId,
-        writes: Arc<[TelemetryWrite]>,
-    ) -> Option<Vec<TelemetryOutcome>> {
+    /// Commits what one gateway wants to have stored, unless the database refuses it. `None` when the backend stops before
+    /// it worked.
+    async fn commit_own(&self, agent_id: AgentId, writes: Arc<[TelemetryWrite]>) -> Option<Stored> {
         let mut pause = Pause::new();
         loop {
             let (wall, now) = self.times();
@@ -406,14 +464,11 @@ impl Worker {
                 .commit_telemetry(&self.tenant, Arc::clone(&writes), wall, now)
                 .await;
             match stored {
-                Ok(outcomes) => return Some(outcomes),
+                Ok(outcomes) => return Some(outcomes.into_iter().map(Some).collect()),
                 Err(error) if error.is_about_what_was_given() => {
-                    let (error, batches) = (in_full(&error), writes.len());
-                    warn!(%agent_id, error, batches, "the database does not take a gateway's telemetry; it is refused");
-                    let refused = u64::try_from(batches).unwrap_or(u64::MAX);
-                    self.metrics.telemetry_unstorable.inc_by(refused);
-                    let refused = |_write| TelemetryOutcome::Malformed(UNSTORABLE);
-                    return Some(writes.iter().map(refused).collect());
+                    let (error, writes) = (in_full(&error), writes.len());
+                    debug!(%agent_id, error, writes, "the database refuses a gateway's telemetry");
+                    return Some((0..writes).map(|_write| None).collect());
                 }
                 Err(error) => self.put_off(&error, writes.len(), &mut pause).await?,
             }
@@ -436,40 +491,59 @@ impl Worker {
         }
     }
 
-    /// Adds up the parts of each batch, and answers those that end.
-    fn settle(
-        &mut self,
-        of: Vec<(AgentId, u64)>,
-        outcomes: Vec<TelemetryOutcome>,
-        mut ending: BTreeMap<u64, Note>,
-        ahead: &mut Composed<Note>,
-    ) {
+    /// Adds up the parts of each batch, answers those that end, and keeps what the database refuses.
+    fn settle(&mut self, written: Written, stored: Stored, mut ahead: Option<&mut Composed<Note>>) {
+        let Written {
+            writes,
+            numbers,
+            mut ending,
+        } = written;
         let mut rows = 0;
-        for ((agent_id, number), outcome) in of.into_iter().zip(outcomes) {
+        let mut refused = BTreeMap::<AgentId, Parts<Note>>::new();
+        for ((write, number), outcome) in writes.iter().zip(numbers).zip(stored) {
+            let agent_id = write.agent_id;
             match outcome {
-                TelemetryOutcome::Committed(commit) => {
+                Some(TelemetryOutcome::Committed(commit)) => {
                     rows += commit.stored;
                     self.metrics.telemetry_retimed.inc_by(commit.retimed);
+                    let ending_ahead = ahead.as_deref_mut().map(|it| &mut it.ending);
                     let note = ending
                         .get_mut(&number)
-                        .or_else(|| ahead.ending.get_mut(&number))
+                        .or_else(|| ending_ahead?.get_mut(&number))
                         .or_else(|| self.line.note(agent_id, number));
                     if let Some(note) = note {
                         lock(&self.watch).refused(agent_id, &note.gateway, &commit.refused);
                         note.add(commit);
                     }
                 }
-                TelemetryOutcome::Fenced => {
-                    let given_up = (&mut ending, &mut *ahead);
-                    self.give_up(agent_id, number, given_up, || Answer::Fenced);
+                Some(TelemetryOutcome::Fenced) => {
+                    let given_up = (&mut ending, ahead.as_deref_mut());
+                    self.give_up(agent_id, number, given_up, Answer::Fenced);
                 }
-                TelemetryOutcome::Malformed(malformed) => {
-                    let given_up = (&mut ending, &mut *ahead);
-                    self.give_up(agent_id, number, given_up, || {
-                        Answer::Malformed(malformed.to_string())
-                    });
+                Some(TelemetryOutcome::Malformed(malformed)) => {
+                    let answer = Answer::Malformed(malformed.to_string());
+                    self.line
+                        .spoil(agent_id, write.epoch, &malformed.to_string());
+                    if let Some(ahead) = ahead.as_deref_mut() {
+                        let behind = ahead.take_out(agent_id, Some(write.epoch));
+                        for note in behind.ending.into_values() {
+                            tell(note, answer.clone());
+                        }
+                    }
+                    let given_up = (&mut ending, ahead.as_deref_mut());
+                    self.give_up(agent_id, number, given_up, answer);
+                }
+                None => {
+                    let parts = refused.entry(agent_id).or_default();
+                    parts.push(write.clone(), number, ending.remove(&number));
                 }
             }
+        }
+        for (agent_id, mut parts) in refused {
+            if let Some(ahead) = ahead.as_deref_mut() {
+                parts.append(ahead.take_out(agent_id, None));
+            }
+            self.withhold(agent_id, parts);
         }
         for mut note in ending.into_values() {
             if let Some(commit) = note.so_far.take() {
@@ -484,19 +558,43 @@ impl Worker {
         self.metrics.telemetry_commit_rows.observe(rows as f64);
     }
 
+    /// Keeps what the database refuses of a gateway, and what comes behind it, until it does not; where there is no room
+    /// for that, its session ends.
+    fn withhold(&mut self, agent_id: AgentId, parts: Parts<Note>) {
+        if self.withheld.takes(agent_id) {
+            let note = parts.ending.values().next();
+            let gateway = note.or_else(|| self.line.first(agent_id));
+            if let Some(note) = gateway {
+                lock(&self.watch).withheld(agent_id, &note.gateway);
+            }
+            self.line.withhold(agent_id);
+            let now = tokio::time::Instant::now();
+            self.withheld.keep(agent_id, parts, now);
+            return;
+        }
+        if let Some(write) = parts.writes.last() {
+            let reason = "the database refuses what comes before it";
+            self.line.spoil(agent_id, write.epoch, reason);
+        }
+        for note in parts.ending.into_values() {
+            tell(note, Answer::Unstorable);
+        }
+    }
+
     /// Nothing more of a batch will be stored; it is answered once.
     fn give_up(
         &mut self,
         agent_id: AgentId,
         number: u64,
-        (ending, ahead): (&mut BTreeMap<u64, Note>, &mut Composed<Note>),
-        answer: impl FnOnce() -> Answer,
+        (ending, ahead): (&mut BTreeMap<u64, Note>, Option<&mut Composed<Note>>),
+        answer: Answer,
     ) {
         // Its last part may be composed already, and parts that are not its last as well.
-        let note = ending.remove(&number).or_else(|| ahead.give_up(number));
+        let note = ending.remove(&number);
+        let note = note.or_else(|| ahead?.give_up(number));
         let note = note.or_else(|| self.line.give_up(agent_id, number));
         if let Some(note) = note {
-            tell(note, answer());
+            tell(note, answer);
         }
     }
 }

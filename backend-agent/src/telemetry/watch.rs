@@ -1,10 +1,12 @@
-//! Tells whoever looks after the backend that records are refused: by metric, log and health.
+//! Tells whoever looks after the backend that records are refused, or wait because the database refuses them: by metric,
+//! log and health.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::warn;
+use tracing::{info, warn};
+use viworks_common::human;
 use viworks_common::id::{AgentId, GatewayName};
 use viworks_common::telemetry::RecordRefusal;
 use viworks_common::time::Monotonic;
@@ -14,6 +16,14 @@ use viworks_runtime::conditions::{Conditions, Severity};
 use crate::metrics::BackendMetrics;
 
 const CONDITION: &str = "telemetry.refused";
+
+/// The condition of gateways whose telemetry the database refuses as a whole.
+const WITHHELD: &str = "telemetry.withheld";
+
+const WITHHELD_FIX: &str = "nothing of it is lost while it fits into their spools, their commands go on, and it is tried again \
+                            every 5 minutes; the log of the backend says what the database refuses: a rule or a trigger that \
+                            somebody added to its tables is taken out again";
+
 /// How long after the last refusal health speaks of it, and how often a gateway's refusals are logged.
 const HOUR: Duration = Duration::from_secs(3_600);
 /// Gateways whose last line in the log is remembered.
@@ -30,6 +40,9 @@ pub(super) struct Watch {
     conditions: Conditions,
     last: Option<Monotonic>,
     logged: BTreeMap<AgentId, Monotonic>,
+    /// Whose telemetry waits until the database does not refuse it any more.
+    withheld: BTreeMap<AgentId, GatewayName>,
+    withheld_logged: BTreeMap<AgentId, Monotonic>,
 }
 
 impl Watch {
@@ -44,7 +57,50 @@ impl Watch {
             conditions,
             last: None,
             logged: BTreeMap::new(),
+            withheld: BTreeMap::new(),
+            withheld_logged: BTreeMap::new(),
         }
+    }
+
+    /// The database refuses what a gateway hands in.
+    pub(super) fn withheld(&mut self, agent_id: AgentId, gateway: &GatewayName) {
+        if self.withheld.insert(agent_id, gateway.clone()).is_some() {
+            return;
+        }
+        self.tell_withheld();
+        if is_news(&mut self.withheld_logged, agent_id, self.clock.now()) {
+            warn!(%gateway, %agent_id, "the database refuses a gateway's telemetry: it waits and is tried again; more of it within the hour is not logged");
+        }
+    }
+
+    /// It does not refuse it any more, or nobody waits for it.
+    pub(super) fn released(&mut self, agent_id: AgentId) {
+        if let Some(gateway) = self.withheld.remove(&agent_id) {
+            info!(%gateway, %agent_id, "no telemetry of the gateway waits for the database to take it any more");
+            self.tell_withheld();
+        }
+    }
+
+    fn tell_withheld(&self) {
+        let count = self.withheld.len();
+        self.metrics
+            .telemetry_withheld
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+        let Some(first) = self.withheld.values().next() else {
+            self.conditions.clear(WITHHELD);
+            return;
+        };
+        let more = if count > 1 { ", …" } else { "" };
+        let cause = format!(
+            "the database refuses the telemetry of {}: {first}{more}",
+            human::counted_all(
+                u64::try_from(count).unwrap_or(u64::MAX),
+                "gateway",
+                "gateways"
+            )
+        );
+        self.conditions
+            .raise(WITHHELD, Severity::Warn, &cause, WITHHELD_FIX);
     }
 
     /// Records of a gateway were refused.
@@ -71,14 +127,9 @@ impl Watch {
         );
         self.conditions
             .raise(CONDITION, Severity::Warn, &cause, &fix);
-        let last = self.logged.get(&agent_id).copied();
-        if last.is_some_and(|last| now.saturating_since(last) < HOUR) {
+        if !is_news(&mut self.logged, agent_id, now) {
             return;
         }
-        if self.logged.len() >= LOGGED_MAX {
-            self.logged.clear();
-        }
-        self.logged.insert(agent_id, now);
         warn!(%gateway, %agent_id, reasons, "telemetry of a gateway is refused; more of it within the hour is only counted");
     }
 
@@ -93,6 +144,19 @@ impl Watch {
             self.conditions.clear(CONDITION);
         }
     }
+}
+
+/// Whether a gateway was not logged within the hour; it is now.
+fn is_news(logged: &mut BTreeMap<AgentId, Monotonic>, agent_id: AgentId, now: Monotonic) -> bool {
+    let last = logged.get(&agent_id).copied();
+    if last.is_some_and(|last| now.saturating_since(last) < HOUR) {
+        return false;
+    }
+    if logged.len() >= LOGGED_MAX {
+        logged.clear();
+    }
+    logged.insert(agent_id, now);
+    true
 }
 
 #[cfg(test)]

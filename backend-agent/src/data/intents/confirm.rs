@@ -1,7 +1,11 @@
 //! CONFIRM: from here on every older session is fenced.
 
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
 use viworks_common::admission::{Confirmation, IdentityRow, confirm as decide};
 use viworks_common::code::CloseCode;
+use viworks_common::id::AgentId;
 use viworks_common::ledger::session::settle_older;
 use viworks_common::rules::Complete;
 use viworks_runtime::sqlite::params;
@@ -9,22 +13,35 @@ use viworks_runtime::sqlite::params;
 use super::inbox::Post;
 use super::link::Sql;
 use super::opening::{self, Identity};
+use super::row::Reader;
 use super::tx::Tx;
 use super::{certificates, sessions, settle};
 use crate::data::{
-    Actor, ConfirmOutcome, ConfirmRequest, Confirmed, LabelSource, Letter, OpenCommand, StoreResult,
+    Actor, ConfirmOutcome, ConfirmRequest, Confirmed, LabelSource, Letter, OpenCommand, StoreError,
+    StoreResult,
 };
 
-/// The session is its gateway's live one, and what its HELLO said takes effect.
-pub(super) const TAKE_EFFECT: &str = "\
-UPDATE gateways SET session_epoch = :epoch, session_instance = :instance, favoured_run = NULL, favoured_until = NULL,
-       (agent_version, pin_set_version) = (SELECT n.agent_version, n.pin_set_version FROM sessions AS n
-           WHERE n.tenant = :tenant AND n.agent_id = :agent_id AND n.epoch = :epoch),
-       round_trip_us = NULL, clock_skew_ms = NULL, spool_records = 0, spool_bytes = 0, commands_running = 0
-WHERE tenant = :tenant AND agent_id = :agent_id";
+/// The session is its gateway's live one, and what its HELLO said takes effect, unless the counters are no longer where
+/// they had been seen.
+pub(super) const TAKE_EFFECT: &str = concat!(
+    "UPDATE gateways SET ",
+    opening::counters!(),
+    ", session_epoch = :epoch, session_instance = :instance, favoured_run = NULL, favoured_until = NULL, \
+     (agent_version, pin_set_version) = (SELECT n.agent_version, n.pin_set_version FROM sessions AS n \
+         WHERE n.tenant = :tenant AND n.agent_id = :agent_id AND n.epoch = :epoch), \
+     round_trip_us = NULL, clock_skew_ms = NULL, spool_records = 0, spool_bytes = 0, commands_running = 0 ",
+    opening::unmoved!()
+);
 
 pub(super) const CONFIRMED: &str = "\
 UPDATE sessions SET confirmed_at = :now WHERE tenant = :tenant AND agent_id = :agent_id AND epoch = :epoch";
+
+/// The labels that a session says its gateway has, beside each one that is stored as the gateway's own.
+pub(super) const LABELS: &str = "\
+SELECT n.labels AS announced, l.key AS key, l.value AS value
+FROM sessions AS n
+LEFT JOIN labels AS l ON l.tenant = n.tenant AND l.agent_id = n.agent_id AND l.source = :source
+WHERE n.tenant = :tenant AND n.agent_id = :agent_id AND n.epoch = :epoch";
 
 pub(super) const REMOVE_LABELS: &str =
     "DELETE FROM labels WHERE tenant = :tenant AND agent_id = :agent_id AND source = :source";
@@ -106,9 +123,15 @@ fn take_effect(
     after: &IdentityRow,
 ) -> StoreResult<()> {
     let (agent_id, epoch) = (request.agent_id, request.issued);
-    opening::swap(tx, agent_id, &known.row, after)?;
-    let instance = tx.party().instance();
-    tx.execute(TAKE_EFFECT, params! { agent_id, epoch, instance })?;
+    let (seen, instance) = (&known.row, tx.party().instance());
+    let params = params! {
+        agent_id, epoch, instance, seen_confirmed: seen.confirmed, seen_issued: seen.issued, confirmed: after.confirmed,
+        issued: after.issued, key_generation: after.key_generation, last_agent_run_id: after.last_agent_run_id,
+        next_order: after.next_order, low_water: after.low_water,
+    };
+    if tx.execute(TAKE_EFFECT, params)? != 1 {
+        return Err(StoreError::Fenced);
+    }
     tx.execute(CONFIRMED, params! { agent_id, epoch })?;
     if let Some((_, older)) = known.live {
         sessions::mark_ended(tx, agent_id, older, CloseCode::Superseded)?;
@@ -124,9 +147,25 @@ fn take_effect(
     if let Some(spki) = &request.proves {
         certificates::prove(tx, agent_id, spki)?;
     }
+    settle_labels(tx, agent_id, epoch)
+}
+
+/// Stores the labels that a session says its gateway has. Hardly ever are they others than before.
+fn settle_labels(tx: &Tx<'_>, agent_id: AgentId, epoch: u64) -> StoreResult<()> {
     let source = LabelSource::Gateway.name();
-    tx.execute(REMOVE_LABELS, params! { agent_id, source })?;
-    tx.execute(ADD_LABELS, params! { agent_id, source, epoch })?;
+    let (mut announced, mut stored) = (BTreeMap::new(), BTreeMap::new());
+    tx.each(LABELS, params! { agent_id, source, epoch }, |row| {
+        let row = Reader::new("sessions", row);
+        if let Some(key) = row.get::<Option<String>>("key")? {
+            stored.insert(key, row.get::<String>("value")?);
+        }
+        announced = row.json("announced")?;
+        Ok(ControlFlow::Continue(()))
+    })?;
+    if announced != stored {
+        tx.execute(REMOVE_LABELS, params! { agent_id, source })?;
+        tx.execute(ADD_LABELS, params! { agent_id, source, epoch })?;
+    }
     Ok(())
 }
 

@@ -42,16 +42,29 @@ pub(super) const IDENTITY: &str = concat!(
      WHERE g.tenant = :tenant AND g.agent_id = :agent_id"
 );
 
-/// A holder that an operator keeps may come with an agent key of before. It is to get one above all that were handed
-/// out, which the other holder may have: generations never begin anew.
-pub(super) const SWAP: &str = "\
-UPDATE gateways SET confirmed = :confirmed, issued = :issued, key_generation = :key_generation,
-       key_wanted = CASE WHEN :key_generation >= key_generation THEN key_wanted
-                         WHEN key_wanted > key_generation THEN key_wanted + 1
-                         ELSE key_generation + 1 END,
-       last_agent_run_id = :last_agent_run_id, next_order = :next_order, low_water = :low_water, last_seen_at = :now
-WHERE tenant = :tenant AND agent_id = :agent_id AND confirmed = :seen_confirmed AND issued = :seen_issued
-      AND revoked_at IS NULL";
+/// The counters of an identity, as they are set. A holder that an operator keeps may come with an agent key of before. It
+/// is to get one above all that were handed out, which the other holder may have: generations never begin anew.
+macro_rules! counters {
+    () => {
+        "confirmed = :confirmed, issued = :issued, key_generation = :key_generation, \
+         key_wanted = CASE WHEN :key_generation >= key_generation THEN key_wanted \
+                           WHEN key_wanted > key_generation THEN key_wanted + 1 \
+                           ELSE key_generation + 1 END, \
+         last_agent_run_id = :last_agent_run_id, next_order = :next_order, low_water = :low_water, last_seen_at = :now"
+    };
+}
+pub(super) use counters;
+
+/// An identity that is not revoked, and whose counters are where they had been seen.
+macro_rules! unmoved {
+    () => {
+        "WHERE tenant = :tenant AND agent_id = :agent_id AND confirmed = :seen_confirmed AND issued = :seen_issued \
+         AND revoked_at IS NULL"
+    };
+}
+pub(super) use unmoved;
+
+pub(super) const SWAP: &str = concat!("UPDATE gateways SET ", counters!(), " ", unmoved!());
 
 /// An identity as it is stored.
 pub(super) struct Identity {

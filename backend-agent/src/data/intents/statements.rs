@@ -64,6 +64,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("certificates::WITHDRAWN", certificates::WITHDRAWN),
         one("confirm::ADD_LABELS", confirm::ADD_LABELS),
         one("confirm::CONFIRMED", confirm::CONFIRMED),
+        one("confirm::LABELS", confirm::LABELS),
         one("confirm::REMOVE_LABELS", confirm::REMOVE_LABELS),
         one("confirm::TAKE_EFFECT", confirm::TAKE_EFFECT),
         one("dead_letters::BY_ID", dead_letters::BY_ID),

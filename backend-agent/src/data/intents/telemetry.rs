@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use viworks_common::id::{AgentId, AgentRunId};
 use viworks_common::ledger::telemetry::{self as ledger, REFUSED_EPOCHS_MAX, Reached, Row, Usage};
 use viworks_common::rules::Complete;
-use viworks_common::telemetry::{Gap, Position, RecordRefusal};
+use viworks_common::telemetry::{Gap, MalformedBatch, Position, RecordRefusal};
 use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 use viworks_runtime::sqlite::{self, params};
@@ -79,14 +79,23 @@ pub(super) fn commit(
     let mut gathered = Gathered::find(tx, writes)?;
     let mut outcomes = Vec::with_capacity(writes.len());
     let mut added = Vec::new();
+    let mut spoilt = BTreeMap::new();
     for write in writes {
         // Whoever is fenced leaves no trace, and learns nothing else.
         if !gathered.holds(write.agent_id, write.epoch) {
             outcomes.push(TelemetryOutcome::Fenced);
             continue;
         }
-        outcomes.push(match ledger::check(&write.batch) {
-            Err(malformed) => TelemetryOutcome::Malformed(malformed),
+        // What comes behind a batch that is none would make a gap of it.
+        let checked = match spoilt.get(&write.agent_id) {
+            Some(malformed) => Err(MalformedBatch::clone(malformed)),
+            None => ledger::check(&write.batch),
+        };
+        outcomes.push(match checked {
+            Err(malformed) => {
+                spoilt.insert(write.agent_id, malformed.clone());
+                TelemetryOutcome::Malformed(malformed)
+            }
             Ok(()) => commit_one(tx, write, limits, wall, (&mut gathered, &mut added))?,
         });
     }

@@ -25,6 +25,12 @@ const HANDED_IN_BYTES_MAX: usize = 2 * BULK_BODY_BYTES_MAX;
 /// Batches that one session may have handed in at a time.
 const HANDED_IN_MAX: usize = 8;
 
+/// What a gateway is told whose telemetry the database refuses, beside that of too many others for it to be kept.
+const UNSTORABLE: &str = "the database refuses this gateway's telemetry, and that of others";
+
+/// How long it is to wait then.
+const UNSTORABLE_PAUSE_MS: u64 = 60_000;
+
 type Placing = Pin<Box<dyn Future<Output = Option<Place>> + Send>>;
 type Sharing = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
 
@@ -198,6 +204,11 @@ impl Live {
                 code: CloseCode::BadEnvelope,
                 reason,
                 retry_after_ms: None,
+            }),
+            Progress::Done(Answer::Unstorable) => self.line.refuse(Refuse {
+                code: CloseCode::Internal,
+                reason: UNSTORABLE.to_owned(),
+                retry_after_ms: Some(UNSTORABLE_PAUSE_MS),
             }),
         }
     }

@@ -17,11 +17,11 @@ use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::metrics::Metrics;
 
 use super::bed::{Bed, agent, at};
-use super::telemetry::batch;
+use super::telemetry::{batch, gaps};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-const UNSTORABLE: &str = "viworks_telemetry_unstorable_batches_total";
+const WITHHELD: &str = "viworks_telemetry_withheld_gateways";
 
 /// A processor of telemetry over a store.
 struct Processor {
@@ -72,10 +72,10 @@ impl Processor {
         })
     }
 
-    /// How many batches were refused for what they hold.
-    fn unstorable(&self) -> String {
+    /// How many gateways' batches wait until the database does not refuse them any more.
+    fn withheld(&self) -> String {
         let text = self.metrics.encode().unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(UNSTORABLE));
+        let line = text.lines().find_map(|line| line.strip_prefix(WITHHELD));
         line.unwrap().trim().to_owned()
     }
 }
@@ -108,8 +108,13 @@ async fn stored(bed: &Bed, n: u64) -> usize {
     listed.await.unwrap().items.len()
 }
 
-/// One gateway's batches are such that a rule of the database refuses them; those of another come at the same time.
-async fn nobody_waits_for_what_the_database_refuses(bed: &Bed, spoil: impl FnOnce(&str)) {
+/// One gateway's batches are such that a rule of the database refuses them, or the first of them; those of another come at
+/// the same time. Once the rule is gone, all of them are stored in their order, and nothing is missing.
+async fn nobody_waits_for_what_the_database_refuses(
+    bed: &Bed,
+    spoil: impl FnOnce(&str),
+    mend: impl FnOnce(),
+) {
     // Both in the same lane.
     let other = 1 + u64::try_from(bed.store.telemetry_lanes()).unwrap();
     for n in [1, other] {
@@ -118,40 +123,61 @@ async fn nobody_waits_for_what_the_database_refuses(bed: &Bed, spoil: impl FnOnc
     }
     spoil(&agent(1).to_string());
     let processor = Processor::over(bed);
-    let spoilt = processor.hand_in(1, 1, packed(1, 3)).await;
+    let mut spoilt = vec![processor.hand_in(1, 1, packed(1, 3)).await];
     let sound = processor.hand_in(other, 1, packed(1, 5)).await;
+    spoilt.push(processor.hand_in(1, 1, packed(4, 6)).await);
     let Answer::Committed(commit) = answered(sound).await else {
         panic!("the other gateway's batch was not committed");
     };
     assert_eq!(commit.stored, 5);
-    let refused = answered(spoilt).await;
-    assert!(
-        matches!(&refused, Answer::Malformed(why) if why.contains("database")),
-        "{refused:?}"
-    );
-    assert_eq!((stored(bed, 1).await, stored(bed, other).await), (0, 5));
-    assert_eq!(processor.unstorable(), "1");
-    // Nothing stands still behind it.
+    // Nothing stands still behind it, and nothing of the same gateway is stored past it.
+    spoilt.push(processor.hand_in(1, 1, packed(7, 9)).await);
     let next = processor.hand_in(other, 1, packed(6, 7)).await;
     assert!(matches!(answered(next).await, Answer::Committed(_)));
+    assert_eq!((stored(bed, 1).await, stored(bed, other).await), (0, 7));
+    assert_eq!(gaps(bed, 1).await, []);
+    assert_eq!(processor.withheld(), "1");
+    for answer in &mut spoilt {
+        let answer = answer.try_recv();
+        assert!(answer.is_err(), "{answer:?}");
+    }
+    mend();
+    for answer in spoilt {
+        let Answer::Committed(commit) = answered(answer).await else {
+            panic!("what the database takes now was not committed");
+        };
+        assert_eq!((commit.stored, commit.missing), (3, 0));
+    }
+    assert_eq!(stored(bed, 1).await, 9);
+    assert_eq!(gaps(bed, 1).await, []);
+    assert_eq!(processor.withheld(), "0");
 }
 
-fn spoil_file(folder: &TempDir, agent_id: &str) {
+fn alter_file(folder: &TempDir, rule: &str) {
     let database = rusqlite::Connection::open(folder.path().join("backend.db")).unwrap();
-    let rule = format!(
-        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry_positions WHEN new.agent_id = '{agent_id}' \
-         BEGIN SELECT RAISE(ABORT, 'not this one'); END"
-    );
-    database.execute_batch(&rule).unwrap();
+    database.execute_batch(rule).unwrap();
 }
 
 #[tokio::test]
 async fn nobody_waits_for_what_the_file_refuses() {
-    let folder = tempfile::tempdir().unwrap();
-    let bed = Bed::new(super::sqlite(&folder).await.unwrap());
-    nobody_waits_for_what_the_database_refuses(&bed, |agent_id| spoil_file(&folder, agent_id))
-        .await;
-    bed.store.close().await;
+    // Whatever a gateway hands in, and its first records.
+    for (table, which) in [
+        ("telemetry_positions", ""),
+        ("telemetry", "AND new.seq <= 3"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let bed = Bed::new(super::sqlite(&folder).await.unwrap());
+        let spoil = |agent_id: &str| {
+            let rule = format!(
+                "CREATE TRIGGER spoilt BEFORE INSERT ON {table} WHEN new.agent_id = '{agent_id}' {which} \
+                 BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+            );
+            alter_file(&folder, &rule);
+        };
+        let mend = || alter_file(&folder, "DROP TRIGGER spoilt");
+        nobody_waits_for_what_the_database_refuses(&bed, spoil, mend).await;
+        bed.store.close().await;
+    }
 }
 
 #[tokio::test]
@@ -173,7 +199,11 @@ async fn nobody_waits_for_what_the_server_refuses() {
             );
             server.psql(&database, &rule).unwrap();
         };
-        nobody_waits_for_what_the_database_refuses(&bed, spoil).await;
+        let mend = || {
+            let gone = "DROP TRIGGER spoilt ON telemetry_positions";
+            server.psql(&database, gone).unwrap();
+        };
+        nobody_waits_for_what_the_database_refuses(&bed, spoil, mend).await;
         bed.store.close().await;
         server.drop(&database);
     }
@@ -191,7 +221,83 @@ async fn what_is_no_batch_is_fenced_where_its_session_is() {
     let processor = Processor::over(&bed);
     let superseded = processor.hand_in(1, 0, holed.clone()).await;
     let current = processor.hand_in(1, 1, holed).await;
+    let behind = processor.hand_in(1, 1, packed(6, 9)).await;
     assert_eq!(answered(superseded).await, Answer::Fenced);
     assert!(matches!(answered(current).await, Answer::Malformed(_)));
+    // Behind it, it would be a gap that the gateway takes for settled.
+    assert!(matches!(answered(behind).await, Answer::Malformed(_)));
+    assert_eq!(stored(&bed, 1).await, 0);
+    assert_eq!(gaps(&bed, 1).await, []);
+    bed.store.close().await;
+}
+
+/// A gateway whose telemetry is refused comes back, as after a restart of it: what it hands in then is what waits.
+#[tokio::test]
+async fn what_waits_of_a_session_that_is_over_is_fenced_by_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let bed = Bed::new(super::sqlite(&folder).await.unwrap());
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let rule =
+        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry BEGIN SELECT RAISE(ABORT, 'no'); END";
+    alter_file(&folder, rule);
+    let processor = Processor::over(&bed);
+    let mut before = processor.hand_in(1, 1, packed(1, 3)).await;
+    bed.session(1, 2).await;
+    let epoch = bed.gateway_now(1).await.session.unwrap().epoch;
+    assert!(before.try_recv().is_err());
+    let after = processor.hand_in(1, epoch, packed(1, 3)).await;
+    assert_eq!(answered(before).await, Answer::Fenced);
+    alter_file(&folder, "DROP TRIGGER spoilt");
+    assert!(matches!(answered(after).await, Answer::Committed(_)));
+    assert_eq!(stored(&bed, 1).await, 3);
+    assert_eq!(processor.withheld(), "0");
+    bed.store.close().await;
+}
+
+/// More gateways than can be withheld: the sessions of the rest end, and nothing of them is stored past what is refused.
+#[tokio::test]
+async fn those_who_find_no_room_to_wait_are_told() {
+    const GATEWAYS: u64 = 24;
+    let folder = tempfile::tempdir().unwrap();
+    let bed = Bed::new(super::sqlite(&folder).await.unwrap());
+    for n in 1..=GATEWAYS {
+        bed.gateway(n).await;
+        bed.session(n, n).await;
+    }
+    let rule = "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry WHEN new.seq <= 3 \
+                BEGIN SELECT RAISE(ABORT, 'no'); END";
+    alter_file(&folder, rule);
+    let processor = Processor::over(&bed);
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    for n in 1..=GATEWAYS {
+        first.push(processor.hand_in(n, 1, packed(1, 3)).await);
+        second.push(processor.hand_in(n, 1, packed(4, 6)).await);
+    }
+    let mut told = 0;
+    for (first, second) in first.iter_mut().zip(&mut second).skip(16) {
+        let first = tokio::time::timeout(PATIENCE, first).await;
+        assert_eq!(first.expect("it is answered").unwrap(), Answer::Unstorable);
+        let second = tokio::time::timeout(PATIENCE, second).await;
+        let second = second.expect("it is answered").unwrap();
+        assert!(
+            matches!(second, Answer::Malformed(_) | Answer::Unstorable),
+            "{second:?}"
+        );
+        told += 1;
+    }
+    assert_eq!((told, processor.withheld().as_str()), (8, "16"));
+    alter_file(&folder, "DROP TRIGGER spoilt");
+    for answer in first
+        .into_iter()
+        .take(16)
+        .chain(second.into_iter().take(16))
+    {
+        assert!(matches!(answered(answer).await, Answer::Committed(_)));
+    }
+    for n in 1..=GATEWAYS {
+        assert_eq!(stored(&bed, n).await, if n <= 16 { 6 } else { 0 }, "{n}");
+        assert_eq!(gaps(&bed, n).await, []);
+    }
     bed.store.close().await;
 }

@@ -122,7 +122,7 @@ async fn stored(bed: &Bed, n: u64) -> Vec<u64> {
     listing.items.iter().map(|record| record.seq).collect()
 }
 
-async fn gaps(bed: &Bed, n: u64) -> Vec<(u64, u64, GapReason)> {
+pub(super) async fn gaps(bed: &Bed, n: u64) -> Vec<(u64, u64, GapReason)> {
     let gaps = bed
         .store
         .telemetry_gaps(&bed.tenant, agent(n), Page::first(1_000))
