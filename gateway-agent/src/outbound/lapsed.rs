@@ -47,12 +47,16 @@ const SPREAD_MS: u64 = 2_000;
 /// The word of a backend that gives no certificate because the one that there is is good.
 const NOT_LAPSED: &str = "not_lapsed";
 
+/// The word of a backend for a key whose certificate was revoked, and whose gateway was not.
+const CERTIFICATE_REVOKED: &str = "certificate_revoked";
+
 /// A difference of clocks that is told beside what may come of it.
 const SKEW_TOLD: Duration = Duration::from_secs(60);
 
 const FIX_WAIT: &str = "nothing, while it is asked";
 const FIX_REACH: &str = "check [outbound] door_url, and that the backend has a door there (listen in its [enrolment]); it is asked again by itself";
 const FIX_PIN: &str = "if the backend's key was changed on purpose, add its pin to [outbound] pins; otherwise somebody is in between: a proxy in front of the door must pass TLS through";
+const FIX_REVOKED: &str = "if the machine still belongs to the fleet, and no other certificate of its own lets it in, let it in again: viworks gateway replace NAME, then viworks-gateway-agent enroll";
 const FIX_REFUSED: &str = "do what the backend says; it is asked again by itself";
 const FIX_CLOCK: &str =
     "set this machine's clock, and keep it set (chrony, systemd-timesyncd); nothing else is wrong";
@@ -149,8 +153,15 @@ impl From<DoorFailure> for Vain {
                     AtDoor::Unheard
                 },
                 cause: format!("the backend refuses: {code}: {detail}"),
-                fix: FIX_REFUSED,
-                is_of_the_key: matches!(code.as_str(), "unknown_key" | "retired_key"),
+                fix: if code == CERTIFICATE_REVOKED {
+                    FIX_REVOKED
+                } else {
+                    FIX_REFUSED
+                },
+                is_of_the_key: matches!(
+                    code.as_str(),
+                    "unknown_key" | "retired_key" | CERTIFICATE_REVOKED
+                ),
                 is_of_the_agent_key: matches!(code.as_str(), "bad_proof" | "stale_agent_key"),
             },
         }

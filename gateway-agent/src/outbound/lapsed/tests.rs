@@ -49,11 +49,19 @@ fn what_is_said_at_the_door_decides_when_it_is_asked_again_and_for_which_key() {
     assert_eq!(refused("unavailable", false).came, AtDoor::Unheard);
     for (code, of_the_key) in [
         ("retired_key", true),
+        (CERTIFICATE_REVOKED, true),
         ("unknown_key", true),
         ("revoked", false),
     ] {
         assert_eq!(refused(code, true).is_of_the_key, of_the_key, "{code}");
     }
+    let revoked = refused(CERTIFICATE_REVOKED, true);
+    assert!(revoked.cause.contains(CERTIFICATE_REVOKED));
+    assert!(
+        revoked.fix.contains("viworks gateway replace NAME"),
+        "{}",
+        revoked.fix
+    );
     for (code, of_the_agent_key) in [
         ("bad_proof", true),
         ("stale_agent_key", true),
