@@ -10,7 +10,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
 use viworks_common::command::format_digest;
-use viworks_common::limits;
+use viworks_common::{limits, pem};
 use viworks_runtime::config::Problem;
 use viworks_runtime::files::{self, FileError};
 use viworks_runtime::tls;
@@ -27,6 +27,9 @@ pub enum TrustRefusal {
     /// There is nobody in it.
     #[error("it holds no certificate")]
     Empty,
+    /// It has other things beside certificates, such as a key, or words.
+    #[error("it holds something else than certificates")]
+    NotOnlyCertificates,
     /// More bytes than are kept.
     #[error("it is too large")]
     TooLarge,
@@ -48,6 +51,7 @@ impl TrustRefusal {
         match self {
             Self::Unreadable => "unreadable",
             Self::Empty => "empty",
+            Self::NotOnlyCertificates => "not_only_certificates",
             Self::TooLarge => "too_large",
             Self::TooMany => "too_many",
             Self::NotAnAuthority => "not_an_authority",
@@ -87,6 +91,10 @@ pub fn judge(bundle: &[u8]) -> Result<RootCertStore, TrustRefusal> {
     }
     if authorities.is_empty() {
         return Err(TrustRefusal::Empty);
+    }
+    // It is kept as it came, and no key of anybody is written beside the authorities, where whoever may read them does.
+    if !pem::has_nothing_else(&String::from_utf8_lossy(bundle), pem::CERTIFICATE) {
+        return Err(TrustRefusal::NotOnlyCertificates);
     }
     tls::roots(authorities).map_err(|_unreadable| TrustRefusal::Unreadable)
 }
@@ -201,6 +209,7 @@ mod tests {
         let one = authority();
         assert!(take(folder.path(), one.as_bytes()).outcome.unwrap());
         let broken = "-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n";
+        let key = KeyPair::generate().unwrap().serialize_pem();
         let many = one.repeat(limits::AUTHORITIES_MAX + 1);
         for (offered, word) in [
             (String::new(), "empty"),
@@ -211,6 +220,9 @@ mod tests {
             ),
             (one.clone() + &leaf(), "not_an_authority"),
             (many, "too_many"),
+            (one.clone() + &key, "not_only_certificates"),
+            (format!("{key}{one}"), "not_only_certificates"),
+            (format!("{one}words\n{one}"), "not_only_certificates"),
         ] {
             let taken = take(folder.path(), offered.as_bytes());
             assert_eq!(taken.outcome.unwrap_err().word(), word);

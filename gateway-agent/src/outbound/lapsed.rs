@@ -121,6 +121,7 @@ impl From<TrustRefusal> for Vain {
             TrustRefusal::NotKept(_) => FIX_STATE,
             TrustRefusal::Unreadable
             | TrustRefusal::Empty
+            | TrustRefusal::NotOnlyCertificates
             | TrustRefusal::TooLarge
             | TrustRefusal::TooMany
             | TrustRefusal::NotAnAuthority => FIX_BY_HAND,
