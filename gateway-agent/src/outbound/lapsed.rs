@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rcgen::KeyPair;
+use rustls::RootCertStore;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -291,6 +292,7 @@ fn clock_is_right(
 /// Takes over the authorities that came for this request. True when they are others than those of before.
 async fn take_over(
     folder: &Path,
+    configured: &Arc<RootCertStore>,
     exchange: &LapsedExchange,
     request: &[u8],
     given: &GivenAuthorities,
@@ -300,7 +302,8 @@ async fn take_over(
         return Err(Vain::here(cause.to_owned(), FIX_FORGED));
     };
     let (folder, bundle) = (folder.to_owned(), bundle.to_owned());
-    let take = move || trust::take(&folder, bundle.as_bytes()).outcome;
+    let configured = Arc::clone(configured);
+    let take = move || trust::take(&folder, &configured, bundle.as_bytes()).outcome;
     let taken = blocking::call("authorities", WRITE_TIME, take).await;
     let taken = taken.map_err(|_unanswered| Vain::disk())?;
     let is_new = taken?;
@@ -459,7 +462,7 @@ impl Lapsed {
         let posted = door.post(RENEW_PATH, request.clone(), Some(proof)).await;
         let (answer, proof) = match posted {
             Ok(answered) => answered,
-            Err(failure) => return self.refused(failure, errand, &exchange, &request).await,
+            Err(failure) => return self.refused(failure, asking, &exchange, &request).await,
         };
         fault::point("door.answered");
         if !proof.is_some_and(|proof| exchange.authenticates(&request, &answer, &proof)) {
@@ -474,7 +477,7 @@ impl Lapsed {
             ..
         } = door::read(&answer).map_err(|reason| unread(&reason))?;
         let given = authorities.as_ref();
-        let is_other = self.take_beside(errand, &exchange, &request, given).await?;
+        let is_other = self.take_beside(asking, &exchange, &request, given).await?;
         let wanted = Wanted {
             name: asking.material.name.clone(),
             trust_domain: asking.material.trust_domain.clone(),
@@ -507,7 +510,7 @@ impl Lapsed {
     async fn refused(
         &self,
         failure: DoorFailure,
-        errand: Errand,
+        asking: &Asking<'_>,
         exchange: &LapsedExchange,
         request: &[u8],
     ) -> Result<Option<bool>, Vain> {
@@ -519,9 +522,9 @@ impl Lapsed {
             given = authorities.as_deref();
             is_good = code == NOT_LAPSED;
         }
-        let is_other = self.take_beside(errand, exchange, request, given).await?;
+        let is_other = self.take_beside(asking, exchange, request, given).await?;
         // Nobody asked for a certificate where the one that there is is good.
-        if errand == Errand::Authorities && (is_other.is_some() || is_good) {
+        if asking.errand == Errand::Authorities && (is_other.is_some() || is_good) {
             return Ok(is_other);
         }
         Err(failure.into())
@@ -531,7 +534,7 @@ impl Lapsed {
     /// certificate goes on without them.
     async fn take_beside(
         &self,
-        errand: Errand,
+        asking: &Asking<'_>,
         exchange: &LapsedExchange,
         request: &[u8],
         given: Option<&GivenAuthorities>,
@@ -539,10 +542,9 @@ impl Lapsed {
         let Some(given) = given else {
             return Ok(None);
         };
-        match (
-            take_over(&self.folder, exchange, request, given).await,
-            errand,
-        ) {
+        let configured = &asking.material.configured_roots;
+        let taken = take_over(&self.folder, configured, exchange, request, given).await;
+        match (taken, asking.errand) {
             (Err(vain), Errand::Certificate) => {
                 let (cause, fix) = (vain.cause, vain.fix);
                 warn!(
