@@ -60,7 +60,7 @@ close_codes! {
     /// The ends disagree about how sessions are bound to the connection.
     BindingMismatch = 4401, "binding_mismatch", true, "set the same binding on the gateway and on the listener";
     /// The identity was revoked by an operator.
-    Revoked = 4403, "revoked", true, "the identity was revoked; if the machine still belongs to the fleet, let it in again: viworks gateway replace NAME, then viworks-gateway-agent enroll";
+    Revoked = 4403, "revoked", true, "an operator revoked this identity, or only the certificate that it shows: the cause says which; if the machine still belongs to the fleet, and no other certificate of its own lets it in, let it in again: viworks gateway replace NAME, then viworks-gateway-agent enroll";
     /// HELLO or CONFIRM did not come in time.
     HelloTimeout = 4408, "hello_timeout", false, "check the path's latency and the gateway's load";
     /// No authenticated frame for the longest allowed silence.
@@ -81,6 +81,9 @@ close_codes! {
     Draining = 4503, "draining", false, "no action: the gateway reconnects by itself";
 }
 
+/// What to do where a certificate was revoked, and its gateway was not.
+const ONLY_THE_CERTIFICATE: &str = "only this certificate was revoked, the gateway itself was not: with another one of its own it is back by itself within seconds; if it has none, let its machine in again: viworks gateway replace NAME, then viworks-gateway-agent enroll";
+
 impl fmt::Display for CloseCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.number(), self.name())
@@ -93,6 +96,17 @@ impl CloseCode {
     #[must_use]
     pub const fn awaits_a_decision(self) -> bool {
         matches!(self, Self::IdentityFork | Self::CertUntrusted)
+    }
+
+    /// What a person should do, where the reason that came with the code tells more than the code does. A backend that
+    /// revoked a gateway names no certificate in it, and one that revoked a certificate alone does, in every version.
+    #[must_use]
+    pub fn advice_for(self, reason: &str) -> &'static str {
+        if self == Self::Revoked && reason.contains("certificate") {
+            ONLY_THE_CERTIFICATE
+        } else {
+            self.advice()
+        }
     }
 }
 

@@ -35,7 +35,11 @@ pub fn counted_all(number: u64, one: &str, several: &str) -> String {
     )
 }
 
-/// A span of time in its largest unit or two.
+/// Half a day, in seconds.
+const HALF_A_DAY: u64 = 43_200;
+
+/// A span of time in its largest unit or two; one of days is rounded, so that a clock that is set back by 400 days and
+/// was read a moment later is not 399 days behind.
 #[must_use]
 pub fn span(span: Duration) -> String {
     let seconds = span.as_secs();
@@ -43,7 +47,10 @@ pub fn span(span: Duration) -> String {
         0..60 => format!("{seconds} s"),
         60..3_600 => format!("{} min {} s", seconds / 60, seconds % 60),
         3_600..172_800 => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
-        _ => counted_all(seconds / 86_400, "day", "days"),
+        _ => {
+            let days = seconds.saturating_add(HALF_A_DAY) / 86_400;
+            counted_all(days, "day", "days")
+        }
     }
 }
 
@@ -192,6 +199,22 @@ mod tests {
             "5 s ago (1970-01-01T00:00:00Z)"
         );
         assert_eq!(clock_utc(at(3_661)), "01:01:01 UTC");
+    }
+
+    #[test]
+    fn days_are_rounded_and_shorter_spans_are_exact() {
+        const DAY: u64 = 86_400;
+        for (seconds, told) in [
+            (400 * DAY, "400 days"),
+            (400 * DAY - 1, "400 days"),
+            (400 * DAY - DAY / 2 - 1, "399 days"),
+            (400 * DAY + 3, "400 days"),
+            (2 * DAY, "2 days"),
+            (2 * DAY - 1, "47 h 59 min"),
+            (59, "59 s"),
+        ] {
+            assert_eq!(span(Duration::from_secs(seconds)), told, "{seconds}");
+        }
     }
 
     #[test]

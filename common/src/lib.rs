@@ -27,6 +27,7 @@ pub mod ledger;
 pub mod limits;
 pub mod network;
 pub mod output;
+pub mod pem;
 pub mod pin;
 pub mod places;
 pub mod proxy_protocol;

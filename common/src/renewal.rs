@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::limits::RETRY_AFTER_MAX;
 use crate::session::backoff::{between, doubled};
 use crate::time::{Monotonic, Timestamp};
 
@@ -17,7 +18,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(6 * 3_600);
 /// one will hardly fare better.
 const TRIES_OF_A_REFUSED_ONE: u32 = 6;
 
-/// No backend keeps a gateway from asking for longer.
+/// No backend keeps a gateway from asking for longer, by what it says in a session: there it is the backend's own word.
 const TOLD_MAX: Duration = Duration::from_secs(24 * 3_600);
 
 /// The part of what is left of a certificate's life beyond which no pause goes, so that there is time for more tries.
@@ -176,7 +177,7 @@ pub fn has_lapsed(not_after: Timestamp, now: Timestamp) -> bool {
 pub enum AtDoor {
     /// Nobody is heard there.
     Unheard,
-    /// Somebody says no, and perhaps when to come again.
+    /// Somebody says no, and perhaps when to come again. Nobody signs a refusal.
     Refused(Option<Duration>),
 }
 
@@ -189,7 +190,7 @@ pub fn pause_at_door(came: AtDoor, vain: u32, random: u64) -> Duration {
         AtDoor::Refused(told) => (
             REFUSED_PAUSE,
             REFUSED_PAUSE_MAX,
-            told.unwrap_or_default().min(TOLD_MAX),
+            told.unwrap_or_default().min(RETRY_AFTER_MAX),
         ),
     };
     let ceiling = doubled(first, vain.saturating_sub(1), longest);
@@ -380,8 +381,12 @@ mod tests {
         let refused = (1..10).map(|vain| minutes(AtDoor::Refused(None), vain));
         let refused: Vec<u64> = refused.collect();
         assert_eq!(refused, [2, 4, 8, 16, 32, 64, 128, 256, 360]);
-        assert_eq!(minutes(told(3_600), 1), 60);
-        assert_eq!(minutes(told(u64::MAX), 1), 24 * 60);
+        assert_eq!(minutes(told(600), 1), 10);
+        // What nobody signed lengthens a pause no more than that of an upgrade does.
+        for told_for in [3_600, 24 * 3_600, u64::MAX] {
+            assert_eq!(minutes(told(told_for), 1), 15, "{told_for}");
+        }
+        assert_eq!(minutes(told(3_600), 9), 360, "it does not shorten one");
     }
 
     #[test]
@@ -510,7 +515,8 @@ mod tests {
             let told = Duration::from_secs(told);
             for came in [AtDoor::Unheard, AtDoor::Refused(None), AtDoor::Refused(Some(told))] {
                 let pause = pause_at_door(came, vain, random);
-                prop_assert!(pause >= UNHEARD_PAUSE / 2 && pause <= TOLD_MAX, "{came:?}: {pause:?}");
+                let longest = REFUSED_PAUSE_MAX;
+                prop_assert!(pause >= UNHEARD_PAUSE / 2 && pause <= longest, "{came:?}: {pause:?}");
             }
         }
 

@@ -322,6 +322,7 @@ mod tests {
             shown: papers,
             unread: Vec::new(),
             roots: Arc::new(RootCertStore::empty()),
+            configured_roots: Arc::new(RootCertStore::empty()),
         };
         material.show_key(&RefusedKeys::default());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);

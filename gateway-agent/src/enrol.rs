@@ -227,12 +227,14 @@ pub enum EnrolError {
     /// The backend has made the gateway, and its files cannot be put in place.
     #[error(
         "the backend has made the gateway, and its files cannot be put in place: {}; mend that, and run enroll again \
-         with the same ticket: it goes on as the same gateway",
+         with the same {by}: it goes on as the same gateway",
         text::in_full(cause)
     )]
     Unkept {
         /// What is in the way.
         cause: Box<Self>,
+        /// By what the machine becomes a gateway, in one word.
+        by: &'static str,
     },
     /// The backend has made the gateway, and no agent could start with what it says about it.
     #[error(
@@ -339,7 +341,7 @@ impl EnrolError {
                 ExitCode::Conflict
             }
             Self::Refused { .. } => ExitCode::Forbidden,
-            Self::InDoubt { cause } | Self::Unkept { cause } => cause.exit_code(),
+            Self::InDoubt { cause } | Self::Unkept { cause, .. } => cause.exit_code(),
         }
     }
 
@@ -376,15 +378,15 @@ impl EnrolError {
         may_pass.then_some(Duration::ZERO)
     }
 
-    /// The same of the files of a gateway that the backend has made.
+    /// The same of the files of a gateway that the backend has made; `by` is what that takes, in one word.
     #[must_use]
-    pub fn unkept(self) -> Self {
+    pub fn unkept(self, by: &'static str) -> Self {
         // Anything else says itself what is to be done.
         if !matches!(self, Self::File(_)) {
             return self;
         }
         let cause = Box::new(self);
-        Self::Unkept { cause }
+        Self::Unkept { cause, by }
     }
 
     /// The same behind attempts of which one may have been carried out.

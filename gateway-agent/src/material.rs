@@ -47,6 +47,8 @@ pub struct Material {
     pub unread: Vec<Problem>,
     /// The authorities of the backend's certificate: the configured ones, and those that came over a session.
     pub roots: Arc<RootCertStore>,
+    /// The configured ones alone.
+    pub configured_roots: Arc<RootCertStore>,
 }
 
 /// A certificate with its key.
@@ -239,6 +241,7 @@ impl Material {
         match (file, certificate, roots) {
             (Some(file), Some(certificate), Some(roots)) if problems.is_empty() => {
                 let name = certificate.says.identity.clone();
+                let roots = Arc::new(roots);
                 let shown = Papers::new(Origin::Configured, chain, certificate);
                 let first = Held {
                     generation: file.key_generation,
@@ -255,7 +258,8 @@ impl Material {
                     all: vec![shown.clone()],
                     shown,
                     unread: Vec::new(),
-                    roots: Arc::new(roots),
+                    configured_roots: Arc::clone(&roots),
+                    roots,
                 })
             }
             _incomplete => Err(Problems::new(problems)),

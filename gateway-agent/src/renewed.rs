@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 use viworks_common::certificate::{self, Unnamed};
 use viworks_common::id::TrustDomain;
 use viworks_common::key::Identity as Name;
+use viworks_common::pem;
 use viworks_common::renewal::Life;
 use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
@@ -231,6 +232,10 @@ fn judge(
     wall: Timestamp,
 ) -> Result<Timestamp, RenewedError> {
     let leaf = tls::one_certificate(issued.as_bytes())?;
+    // It is kept as it came, before its key, and a file with two of these opens no session.
+    if !pem::has_no_other(issued, pem::CERTIFICATE) {
+        return Err(RenewedError::Other("comes with something else"));
+    }
     let says = certificate::read(&leaf)?;
     let spki: [u8; 32] = Sha256::digest(key.subject_public_key_info()).into();
     if says.spki_sha256 != spki {
@@ -510,6 +515,9 @@ mod tests {
             ..wanted()
         };
         let other = KeyPair::generate().unwrap();
+        let two = format!("{pem}{}", other.serialize_pem());
+        let refused = keep_reissued(folder, &of_its_life, at(31), &two, &key).unwrap_err();
+        assert!(refused.to_string().contains("something else"), "{refused}");
         let refused = keep_reissued(folder, &of_its_life, at(31), &pem, &other).unwrap_err();
         assert!(refused.to_string().contains("another key"), "{refused}");
         assert_eq!(names(folder), [RENEWED]);

@@ -10,7 +10,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
 use viworks_common::command::format_digest;
-use viworks_common::limits;
+use viworks_common::{limits, pem};
 use viworks_runtime::config::Problem;
 use viworks_runtime::files::{self, FileError};
 use viworks_runtime::tls;
@@ -27,6 +27,9 @@ pub enum TrustRefusal {
     /// There is nobody in it.
     #[error("it holds no certificate")]
     Empty,
+    /// It has other things beside certificates, such as a key, or words.
+    #[error("it holds something else than certificates")]
+    NotOnlyCertificates,
     /// More bytes than are kept.
     #[error("it is too large")]
     TooLarge,
@@ -48,6 +51,7 @@ impl TrustRefusal {
         match self {
             Self::Unreadable => "unreadable",
             Self::Empty => "empty",
+            Self::NotOnlyCertificates => "not_only_certificates",
             Self::TooLarge => "too_large",
             Self::TooMany => "too_many",
             Self::NotAnAuthority => "not_an_authority",
@@ -59,9 +63,9 @@ impl TrustRefusal {
 /// What became of a bundle.
 #[derive(Debug)]
 pub struct Taken {
-    /// Whether it is another one than before; why it is not kept.
+    /// Whether something is accepted by it that was not before, or not any more; why it is not kept.
     pub outcome: Result<bool, TrustRefusal>,
-    /// SHA-256 of the bundle that is kept by now.
+    /// SHA-256 of the bundle that is kept by now, or that the configuration has as it is.
     pub digest: String,
 }
 
@@ -87,6 +91,10 @@ pub fn judge(bundle: &[u8]) -> Result<RootCertStore, TrustRefusal> {
     }
     if authorities.is_empty() {
         return Err(TrustRefusal::Empty);
+    }
+    // It is kept as it came, and no key of anybody is written beside the authorities, where whoever may read them does.
+    if !pem::has_nothing_else(&String::from_utf8_lossy(bundle), pem::CERTIFICATE) {
+        return Err(TrustRefusal::NotOnlyCertificates);
     }
     tls::roots(authorities).map_err(|_unreadable| TrustRefusal::Unreadable)
 }
@@ -123,13 +131,14 @@ pub fn read(folder: &Path) -> Result<Option<RootCertStore>, Problem> {
 }
 
 /// Takes over a bundle that came over a session, as far as the rules go; durable once this returns. One that is kept
-/// already is not written again.
+/// already is not written again, and the first one is not where `configured` has all of it: so has a gateway that was
+/// enrolled with it.
 #[must_use]
-pub fn take(folder: &Path, offered: &[u8]) -> Taken {
+pub fn take(folder: &Path, configured: &RootCertStore, offered: &[u8]) -> Taken {
     let path = folder.join(FILE);
     // One that cannot be read is as good as none: it is written anew.
     let before = files::read_private(&path).unwrap_or_default();
-    let outcome = replace(&path, &before, offered);
+    let outcome = replace(&path, configured, &before, offered);
     let kept: &[u8] = if outcome.is_ok() { offered } else { &before };
     Taken {
         digest: format_digest(&Sha256::digest(kept).into()),
@@ -137,9 +146,18 @@ pub fn take(folder: &Path, offered: &[u8]) -> Taken {
     }
 }
 
-fn replace(path: &Path, before: &[u8], offered: &[u8]) -> Result<bool, TrustRefusal> {
-    judge(offered)?;
+fn replace(
+    path: &Path,
+    configured: &RootCertStore,
+    before: &[u8],
+    offered: &[u8],
+) -> Result<bool, TrustRefusal> {
+    let given = judge(offered)?;
     if before == offered {
+        return Ok(false);
+    }
+    let mut anchors = given.roots.iter();
+    if files::is_absent(path) && anchors.all(|anchor| configured.roots.contains(anchor)) {
         return Ok(false);
     }
     files::write_atomic(path, offered)?;
@@ -167,6 +185,11 @@ mod tests {
         format_digest(&Sha256::digest(bundle).into())
     }
 
+    /// As a gateway does whose configuration has nobody in common with what comes.
+    fn taken(folder: &Path, offered: &str) -> Taken {
+        take(folder, &RootCertStore::empty(), offered.as_bytes())
+    }
+
     /// One that an authority signed, and that may not sign.
     fn leaf() -> String {
         let issuer = Issuer::new(CertificateParams::default(), KeyPair::generate().unwrap());
@@ -184,14 +207,31 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert!(read(folder.path()).unwrap().is_none());
         let both = authority() + &authority();
-        let taken = take(folder.path(), both.as_bytes());
-        assert!(taken.outcome.unwrap());
-        assert_eq!(taken.digest, digest(&both));
+        let came = taken(folder.path(), &both);
+        assert!(came.outcome.unwrap());
+        assert_eq!(came.digest, digest(&both));
         assert_eq!(read(folder.path()).unwrap().unwrap().len(), 2);
-        let again = take(folder.path(), both.as_bytes());
+        let again = taken(folder.path(), &both);
         assert!(!again.outcome.unwrap(), "written again");
         let next = authority();
-        assert!(take(folder.path(), next.as_bytes()).outcome.unwrap());
+        assert!(taken(folder.path(), &next).outcome.unwrap());
+        assert_eq!(read(folder.path()).unwrap().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_authorities_that_the_configuration_has_are_no_news_and_are_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let [own, next] = [authority(), authority()];
+        let configured = judge(own.as_bytes()).unwrap();
+        let offer = |bundle: &str| take(folder.path(), &configured, bundle.as_bytes());
+        let same = offer(&own);
+        assert!(!same.outcome.unwrap());
+        assert_eq!(same.digest, digest(&own), "it has them all the same");
+        assert!(read(folder.path()).unwrap().is_none(), "written");
+        // Once another one came, the bundle of before takes its place again.
+        let both = own.clone() + &next;
+        assert!(offer(&both).outcome.unwrap());
+        assert!(offer(&own).outcome.unwrap());
         assert_eq!(read(folder.path()).unwrap().unwrap().len(), 1);
     }
 
@@ -199,8 +239,9 @@ mod tests {
     fn what_is_no_bundle_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let one = authority();
-        assert!(take(folder.path(), one.as_bytes()).outcome.unwrap());
+        assert!(taken(folder.path(), &one).outcome.unwrap());
         let broken = "-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n";
+        let key = KeyPair::generate().unwrap().serialize_pem();
         let many = one.repeat(limits::AUTHORITIES_MAX + 1);
         for (offered, word) in [
             (String::new(), "empty"),
@@ -211,10 +252,13 @@ mod tests {
             ),
             (one.clone() + &leaf(), "not_an_authority"),
             (many, "too_many"),
+            (one.clone() + &key, "not_only_certificates"),
+            (format!("{key}{one}"), "not_only_certificates"),
+            (format!("{one}words\n{one}"), "not_only_certificates"),
         ] {
-            let taken = take(folder.path(), offered.as_bytes());
-            assert_eq!(taken.outcome.unwrap_err().word(), word);
-            assert_eq!(taken.digest, digest(&one));
+            let came = taken(folder.path(), &offered);
+            assert_eq!(came.outcome.unwrap_err().word(), word);
+            assert_eq!(came.digest, digest(&one));
         }
         assert_eq!(read(folder.path()).unwrap().unwrap().len(), 1);
     }
@@ -235,7 +279,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         files::write_atomic(&folder.path().join(FILE), b"nothing").unwrap();
         assert!(read(folder.path()).is_err());
-        assert!(take(folder.path(), authority().as_bytes()).outcome.unwrap());
+        assert!(taken(folder.path(), &authority()).outcome.unwrap());
         assert!(read(folder.path()).unwrap().is_some());
         fs::remove_file(folder.path().join(FILE)).unwrap();
         assert!(read(folder.path()).unwrap().is_none());

@@ -446,6 +446,12 @@ fn refused(refusal: ReissueRefusal) -> Refusal {
             "the key of this certificate is not registered for this gateway: use the files that were issued for it"
                 .to_owned(),
         ),
+        ReissueRefusal::CertificateRevoked => (
+            StatusCode::FORBIDDEN,
+            "the certificate with this key was revoked, and its key gets none; the gateway itself was not: it connects \
+             with another certificate of its own, or is let in again (viworks gateway replace NAME)"
+                .to_owned(),
+        ),
         ReissueRefusal::RetiredKey => (
             StatusCode::CONFLICT,
             "a later certificate of this gateway was in use: this one is retired, and its key gets none".to_owned(),

@@ -79,7 +79,7 @@ pub(super) fn of_opening(code: Option<CloseCode>, reason: &str) -> &'static str 
         Some(CloseCode::BadEnvelope) if reason == HELLO_UNPROVED => {
             "whoever dials has the gateway's certificate and not its agent key: see that its identity file is the one that came with the certificate and that this backend has its master key; otherwise somebody took the certificate: revoke the gateway"
         }
-        Some(code) => code.advice(),
+        Some(code) => code.advice_for(reason),
         None => "",
     }
 }

@@ -16,6 +16,7 @@ use time::OffsetDateTime;
 use viworks_common::certificate;
 use viworks_common::id::{GatewayName, TrustDomain};
 use viworks_common::key::Identity;
+use viworks_common::pem;
 use viworks_common::pin::SpkiPin;
 use viworks_common::time::Timestamp;
 use viworks_runtime::{random, tls};
@@ -139,7 +140,8 @@ impl Authority {
         Ok(Self {
             not_after,
             issuer: Issuer::from_ca_cert_der(&der, signer)?,
-            certificate: certificate.to_owned(),
+            // Gateways are given it. A file that nobody else may read may have the key beside it.
+            certificate: pem::only(certificate, pem::CERTIFICATE),
         })
     }
 
@@ -411,4 +413,21 @@ fn date(at: Timestamp) -> Result<OffsetDateTime, PkiError> {
             reason: error.to_string(),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_beside_the_certificate_of_an_authority_goes_to_nobody() {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).unwrap().pem();
+        let key = key.serialize_pem();
+        let both = format!("{key}{certificate}");
+        let authority = Authority::load(&both, &key).unwrap();
+        assert_eq!(authority.certificate().trim_end(), certificate.trim_end());
+    }
 }

@@ -6,6 +6,7 @@ use rcgen::{
 use rustls::pki_types::CertificateSigningRequestDer;
 use rustls::pki_types::pem::PemObject as _;
 use sha2::{Digest, Sha256};
+use viworks_common::pem;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY};
 use x509_parser::prelude::FromDer as _;
@@ -25,8 +26,10 @@ pub struct CertificateRequest {
 /// Why no certificate is made for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadRequest {
-    /// It is none.
-    #[error("the certificate request cannot be read: send one PKCS #10 request, PEM")]
+    /// It is none, or not one alone.
+    #[error(
+        "the certificate request cannot be read: send one PKCS #10 request, PEM, and nothing beside it"
+    )]
     Malformed,
     /// Whoever made it does not have the key.
     #[error(
@@ -79,8 +82,12 @@ impl CertificateRequest {
     /// # Errors
     ///
     /// Why it is not good.
-    pub fn read(pem: &str) -> Result<Self, BadRequest> {
-        let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes())
+    pub fn read(text: &str) -> Result<Self, BadRequest> {
+        // Of several nobody can say which one is meant, and what else is sent, such as a key, is not to be.
+        if pem::labels(text).count() != 1 {
+            return Err(BadRequest::Malformed);
+        }
+        let der = CertificateSigningRequestDer::from_pem_slice(text.as_bytes())
             .map_err(|_no_request| BadRequest::Malformed)?;
         // Before its signature, which for a weak key cannot be verified, and would be told of instead.
         if !is_p256(&der)? {
@@ -148,6 +155,27 @@ mod tests {
         let read = CertificateRequest::read(&made(&plain(), &key)).unwrap();
         let spki: [u8; 32] = Sha256::digest(key.subject_public_key_info()).into();
         assert_eq!(read.spki, spki);
+    }
+
+    #[test]
+    fn one_request_is_one_and_nothing_beside_it() {
+        let (first, second) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let request = made(&plain(), &first);
+        for more in [
+            made(&plain(), &second),
+            request.clone(),
+            second.serialize_pem(),
+            "-----BEGIN CERTIFICATE REQUEST-----\n".to_owned(),
+        ] {
+            for text in [format!("{request}{more}"), format!("{more}{request}")] {
+                let refused = CertificateRequest::read(&text).unwrap_err();
+                assert_eq!(refused, BadRequest::Malformed, "{text}");
+                assert!(refused.to_string().contains("send one PKCS #10 request"));
+            }
+        }
+        // As OpenSSL prints it with `-text`.
+        let told = format!("Certificate Request:\n    Data:\n{request}");
+        assert!(CertificateRequest::read(&told).is_ok());
     }
 
     /// Of OpenSSL: RSA with 2048 and with 1024 bits, secp256k1 and P-224.

@@ -9,7 +9,9 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
-use viworks_backend_agent::data::{Actor, NewTicket, Page, TicketBounds, TicketOutcome};
+use viworks_backend_agent::data::{
+    Actor, CertificateRef, NewTicket, Page, TicketBounds, TicketOutcome,
+};
 use viworks_backend_agent::pki::authority::Issued;
 use viworks_backend_agent::pki::issue::{Material, Office};
 use viworks_common::enrolment::{
@@ -248,6 +250,33 @@ async fn whoever_is_not_that_gateway_gets_none_at_the_door() {
     let made_up = WireChallenge([7; 32]);
     let answer = sent(&backend, &material, request(&material, made_up)).await;
     assert_eq!(refused(answer), no(409, "challenge"));
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn the_door_says_that_a_certificate_was_revoked_and_its_gateway_was_not() {
+    let backend = backend().await;
+    let material = backend.join_for("gw-1", SHORT).await;
+    let (tenant, actor) = (Tenant::default_tenant(), Actor::local("test"));
+    let which = CertificateRef::Fingerprint(material.certificate.facts.fingerprint);
+    let (agent_id, now) = (material.identity.agent_id, SystemClock.wall());
+    let revoked = backend
+        .store
+        .revoke_certificate(&tenant, agent_id, &which, "copied", &actor, now);
+    revoked.await.unwrap();
+    let (status, said) = changed(&backend, &material, |_as_it_is| {}).await;
+    let code = said["code"].as_str();
+    assert_eq!((status, code), (403, Some("certificate_revoked")), "{said}");
+    let detail = said["detail"].as_str().unwrap();
+    for words in [
+        "was revoked",
+        "the gateway itself was not",
+        "gateway replace",
+    ] {
+        assert!(detail.contains(words), "{detail}");
+    }
+    let noted = refusals(&backend, "certificate.renew_at_door").await;
+    assert_eq!(noted, ["certificate_revoked"]);
     drop(backend.stop().await);
 }
 

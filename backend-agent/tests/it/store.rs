@@ -218,6 +218,7 @@ suite! {
         a_gateway_whose_certificate_has_ended_gets_another_for_the_same_key,
         the_holder_that_is_kept_gets_another_until_it_has_come_back,
         the_first_session_with_it_retires_the_earlier_ones,
+        the_key_of_a_revoked_certificate_is_called_revoked,
         whoever_is_not_the_gateway_of_today_gets_none,
         the_door_and_the_session_have_one_bound,
         what_the_door_refuses_is_recorded_within_bounds_and_of_gateways_alone,

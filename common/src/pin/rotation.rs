@@ -72,6 +72,11 @@ pub enum RotationRefusal {
     /// Nobody staged it.
     #[error("this key is in no pin set: stage it first")]
     Unknown,
+    /// Nobody staged it, or it was retired so long ago that nobody remembers.
+    #[error(
+        "this key is in no pin set, so gateways trust it by none, and there is nothing to retire"
+    )]
+    NothingToRetire,
     /// It was retired.
     #[error("this key was retired: stage it again first")]
     Retired,
@@ -303,7 +308,8 @@ impl Rotation {
         shown: &BTreeSet<SpkiPin>,
         now: Timestamp,
     ) -> Result<bool, RotationRefusal> {
-        let known = self.keys.get(pin).ok_or(RotationRefusal::Unknown)?;
+        let known = self.keys.get(pin);
+        let known = known.ok_or(RotationRefusal::NothingToRetire)?;
         if !known.is_trusted() {
             return Ok(false);
         }
@@ -399,7 +405,8 @@ mod tests {
         let before = own.clone();
         let unknown = Err(RotationRefusal::Unknown);
         assert_eq!(own.promote(&pin(9), 0, true, NOW), unknown);
-        assert_eq!(own.retire(&pin(9), &pins(&[1]), NOW), unknown);
+        let nothing = Err(RotationRefusal::NothingToRetire);
+        assert_eq!(own.retire(&pin(9), &pins(&[1]), NOW), nothing);
         let few = own.retire(&pin(2), &pins(&[1]), NOW);
         assert_eq!(few, Err(RotationRefusal::TooFew));
         // The server shows a key that nobody is to trust: the way out begins with that one.

@@ -384,6 +384,37 @@ async fn a_gateway_is_thrown_out_by_an_operator_and_knows_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_whose_certificate_alone_was_revoked_is_told_so_at_once_and_at_the_upgrade() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    system.start_backend(Start::default()).await;
+    let gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    let all = system.get("/v1/gateways/gw-1/certificates").await;
+    let fingerprint = all["items"][0]["fingerprint"].as_str().unwrap();
+    let key = system.path().join("operator.key");
+    let words = ["gateway", "revoke", "gw-1", "--reason", "it was copied"];
+    let one = ["--certificate", fingerprint, "--yes"];
+    let revoke = viworks(&system, &key, &[&words[..], &one[..]].concat());
+    drop(finish(revoke, PATIENCE).await.ended_with(0));
+    let told = fails_with(system.binaries(), &folder, "revoked").await;
+    assert!(!cause(&told).contains("not signed"), "{told:#}");
+    gateway.signal(Signal::HUP);
+    let socket = folder.join("state/api.sock");
+    let (refused, _exit) = status_where("HTTP 403", system.binaries(), &socket, |status| {
+        let cause = failure(status)["cause"].as_str();
+        cause.is_some_and(|cause| cause.contains("HTTP 403")) && is_waiting(status)
+    })
+    .await;
+    for status in [told, refused] {
+        let fix = failure(&status)["fix"].as_str().unwrap();
+        for words in ["the gateway itself was not", "viworks gateway replace NAME"] {
+            assert!(fix.contains(words), "{status:#}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_that_is_not_registered_or_has_another_key_is_told_so() {
     let mut system = Deployment::new(Binaries::shipped());
     let folder = system.issue("gw-1");

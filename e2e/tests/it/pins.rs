@@ -116,6 +116,9 @@ async fn the_servers_key_is_rotated_and_nobody_is_cut_off() {
     // Gateways that are connected trust it within seconds, over the session that they have.
     let early = pin(&system, &["promote", &new]).await.ended_with(6);
     assert!(early.stderr.contains("stage it first"), "{early:#?}");
+    let none = pin(&system, &["retire", &new]).await.ended_with(5);
+    assert!(none.stderr.contains("nothing to retire"), "{none:#?}");
+    assert!(!none.stderr.contains("stage it"), "{none:#?}");
     let staged = pin(&system, &["stage", &new, "-o", "json"]).await;
     let staged = staged.ended_with(0).json();
     assert_eq!(staged["status"]["version"], 2, "{staged:#}");

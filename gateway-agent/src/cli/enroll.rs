@@ -53,6 +53,17 @@ pub(super) enum By {
     Answer(PathBuf),
 }
 
+impl By {
+    /// In one word, for whoever has to give it once more.
+    const fn word(&self) -> &'static str {
+        match self {
+            Self::Ticket(_) => "ticket",
+            Self::Request(_) => "request",
+            Self::Answer(_) => "answer",
+        }
+    }
+}
+
 /// The folder that is meant, and where its gateway is to run. `installed` is that of the package, however it is
 /// written.
 pub(super) fn home(out: &Path, installed: &Path, is_demo: bool) -> (PathBuf, Home) {
@@ -97,7 +108,9 @@ async fn make(asked: Asked) -> anyhow::Result<ExitCode> {
     let places = Places::new(asked.folder.clone(), asked.home, &environment());
     match Staging::open(&places)? {
         Found::Whole(whole) => {
-            whole.finish(&places)?;
+            // Nobody is asked any more, and the gateway is as much made as by the call that wrote them.
+            let finished = whole.finish(&places);
+            finished.map_err(|error| error.unkept(asked.by.word()))?;
             say(
                 "files",
                 "an earlier enroll had all of them; they are in place now",
@@ -151,7 +164,7 @@ async fn become_gateway(
     };
     let filled = staging.fill(&enrolled.papers, places.home);
     let finished = filled.and_then(|whole| whole.finish(places));
-    finished.map_err(EnrolError::unkept)?;
+    finished.map_err(|error| error.unkept(asked.by.word()))?;
     // What root writes there the service's user could not read.
     if places.home != Home::Installed {
         keep_install_id(places.state(), install_id);

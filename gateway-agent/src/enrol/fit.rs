@@ -10,6 +10,7 @@ use viworks_common::certificate;
 use viworks_common::enrolment::EnrolmentAnswer;
 use viworks_common::human;
 use viworks_common::key::Identity;
+use viworks_common::pem;
 use viworks_common::text;
 use viworks_common::time::Timestamp;
 use viworks_runtime::tls;
@@ -99,9 +100,9 @@ fn leads_to(
 }
 
 /// The certificates of a PEM text, one at least.
-fn certificates(what: &str, pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+fn certificates(what: &str, text: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let mut found = Vec::new();
-    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+    for certificate in CertificateDer::pem_slice_iter(text.as_bytes()) {
         let certificate = certificate.map_err(|error| format!("{what} is no PEM: {error}"))?;
         // Whatever it says is read here once, so that no agent meets it for the first time.
         tls::validity(&certificate).map_err(|error| {
@@ -116,6 +117,9 @@ fn certificates(what: &str, pem: &str) -> Result<Vec<CertificateDer<'static>>, S
     }
     if found.is_empty() {
         return Err(format!("{what} has no certificate in it"));
+    }
+    if !pem::has_no_other(text, pem::CERTIFICATE) {
+        return Err(format!("{what} has something else than certificates in it"));
     }
     Ok(found)
 }
@@ -214,6 +218,7 @@ mod tests {
         let server = ExtendedKeyUsagePurpose::ServerAuth;
         let authority = own.authority.as_str();
         let none = "certificate".to_owned();
+        let with_key = format!("{}{}", own.authority, stranger.serialize_pem());
         for (certificate, authority, told) in [
             (none, authority, "its certificate has no certificate"),
             (cut, authority, "its certificate"),
@@ -222,6 +227,7 @@ mod tests {
                 "authority",
                 "its authority has no certificate",
             ),
+            (good.clone(), &*with_key, "its authority has something else"),
             (
                 good.clone(),
                 &*other.authority,

@@ -183,7 +183,7 @@ impl Seen {
                 "the backend closed the connection: {number} {} (not signed)",
                 printable(reason, DETAIL_BYTES_MAX)
             ),
-            fix: code.map_or("", CloseCode::advice),
+            fix: code.map_or("", |code| code.advice_for(reason)),
             code,
             unproved: false,
         }
@@ -205,7 +205,8 @@ impl Seen {
             (None, End::Agent | End::Backend, _) => FailureClass::Transient,
         };
         let said = format!("{}: {}", closed.name(), closed.reason);
-        let advice = closed.code.map_or("", CloseCode::advice);
+        let advice = closed.code;
+        let advice = advice.map_or("", |code| code.advice_for(&closed.reason));
         let (code, cause, fix) = match (closed.by, closed.code) {
             (End::Backend, Some(CloseCode::IdentityFork)) => {
                 (closed.code, said + &self.own_state(), advice)
@@ -293,5 +294,34 @@ mod tests {
             let found = ended(code, confirmed_for).is_of_the_certificate();
             assert_eq!(found, expected, "{code:?} {confirmed_for:?}");
         }
+    }
+
+    #[test]
+    fn the_end_of_a_session_says_whether_its_certificate_alone_was_revoked() {
+        let seen = Seen {
+            state: AgentState::Established,
+            confirmed_for: Some(Duration::from_secs(60)),
+            told: None,
+            left: None,
+            presented: None,
+        };
+        let fix = |reason: &str| {
+            let signed = seen.closed(&Closed {
+                code: Some(CloseCode::Revoked),
+                reason: reason.to_owned(),
+                by: End::Backend,
+            });
+            let framed = seen.closed_by_frame(4403, &format!("revoked: {reason}"));
+            assert_eq!(signed.fix, framed.fix, "{reason}");
+            signed.fix
+        };
+        let whole = fix("the gateway was revoked");
+        assert_eq!(whole, CloseCode::Revoked.advice());
+        let alone = fix("the certificate of this session was revoked");
+        assert!(
+            alone.contains("the gateway itself was not")
+                && alone.contains("viworks gateway replace NAME"),
+            "{alone}"
+        );
     }
 }

@@ -423,7 +423,7 @@ impl DialFailure {
                  speaks plain HTTP), and is not intercepted"
             }
             Self::Declined { said, status, .. } => match said.known() {
-                Some(code) => code.advice(),
+                Some(code) => code.advice_for(&said.detail),
                 None => fix_of_status(*status),
             },
             Self::HttpStatus { code, .. } => fix_of_status(*code),

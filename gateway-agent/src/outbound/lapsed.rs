@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rcgen::KeyPair;
+use rustls::RootCertStore;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -47,12 +48,16 @@ const SPREAD_MS: u64 = 2_000;
 /// The word of a backend that gives no certificate because the one that there is is good.
 const NOT_LAPSED: &str = "not_lapsed";
 
+/// The word of a backend for a key whose certificate was revoked, and whose gateway was not.
+const CERTIFICATE_REVOKED: &str = "certificate_revoked";
+
 /// A difference of clocks that is told beside what may come of it.
 const SKEW_TOLD: Duration = Duration::from_secs(60);
 
 const FIX_WAIT: &str = "nothing, while it is asked";
 const FIX_REACH: &str = "check [outbound] door_url, and that the backend has a door there (listen in its [enrolment]); it is asked again by itself";
 const FIX_PIN: &str = "if the backend's key was changed on purpose, add its pin to [outbound] pins; otherwise somebody is in between: a proxy in front of the door must pass TLS through";
+const FIX_REVOKED: &str = "if the machine still belongs to the fleet, and no other certificate of its own lets it in, let it in again: viworks gateway replace NAME, then viworks-gateway-agent enroll";
 const FIX_REFUSED: &str = "do what the backend says; it is asked again by itself";
 const FIX_CLOCK: &str =
     "set this machine's clock, and keep it set (chrony, systemd-timesyncd); nothing else is wrong";
@@ -117,6 +122,7 @@ impl From<TrustRefusal> for Vain {
             TrustRefusal::NotKept(_) => FIX_STATE,
             TrustRefusal::Unreadable
             | TrustRefusal::Empty
+            | TrustRefusal::NotOnlyCertificates
             | TrustRefusal::TooLarge
             | TrustRefusal::TooMany
             | TrustRefusal::NotAnAuthority => FIX_BY_HAND,
@@ -149,8 +155,15 @@ impl From<DoorFailure> for Vain {
                     AtDoor::Unheard
                 },
                 cause: format!("the backend refuses: {code}: {detail}"),
-                fix: FIX_REFUSED,
-                is_of_the_key: matches!(code.as_str(), "unknown_key" | "retired_key"),
+                fix: if code == CERTIFICATE_REVOKED {
+                    FIX_REVOKED
+                } else {
+                    FIX_REFUSED
+                },
+                is_of_the_key: matches!(
+                    code.as_str(),
+                    "unknown_key" | "retired_key" | CERTIFICATE_REVOKED
+                ),
                 is_of_the_agent_key: matches!(code.as_str(), "bad_proof" | "stale_agent_key"),
             },
         }
@@ -279,6 +292,7 @@ fn clock_is_right(
 /// Takes over the authorities that came for this request. True when they are others than those of before.
 async fn take_over(
     folder: &Path,
+    configured: &Arc<RootCertStore>,
     exchange: &LapsedExchange,
     request: &[u8],
     given: &GivenAuthorities,
@@ -288,7 +302,8 @@ async fn take_over(
         return Err(Vain::here(cause.to_owned(), FIX_FORGED));
     };
     let (folder, bundle) = (folder.to_owned(), bundle.to_owned());
-    let take = move || trust::take(&folder, bundle.as_bytes()).outcome;
+    let configured = Arc::clone(configured);
+    let take = move || trust::take(&folder, &configured, bundle.as_bytes()).outcome;
     let taken = blocking::call("authorities", WRITE_TIME, take).await;
     let taken = taken.map_err(|_unanswered| Vain::disk())?;
     let is_new = taken?;
@@ -447,7 +462,7 @@ impl Lapsed {
         let posted = door.post(RENEW_PATH, request.clone(), Some(proof)).await;
         let (answer, proof) = match posted {
             Ok(answered) => answered,
-            Err(failure) => return self.refused(failure, errand, &exchange, &request).await,
+            Err(failure) => return self.refused(failure, asking, &exchange, &request).await,
         };
         fault::point("door.answered");
         if !proof.is_some_and(|proof| exchange.authenticates(&request, &answer, &proof)) {
@@ -462,7 +477,7 @@ impl Lapsed {
             ..
         } = door::read(&answer).map_err(|reason| unread(&reason))?;
         let given = authorities.as_ref();
-        let is_other = self.take_beside(errand, &exchange, &request, given).await?;
+        let is_other = self.take_beside(asking, &exchange, &request, given).await?;
         let wanted = Wanted {
             name: asking.material.name.clone(),
             trust_domain: asking.material.trust_domain.clone(),
@@ -495,7 +510,7 @@ impl Lapsed {
     async fn refused(
         &self,
         failure: DoorFailure,
-        errand: Errand,
+        asking: &Asking<'_>,
         exchange: &LapsedExchange,
         request: &[u8],
     ) -> Result<Option<bool>, Vain> {
@@ -507,9 +522,9 @@ impl Lapsed {
             given = authorities.as_deref();
             is_good = code == NOT_LAPSED;
         }
-        let is_other = self.take_beside(errand, exchange, request, given).await?;
+        let is_other = self.take_beside(asking, exchange, request, given).await?;
         // Nobody asked for a certificate where the one that there is is good.
-        if errand == Errand::Authorities && (is_other.is_some() || is_good) {
+        if asking.errand == Errand::Authorities && (is_other.is_some() || is_good) {
             return Ok(is_other);
         }
         Err(failure.into())
@@ -519,7 +534,7 @@ impl Lapsed {
     /// certificate goes on without them.
     async fn take_beside(
         &self,
-        errand: Errand,
+        asking: &Asking<'_>,
         exchange: &LapsedExchange,
         request: &[u8],
         given: Option<&GivenAuthorities>,
@@ -527,10 +542,9 @@ impl Lapsed {
         let Some(given) = given else {
             return Ok(None);
         };
-        match (
-            take_over(&self.folder, exchange, request, given).await,
-            errand,
-        ) {
+        let configured = &asking.material.configured_roots;
+        let taken = take_over(&self.folder, configured, exchange, request, given).await;
+        match (taken, asking.errand) {
             (Err(vain), Errand::Certificate) => {
                 let (cause, fix) = (vain.cause, vain.fix);
                 warn!(

@@ -9,6 +9,7 @@ use viworks_common::time::Timestamp;
 
 use crate::failure::Failure;
 use crate::output::{self, Format, one_line};
+use crate::program;
 
 /// Digits of a digest that tell one from another on screen.
 const DIGITS: usize = 16;
@@ -35,6 +36,7 @@ pub fn status(status: &AuthorityStatus, format: Format, now: Timestamp) -> Resul
             ]
         }),
     )?;
+    output::note(&together(status));
     output::note(&standing(status));
     let lacking = lacking(status);
     if lacking.is_empty() {
@@ -42,7 +44,7 @@ pub fn status(status: &AuthorityStatus, format: Format, now: Timestamp) -> Resul
     }
     let shown = u64::try_from(lacking.len()).unwrap_or(u64::MAX);
     output::table(
-        ["GATEWAY", "LACKS", "LAST CONNECTED", "HAS"],
+        ["GATEWAY", "LACKS", "LAST CONNECTED", "HAS BUNDLE"],
         lacking.into_values().map(|(gateway, lacks)| {
             let lacks: Vec<String> = lacks.into_iter().map(|one| short(&one.authority)).collect();
             [
@@ -74,6 +76,16 @@ fn lacking(status: &AuthorityStatus) -> BTreeMap<AgentId, (&AuthorityGateway, Ve
         }
     }
     all
+}
+
+/// What ties the rows to what is shown of a gateway.
+fn together(status: &AuthorityStatus) -> String {
+    let authorities = human::counted(status.authorities.len(), "authority is", "authorities are");
+    format!(
+        "{authorities} the bundle {}, as which `{} gateway show` names what a gateway has",
+        short(&status.bundle),
+        program::name()
+    )
 }
 
 fn standing(status: &AuthorityStatus) -> String {
@@ -154,6 +166,10 @@ mod tests {
             standing(&of(&json!([]))),
             "nobody would be cut off by one of these: 3 gateways"
         );
-        assert_eq!(short(&status.bundle), "c".repeat(DIGITS));
+        let bundle = "c".repeat(DIGITS);
+        assert_eq!(short(&status.bundle), bundle);
+        let told = together(&status);
+        let begins = format!("2 authorities are the bundle {bundle}, ");
+        assert!(told.starts_with(&begins), "{told}");
     }
 }

@@ -19,8 +19,7 @@ pub fn list(list: &ForkList, gateway: &str, format: Format, now: Timestamp) -> R
         }
         side_by_side(fork, now)?;
     }
-    let holders = human::counted(list.items.len(), "second holder", "second holders");
-    output::note(&format!("{holders} of this identity"));
+    output::note(&counted(list));
     if list.items.iter().any(|fork| fork.resolution.is_none()) {
         output::note(&format!(
             "to decide: {program} gateway resolve {gateway} --keep PROCESS, or --replace where the refused one is to get an identity of its own",
@@ -28,6 +27,32 @@ pub fn list(list: &ForkList, gateway: &str, format: Format, now: Timestamp) -> R
         ));
     }
     Ok(())
+}
+
+/// How many holders somebody has to decide about, and about how many somebody has.
+fn counted(list: &ForkList) -> String {
+    let all = list.items.len();
+    let decided = list.items.iter().filter(|fork| fork.resolution.is_some());
+    let decided = decided.count();
+    let holders = |count| {
+        let counted = human::counted(count, "second holder", "second holders");
+        format!("{counted} of this identity")
+    };
+    match (all - decided, decided) {
+        (open, 0) => holders(open),
+        (0, 1) => format!(
+            "nothing is to be decided: {}, which is decided about",
+            holders(1)
+        ),
+        (0, all) => format!(
+            "nothing is to be decided: {}, and all are decided about",
+            holders(all)
+        ),
+        (open, others) => {
+            let others = human::counted(others, "more is", "more are");
+            format!("{}; {others} decided about", holders(open))
+        }
+    }
 }
 
 /// Says who keeps the identity, who stays out, and what is to be done on the other machine.
@@ -244,6 +269,33 @@ mod tests {
             },
         });
         serde_json::from_value(resolved).unwrap()
+    }
+
+    #[test]
+    fn what_is_decided_is_not_counted_as_open() {
+        let fork = |resolution: Option<&str>| {
+            json!({
+                "times": 1, "refused": holder(10, "192.0.2.1:1"), "accepted": holder(20, "192.0.2.2:2"),
+                "resolved_at": resolution.map(|_decided| "1970-01-01T00:00:01Z"), "resolution": resolution,
+            })
+        };
+        let told = |resolutions: &[Option<&str>]| {
+            let forks: Vec<Value> = resolutions.iter().copied().map(fork).collect();
+            let items = serde_json::from_value(Value::from(forks)).unwrap();
+            counted(&ForkList::new(items, None))
+        };
+        assert_eq!(told(&[]), "0 second holders of this identity");
+        assert_eq!(told(&[None, None]), "2 second holders of this identity");
+        let mixed = told(&[None, Some("out")]);
+        assert_eq!(
+            mixed,
+            "1 second holder of this identity; 1 more is decided about"
+        );
+        let all = told(&[Some("kept"), Some("out")]);
+        assert_eq!(
+            all,
+            "nothing is to be decided: 2 second holders of this identity, and all are decided about"
+        );
     }
 
     #[test]

@@ -240,7 +240,7 @@ fn authorities(gateway: &Gateway, now: Timestamp) -> String {
         .since
         .map(|at| format!(", since {}", human::relative_and_exact(at, now)));
     let bundle = short(&has.bundle);
-    format!("{bundle} ({current}{})", since.unwrap_or_default())
+    format!("bundle {bundle} ({current}{})", since.unwrap_or_default())
 }
 
 /// The generation of its key, and the one that it is to use.
@@ -505,8 +505,11 @@ mod tests {
         let told = |more: &Value| authorities(&gateway(more), now);
         assert_eq!(told(&json!({})), "those of its ca_file");
         let has = |current: bool| json!({"authorities": {"bundle": "a".repeat(64), "current": current, "since": null}});
-        assert_eq!(told(&has(true)), "aaaaaaaaaaaaaaaa (current)");
-        assert_eq!(told(&has(false)), "aaaaaaaaaaaaaaaa (not the current one)");
+        assert_eq!(told(&has(true)), "bundle aaaaaaaaaaaaaaaa (current)");
+        assert_eq!(
+            told(&has(false)),
+            "bundle aaaaaaaaaaaaaaaa (not the current one)"
+        );
     }
 
     #[test]

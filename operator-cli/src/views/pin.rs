@@ -95,15 +95,31 @@ fn advice(status: &PinStatus, now: Timestamp) -> Vec<String> {
                     "viworks pin promote {key} --force --reason TEXT   would cut off {named}"
                 ));
             }
-            PinState::Promoted if !pin.shown => {
+            PinState::Promoted if pin.shown => {}
+            PinState::Promoted if is_followed(pin, status) => {
                 lines.push(format!(
-                    "viworks pin retire {key}   no backend shows it; or put its certificate in place"
+                    "viworks pin retire {key}   no backend shows it any more"
                 ));
             }
-            PinState::Promoted | PinState::Retired => {}
+            PinState::Promoted => {
+                lines.push(format!(
+                    "put the certificate and the key of {key} in place, and send SIGHUP to each backend   no backend \
+                     shows it yet; where it is not to be shown after all: viworks pin retire {key}"
+                ));
+            }
+            PinState::Retired => {}
         }
     }
     lines
+}
+
+/// Whether a backend shows a key that was promoted after this one: then this is the one of before, and otherwise the
+/// next.
+fn is_followed(pin: &Pin, status: &PinStatus) -> bool {
+    // Of those of the configuration nobody knows since when: they were there first.
+    let came = |pin: &Pin| (pin.since, pin.staged_in);
+    let mut others = status.pins.iter();
+    others.any(|other| other.shown && came(other) > came(pin))
 }
 
 /// Keys that somebody staged and what each waits for, with what can be done. One that the configuration names as the
@@ -255,13 +271,29 @@ mod tests {
         assert!(waiting(&status(&configured), now).is_empty());
         let lines = advice(&status(&confirmed), now);
         assert_eq!(lines, ["viworks pin promote sha256/b   cuts nobody off"]);
-        let before = json!({"shown": false});
-        let lines = advice(&status(&before), now);
+        assert!(advice(&status(&json!({})), now).is_empty());
+    }
+
+    #[test]
+    fn a_key_that_was_just_promoted_is_put_in_place_and_the_one_before_retired() {
+        let now = Timestamp::parse("2026-01-02T02:00:00Z").unwrap();
+        let since = "2026-01-01T02:00:00Z";
+        let promoted = status(&json!({"shown": false, "staged_in": 2, "since": since}));
+        let lines = advice(&promoted, now);
+        assert_eq!(lines.len(), 1, "{lines:?}");
         assert!(
-            lines[0].starts_with("viworks pin retire sha256/b"),
+            lines[0].starts_with("put the certificate and the key of sha256/b in place"),
             "{lines:?}"
         );
-        assert!(advice(&status(&json!({})), now).is_empty());
+        // Its certificate is in place: what is left is the key before it.
+        let mut followed = promoted;
+        followed.pins[0].shown = false;
+        followed.pins[1].shown = true;
+        let lines = advice(&followed, now);
+        assert_eq!(
+            lines,
+            ["viworks pin retire sha256/a   no backend shows it any more"]
+        );
     }
 
     #[test]

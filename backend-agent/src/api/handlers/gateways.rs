@@ -6,12 +6,10 @@ use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
 use viworks_api::{
-    Fork, ForkEnd, ForkHolder, ForkList, ForkResolved, Gateway, GatewayAuthorities, GatewayKey,
-    GatewayList, GatewayRef, GatewayRevocation, GatewayRevoked, GatewaySession, GatewaySpool,
-    GatewayStatus, KeptBy, Kind, Label, LabelSource, ProblemCode, REASON_BYTES_MAX,
-    ResolveForkRequest, RevokeRequest,
+    Fork, ForkList, ForkResolved, Gateway, GatewayAuthorities, GatewayKey, GatewayList, GatewayRef,
+    GatewayRevocation, GatewayRevoked, GatewaySession, GatewaySpool, GatewayStatus, KeptBy, Kind,
+    Label, LabelSource, ProblemCode, REASON_BYTES_MAX, ResolveForkRequest, RevokeRequest,
 };
-
 use viworks_common::command::CommandState;
 use viworks_common::fork::Apart;
 use viworks_common::id::{AgentRunId, InstanceId, TicketId};
@@ -23,7 +21,10 @@ use crate::api::problem::{ApiError, ApiResult, stored_ref};
 use crate::api::request::{Api, RequestId};
 use crate::data::{self, ForkDecision, ForkResolution, GatewayFilter};
 
+mod holders;
 mod refusal;
+
+use self::holders::{Heard, holder, side_by_side};
 
 /// Which gateways.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -159,8 +160,14 @@ pub(in crate::api) async fn whole(state: &ApiState, found: data::Gateway) -> Api
         });
     }
     let looked = state.store.last_refusal(&state.tenant, gateway.id).await?;
-    let refused = looked.last;
-    gateway.last_refusal = refused.map(|last| refusal::told(last, &gateway.name));
+    if let Some(last) = looked.last {
+        let forks = if last.why == refusal::FORK {
+            state.store.list_forks(&state.tenant, gateway.id).await?
+        } else {
+            Vec::new()
+        };
+        gateway.last_refusal = Some(refusal::told(last, &gateway.name, &forks));
+    }
     let among = looked.among.map(u64::try_from);
     gateway.no_refusal_among = among.map(|records| records.unwrap_or(u64::MAX));
     Ok(gateway)
@@ -201,11 +208,12 @@ pub(in crate::api) async fn forks(
             .map_or(0, |last| last + 1)
     });
     let more = forks.len().saturating_sub(seen) > page.limit;
+    let heard = Heard::of(&gateway, &forks);
     let items: Vec<Fork> = forks
-        .into_iter()
+        .iter()
         .skip(seen)
         .take(page.limit)
-        .map(|fork| side_by_side(fork, gateway.last_seen_at))
+        .map(|fork| side_by_side(fork.clone(), heard))
         .collect();
     let next = items
         .last()
@@ -294,46 +302,6 @@ pub(in crate::api) async fn resolve_fork(
         session_ended: resolved.session_ended,
         gateway: whole(&state, gateway).await?,
     }))
-}
-
-fn side_by_side(fork: data::Fork, last_seen: Option<Timestamp>) -> Fork {
-    let refused = holder(fork.refused, fork.first_at, Some(fork.at));
-    Fork {
-        times: fork.times,
-        refused,
-        accepted: fork
-            .accepted
-            .map(|party| holder(party, fork.accepted_since, last_seen)),
-        resolved_at: fork.resolved.map(|(at, _end)| at),
-        resolution: fork.resolved.map(|(_at, end)| match end {
-            data::ForkEnd::Kept => ForkEnd::Kept,
-            data::ForkEnd::Out => ForkEnd::Out,
-            data::ForkEnd::Replaced => ForkEnd::Replaced,
-        }),
-    }
-}
-
-fn holder(
-    party: data::ForkParty,
-    since: Option<Timestamp>,
-    last_seen: Option<Timestamp>,
-) -> ForkHolder {
-    let (serial, not_after) = party.certificate.unzip();
-    let (reissued_serial, reissued_not_after) = party.reissued.unzip();
-    ForkHolder {
-        epoch: party.epoch,
-        peer_address: party.peer_address,
-        certificate_sha256: hex::encode(party.fingerprint),
-        certificate_serial: serial,
-        certificate_not_after: not_after,
-        reissued_serial,
-        reissued_not_after,
-        install_id: party.install_id,
-        boot_id: party.boot_id,
-        agent_run_id: party.agent_run_id,
-        since,
-        last_seen,
-    }
 }
 
 /// The gateway with an id or a name.

@@ -73,7 +73,8 @@ pub(in crate::api) async fn promote(
 #[utoipa::path(post, path = "/v1/pins/retire", operation_id = "retirePin", tag = "pins",
     request_body = PinRequest,
     responses((status = 200, description = "Where the rotation stands", body = PinChanged),
-        (status = 409, description = "It is in no set, a backend shows it, or too few pins would be left", body = viworks_api::Problem, content_type = "application/problem+json")))]
+        (status = 404, description = "It is in no set: there is nothing to retire", body = viworks_api::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "A backend shows it, or too few pins would be left", body = viworks_api::Problem, content_type = "application/problem+json")))]
 pub(in crate::api) async fn retire(
     State(state): Api,
     Caller(principal): Caller,
@@ -136,6 +137,9 @@ async fn refused(
     pin: &SpkiPin,
     refusal: RotationRefusal,
 ) -> ApiResult<ApiError> {
+    if refusal == RotationRefusal::NothingToRetire {
+        return Ok(ApiError::new(ProblemCode::NotFound, refusal.to_string()));
+    }
     let Some(from) = known.rotation.trusted_from(pin) else {
         return Ok(ApiError::new(ProblemCode::Conflict, refusal.to_string()));
     };

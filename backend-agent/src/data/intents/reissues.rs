@@ -24,7 +24,7 @@ const RENEWED: &str = "certificate.renew_at_door";
 const UNPROVED: &str = "gateway.unproved_renewal";
 
 pub(super) const BY_KEY: &str = "\
-SELECT agent_id, not_after, fingerprint, unproved, retired_at IS NOT NULL OR revoked_at IS NOT NULL AS retired
+SELECT agent_id, not_after, fingerprint, unproved, retired_at IS NOT NULL AS retired, revoked_at IS NOT NULL AS revoked
 FROM certificates WHERE tenant = :tenant AND spki = :spki";
 
 /// Until a session is confirmed with it, it is as one that was issued over a session: its text is kept, so that whoever
@@ -41,8 +41,10 @@ struct Known {
     fingerprint: [u8; 32],
     /// Its certificate, while no session was confirmed with that.
     unproved: Option<String>,
-    /// Retired or revoked.
+    /// A session was confirmed with a later one, or it was revoked.
     retired: bool,
+    /// It alone was revoked.
+    revoked: bool,
 }
 
 /// Registers another certificate for a key whose own has ended.
@@ -185,6 +187,10 @@ fn judge(
     let Some(known) = known else {
         return refused(ReissueRefusal::UnknownKey);
     };
+    // One that was revoked counts as retired as well, and that is not why.
+    if known.revoked {
+        return refused(ReissueRefusal::CertificateRevoked);
+    }
     if known.retired {
         return refused(ReissueRefusal::RetiredKey);
     }
@@ -208,5 +214,6 @@ fn read(row: &Row<'_>) -> StoreResult<Known> {
         fingerprint: row.get("fingerprint")?,
         unproved: row.get("unproved")?,
         retired: row.get("retired")?,
+        revoked: row.get("revoked")?,
     })
 }

@@ -48,6 +48,8 @@ pub enum ReissueRefusal {
     NotTheGateway(NotTheGateway),
     /// The key is not registered for this gateway.
     UnknownKey,
+    /// The certificate with the key was revoked, and its gateway was not.
+    CertificateRevoked,
     /// A session was confirmed with a later certificate.
     RetiredKey,
     /// The certificate that is registered has not ended: this is its end.
@@ -64,6 +66,7 @@ impl ReissueRefusal {
             Self::NotTheGateway(NotTheGateway::StaleKey) => "stale_agent_key",
             Self::NotTheGateway(NotTheGateway::BadToken) => "bad_token",
             Self::UnknownKey => "unknown_key",
+            Self::CertificateRevoked => "certificate_revoked",
             Self::RetiredKey => "retired_key",
             Self::NotLapsed(_) => "not_lapsed",
         }

@@ -31,6 +31,8 @@ async fn an_operator_decides_which_of_two_holders_keeps_an_identity() {
     assert_eq!(health_of_the_fleet(&backend).await["figures"]["forks"], 1);
     let whole = backend.get("/v1/gateways/gw-1").await.json();
     assert_eq!(whole["last_refusal"]["why"], "fork", "{whole:#}");
+    let fix = |whole: &Value| whole["last_refusal"]["fix"].as_str().unwrap().to_owned();
+    assert!(fix(&whole).contains("decide who keeps"), "{whole:#}");
 
     let path = "/v1/gateways/gw-1/forks/resolve";
     let answer = backend.post(path, &json!({"keep": second})).await;
@@ -50,6 +52,17 @@ async fn an_operator_decides_which_of_two_holders_keeps_an_identity() {
     // If the first answer was lost between database and backend, the session was not told.
     let cut = (holder.agent_id, holder.epoch);
     assert_eq!(*backend.nudges.given_away.lock().unwrap(), [cut, cut]);
+
+    // What was asked of somebody is asked no more.
+    let whole = backend.get("/v1/gateways/gw-1").await.json();
+    let last = &whole["last_refusal"];
+    assert_eq!(last["why"], "fork", "{whole:#}");
+    let cause = last["cause"].as_str().unwrap();
+    assert!(cause.contains("this one keeps the identity"), "{whole:#}");
+    assert!(
+        fix(&whole).starts_with("nothing: it is let in"),
+        "{whole:#}"
+    );
 
     let decided = shown(&backend).await;
     let end_of = |run: Value| {
@@ -91,4 +104,9 @@ async fn a_decision_is_for_one_of_the_two_and_not_for_both_ways() {
     assert_eq!(replaced["session_ended"], false);
     assert_eq!(replaced["gateway"]["status"], "online");
     assert_eq!(shown(&backend).await[0]["resolution"], "replaced");
+    let whole = backend.get("/v1/gateways/gw-1").await.json();
+    let told = whole["last_refusal"].to_string();
+    assert!(told.contains("an identity of its own"), "{whole:#}");
+    assert!(told.contains("--name gw-1-2"), "{whole:#}");
+    assert!(!told.contains("decide who keeps"), "{whole:#}");
 }

@@ -96,6 +96,26 @@ async fn a_promotion_names_who_would_be_cut_off_and_is_forced_with_a_reason() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_in_no_set_is_not_found_when_it_is_retired_and_to_be_staged_when_it_is_promoted()
+ {
+    let backend = Backend::new().await;
+    let retired = backend.post("/v1/pins/retire", &key(9)).await;
+    assert_eq!(retired.status, 404, "{}", retired.text);
+    assert!(
+        retired.text.contains("nothing to retire"),
+        "{}",
+        retired.text
+    );
+    let promoted = backend.post("/v1/pins/promote", &key(9)).await;
+    assert_eq!(promoted.status, 409, "{}", promoted.text);
+    assert!(
+        promoted.text.contains("stage it first"),
+        "{}",
+        promoted.text
+    );
+}
+
+#[tokio::test]
 async fn the_key_that_the_server_shows_is_not_retired() {
     let backend = Backend::new().await;
     let status = backend.get("/v1/pins").await.json();

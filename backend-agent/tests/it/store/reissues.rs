@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use uuid::Uuid;
 use viworks_backend_agent::data::{
-    Actor, AdmitOutcome, AdmitRequest, AnsweredChallenge, ForkDecision, ForkResolution,
-    NewCertificate, RefusedReissue, Reissue, ReissueOutcome, ReissueRefusal, Renewal,
-    RenewalOutcome,
+    Actor, AdmitOutcome, AdmitRequest, AnsweredChallenge, CertificateRef, CertificateRevocation,
+    ForkDecision, ForkResolution, NewCertificate, Page, RefusedReissue, Reissue, ReissueOutcome,
+    ReissueRefusal, Renewal, RenewalOutcome,
 };
 use viworks_common::admission::{NotTheGateway, Shown};
 use viworks_common::id::BootId;
@@ -17,6 +17,9 @@ use super::gateways::new_certificate;
 use super::renewals::{certificate, confirmed_with};
 
 const DAY: i64 = 24 * 3_600;
+
+/// The records of what the door answered.
+const RENEWED: &str = "certificate.renew_at_door";
 
 /// A certificate for the key of gateway 1, over challenge `n`: it is told by `text` from others for the same key.
 pub(crate) fn reissue(key: u8, n: u64, epoch: u64, text: u8) -> Reissue {
@@ -192,6 +195,28 @@ pub(crate) async fn the_first_session_with_it_retires_the_earlier_ones(bed: &Bed
     confirmed_with(bed, 2, true).await;
     assert!(!certificate(bed, 2).await.unwrap().unproved);
     assert!(certificate(bed, 1).await.unwrap().retired);
+}
+
+pub(crate) async fn the_key_of_a_revoked_certificate_is_called_revoked(bed: &Bed) {
+    let epoch = connected(bed, 90 * DAY).await.holder.epoch;
+    let (actor, now) = (Actor::local("test"), 380 * DAY);
+    let which = CertificateRef::Fingerprint(certificate(bed, 1).await.unwrap().fingerprint);
+    let revoked =
+        bed.store
+            .revoke_certificate(&bed.tenant, agent(1), &which, "copied", &actor, at(now));
+    let revoked = revoked.await.unwrap();
+    assert!(
+        matches!(revoked, CertificateRevocation::Revoked(_)),
+        "{revoked:?}"
+    );
+    // No later one was in use, and its gateway was not revoked.
+    let answer = no(ReissueRefusal::CertificateRevoked);
+    assert_eq!(asked(bed, reissue(1, 1, epoch, 2), now + 1).await, answer);
+    let page = Page::first(200);
+    let audit = bed.store.list_audit(&bed.tenant, page).await.unwrap();
+    let mut records = audit.items.into_iter().map(|entry| entry.record);
+    let noted = records.find(|record| record.action == RENEWED).unwrap();
+    assert_eq!(noted.detail["why"], "certificate_revoked", "{noted:?}");
 }
 
 pub(crate) async fn whoever_is_not_the_gateway_of_today_gets_none(bed: &Bed) {

@@ -73,6 +73,11 @@ async fn an_enrolment_whose_disk_is_full_anywhere_goes_on_as_the_same_gateway_on
     };
     assert!(failed.iter().any(is_told), "{said:#?}");
     assert!(!is_told(&failed[0]), "{said:#?}");
+    // And from then on each time, also by a call that finds every file made and asks nobody any more.
+    let made = failed.iter().skip_while(|time| !is_told(time));
+    assert!(made.clone().all(is_told), "{said:#?}");
+    let is_whole = |time: &Vec<&str>| is_told(time) && time[3].contains("commands.d");
+    assert!(made.filter(|time| is_whole(time)).count() > 1, "{said:#?}");
     for file in [
         "commands.d",
         "gateway.toml",

@@ -62,8 +62,9 @@ pub(super) fn answered(staging: Staging, file: &Path, places: &Places) -> anyhow
         path,
         reason: text::line(&reason).into_owned(),
     })?;
-    let whole = staging.fill(&papers, places.home)?;
-    whole.finish(places)?;
+    let filled = staging.fill(&papers, places.home);
+    let finished = filled.and_then(|whole| whole.finish(places));
+    finished.map_err(|error| error.unkept("answer"))?;
     if places.home != Home::Installed {
         keep_install_id(places.state(), install_id);
     }

@@ -1,5 +1,6 @@
 //! What a session settles of what its gateway is trusted by, and trusts: pins, certificates and authorities.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -48,7 +49,8 @@ impl Connection<'_> {
     /// that does not answer is reported as nothing: the backend gives them again in the next session.
     pub(super) async fn take_authorities(&mut self, bundle: String) {
         let folder = self.parts.renewal.folder().to_owned();
-        let take = move || trust::take(&folder, bundle.as_bytes());
+        let configured = Arc::clone(&self.parts.credentials.get().configured_roots);
+        let take = move || trust::take(&folder, &configured, bundle.as_bytes());
         let taken = match blocking::call("authorities", WRITE_TIME, take).await {
             Ok(taken) => taken,
             Err(error) => {

@@ -24,6 +24,27 @@ fn what_a_server_says_is_shown_without_what_would_forge_a_line() {
 }
 
 #[test]
+fn a_server_that_revoked_a_certificate_alone_is_told_from_one_that_revoked_the_gateway() {
+    let fix = |detail: &str| {
+        let declined = DialFailure::Declined {
+            status: 403,
+            said: Said {
+                code: "revoked".to_owned(),
+                detail: detail.to_owned(),
+            },
+            retry_after: None,
+        };
+        declined.fix()
+    };
+    assert_eq!(fix("this gateway was revoked"), CloseCode::Revoked.advice());
+    let alone = fix("this certificate was revoked; the gateway itself was not");
+    assert!(
+        alone.contains("only this certificate was revoked"),
+        "{alone}"
+    );
+}
+
+#[test]
 fn a_certificate_that_has_ended_is_named_where_it_may_be_the_cause_and_nowhere_else() {
     let (past, now) = (
         Timestamp::from_unix_micros(1),

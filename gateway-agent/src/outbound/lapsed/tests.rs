@@ -49,11 +49,19 @@ fn what_is_said_at_the_door_decides_when_it_is_asked_again_and_for_which_key() {
     assert_eq!(refused("unavailable", false).came, AtDoor::Unheard);
     for (code, of_the_key) in [
         ("retired_key", true),
+        (CERTIFICATE_REVOKED, true),
         ("unknown_key", true),
         ("revoked", false),
     ] {
         assert_eq!(refused(code, true).is_of_the_key, of_the_key, "{code}");
     }
+    let revoked = refused(CERTIFICATE_REVOKED, true);
+    assert!(revoked.cause.contains(CERTIFICATE_REVOKED));
+    assert!(
+        revoked.fix.contains("viworks gateway replace NAME"),
+        "{}",
+        revoked.fix
+    );
     for (code, of_the_agent_key) in [
         ("bad_proof", true),
         ("stale_agent_key", true),
@@ -88,26 +96,26 @@ fn exchange(key: u8) -> LapsedExchange {
 async fn authorities_at_the_door_are_taken_from_the_backend_and_from_nobody_else() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join(trust::FILE);
-    let own = exchange(1);
+    let (own, nobody) = (exchange(1), Arc::new(RootCertStore::empty()));
     // Somebody who has the server's key and not that of this gateway, and an answer to another request.
     for given in [
         exchange(9).give(b"request", authority()),
         own.give(b"another", authority()),
     ] {
-        let taken = take_over(folder.path(), &own, b"request", &given).await;
+        let taken = take_over(folder.path(), &nobody, &own, b"request", &given).await;
         assert_eq!(taken.unwrap_err().fix, FIX_FORGED);
         assert!(!file.exists());
     }
     let bundle = authority();
     let given = own.give(b"request", bundle.clone());
-    let taken = take_over(folder.path(), &own, b"request", &given).await;
+    let taken = take_over(folder.path(), &nobody, &own, b"request", &given).await;
     assert!(taken.is_ok_and(|is_new| is_new));
     assert_eq!(std::fs::read_to_string(&file).unwrap(), bundle);
-    let again = take_over(folder.path(), &own, b"request", &given).await;
+    let again = take_over(folder.path(), &nobody, &own, b"request", &given).await;
     assert!(again.is_ok_and(|is_new| !is_new), "written again");
     // What is authentic is judged all the same.
     let none = own.give(b"request", String::new());
-    let taken = take_over(folder.path(), &own, b"request", &none).await;
+    let taken = take_over(folder.path(), &nobody, &own, b"request", &none).await;
     assert_eq!(taken.unwrap_err().fix, FIX_BY_HAND);
     assert_eq!(std::fs::read_to_string(&file).unwrap(), bundle);
 }

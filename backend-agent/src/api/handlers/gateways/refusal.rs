@@ -4,11 +4,15 @@ use viworks_api::GatewayRefusal;
 use viworks_common::code::CloseCode;
 use viworks_common::id::GatewayName;
 
-use crate::data::LastRefusal;
+use crate::data::{Fork, ForkEnd, LastRefusal};
 
-/// As operators see it.
-pub(super) fn told(last: LastRefusal, name: &GatewayName) -> GatewayRefusal {
-    let (cause, fix) = words(&last.why);
+/// Why a second holder of an identity is refused.
+pub(super) const FORK: &str = "fork";
+
+/// As operators see it; `forks` are those of the gateway where one was why.
+pub(super) fn told(last: LastRefusal, name: &GatewayName, forks: &[Fork]) -> GatewayRefusal {
+    let of_fork = (last.why == FORK).then(|| decided(forks)).flatten();
+    let (cause, fix) = of_fork.unwrap_or_else(|| words(&last.why));
     GatewayRefusal {
         at: last.at,
         cause: cause.to_owned(),
@@ -18,10 +22,41 @@ pub(super) fn told(last: LastRefusal, name: &GatewayName) -> GatewayRefusal {
     }
 }
 
+/// The cause and the fix of a fork about which there is nothing to decide any more; none while there is.
+fn decided(forks: &[Fork]) -> Option<(&'static str, &'static str)> {
+    if forks.iter().any(|fork| fork.resolved.is_none()) {
+        return None;
+    }
+    // One that lost the session by the decision is among them, and was not refused so far.
+    let refused = forks.iter().filter(|fork| fork.times > 0);
+    let last = refused.max_by_key(|fork| fork.at);
+    let end = last.and_then(|fork| fork.resolved).map(|(_at, end)| end);
+    Some(match end {
+        Some(ForkEnd::Kept) => (
+            "a second holder of its identity was refused, and it was decided since that this one keeps the identity",
+            "nothing: it is let in when it comes back; viworks gateway forks NAME shows both holders",
+        ),
+        Some(ForkEnd::Out) => (
+            "a second holder of its identity was refused, of which it is decided that it stays out",
+            "nothing here; where it goes on knocking, stop the agent on the machine behind the address, or enrol that \
+             machine under a name of its own: viworks ticket create --name NAME-2",
+        ),
+        Some(ForkEnd::Replaced) => (
+            "a second holder of its identity was refused, of which it is decided that it gets an identity of its own",
+            "nothing here; on the machine behind the address: viworks-gateway-agent enroll, with a ticket of viworks \
+             ticket create --name NAME-2",
+        ),
+        None => (
+            "a second holder of its identity was refused, and another machine has taken the gateway's place since",
+            "nothing: the holders of before are out; viworks gateway show NAME says who has its session",
+        ),
+    })
+}
+
 /// The cause and the fix of each; what a later version recorded has its own word only.
 fn words(why: &str) -> (&'static str, &'static str) {
     match why {
-        "fork" => (
+        FORK => (
             "its state was lost or restored, or another machine holds a copy of its identity: a later session was seen",
             CloseCode::IdentityFork.advice(),
         ),
@@ -80,7 +115,7 @@ mod tests {
     #[test]
     fn every_refusal_has_its_own_cause_and_fix() {
         let known = [
-            "fork",
+            FORK,
             "bad_token",
             "stale_key",
             "revoked",
@@ -105,7 +140,7 @@ mod tests {
             why: "retired_certificate".to_owned(),
             peer_address: None,
         };
-        let told = told(last, &"gw-berlin".parse().unwrap());
+        let told = told(last, &"gw-berlin".parse().unwrap(), &[]);
         let ends = told.fix.ends_with("viworks gateway replace gw-berlin");
         assert!(ends, "{}", told.fix);
     }
