@@ -354,6 +354,10 @@ const HELD: &[(&str, &str)] = &[
         "a_key_for_which_there_is_no_room_is_not_limited_until_others_have_all_they_may",
     ),
     (
+        "GATEWAYS_MAX backend-agent/src/telemetry/withheld.rs",
+        "those_who_find_no_room_to_wait_are_told",
+    ),
+    (
         "LOGGED_MAX backend-agent/src/telemetry/watch.rs",
         "of_so_many_gateways_it_is_known_that_they_were_logged_and_then_of_none",
     ),
