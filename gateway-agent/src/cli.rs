@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
-use viworks_common::enrolment::{TICKET_SHOWN, without_tickets};
+use viworks_common::enrolment::told_of_tickets;
 use viworks_common::id::GatewayName;
 use viworks_common::text;
 use viworks_runtime::ask::ANSWER_SECONDS;
@@ -241,15 +241,11 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
     {
         return launcher::run().into();
     }
-    let mut arguments = arguments;
-    if arguments.len() < 2 {
-        arguments.push("run".to_owned());
-    }
-    let parsed = match Arguments::try_parse_from(arguments) {
+    let parsed = match Arguments::try_parse_from(&arguments) {
         Ok(parsed) => parsed,
         Err(error) => {
             if error.use_stderr() {
-                not_understood(&error);
+                not_understood(&error, &arguments);
                 return ExitCode::Usage.into();
             }
             return asked(&error.render().to_string()).into();
@@ -276,9 +272,9 @@ pub fn command() -> clap::Command {
 }
 
 /// Says what is wrong with the arguments. If nobody reads it, the exit code has to do.
-fn not_understood(error: &clap::Error) {
-    match without_tickets(&error.render().to_string()) {
-        Some(hidden) => logging::say(&format!("{}\n\n{TICKET_SHOWN}", hidden.trim_end())),
+fn not_understood(error: &clap::Error, arguments: &[String]) {
+    match told_of_tickets(&error.render().to_string(), arguments) {
+        Some(told) => logging::say(&told),
         None => drop(error.print()),
     }
 }
@@ -526,6 +522,8 @@ fn print(text: &str) -> anyhow::Result<ExitCode> {
 mod tests {
     use std::sync::Arc;
 
+    use viworks_common::enrolment::TICKET_SHOWN;
+
     use super::*;
     use crate::journal::JournalError;
 
@@ -571,19 +569,32 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_in_the_wrong_place_is_not_repeated() {
+    fn a_ticket_in_the_wrong_place_is_not_repeated_and_is_to_be_revoked() {
         for words in [
             ["enroll", "vwt1_c2VjcmV0"].as_slice(),
             &["enroll", "--name", "vwt1_c2VjcmV0"],
             &["enroll", "--wait=vwt1_c2VjcmV0"],
+            // Of a flag that is unknown only the name is repeated.
+            &["enroll", "--ticket", "vwt1_c2VjcmV0"],
+            &["enroll", "--ticket=vwt1_c2VjcmV0"],
+            &["status", "--key=vwt1_c2VjcmV0"],
             &["vwt1_c2VjcmV0"],
         ] {
-            let arguments = std::iter::once(&"viworks-gateway-agent").chain(words);
-            let error = Arguments::try_parse_from(arguments).unwrap_err();
-            let said = error.render().to_string();
-            assert!(said.contains("c2VjcmV0"), "{said}");
-            let hidden = without_tickets(&said).unwrap();
-            assert!(!hidden.contains("c2VjcmV0"), "{hidden}");
+            let name = std::iter::once(&"viworks-gateway-agent");
+            let arguments: Vec<&str> = name.chain(words).copied().collect();
+            let error = Arguments::try_parse_from(&arguments).unwrap_err();
+            let told = told_of_tickets(&error.render().to_string(), &arguments).unwrap();
+            assert!(!told.contains("c2VjcmV0"), "{told}");
+            assert!(told.ends_with(TICKET_SHOWN), "{told}");
         }
+    }
+
+    #[test]
+    fn without_a_verb_nothing_is_started() {
+        let error = Arguments::try_parse_from(["viworks-gateway-agent"]).unwrap_err();
+        let kind = clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+        assert_eq!(error.kind(), kind);
+        // It goes where errors go, and ends as wrong arguments do.
+        assert!(error.use_stderr());
     }
 }

@@ -17,9 +17,9 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
         let arguments: Vec<OsString> = std::env::args_os().collect();
         let environment = viworks_runtime::config::environment();
         match unparsed::format(&arguments, environment.get("VIWORKS_OUTPUT")) {
-            Format::Json => print(&unparsed::failure(error), Format::Json),
-            Format::Table if unparsed::shows_ticket(error) => {
-                print(&unparsed::failure(error), Format::Table);
+            Format::Json => print(&unparsed::failure(error, &arguments), Format::Json),
+            Format::Table if unparsed::shows_ticket(error, &arguments) => {
+                print(&unparsed::failure(error, &arguments), Format::Table);
             }
             // If nobody reads it, the exit code has to do.
             Format::Table => drop(error.print()),
