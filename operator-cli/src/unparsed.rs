@@ -34,6 +34,16 @@ pub fn format(arguments: &[OsString], variable: Option<&str>) -> Format {
     }
 }
 
+/// What the parser says of the arguments alone. What a variable of the environment says counts as typed for it, and
+/// stands in the usage as if it had to be there. Where a variable is what is wrong, `error` stays as it is.
+pub fn as_typed(command: clap::Command, arguments: &[OsString], error: clap::Error) -> clap::Error {
+    let bare = command.mut_args(|arg| arg.env(None::<&'static str>));
+    match bare.try_get_matches_from(arguments) {
+        Err(typed) if typed.kind() == error.kind() => typed,
+        Ok(_) | Err(_) => error,
+    }
+}
+
 /// What the parser says, as a failure: its first paragraph is what is wrong, the others what to do.
 pub fn failure(error: &clap::Error, arguments: &[OsString]) -> Failure {
     let has_ticket = shows_ticket(error, arguments);
@@ -94,6 +104,23 @@ mod tests {
         ] {
             assert_eq!(format(&of(words), variable), wanted, "{words}");
         }
+    }
+
+    #[test]
+    fn a_variable_of_the_environment_is_nothing_that_has_to_be_typed() {
+        // One that every process has.
+        let flag = clap::Arg::new("server").long("server").global(true);
+        let verb = clap::Command::new("show").arg(clap::Arg::new("gateway").required(true));
+        let command = clap::Command::new("viworks")
+            .arg(flag.env("PATH"))
+            .subcommand(verb);
+        let words = of("viworks show");
+        let error = command.clone().try_get_matches_from(&words).unwrap_err();
+        let usage = |error: &clap::Error| error.render().to_string();
+        assert!(usage(&error).contains("--server"), "{error}");
+        let typed = as_typed(command, &words, error);
+        assert!(!usage(&typed).contains("--server"), "{typed}");
+        assert!(usage(&typed).contains("viworks show <gateway>"), "{typed}");
     }
 
     #[test]
