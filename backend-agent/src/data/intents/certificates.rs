@@ -68,12 +68,12 @@ DELETE FROM certificates
 WHERE tenant = :tenant AND agent_id = :agent_id AND (retired_at IS NOT NULL OR unproved IS NOT NULL OR revoked_at IS NOT NULL)
       AND not_after < :until";
 
-/// The columns that [`read_registered`] reads.
+/// The columns that [`read_registered`] reads. One from the door is younger than the row of its key.
 macro_rules! registered {
     ($rest:literal) => {
         concat!(
-            "SELECT spki, serial, fingerprint, registered_at, not_after, revoked_at, retired_at, \
-             unproved IS NOT NULL AS unproved FROM certificates WHERE tenant = :tenant AND agent_id = :agent_id ",
+            "SELECT spki, serial, fingerprint, coalesce(renewed_at, registered_at) AS since, not_after, revoked_at, \
+             retired_at, unproved IS NOT NULL AS unproved FROM certificates WHERE tenant = :tenant AND agent_id = :agent_id ",
             $rest
         )
     };
@@ -425,7 +425,7 @@ fn read_registered(row: &Row<'_>) -> StoreResult<([u8; 32], RegisteredCertificat
     let certificate = RegisteredCertificate {
         serial: row.get("serial")?,
         fingerprint: row.get("fingerprint")?,
-        registered_at: row.get("registered_at")?,
+        registered_at: row.get("since")?,
         not_after: row.get("not_after")?,
         revoked_at: row.get("revoked_at")?,
         retired_at: row.get("retired_at")?,

@@ -94,7 +94,7 @@ pub struct RegisteredCertificate {
     pub serial: String,
     /// SHA-256 of the whole certificate.
     pub fingerprint: [u8; 32],
-    /// When it was registered.
+    /// When it was registered: of one from the door that is later than when its key was.
     pub registered_at: Timestamp,
     /// When it ends.
     pub not_after: Timestamp,
