@@ -72,7 +72,8 @@ enum Action {
         /// Where everything goes.
         #[arg(long, value_name = "DIR", default_value = INSTALLED)]
         out: PathBuf,
-        /// How the gateway is to be called; what this machine calls itself when left out, behind the ticket's prefix.
+        /// How the gateway is to be called, whole, with the prefix that the ticket may have; when left out it is the
+        /// ticket's prefix and what this machine calls itself
         #[arg(long)]
         name: Option<GatewayName>,
         /// The file that holds the ticket, readable by its owner only; `-` for the standard input.

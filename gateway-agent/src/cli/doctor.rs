@@ -381,14 +381,8 @@ impl Doctor {
     }
 
     fn clock(&mut self, ahead_ms: i64) -> Result<(), Stop> {
-        let side = if ahead_ms < 0 { "behind" } else { "ahead of" };
         let off = Duration::from_millis(ahead_ms.unsigned_abs());
-        let shown = if off < Duration::from_secs(10) {
-            format!("{} ms", off.as_millis())
-        } else {
-            human::span(off)
-        };
-        let found = format!("this clock is {shown} {side} the backend's");
+        let found = format!("this clock is {} the backend's", human::apart(ahead_ms));
         if off >= SKEW_CORRECTED_FROM {
             return Err(Stop::at(CLOCK, ExitCode::NoGo, found, CLOCK_FIX));
         }
