@@ -28,10 +28,13 @@ use crate::config::{Config, OutboundConfig, door_place};
 use crate::outbound::dial::{self, Dialler};
 use crate::outbound::door::Door;
 use crate::outbound::failure::{DialFailure, Step};
+use crate::outbound::lapsed::has_ended;
 use crate::outbound::look;
 use crate::outbound::pins::Pins;
 use crate::setup::Setup;
 use crate::watch::{DISK_FIX, ROOM_BYTES, room};
+
+mod lapsed;
 
 const CONFIG: &str = "config";
 const DISK: &str = "disk";
@@ -108,6 +111,9 @@ impl Doctor {
     async fn look(&mut self, asked: Asked) -> Result<(), Stop> {
         let setup = self.configuration(&asked).await?;
         self.disk(&setup.config.gateway.state_folder).await?;
+        if has_ended(&setup.material, SystemClock.wall()) {
+            return self.lapsed(&setup).await;
+        }
         self.certificate(&setup)?;
         let socket = setup.config.gateway.socket.clone();
         let status = self.agent(&socket).await?;
