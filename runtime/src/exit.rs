@@ -34,8 +34,7 @@ pub enum ExitCode {
     Busy = 75,
     /// Authenticated, but the scope is missing.
     Forbidden = 77,
-    /// The configuration, or a file that is named, is invalid, incomplete or unsafe: it is not there, cannot be read, or
-    /// others could change it. A start was refused.
+    /// The configuration, or a file that is named, is missing, invalid, incomplete or unsafe; a start was refused.
     Config = 78,
     /// Interrupted from the keyboard.
     Interrupted = 130,
