@@ -68,12 +68,13 @@ DELETE FROM certificates
 WHERE tenant = :tenant AND agent_id = :agent_id AND (retired_at IS NOT NULL OR unproved IS NOT NULL OR revoked_at IS NOT NULL)
       AND not_after < :until";
 
-/// The columns that [`read_registered`] reads. One from the door is younger than the row of its key.
+/// The columns that [`read_registered`] reads.
 macro_rules! registered {
     ($rest:literal) => {
         concat!(
-            "SELECT spki, serial, fingerprint, coalesce(renewed_at, registered_at) AS since, not_after, revoked_at, \
-             retired_at, unproved IS NOT NULL AS unproved FROM certificates WHERE tenant = :tenant AND agent_id = :agent_id ",
+            "SELECT spki, serial, fingerprint, registered_at, coalesce(renewed_at, registered_at) AS issued_at, \
+             not_after, revoked_at, retired_at, unproved IS NOT NULL AS unproved FROM certificates \
+             WHERE tenant = :tenant AND agent_id = :agent_id ",
             $rest
         )
     };
@@ -425,7 +426,8 @@ fn read_registered(row: &Row<'_>) -> StoreResult<([u8; 32], RegisteredCertificat
     let certificate = RegisteredCertificate {
         serial: row.get("serial")?,
         fingerprint: row.get("fingerprint")?,
-        registered_at: row.get("since")?,
+        registered_at: row.get("registered_at")?,
+        issued_at: row.get("issued_at")?,
         not_after: row.get("not_after")?,
         revoked_at: row.get("revoked_at")?,
         retired_at: row.get("retired_at")?,

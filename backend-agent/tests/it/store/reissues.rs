@@ -128,7 +128,7 @@ pub(crate) async fn a_gateway_whose_certificate_has_ended_gets_another_for_the_s
         .await
         .unwrap()
         .iter()
-        .map(|listed| (listed.fingerprint[0], listed.registered_at))
+        .map(|listed| (listed.fingerprint[0], listed.issued_at))
         .collect();
     assert_eq!(since, [(2, at(now))]);
     // The epoch is where it was.
