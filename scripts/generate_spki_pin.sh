@@ -15,8 +15,8 @@ usage: scripts/generate_spki_pin.sh FILE
 Prints one line, sha256/ and the Base64 of the SHA-256 of the public key (DER SubjectPublicKeyInfo).
 What a server shows says who answers there now, and not who ought to: compare it with the pin of its key file.
 
-Ends with 0, 2 when it was called wrongly, 5 when there is no such file, 7 when nobody answers, 69 when openssl is
-missing, and 78 when there is no key in what was found.
+Ends with 0, 2 when it was called wrongly, 7 when nobody answers, 69 when openssl is missing, and 78 when the file is
+not there or cannot be read, or there is no key in what was found.
 TXT
 }
 
@@ -59,13 +59,26 @@ if [ -n "$server" ]; then
     sni=(-servername "$host")
   fi
   # One that wants a certificate of ours ends the connection after it has shown its own.
-  text=$(timeout "$PATIENCE" openssl s_client -connect "$server" "${sni[@]}" </dev/null 2>/dev/null |
-    sed -n '/^-----BEGIN CERTIFICATE-----$/,/^-----END CERTIFICATE-----$/p') || true
-  [ -n "$text" ] || complain 7 "$server showed no certificate within $PATIENCE s"
+  ended=0
+  shown=$(timeout "$PATIENCE" openssl s_client -connect "$server" "${sni[@]}" </dev/null 2>/dev/null) || ended=$?
+  text=$(printf '%s\n' "$shown" | sed -n '/^-----BEGIN CERTIFICATE-----$/,/^-----END CERTIFICATE-----$/p')
+  if [ -z "$text" ]; then
+    # That of timeout.
+    [ "$ended" -ne 124 ] || complain 7 "$server showed no certificate within $PATIENCE s"
+    # Once more for the cause alone: what it says would stand between the lines of a certificate.
+    why=$(timeout "$PATIENCE" openssl s_client -connect "$server" "${sni[@]}" </dev/null 2>&1 >/dev/null) || true
+    case "$why" in
+      *'onnection refused'*) complain 7 "$server refused the connection: nothing listens there" ;;
+      *'ame or service not known'* | *'nodename nor servname'* | *'emporary failure in name resolution'*)
+        complain 7 "nobody knows the name in $server" ;;
+      *'o route to host'* | *'etwork is unreachable'*) complain 7 "there is no way to $server" ;;
+    esac
+    complain 7 "$server showed no certificate: it does not speak TLS, or ended the connection"
+  fi
 elif [ "$file" = - ]; then
   text=$(cat)
 else
-  [ -f "$file" ] || complain 5 "there is no file $file"
+  [ -f "$file" ] || complain 78 "there is no file $file"
   [ -r "$file" ] || complain 78 "$file cannot be read; run this as its owner"
   # A variable of the shell holds no byte 0, and no PEM has one.
   text=$(tr -d '\000' <"$file")

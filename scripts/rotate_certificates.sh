@@ -33,7 +33,7 @@ Then both files are kept beside themselves, replaced, the backend is reloaded an
 the new certificate, the files of before are put back and the backend is reloaded again.
 
 Ends with 0, 2 when it was called wrongly, 3 when the old files are back in place, 6 when it was refused and nothing was
-changed, 69 when a tool is missing, and 1 when even the way back failed.
+changed, 69 when a tool is missing, 78 when a file is not there or cannot be read, and 1 when even the way back failed.
 TXT
 }
 
@@ -84,7 +84,7 @@ for tool in openssl viworks-backend-agent timeout awk; do
 done
 [ -n "$pid$dry_run" ] || command -v systemctl >/dev/null 2>&1 || complain 69 'systemctl was not found; name the process: --pid PID'
 for file in "$config" "$new" ${new_key:+"$new_key"} ${ca:+"$ca"}; do
-  [ -r "$file" ] || complain 2 "$file is not there, or cannot be read"
+  [ -r "$file" ] || complain 78 "$file is not there, or cannot be read"
 done
 
 # What is in force, whichever file says so. Problems are told by check-config; here it is asked for places alone.
@@ -109,8 +109,8 @@ next=$(named agents next_key_file)
 if [ -z "$certificate" ] || [ -z "$key" ]; then
   complain 2 "$config names no certificate_file and key_file: viworks-backend-agent check-config --config $config"
 fi
-[ -r "$certificate" ] || complain 2 "$certificate is not there, or cannot be read"
-[ -r "$key" ] || complain 2 "$key is not there, or cannot be read; run this as its owner"
+[ -r "$certificate" ] || complain 78 "$certificate is not there, or cannot be read"
+[ -r "$key" ] || complain 78 "$key is not there, or cannot be read; run this as its owner"
 
 pin() { "$here/generate_spki_pin.sh" "$1" 2>/dev/null || true; }
 fingerprint() { openssl x509 -in "$1" -noout -fingerprint -sha256 2>/dev/null | sed 's/.*=//'; }

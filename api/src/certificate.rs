@@ -94,7 +94,7 @@ pub struct GatewayCertificate {
     pub serial: String,
     /// SHA-256 of the whole certificate, 64 hexadecimal digits.
     pub fingerprint: String,
-    /// When it was registered.
+    /// When it was registered: one from the door later than the one whose place it took.
     pub registered_at: Timestamp,
     /// When it ends.
     pub not_after: Timestamp,

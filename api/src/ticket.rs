@@ -86,6 +86,8 @@ pub enum TicketStatus {
     Expired,
     /// Somebody revoked it.
     Revoked,
+    /// It was made with a master key that the backend has no more: nobody knows its secret.
+    KeyGone,
 }
 
 /// One ticket, without its secret, which nobody has but its holder.

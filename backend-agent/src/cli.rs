@@ -9,7 +9,7 @@ use std::num::NonZero;
 
 use anyhow::Context;
 use clap::{CommandFactory as _, Parser};
-use viworks_common::enrolment::{TICKET_SHOWN, without_tickets};
+use viworks_common::enrolment::told_of_tickets;
 use viworks_runtime::config::environment;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::stdout::{self, PrintError};
@@ -22,11 +22,14 @@ use crate::data::in_full;
 /// Runs the program with the arguments of this process.
 #[must_use]
 pub fn main() -> std::process::ExitCode {
+    let arguments: Vec<String> = std::env::args_os()
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             if error.use_stderr() {
-                not_understood(&error);
+                not_understood(&error, &arguments);
                 return ExitCode::Usage.into();
             }
             return asked(&error.render().to_string()).into();
@@ -57,9 +60,9 @@ pub fn command() -> clap::Command {
 }
 
 /// Says what is wrong with the arguments. Without a place to write to, only the exit code is left.
-fn not_understood(error: &clap::Error) {
-    match without_tickets(&error.render().to_string()) {
-        Some(hidden) => say(&format!("{}\n\n{TICKET_SHOWN}", hidden.trim_end())),
+fn not_understood(error: &clap::Error, arguments: &[String]) {
+    match told_of_tickets(&error.render().to_string(), arguments) {
+        Some(told) => say(&told),
         None => drop(error.print()),
     }
 }

@@ -15,5 +15,5 @@ mod talk;
 
 pub use door::Door;
 pub use ends::Ends;
-pub use office::{Addresses, IssueTicket, TicketError, TicketOffice};
+pub use office::{Addresses, IssueTicket, TicketError, TicketOffice, has_secret_of};
 pub use redeem::Enrolment;

@@ -131,6 +131,15 @@ pub enum PkiError {
         /// Why not.
         reason: String,
     },
+    /// Nobody looks for a program that signs.
+    #[error(
+        "--ca-sign-command takes the whole path of a program, from / on, and {program:?} is none; its arguments follow, \
+         each by the same flag again"
+    )]
+    SignerPath {
+        /// What was named.
+        program: String,
+    },
     /// A certificate is none that can sign others.
     #[error("{} cannot be an authority of gateways: {reason}", path.display())]
     NotAnAuthority {
@@ -170,6 +179,7 @@ impl PkiError {
             Self::Exists { .. }
             | Self::Answered { .. }
             | Self::Signer { .. }
+            | Self::SignerPath { .. }
             | Self::Write { .. }
             | Self::Certificate(_)
             | Self::Name { .. }

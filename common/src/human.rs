@@ -160,7 +160,22 @@ fn root(word: &str) -> &str {
     }
 }
 
-fn to_the_second(at: Timestamp) -> String {
+/// How far one clock is from another, and on which side: `250 ms ahead of`, `2 h 15 min behind`.
+#[must_use]
+pub fn apart(ahead_ms: i64) -> String {
+    let off = Duration::from_millis(ahead_ms.unsigned_abs());
+    let shown = match off.as_millis() {
+        0 => return "level with".to_owned(),
+        millis @ 1..10_000 => format!("{} ms", count(u64::try_from(millis).unwrap_or_default())),
+        _ => span(off),
+    };
+    let side = if ahead_ms < 0 { "behind" } else { "ahead of" };
+    format!("{shown} {side}")
+}
+
+/// A time as it is written where nothing smaller than a second matters.
+#[must_use]
+pub fn to_the_second(at: Timestamp) -> String {
     let text = at.to_string();
     match text.split_once('.') {
         Some((seconds, _fraction)) => format!("{seconds}Z"),
@@ -174,6 +189,20 @@ mod tests {
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_unix_micros(seconds * 1_000_000 + 1_234)
+    }
+
+    #[test]
+    fn clocks_that_are_apart_are_told_as_people_tell_it() {
+        for (ahead, told) in [
+            (0, "level with"),
+            (12, "12 ms ahead of"),
+            (-9_999, "9,999 ms behind"),
+            (10_000, "10 s ahead of"),
+            (8_100_001, "2 h 15 min ahead of"),
+            (i64::MIN, "106751991167 days behind"),
+        ] {
+            assert_eq!(apart(ahead).replace(',', ""), told.replace(',', ""));
+        }
     }
 
     #[test]

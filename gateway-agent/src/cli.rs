@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
-use viworks_common::enrolment::{TICKET_SHOWN, without_tickets};
+use viworks_common::enrolment::told_of_tickets;
 use viworks_common::id::GatewayName;
 use viworks_common::text;
 use viworks_runtime::ask::ANSWER_SECONDS;
@@ -48,19 +48,19 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Connect to the backend and serve until told to stop.
+    /// Connect to the backend and serve until told to stop
     Run {
-        /// The configuration.
+        /// The configuration
         #[arg(long, default_value = "/etc/viworks/gateway.toml")]
         config: PathBuf,
-        /// A file that is written once the agent serves.
+        /// A file that is written once the agent serves
         #[arg(long)]
         ready_file: Option<PathBuf>,
-        /// The agent's own folder, whatever the configuration says.
+        /// The agent's own folder, whatever the configuration says
         #[arg(long, value_name = "DIR")]
         state_folder: Option<PathBuf>,
     },
-    /// Make a gateway of this machine, with a ticket of `viworks ticket create`.
+    /// Make a gateway of this machine, with a ticket of `viworks ticket create`
     ///
     /// Asks for the ticket, or reads it from --ticket-file or the standard input: never from the command line, which
     /// others can read. The key is made here and stays here. Writes the configuration, the keys and the shipped
@@ -69,111 +69,112 @@ enum Action {
     /// answers in its place, 77 when it refuses, 6 when something is in the way, 78 when no agent could start here, 1
     /// when the clock is off.
     Enroll {
-        /// Where everything goes.
+        /// Where everything goes
         #[arg(long, value_name = "DIR", default_value = INSTALLED)]
         out: PathBuf,
-        /// How the gateway is to be called; what this machine calls itself when left out, behind the ticket's prefix.
+        /// How the gateway is to be called, whole, with the prefix that the ticket may have; when left out it is the
+        /// ticket's prefix and what this machine calls itself
         #[arg(long)]
         name: Option<GatewayName>,
-        /// The file that holds the ticket, readable by its owner only; `-` for the standard input.
+        /// The file that holds the ticket, readable by its owner only; `-` for the standard input
         #[arg(long, value_name = "FILE")]
         ticket_file: Option<PathBuf>,
-        /// Without a way to the door: make the key and write a request for its certificate, a new file, and no more.
+        /// Without a way to the door: make the key and write a request for its certificate, a new file, and no more
         ///
         /// The key stays here. `viworks-backend-agent pki sign-request` answers the request on a backend's machine.
         #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "ticket_file", "answer"])]
         request_out: Option<PathBuf>,
-        /// The file that answers the request which was made here, readable by its owner only.
+        /// The file that answers the request which was made here, readable by its owner only
         #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "ticket_file"])]
         answer: Option<PathBuf>,
-        /// How long it is tried again while the backend is busy or not reached, in seconds.
+        /// How long it is tried again while the backend is busy or not reached, in seconds
         #[arg(long, value_name = "SECONDS", default_value_t = 300)]
         #[arg(value_parser = clap::value_parser!(u64).range(0..=86_400))]
         wait: u64,
-        /// As one of the local demo.
+        /// As one of the local demo
         #[arg(long, hide = true)]
         demo: bool,
     },
     /// Check everything that a start reads, and list every problem: the configuration, the files that it names, the
-    /// catalogue and the agent's own folder.
+    /// catalogue and the agent's own folder
     CheckConfig {
-        /// The configuration.
+        /// The configuration
         #[arg(long, default_value = "/etc/viworks/gateway.toml")]
         config: PathBuf,
-        /// The agent's own folder, whatever the configuration says.
+        /// The agent's own folder, whatever the configuration says
         #[arg(long, value_name = "DIR")]
         state_folder: Option<PathBuf>,
-        /// For people or for programs.
+        /// For people or for programs
         #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
         output: status::Format,
     },
-    /// What can be set, and what is set.
+    /// What can be set, and what is set
     #[command(subcommand)]
     Config(ConfigAction),
-    /// Ask the running agent how it is: connected or why not, what to do about that, what is wrong, and what waits.
+    /// Ask the running agent how it is: connected or why not, what to do about that, what is wrong, and what waits
     ///
     /// Ends with 0 when it is connected and nothing fails, 69 when it is not connected or does not answer, 20 when it
     /// is connected and a condition fails, 78 when the configuration cannot be used and no agent answers either.
     Status {
-        /// The configuration, which names the agent's socket.
+        /// The configuration, which names the agent's socket
         #[arg(long, default_value = "/etc/viworks/gateway.toml")]
         config: PathBuf,
-        /// The agent's socket; then no configuration is read.
+        /// The agent's socket; then no configuration is read
         #[arg(long, conflicts_with = "config")]
         socket: Option<PathBuf>,
-        /// For people or for programs.
+        /// For people or for programs
         #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
         output: status::Format,
     },
-    /// Ask the running agent whether it is well, in one line: for service managers, containers and scripts.
+    /// Ask the running agent whether it is well, in one line: for service managers, containers and scripts
     ///
     /// Ends with 0 when it is, 69 when it is not connected or does not answer, 20 when it is connected and a part
     /// fails, 78 when the configuration cannot be used and no agent answers either.
     Health {
-        /// The configuration, which names the agent's socket.
+        /// The configuration, which names the agent's socket
         #[arg(long, default_value = "/etc/viworks/gateway.toml")]
         config: PathBuf,
-        /// The agent's socket; then no configuration is read.
+        /// The agent's socket; then no configuration is read
         #[arg(long, conflicts_with = "config")]
         socket: Option<PathBuf>,
-        /// What is asked.
+        /// What is asked
         #[arg(long, value_enum, default_value_t = health::Probe::Ready)]
         probe: health::Probe,
-        /// How long the answer may take, in seconds.
+        /// How long the answer may take, in seconds
         #[arg(long, value_name = "SECONDS", default_value_t = ANSWER_SECONDS)]
         #[arg(value_parser = clap::value_parser!(u64).range(1..=60))]
         timeout: u64,
-        /// For people or for programs.
+        /// For people or for programs
         #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
         output: status::Format,
     },
-    /// Walk over everything that a connection needs, and name the first thing that is not right and its fix.
+    /// Walk over everything that a connection needs, and name the first thing that is not right and its fix
     ///
     /// Looks at configuration, disk, certificate, agent, DNS, TCP, TLS, upgrade and clock, whether the agent runs or
     /// not, and disturbs no session. Run it as the agent's user. Ends with 0 when all is well, 69 when there is no
     /// connection, 20 when something else fails, 78 when the configuration is refused.
     Doctor {
-        /// The configuration.
+        /// The configuration
         #[arg(long, default_value = "/etc/viworks/gateway.toml")]
         config: PathBuf,
-        /// The agent's own folder, whatever the configuration says.
+        /// The agent's own folder, whatever the configuration says
         #[arg(long, value_name = "DIR")]
         state_folder: Option<PathBuf>,
-        /// How long all of it may take, in seconds.
+        /// How long all of it may take, in seconds
         #[arg(long, value_name = "SECONDS", default_value_t = ANSWER_SECONDS)]
         #[arg(value_parser = clap::value_parser!(u64).range(1..=300))]
         timeout: u64,
-        /// For people or for programs.
+        /// For people or for programs
         #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
         output: status::Format,
     },
-    /// What helps whoever is asked for help.
+    /// What helps whoever is asked for help
     #[command(subcommand)]
     Diag(DiagAction),
-    /// Serve a command of the catalogue.
+    /// Serve a command of the catalogue
     #[command(hide = true)]
     Builtin {
-        /// Its name and arguments.
+        /// Its name and arguments
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -181,22 +182,22 @@ enum Action {
 
 #[derive(Debug, Subcommand)]
 enum DiagAction {
-    /// Collect what helps into one new file, and list what is in it.
+    /// Collect what helps into one new file, and list what is in it
     ///
     /// What looks like a secret is taken out. It has the configuration and what check-config says of it, what is public
     /// of the certificates, the sizes of the files in the state folder, limits of the machine, and what the running
     /// agent answers. Run it as the agent's user.
     Collect {
-        /// The configuration.
+        /// The configuration
         #[arg(long, default_value = "/etc/viworks/gateway.toml")]
         config: PathBuf,
-        /// The agent's own folder, whatever the configuration says.
+        /// The agent's own folder, whatever the configuration says
         #[arg(long, value_name = "DIR")]
         state_folder: Option<PathBuf>,
-        /// A log of which the end is taken along; `-` for the standard input, as of journalctl.
+        /// A log of which the end is taken along; `-` for the standard input, as of journalctl
         #[arg(long, value_name = "FILE")]
         log: Option<PathBuf>,
-        /// Where it goes, a new file; a name with the time in this folder when left out.
+        /// Where it goes, a new file; a name with the time in this folder when left out
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
@@ -204,24 +205,24 @@ enum DiagAction {
 
 #[derive(Debug, Subcommand)]
 enum ConfigAction {
-    /// Print a configuration with every key and what it is for, to begin with.
+    /// Print a configuration with every key and what it is for, to begin with
     Example,
     /// Print every key with the value that is in force and where it came from: the file or one in conf.d with its
-    /// line, a variable of the environment, or the default. Of secrets it names the files only.
+    /// line, a variable of the environment, or the default. Of secrets it names the files only
     Explain {
-        /// The configuration.
+        /// The configuration
         #[arg(long, default_value = "/etc/viworks/gateway.toml")]
         config: PathBuf,
-        /// The agent's own folder, whatever the configuration says.
+        /// The agent's own folder, whatever the configuration says
         #[arg(long, value_name = "DIR")]
         state_folder: Option<PathBuf>,
-        /// For people or for programs.
+        /// For people or for programs
         #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
         output: status::Format,
     },
-    /// Print the reference of all keys as Markdown.
+    /// Print the reference of all keys as Markdown
     Reference,
-    /// Print the JSON Schema of the configuration, for editors and other programs.
+    /// Print the JSON Schema of the configuration, for editors and other programs
     Schema,
 }
 
@@ -241,15 +242,11 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
     {
         return launcher::run().into();
     }
-    let mut arguments = arguments;
-    if arguments.len() < 2 {
-        arguments.push("run".to_owned());
-    }
-    let parsed = match Arguments::try_parse_from(arguments) {
+    let parsed = match Arguments::try_parse_from(&arguments) {
         Ok(parsed) => parsed,
         Err(error) => {
             if error.use_stderr() {
-                not_understood(&error);
+                not_understood(&error, &arguments);
                 return ExitCode::Usage.into();
             }
             return asked(&error.render().to_string()).into();
@@ -276,9 +273,9 @@ pub fn command() -> clap::Command {
 }
 
 /// Says what is wrong with the arguments. If nobody reads it, the exit code has to do.
-fn not_understood(error: &clap::Error) {
-    match without_tickets(&error.render().to_string()) {
-        Some(hidden) => logging::say(&format!("{}\n\n{TICKET_SHOWN}", hidden.trim_end())),
+fn not_understood(error: &clap::Error, arguments: &[String]) {
+    match told_of_tickets(&error.render().to_string(), arguments) {
+        Some(told) => logging::say(&told),
         None => drop(error.print()),
     }
 }
@@ -526,6 +523,8 @@ fn print(text: &str) -> anyhow::Result<ExitCode> {
 mod tests {
     use std::sync::Arc;
 
+    use viworks_common::enrolment::TICKET_SHOWN;
+
     use super::*;
     use crate::journal::JournalError;
 
@@ -571,19 +570,48 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_in_the_wrong_place_is_not_repeated() {
+    fn no_summary_ends_with_a_full_stop() {
+        let root = command();
+        let mut waiting = vec![&root];
+        while let Some(verb) = waiting.pop() {
+            waiting.extend(verb.get_subcommands());
+            let flags = verb.get_arguments();
+            let helps = flags.flat_map(|flag| [flag.get_help(), flag.get_long_help()]);
+            let helps = helps.chain([verb.get_about(), verb.get_long_about()]);
+            for help in helps.flatten().map(ToString::to_string) {
+                let summary = help.split("\n\n").next().unwrap_or_default();
+                assert!(!summary.ends_with('.'), "{}: {help}", verb.get_name());
+            }
+        }
+    }
+
+    #[test]
+    fn a_ticket_in_the_wrong_place_is_not_repeated_and_is_to_be_revoked() {
         for words in [
             ["enroll", "vwt1_c2VjcmV0"].as_slice(),
             &["enroll", "--name", "vwt1_c2VjcmV0"],
             &["enroll", "--wait=vwt1_c2VjcmV0"],
+            // Of a flag that is unknown only the name is repeated.
+            &["enroll", "--ticket", "vwt1_c2VjcmV0"],
+            &["enroll", "--ticket=vwt1_c2VjcmV0"],
+            &["status", "--key=vwt1_c2VjcmV0"],
             &["vwt1_c2VjcmV0"],
         ] {
-            let arguments = std::iter::once(&"viworks-gateway-agent").chain(words);
-            let error = Arguments::try_parse_from(arguments).unwrap_err();
-            let said = error.render().to_string();
-            assert!(said.contains("c2VjcmV0"), "{said}");
-            let hidden = without_tickets(&said).unwrap();
-            assert!(!hidden.contains("c2VjcmV0"), "{hidden}");
+            let name = std::iter::once(&"viworks-gateway-agent");
+            let arguments: Vec<&str> = name.chain(words).copied().collect();
+            let error = Arguments::try_parse_from(&arguments).unwrap_err();
+            let told = told_of_tickets(&error.render().to_string(), &arguments).unwrap();
+            assert!(!told.contains("c2VjcmV0"), "{told}");
+            assert!(told.ends_with(TICKET_SHOWN), "{told}");
         }
+    }
+
+    #[test]
+    fn without_a_verb_nothing_is_started() {
+        let error = Arguments::try_parse_from(["viworks-gateway-agent"]).unwrap_err();
+        let kind = clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+        assert_eq!(error.kind(), kind);
+        // It goes where errors go, and ends as wrong arguments do.
+        assert!(error.use_stderr());
     }
 }

@@ -54,6 +54,16 @@ pub enum EnrolError {
         /// What puts everything of that gateway aside.
         aside: String,
     },
+    /// Something has the name that the request was to have.
+    #[error(
+        "{} is there already and stays as it is: name a new file with --request-out, or move the one that is there: it \
+         may be a request whose answer is still to come",
+        path.display()
+    )]
+    RequestTaken {
+        /// What is there.
+        path: PathBuf,
+    },
     /// It was one.
     #[error(
         "{} is of the gateway that this machine was, and another one cannot go on with it; run first: {aside}",
@@ -314,6 +324,7 @@ impl EnrolError {
             | Self::NoRequest { .. }
             | Self::AnswerFile { .. } => ExitCode::Usage,
             Self::Exists { .. }
+            | Self::RequestTaken { .. }
             | Self::Formerly { .. }
             | Self::Mounted { .. }
             | Self::Running { .. }

@@ -278,7 +278,8 @@ impl Material {
                     path.display(),
                     self.shown.not_after
                 ),
-                "issue a new certificate for this gateway, unless this machine's clock is wrong",
+                "the agent that runs asks the door (door_url in [outbound]) for another one by itself; where there is no \
+                 door: viworks gateway replace; unless this machine's clock is wrong",
             ))
         } else if now < self.shown.not_before {
             Some((

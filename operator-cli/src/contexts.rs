@@ -31,6 +31,15 @@ pub struct Context {
     pub token_file: Option<PathBuf>,
 }
 
+/// What is wrong in the text, on one line: how the parser shows it, with the line itself, takes several.
+fn told(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message().lines().collect::<Vec<_>>().join(", ");
+    let before = error.span().and_then(|span| text.get(..span.start));
+    before.map_or(message.clone(), |before| {
+        format!("line {}: {message}", before.matches('\n').count() + 1)
+    })
+}
+
 impl Contexts {
     /// Reads them; none where there is no file, or no place for one.
     pub fn load(config_dir: Option<&Path>) -> Result<Self, Failure> {
@@ -54,7 +63,7 @@ impl Contexts {
         };
         toml::from_str(&text).map_err(|error| {
             Failure::new(ExitCode::Config, format!("{} is not valid", file.display()))
-                .with(error.to_string().trim().to_owned())
+                .with(told(&error, &text))
         })
     }
 
@@ -138,4 +147,21 @@ fn usual_folder() -> Option<PathBuf> {
     let folder =
         absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
     folder.map(|folder| folder.join("viworks"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_in_the_file_is_told_on_one_line_with_its_number() {
+        let root = tempfile::tempdir().unwrap();
+        let file = file(Some(root.path())).unwrap();
+        files::write_new(&file, b"current = \"a\"\nfoo = 1\n", 0o600).unwrap();
+        let failure = Contexts::load(Some(root.path())).unwrap_err();
+        assert_eq!(failure.exit, ExitCode::Config);
+        let told = &failure.details[0];
+        assert!(told.starts_with("line 2: "), "{told}");
+        assert!(told.contains("foo") && !told.contains('\n'), "{told}");
+    }
 }

@@ -215,12 +215,45 @@ pub struct Up {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser as _};
 
     use super::Arguments;
 
     #[test]
     fn the_command_tree_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn where_one_of_two_is_needed_the_error_names_both_and_takes_one() {
+        let id = "01940f5e-0003-7000-8000-0000000000f3";
+        for (verb, one, other) in [
+            ("gateway resolve gw-1", "--keep", "--replace"),
+            ("gateway revoke --reason x", "<GATEWAY", "--of-ticket"),
+            ("key rotate", "<GATEWAY", "--all"),
+        ] {
+            let words = format!("viworks {verb}");
+            let error = Arguments::try_parse_from(words.split(' ')).unwrap_err();
+            let told = error.render().to_string();
+            let required = told.split("Usage:").next().unwrap();
+            assert!(required.contains(one) && required.contains(other), "{told}");
+        }
+        for (taken, words) in [
+            (true, format!("gateway resolve gw-1 --keep {id}")),
+            (true, "gateway resolve gw-1 --replace".to_owned()),
+            (false, format!("gateway resolve gw-1 --replace --keep {id}")),
+            (true, "gateway revoke gw-1 --reason x".to_owned()),
+            (true, format!("gateway revoke --of-ticket {id} --reason x")),
+            (
+                false,
+                format!("gateway revoke gw-1 --of-ticket {id} --reason x"),
+            ),
+            (true, "key rotate gw-1".to_owned()),
+            (true, "key rotate --all".to_owned()),
+            (false, "key rotate gw-1 --all".to_owned()),
+        ] {
+            let parsed = Arguments::try_parse_from(format!("viworks {words}").split(' '));
+            assert_eq!(parsed.is_ok(), taken, "{words}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 use viworks_operator_cli::failure::Failure;
 use viworks_operator_cli::flags::Arguments;
 use viworks_operator_cli::output::{self, Format};
@@ -12,14 +12,15 @@ use viworks_operator_cli::views::failure::print;
 use viworks_runtime::exit::ExitCode;
 
 /// What was asked for is the help or the version, or it was not understood.
-fn not_parsed(error: &clap::Error) -> ExitCode {
+fn not_parsed(error: clap::Error) -> ExitCode {
     if error.use_stderr() {
         let arguments: Vec<OsString> = std::env::args_os().collect();
+        let error = unparsed::as_typed(Arguments::command(), &arguments, error);
         let environment = viworks_runtime::config::environment();
         match unparsed::format(&arguments, environment.get("VIWORKS_OUTPUT")) {
-            Format::Json => print(&unparsed::failure(error), Format::Json),
-            Format::Table if unparsed::shows_ticket(error) => {
-                print(&unparsed::failure(error), Format::Table);
+            Format::Json => print(&unparsed::failure(&error, &arguments), Format::Json),
+            Format::Table if unparsed::shows_ticket(&error, &arguments) => {
+                print(&unparsed::failure(&error, &arguments), Format::Table);
             }
             // If nobody reads it, the exit code has to do.
             Format::Table => drop(error.print()),
@@ -41,7 +42,7 @@ fn main() -> std::process::ExitCode {
     }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return not_parsed(&error).into(),
+        Err(error) => return not_parsed(error).into(),
     };
     let format = arguments.global.output;
     viworks_runtime::tls::install_provider();

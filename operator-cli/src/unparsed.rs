@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
-use viworks_common::enrolment::{TICKET_SHOWN, without_tickets};
+use viworks_common::enrolment::{TICKET_SHOWN, holds_ticket, without_tickets};
 
 use crate::failure::Failure;
 use crate::output::Format;
@@ -34,15 +34,24 @@ pub fn format(arguments: &[OsString], variable: Option<&str>) -> Format {
     }
 }
 
+/// What the parser says of the arguments alone. What a variable of the environment says counts as typed for it, and
+/// stands in the usage as if it had to be there. Where a variable is what is wrong, `error` stays as it is.
+pub fn as_typed(command: clap::Command, arguments: &[OsString], error: clap::Error) -> clap::Error {
+    let bare = command.mut_args(|arg| arg.env(None::<&'static str>));
+    match bare.try_get_matches_from(arguments) {
+        Err(typed) if typed.kind() == error.kind() => typed,
+        Ok(_) | Err(_) => error,
+    }
+}
+
 /// What the parser says, as a failure: its first paragraph is what is wrong, the others what to do.
-pub fn failure(error: &clap::Error) -> Failure {
+pub fn failure(error: &clap::Error, arguments: &[OsString]) -> Failure {
+    let has_ticket = shows_ticket(error, arguments);
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return Failure::usage("what is to be done is missing").with("--help lists what can be");
     }
     let said = error.render().to_string();
-    let hidden = without_tickets(&said);
-    let has_ticket = hidden.is_some();
-    let text = hidden.unwrap_or(said);
+    let text = without_tickets(&said).unwrap_or(said);
     let mut paragraphs = text
         .split("\n\n")
         .map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "))
@@ -56,9 +65,13 @@ pub fn failure(error: &clap::Error) -> Failure {
     paragraphs.fold(failure, Failure::with)
 }
 
-/// Whether what the parser says repeats a ticket, which is for nobody to read.
-pub fn shows_ticket(error: &clap::Error) -> bool {
-    without_tickets(&error.render().to_string()).is_some()
+/// Whether a ticket is among the arguments, which is for nobody to read, or what the parser says repeats one.
+pub fn shows_ticket(error: &clap::Error, arguments: &[OsString]) -> bool {
+    let words: Vec<_> = arguments
+        .iter()
+        .map(|word| word.to_string_lossy())
+        .collect();
+    holds_ticket(&words) || without_tickets(&error.render().to_string()).is_some()
 }
 
 #[cfg(test)]
@@ -94,8 +107,28 @@ mod tests {
     }
 
     #[test]
+    fn a_variable_of_the_environment_is_nothing_that_has_to_be_typed() {
+        // One that every process has.
+        let flag = clap::Arg::new("server").long("server").global(true);
+        let verb = clap::Command::new("show").arg(clap::Arg::new("gateway").required(true));
+        let command = clap::Command::new("viworks")
+            .arg(flag.env("PATH"))
+            .subcommand(verb);
+        let words = of("viworks show");
+        let error = command.clone().try_get_matches_from(&words).unwrap_err();
+        let usage = |error: &clap::Error| error.render().to_string();
+        assert!(usage(&error).contains("--server"), "{error}");
+        let typed = as_typed(command, &words, error);
+        assert!(!usage(&typed).contains("--server"), "{typed}");
+        assert!(usage(&typed).contains("viworks show <gateway>"), "{typed}");
+    }
+
+    #[test]
     fn what_the_parser_says_is_a_failure_like_any_other() {
-        let told = |words: &str| failure(&Arguments::try_parse_from(of(words)).unwrap_err());
+        let told = |words: &str| {
+            let words = of(words);
+            failure(&Arguments::try_parse_from(&words).unwrap_err(), &words)
+        };
         let wrong = told("viworks gateway ls --nonsense");
         assert_eq!(wrong.exit, ExitCode::Usage);
         assert!(
@@ -119,16 +152,21 @@ mod tests {
             "viworks ticket vwt1_c2VjcmV0",
             "viworks ticket ls vwt1_c2VjcmV0",
             "viworks ticket create --name vwt1_c2VjcmV0",
+            // Of a flag that is unknown only the name is repeated.
+            "viworks ticket show --ticket=vwt1_c2VjcmV0",
+            "viworks ticket show --ticket vwt1_c2VjcmV0",
         ] {
-            let error = Arguments::try_parse_from(of(words)).unwrap_err();
-            assert!(shows_ticket(&error), "{words}");
-            let told = failure(&error);
+            let words = of(words);
+            let error = Arguments::try_parse_from(&words).unwrap_err();
+            assert!(shows_ticket(&error, &words), "{words:?}");
+            let told = failure(&error, &words);
             let mut lines = told.details.iter().chain([&told.what]);
             assert!(lines.all(|line| !line.contains("c2VjcmV0")), "{told:?}");
             let advice = told.details.iter().any(|detail| detail == TICKET_SHOWN);
             assert!(advice, "{told:?}");
         }
-        let other = Arguments::try_parse_from(of("viworks nonsense")).unwrap_err();
-        assert!(!shows_ticket(&other));
+        let words = of("viworks nonsense");
+        let other = Arguments::try_parse_from(&words).unwrap_err();
+        assert!(!shows_ticket(&other, &words));
     }
 }

@@ -96,8 +96,10 @@ fn short(soft: Option<u64>, needed: u64) -> Option<(u64, u64)> {
 fn too_few(soft: u64, needed: u64, keys: &str, meanwhile: &str) -> (String, String) {
     let files = human::counted_all(soft, "file or socket", "files and sockets");
     let cause = format!(
-        "this process may have {files} open, and its bounds ({keys}) come to {needed}: {meanwhile}"
+        "this process may have {files} open, and its bounds ({keys}) come to {}: {meanwhile}",
+        human::count(needed)
     );
+    // As it is typed.
     let fix =
         format!("raise the hard limit to {needed} ({RAISED_BY}), or lower {keys}, and restart");
     (cause, fix)
@@ -115,7 +117,7 @@ mod tests {
         assert_eq!(found, Some((1_024, 1_025)));
         let keys = "connections_max of [agents]";
         let (cause, fix) = too_few(1_024, 1_025, keys, "fewer are let in");
-        for words in ["1,024 files and sockets", "1025", keys] {
+        for words in ["1,024 files and sockets", "come to 1,025:", keys] {
             assert!(cause.contains(words), "{words}: {cause}");
         }
         assert!(fix.contains("1025") && fix.contains(keys), "{fix}");

@@ -34,7 +34,7 @@ pub enum ExitCode {
     Busy = 75,
     /// Authenticated, but the scope is missing.
     Forbidden = 77,
-    /// The configuration is invalid, incomplete or unsafe; the start was refused.
+    /// The configuration, or a file that is named, is missing, invalid, incomplete or unsafe; a start was refused.
     Config = 78,
     /// Interrupted from the keyboard.
     Interrupted = 130,
@@ -116,7 +116,9 @@ impl ExitCode {
             Self::Unavailable => "backend not reachable",
             Self::Busy => "queue full, rate limited or draining: try again",
             Self::Forbidden => "authenticated, but the scope is missing",
-            Self::Config => "configuration invalid, incomplete or unsafe: start refused",
+            Self::Config => {
+                "configuration, or a file that is named, missing, invalid or unsafe: start refused"
+            }
             Self::Interrupted => "interrupted with Ctrl-C",
             Self::ReaderGone => "who read the output went away before its end, as head does",
         }

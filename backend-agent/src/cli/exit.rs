@@ -3,6 +3,7 @@
 use viworks_runtime::bundle::BundleError;
 use viworks_runtime::config::Problems;
 use viworks_runtime::exit::ExitCode;
+use viworks_runtime::tls::TlsError;
 use viworks_runtime::{fault, sqlite};
 
 use crate::auth::apikey::CreateError;
@@ -124,17 +125,35 @@ pub(super) fn code_of(error: &anyhow::Error) -> ExitCode {
         }
         Some(CreateError::Write { .. } | CreateError::File(_) | CreateError::Store(_)) | None => {}
     }
-    let exists = match error.downcast_ref::<PkiError>() {
-        Some(PkiError::Url { .. } | PkiError::Name { .. } | PkiError::Request { .. }) => {
-            return ExitCode::Usage;
-        }
-        Some(PkiError::Exists { .. } | PkiError::Answered { .. } | PkiError::KeyInUse) => true,
-        Some(_) | None => false,
-    };
-    if exists || matches!(store, Some(StoreError::Conflict { .. })) {
+    if matches!(store, Some(StoreError::Conflict { .. })) {
         return ExitCode::Conflict;
     }
-    ExitCode::Error
+    error
+        .downcast_ref::<PkiError>()
+        .map_or(ExitCode::Error, of_pki)
+}
+
+/// What is not right about a file that was named is the same whether the configuration or a flag names it.
+fn of_pki(error: &PkiError) -> ExitCode {
+    match error {
+        PkiError::Url { .. }
+        | PkiError::Name { .. }
+        | PkiError::Request { .. }
+        | PkiError::SignerPath { .. } => ExitCode::Usage,
+        PkiError::Exists { .. } | PkiError::Answered { .. } | PkiError::KeyInUse => {
+            ExitCode::Conflict
+        }
+        PkiError::File(error) | PkiError::Tls(TlsError::File(error)) => error.exit_code(),
+        PkiError::Tls(_)
+        | PkiError::MasterKey { .. }
+        | PkiError::Key { .. }
+        | PkiError::Authority { .. }
+        | PkiError::NotAnAuthority { .. }
+        | PkiError::NoAuthority
+        | PkiError::Signer { .. } => ExitCode::Config,
+        PkiError::Unfinished { source, .. } => of_pki(source),
+        PkiError::Write { .. } | PkiError::Certificate(_) | PkiError::Store(_) => ExitCode::Error,
+    }
 }
 
 #[cfg(test)]
@@ -142,12 +161,15 @@ mod tests {
     use std::sync::Arc;
 
     use viworks_runtime::exit::ExitCode;
+    use viworks_runtime::files::FileError;
     use viworks_runtime::sqlite;
+    use viworks_runtime::tls::TlsError;
 
     use super::{code_of, fix_of};
     use crate::auth::apikey::CreateError;
     use crate::data::StoreError;
     use crate::data::moving::MoveError;
+    use crate::pki::PkiError;
     use crate::pki::site::SiteError;
     use crate::start_error::StartError;
 
@@ -174,6 +196,50 @@ mod tests {
         }
         let other = anyhow::Error::from(StartError::from(sqlite::Error::ReadersBusy));
         assert_eq!((code_of(&other), fix_of(&other)), (ExitCode::Error, None));
+    }
+
+    #[test]
+    fn a_file_that_is_named_and_of_no_use_is_no_unexpected_failure() {
+        let path = || std::path::PathBuf::from("/x/ca.key");
+        let missing = || FileError::Io {
+            action: "open",
+            path: path(),
+            source: std::io::ErrorKind::NotFound.into(),
+        };
+        let reason = String::new;
+        for (error, code) in [
+            (PkiError::File(missing()), ExitCode::Config),
+            (PkiError::Tls(TlsError::File(missing())), ExitCode::Config),
+            (
+                PkiError::Authority {
+                    certificate: path(),
+                    key: path(),
+                },
+                ExitCode::Config,
+            ),
+            (
+                PkiError::NotAnAuthority {
+                    path: path(),
+                    reason: reason(),
+                },
+                ExitCode::Config,
+            ),
+            (PkiError::Signer { reason: reason() }, ExitCode::Config),
+            (
+                PkiError::SignerPath {
+                    program: "sign.sh".to_owned(),
+                },
+                ExitCode::Usage,
+            ),
+            (PkiError::Exists { path: path() }, ExitCode::Conflict),
+        ] {
+            assert_eq!(super::of_pki(&error), code, "{error}");
+        }
+        let unfinished = PkiError::Unfinished {
+            folder: path(),
+            source: Box::new(PkiError::File(missing())),
+        };
+        assert_eq!(code_of(&unfinished.into()), ExitCode::Config);
     }
 
     #[test]

@@ -90,6 +90,13 @@ pub enum TicketError {
     Store(#[from] StoreError),
 }
 
+/// Whether the secret of a ticket follows from this master key, without the one beside it.
+#[must_use]
+pub fn has_secret_of(master: &MasterKey, tenant: &Tenant, ticket: &StoredTicket) -> bool {
+    let secret = master.ticket_secret(tenant, ticket.id);
+    <[u8; 32]>::from(Sha256::digest(secret.expose())) == ticket.sha256
+}
+
 /// Writes tickets, and knows what a ticket's secret is. Clones share it.
 #[derive(Debug, Clone)]
 pub struct TicketOffice {
@@ -159,6 +166,13 @@ impl TicketOffice {
     /// Where it is told that nothing can be signed.
     pub(super) const fn conditions(&self) -> &Conditions {
         &self.conditions
+    }
+
+    /// Whether the secret of a ticket is known here: a machine with any other one is refused.
+    #[must_use]
+    pub fn knows(&self, tenant: &Tenant, ticket: &StoredTicket) -> bool {
+        let of = |master: &MasterKey| has_secret_of(master, tenant, ticket);
+        of(&self.master) || self.master.other().as_ref().is_some_and(of)
     }
 
     /// The address of the door, if this backend has one.

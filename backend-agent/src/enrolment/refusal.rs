@@ -110,7 +110,8 @@ impl Refusal {
             }
         };
         let at = |at: Option<viworks_common::time::Timestamp>| {
-            at.map(|at| format!(" at {at}")).unwrap_or_default()
+            at.map(|at| format!(" at {}", human::to_the_second(at)))
+                .unwrap_or_default()
         };
         let detail = match refusal {
             TicketRefusal::Unknown => format!(

@@ -97,6 +97,10 @@ impl Signs {
                 if !command.iter().all(is_plain) {
                     return Err(PkiError::Signer { reason });
                 }
+                let program = command.first().filter(|it| !Path::new(it).is_absolute());
+                if let Some(program) = program.cloned() {
+                    return Err(PkiError::SignerPath { program });
+                }
                 let text = files::read_trusted(certificate, 1024 * 1024)?;
                 let text = String::from_utf8_lossy(&text);
                 Ok(Self {

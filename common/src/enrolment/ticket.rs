@@ -122,6 +122,28 @@ pub fn without_tickets(said: &str) -> Option<String> {
     Some(hidden)
 }
 
+/// Whether a ticket is among the words of a command line.
+#[must_use]
+pub fn holds_ticket<W: AsRef<str>>(words: &[W]) -> bool {
+    words
+        .iter()
+        .any(|word| split_at_ticket(word.as_ref()).is_some())
+}
+
+/// What is said of a command line that was not understood, where a ticket is among its words: no more of the ticket
+/// than what tickets begin with, and what to do about it. `None` where there is none.
+///
+/// What is said need not repeat the ticket: of a flag that nobody knows only the name is told.
+#[must_use]
+pub fn told_of_tickets<W: AsRef<str>>(said: &str, words: &[W]) -> Option<String> {
+    let hidden = without_tickets(said);
+    if hidden.is_none() && !holds_ticket(words) {
+        return None;
+    }
+    let said = hidden.as_deref().unwrap_or(said).trim_end();
+    Some(format!("{said}\n\n{TICKET_SHOWN}"))
+}
+
 /// What stands in front of the first ticket of any version, and what behind the prefix of that.
 fn split_at_ticket(text: &str) -> Option<(&str, &str)> {
     let mut families = text.match_indices(FAMILY);
@@ -409,6 +431,22 @@ mod tests {
         for said in ["", "vwt", "vwt_abc", "vwt1", "the vwt1-abc of vwt2 _x"] {
             assert_eq!(without_tickets(said), None, "{said}");
         }
+    }
+
+    #[test]
+    fn a_ticket_among_the_words_is_warned_of_whatever_is_said_of_them() {
+        let said = "error: unexpected argument '--ticket' found\n";
+        for words in [
+            ["enroll", "--ticket=vwt1_c2VjcmV0"],
+            ["--ticket", "vwt1_c2VjcmV0"],
+        ] {
+            let told = told_of_tickets(said, &words).unwrap();
+            assert!(told.starts_with(said.trim_end()), "{told}");
+            assert!(told.ends_with(TICKET_SHOWN), "{told}");
+        }
+        let told = told_of_tickets("what is vwt1_c2VjcmV0?", &["x"]).unwrap();
+        assert!(!told.contains("c2VjcmV0") && told.ends_with(TICKET_SHOWN));
+        assert_eq!(told_of_tickets(said, &["enroll", "--ticket", "vwt"]), None);
     }
 
     proptest! {

@@ -83,7 +83,7 @@ async fn behind_a_proxy_as_many_sockets_again_are_counted_for_whom_it_is_about_t
     let detail = found["detail"].as_str().unwrap();
     for words in [
         "no more than 330 gateways and 220 operators",
-        "come to 1684",
+        "come to 1,684",
     ] {
         assert!(detail.contains(words), "{words}: {detail}");
     }
@@ -121,7 +121,7 @@ async fn behind_a_proxy_the_door_for_new_gateways_counts_as_many_sockets_again()
     let detail = found["detail"].as_str().unwrap();
     for words in [
         "no more than 165 gateways and 55 operators",
-        "come to 1354",
+        "come to 1,354",
         "and of [enrolment]",
     ] {
         assert!(detail.contains(words), "{words}: {detail}");

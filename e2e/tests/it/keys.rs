@@ -218,7 +218,8 @@ async fn the_master_key_is_rotated_while_both_are_accepted_and_nobody_is_cut_off
     let mut system = Deployment::new(Binaries::shipped());
     let names = ["gw-1", "gw-2"];
     let folders = names.map(|name| system.issue(name));
-    system.start_backend(Start::default()).await;
+    let door = Start::default().with("VIWORKS__ENROLMENT__LISTEN", "127.0.0.1:0");
+    system.start_backend(door).await;
     let _gateways = folders
         .each_ref()
         .map(|folder| system.start_gateway(folder, quick()));
@@ -226,6 +227,12 @@ async fn the_master_key_is_rotated_while_both_are_accepted_and_nobody_is_cut_off
         system.online(name).await;
         uses(&system, name, 1).await;
     }
+    let made = system.post("/v1/tickets", &json!({ "uses": 3 })).await;
+    let ticket = made["ticket"]["id"].as_str().unwrap();
+    let ticket_is = async |system: &Deployment, status: &str| {
+        let shown = system.get(&format!("/v1/tickets/{ticket}")).await;
+        assert_eq!(shown["status"], status, "{shown:#}");
+    };
     let config = system.backend_config();
     let new = config.parent().unwrap().join("new-master.key");
     std::fs::write(&new, "5c".repeat(32)).unwrap();
@@ -274,11 +281,15 @@ async fn the_master_key_is_rotated_while_both_are_accepted_and_nobody_is_cut_off
         uses(&system, name, 2).await;
     }
     answers(&system, "moved").await;
-    eventually("nobody needs the old one", PATIENCE, async || {
+    let said = eventually("nobody needs the old one", PATIENCE, async || {
         let said = rotate_master_key(&system, &["--finish"]).await;
-        (said.code == Some(0)).then_some(())
+        (said.code == Some(0)).then_some(said)
     })
     .await;
+    // What ends with it is said, and goes on until then.
+    assert!(said.stdout.contains(ticket), "{said:#?}");
+    assert!(said.stderr.contains("viworks ticket revoke"), "{said:#?}");
+    ticket_is(&system, "active").await;
     assert_eq!(audited(&system, "site.rotate_master_key").await, 1);
 
     assert!(system.backend().stop(PATIENCE).await.success());
@@ -288,4 +299,5 @@ async fn the_master_key_is_rotated_while_both_are_accepted_and_nobody_is_cut_off
         uses(&system, name, 2).await;
     }
     answers(&system, "alone").await;
+    ticket_is(&system, "key_gone").await;
 }

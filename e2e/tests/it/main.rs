@@ -38,6 +38,7 @@ mod limbo;
 mod limits;
 mod live;
 mod local_flood;
+mod named_files;
 mod newcomer;
 mod nginx_faults;
 mod old_database;

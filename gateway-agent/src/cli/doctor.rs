@@ -28,10 +28,13 @@ use crate::config::{Config, OutboundConfig, door_place};
 use crate::outbound::dial::{self, Dialler};
 use crate::outbound::door::Door;
 use crate::outbound::failure::{DialFailure, Step};
+use crate::outbound::lapsed::has_ended;
 use crate::outbound::look;
 use crate::outbound::pins::Pins;
 use crate::setup::Setup;
 use crate::watch::{DISK_FIX, ROOM_BYTES, room};
+
+mod lapsed;
 
 const CONFIG: &str = "config";
 const DISK: &str = "disk";
@@ -108,6 +111,9 @@ impl Doctor {
     async fn look(&mut self, asked: Asked) -> Result<(), Stop> {
         let setup = self.configuration(&asked).await?;
         self.disk(&setup.config.gateway.state_folder).await?;
+        if has_ended(&setup.material, SystemClock.wall()) {
+            return self.lapsed(&setup).await;
+        }
         self.certificate(&setup)?;
         let socket = setup.config.gateway.socket.clone();
         let status = self.agent(&socket).await?;
@@ -381,14 +387,8 @@ impl Doctor {
     }
 
     fn clock(&mut self, ahead_ms: i64) -> Result<(), Stop> {
-        let side = if ahead_ms < 0 { "behind" } else { "ahead of" };
         let off = Duration::from_millis(ahead_ms.unsigned_abs());
-        let shown = if off < Duration::from_secs(10) {
-            format!("{} ms", off.as_millis())
-        } else {
-            human::span(off)
-        };
-        let found = format!("this clock is {shown} {side} the backend's");
+        let found = format!("this clock is {} the backend's", human::apart(ahead_ms));
         if off >= SKEW_CORRECTED_FROM {
             return Err(Stop::at(CLOCK, ExitCode::NoGo, found, CLOCK_FIX));
         }

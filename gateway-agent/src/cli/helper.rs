@@ -12,7 +12,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "viworks-gateway-helper", version)]
 pub struct Arguments {
-    /// What it is to do.
+    /// What it is to do
     #[command(subcommand)]
     pub action: Action,
 }
@@ -20,12 +20,12 @@ pub struct Arguments {
 /// What it is to do.
 #[derive(Debug, Subcommand)]
 pub enum Action {
-    /// Serve the connection that is standard input.
+    /// Serve the connection that is standard input
     Serve {
-        /// What may run, and as whom: files of root's, as the catalogue's are.
+        /// What may run, and as whom: files of root's, as the catalogue's are
         #[arg(long, default_value = "/etc/viworks/helper.d", value_name = "DIR")]
         list: PathBuf,
-        /// The user that the agent runs as; nobody else is served.
+        /// The user that the agent runs as; nobody else is served
         #[arg(long, default_value = "viworks-gateway", value_name = "USER")]
         agent: String,
     },

@@ -311,11 +311,7 @@ fn measured(status: &Value) -> String {
         .pointer("/connection/clock_skew_ms")
         .and_then(Value::as_i64)
         .map_or_else(String::new, |ms| {
-            let side = if ms < 0 { "behind" } else { "ahead of" };
-            format!(
-                ", this clock is {} ms {side} the backend's",
-                ms.unsigned_abs()
-            )
+            format!(", this clock is {} the backend's", human::apart(ms))
         });
     round_trip + &skew
 }

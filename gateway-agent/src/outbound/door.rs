@@ -103,6 +103,20 @@ impl Door {
     ///
     /// When there is no such server.
     pub async fn open(pins: BTreeSet<SpkiPin>, host: &str, port: u16) -> Result<Self, DoorFailure> {
+        Self::open_as(pins, host, port, host).await
+    }
+
+    /// The same of a server that is asked for by another name.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such server.
+    pub async fn open_as(
+        pins: BTreeSet<SpkiPin>,
+        host: &str,
+        port: u16,
+        server_name: &str,
+    ) -> Result<Self, DoorFailure> {
         let place = format!("{host}:{port}");
         let unreached = |failure: DialFailure| {
             let place = place.clone();
@@ -119,7 +133,7 @@ impl Door {
         let verifier = KeyVerifier::new(pins);
         let config = tls::open_client_config(Arc::clone(&verifier) as _)
             .map_err(|error| of_tls(error.to_string()))?;
-        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
+        let name = ServerName::try_from(server_name.trim_matches(['[', ']']).to_owned())
             .map_err(|error| of_tls(error.to_string()))?;
         let late = DialFailure::Timeout {
             step: Step::Tls,

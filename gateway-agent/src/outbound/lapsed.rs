@@ -21,6 +21,7 @@ use viworks_common::enrolment::{
     LapsedRenewal, LapsedRequest, RENEW_PATH, WireChallenge, clock_suits,
 };
 use viworks_common::human;
+use viworks_common::id::AgentId;
 use viworks_common::pin::SpkiPin;
 use viworks_common::renewal::{AtDoor, has_lapsed, pause_at_door};
 use viworks_common::time::{Monotonic, Timestamp};
@@ -235,6 +236,19 @@ fn latest_first(material: &Material) -> Vec<&Papers> {
 pub fn has_ended(material: &Material, wall: Timestamp) -> bool {
     let latest = latest_first(material).into_iter().next();
     latest.is_some_and(|latest| latest.not_after < wall)
+}
+
+/// What the clock of the backend behind a door says. Its challenge is left unanswered.
+///
+/// # Errors
+///
+/// Why it does not say.
+pub async fn clock_at(door: &mut Door, agent_id: AgentId) -> Result<Timestamp, String> {
+    let challenge = door::json(&LapsedRequest::Challenge { agent_id });
+    let answered = door.post(RENEW_PATH, challenge, None).await;
+    let (answer, _proof) = answered.map_err(|failure| failure.to_string())?;
+    let EnrolmentChallenge { time, .. } = door::read(&answer)?;
+    Ok(time)
 }
 
 /// How far this machine's clock is off, where that is worth telling.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use viworks_api::{CertificateRef, GatewayStatus};
 use viworks_common::id::{AgentRunId, TicketId};
 use viworks_common::network::IpNetwork;
@@ -40,18 +40,14 @@ pub enum Gateway {
     },
     /// Decide which of two holders keeps a gateway's identity
     #[command(
+        group(ArgGroup::new("decision").required(true).args(["keep", "replace"])),
         after_help = "Examples:\n  viworks gateway forks gw-berlin-07\n  viworks gateway resolve gw-berlin-07 --keep 01940f5e-0003-7000-8000-0000000000f3\n  viworks gateway resolve gw-berlin-07 --replace"
     )]
     Resolve {
         /// Its name or id
         gateway: String,
         /// Who keeps it: its process, or its installation, as forks shows them; a session of the other ends at once
-        #[arg(
-            long,
-            value_name = "ID",
-            required_unless_present = "replace",
-            conflicts_with = "replace"
-        )]
+        #[arg(long, value_name = "ID")]
         keep: Option<AgentRunId>,
         /// The one that was accepted goes on, and the other gets an identity of its own
         #[arg(long)]
@@ -69,14 +65,14 @@ pub enum Gateway {
     },
     /// Throw a gateway out, at once and for good: its session ends, and its commands with it
     #[command(
+        group(ArgGroup::new("whom").required(true).args(["gateway", "of_ticket"])),
         after_help = "Examples:\n  viworks gateway revoke gw-berlin-07 --reason 'the machine was stolen'\n  viworks gateway revoke gw-berlin-07 --reason 'taken out of service' --yes -o json\n  viworks gateway revoke gw-berlin-07 --certificate 5f0e3c1b2a4d6e8f90a1b2c3d4e5f607 --reason 'its key was copied'\n  viworks gateway revoke --of-ticket 01940f5e-7000-7000-8000-0000000000d1 --reason 'the ticket leaked'"
     )]
     Revoke {
         /// Its name or id
-        #[arg(required_unless_present = "of_ticket")]
         gateway: Option<String>,
         /// Every gateway that came of this ticket instead, after a list of them
-        #[arg(long, value_name = "ID", conflicts_with_all = ["gateway", "certificate"])]
+        #[arg(long, value_name = "ID", conflicts_with = "certificate")]
         of_ticket: Option<TicketId>,
         /// Only this certificate, by its SHA-256 fingerprint or its serial number: the gateway goes on with others
         #[arg(long, value_name = "FINGERPRINT|SERIAL")]

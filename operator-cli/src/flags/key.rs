@@ -1,17 +1,17 @@
 //! What `viworks key` takes.
 
-use clap::Subcommand;
+use clap::{ArgGroup, Subcommand};
 
 /// What to do with the keys that gateways share with the backend.
 #[derive(Debug, Subcommand)]
 pub enum Key {
     /// Give gateways another key over their sessions; the one before is good until the other is in use
     #[command(
+        group(ArgGroup::new("whose").required(true).args(["gateway", "all"])),
         after_help = "Examples:\n  viworks key rotate --all --dry-run\n  viworks key rotate --all\n  viworks key rotate gw-berlin-07"
     )]
     Rotate {
         /// Its name or id
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
         gateway: Option<String>,
         /// Every gateway that is not revoked
         #[arg(long)]

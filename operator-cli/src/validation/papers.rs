@@ -97,11 +97,11 @@ impl Papers {
     fn parts(folder: &Path) -> Result<Self, String> {
         // As the agent reads it, with what lies in `conf.d` beside it; the agent is given no variable either.
         let mut document = Document::load(&folder.join("gateway.toml"), &Environment::default())
-            .map_err(|problems| problems.to_string())?;
+            .map_err(|problems| problems.in_one_line())?;
         let (outbound, files) = (Outbound::read(&mut document), Files::read(&mut document));
         document
             .finish_part()
-            .map_err(|problems| problems.to_string())?;
+            .map_err(|problems| problems.in_one_line())?;
         let url = Url::parse(&outbound.url)
             .ok()
             .filter(|url| url.scheme() == "wss");
@@ -137,5 +137,28 @@ impl Papers {
             token: who.token,
             folder: folder.to_owned(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_none_of_a_gateway_is_told_of_in_one_line() {
+        let root = tempfile::tempdir().unwrap();
+        let told = |folder: &Path| {
+            let failure = Papers::read(folder).err().unwrap();
+            assert_eq!(failure.exit, ExitCode::Config);
+            assert!(!failure.what.contains('\n'), "{failure:?}");
+            failure.what
+        };
+        let missing = told(&root.path().join("nodir"));
+        assert!(missing.contains("gateway.toml"), "{missing}");
+        // Several problems as well.
+        let file = root.path().join("gateway.toml");
+        viworks_runtime::files::write_new(&file, b"[outbound]\nurl = 7\n", 0o600).unwrap();
+        let wrong = told(root.path());
+        assert!(wrong.contains("url"), "{wrong}");
     }
 }

@@ -210,10 +210,15 @@ impl Doctor {
         } else {
             (behind, "behind")
         };
-        let found = format!(
-            "this machine's clock is {} {word} the server's",
-            human::span(apart)
-        );
+        // Theirs is told in whole seconds.
+        let found = if apart < Duration::from_secs(1) {
+            "this machine's clock is the server's, to the second".to_owned()
+        } else {
+            format!(
+                "this machine's clock is {} {word} the server's",
+                human::span(apart)
+            )
+        };
         if apart < SKEW_CORRECTED_FROM {
             return self.walk.pass(CLOCK, found, Duration::ZERO);
         }

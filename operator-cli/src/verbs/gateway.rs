@@ -1,5 +1,7 @@
 //! `viworks gateway`: who the gateways are and whether they answer.
 
+use std::time::Duration;
+
 use viworks_api::{GatewayStatus, ReplaceRequest, ResolveForkRequest};
 use viworks_common::human;
 use viworks_common::id::TicketId;
@@ -30,7 +32,8 @@ pub(super) async fn execute(
                 status.is_none_or(|status| gateway.status == status)
                     && expires_within.is_none_or(|time| expiry::ends_within(gateway, time, now))
             });
-            views::gateway::list(&gateways, format, now)?;
+            let only = only(status, expires_within);
+            views::gateway::list(&gateways, &only, format, now)?;
         }
         Gateway::Expiring { within } => {
             let mut gateways = client.gateways().await?;
@@ -106,6 +109,20 @@ pub(super) async fn execute(
         }
     }
     Ok(ExitCode::Ok)
+}
+
+/// Of which kind gateways are that were asked for, behind the word for them; nothing where all were.
+fn only(status: Option<GatewayStatus>, expires_within: Option<Duration>) -> String {
+    let status = status.map(|status| format!("the status {}", status.name()));
+    let ends = expires_within.map(|time| {
+        let within = human::span(time);
+        format!("a certificate that ends within {within}")
+    });
+    let kinds: Vec<String> = status.into_iter().chain(ends).collect();
+    if kinds.is_empty() {
+        return String::new();
+    }
+    format!(" with {}", kinds.join(" and "))
 }
 
 /// Makes a ticket by which another machine takes a gateway's place.
@@ -197,4 +214,25 @@ async fn show(client: &Client, reference: &str, format: Format) -> Result<(), Fa
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn none_of_a_kind_is_not_none_at_all() {
+        let month = Some(Duration::from_secs(30 * 86_400));
+        let (revoked, all) = (Some(GatewayStatus::Revoked), String::new());
+        assert_eq!(only(None, None), all);
+        assert_eq!(only(revoked, None), " with the status revoked");
+        assert_eq!(
+            only(None, month),
+            " with a certificate that ends within 30 days"
+        );
+        assert_eq!(
+            only(revoked, month),
+            " with the status revoked and a certificate that ends within 30 days"
+        );
+    }
 }

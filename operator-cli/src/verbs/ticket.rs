@@ -183,7 +183,7 @@ fn read(file: Option<&Path>) -> Result<Written, Failure> {
         Some(path) => {
             Written::is_file(path).map_err(|shown| Failure::usage(shown.to_string()))?;
             let bytes = files::read_at_most(path, READ_MAX);
-            let bytes = bytes.map_err(|error| Failure::usage(chain(&error)))?;
+            let bytes = bytes.map_err(|error| Failure::new(error.exit_code(), chain(&error)))?;
             text.push_str(&String::from_utf8_lossy(&bytes));
         }
         None => {

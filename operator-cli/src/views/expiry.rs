@@ -76,16 +76,17 @@ pub fn list(
             ]
         }),
     )?;
-    output::note(&format!(
-        "{} within {} and not renewed by itself",
-        human::counted(
-            list.items.len(),
-            "certificate that ends",
-            "certificates that end"
-        ),
-        human::span(within)
-    ));
+    output::note(&count(list.items.len(), within));
     Ok(())
+}
+
+fn count(found: usize, within: Duration) -> String {
+    let within = human::span(within);
+    if found == 1 {
+        return format!("1 certificate that ends within {within} and is not renewed by itself");
+    }
+    let found = human::counted(found, "certificate", "certificates");
+    format!("{found} that end within {within} and are not renewed by themselves")
 }
 
 #[cfg(test)]
@@ -120,6 +121,18 @@ mod tests {
         // From a third of its life before the end it renews by itself; in the last quarter it should have.
         assert!(!told("online", "2026-03-30T00:00:00Z"));
         assert!(told("online", "2026-03-08T00:00:00Z"));
+    }
+
+    #[test]
+    fn one_certificate_ends_and_several_end() {
+        assert_eq!(
+            [0, 1, 2].map(|found| count(found, DAY * 30)),
+            [
+                "0 certificates that end within 30 days and are not renewed by themselves",
+                "1 certificate that ends within 30 days and is not renewed by itself",
+                "2 certificates that end within 30 days and are not renewed by themselves",
+            ]
+        );
     }
 
     #[test]

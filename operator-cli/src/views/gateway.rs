@@ -10,8 +10,9 @@ use crate::failure::Failure;
 use crate::output::{self, Format, one_line};
 use crate::program;
 
-/// Prints a row for each, and how many of them are how.
-pub fn list(list: &GatewayList, format: Format, now: Timestamp) -> Result<(), Failure> {
+/// Prints a row for each, and how many of them are how. `only` says of which kind they are, where some may have been
+/// left out.
+pub fn list(list: &GatewayList, only: &str, format: Format, now: Timestamp) -> Result<(), Failure> {
     match format {
         Format::Json => output::json(list),
         Format::Table => {
@@ -50,15 +51,15 @@ pub fn list(list: &GatewayList, format: Format, now: Timestamp) -> Result<(), Fa
                     ]
                 }),
             )?;
-            output::note(&counts(&list.items));
+            output::note(&counts(&list.items, only));
             Ok(())
         }
     }
 }
 
-fn counts(gateways: &[Gateway]) -> String {
+fn counts(gateways: &[Gateway], only: &str) -> String {
     if gateways.is_empty() {
-        return "no gateways".to_owned();
+        return format!("no gateways{only}");
     }
     let with = |status: GatewayStatus| {
         let same = gateways.iter().filter(|gateway| gateway.status == status);

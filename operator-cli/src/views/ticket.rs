@@ -115,6 +115,11 @@ pub fn show(ticket: &Ticket, format: Format, now: Timestamp) -> Result<(), Failu
     let times = |at| human::relative_and_exact(at, now);
     output::line(&format!("id        {}", ticket.id))?;
     output::line(&format!("status    {}", status(ticket.status)))?;
+    if ticket.status == TicketStatus::KeyGone {
+        output::line(
+            "          no machine enrols by it: the master key of its time is gone; make another one",
+        )?;
+    }
     output::line(&format!("used      {} of {}", ticket.uses, ticket.uses_max))?;
     if ticket.refusals > 0 {
         output::line(&format!(
@@ -230,6 +235,7 @@ const fn status(status: TicketStatus) -> &'static str {
         TicketStatus::UsedUp => "used up",
         TicketStatus::Expired => "expired",
         TicketStatus::Revoked => "revoked",
+        TicketStatus::KeyGone => "key gone",
     }
 }
 

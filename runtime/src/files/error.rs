@@ -87,6 +87,9 @@ impl FileError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Locked { .. } => ExitCode::Conflict,
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
+                ExitCode::Conflict
+            }
             Self::Io { source, .. } => {
                 let stays = matches!(
                     source.kind(),

@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 
 use super::*;
+use crate::exit::ExitCode;
 
 fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
@@ -463,4 +464,16 @@ fn what_is_mounted_is_told_from_a_folder() {
     let link = folder.path().join("link");
     symlink("/proc", &link).unwrap();
     assert!(!is_mount_point(&link), "a link can be renamed");
+}
+
+#[test]
+fn a_name_that_is_taken_is_a_conflict_and_a_file_that_is_missing_one_to_be_named_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.csr");
+    let missing = read_private(&path).unwrap_err();
+    assert_eq!(missing.exit_code(), ExitCode::Config);
+    write_new(&path, b"first", 0o600).unwrap();
+    let taken = write_new(&path, b"second", 0o600).unwrap_err();
+    assert!(taken.is_taken());
+    assert_eq!(taken.exit_code(), ExitCode::Conflict);
 }

@@ -127,7 +127,7 @@ fn view(known: &RegisteredCertificate, gateway_revoked: Option<Timestamp>) -> Ga
     GatewayCertificate {
         serial: known.serial.clone(),
         fingerprint: hex::encode(known.fingerprint),
-        registered_at: known.registered_at,
+        registered_at: known.issued_at,
         not_after: known.not_after,
         state,
         since,

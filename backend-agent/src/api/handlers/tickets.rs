@@ -96,7 +96,7 @@ async fn issue(
         StatusCode::CREATED,
         Json(TicketCreated {
             kind: Kind::TicketCreated,
-            ticket: view(stored, clock.line()),
+            ticket: view(state, stored, clock.line()),
             secret: secret.to_string(),
         }),
     ))
@@ -113,7 +113,8 @@ pub(in crate::api) async fn list(
     let now = state.clock.line();
     let page = params.page::<TicketId>()?;
     let listing = state.store.list_tickets(&state.tenant, page).await?;
-    let items = listing.items.into_iter().map(|ticket| view(ticket, now));
+    let items = listing.items.into_iter();
+    let items = items.map(|ticket| view(&state, ticket, now));
     Ok(Json(TicketList::new(
         items.collect(),
         listing.next.map(|id| id.to_string()),
@@ -131,7 +132,7 @@ pub(in crate::api) async fn show(
 ) -> ApiResult<Json<Ticket>> {
     let found = state.store.ticket(&state.tenant, id).await?;
     let found = found.ok_or_else(|| ApiError::not_found("ticket"))?;
-    Ok(Json(view(found, state.clock.line())))
+    Ok(Json(view(&state, found, state.clock.line())))
 }
 
 /// Revokes a ticket at once. Gateways that came of it stay.
@@ -229,13 +230,15 @@ fn check(request: TicketRequest) -> ApiResult<IssueTicket> {
     })
 }
 
-fn view(ticket: StoredTicket, now: Timestamp) -> Ticket {
+fn view(state: &ApiState, ticket: StoredTicket, now: Timestamp) -> Ticket {
     let status = if ticket.revoked_at.is_some() {
         TicketStatus::Revoked
     } else if ticket.expires_at <= now {
         TicketStatus::Expired
     } else if ticket.uses >= ticket.uses_max {
         TicketStatus::UsedUp
+    } else if !state.tickets.knows(&state.tenant, &ticket) {
+        TicketStatus::KeyGone
     } else {
         TicketStatus::Active
     };

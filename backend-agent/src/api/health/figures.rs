@@ -133,7 +133,8 @@ fn certificates(state: &ApiState) -> HealthCheck {
 
 fn clock(state: &ApiState) -> HealthCheck {
     let ahead = state.counters.clock_apart.get();
-    let detail = format!("the wall clock is {ahead} s ahead of the time line");
+    let apart = human::apart(ahead.saturating_mul(1_000));
+    let detail = format!("the wall clock is {apart} the time line");
     HealthCheck {
         figures: Figures::from([("ahead_s".to_owned(), ahead)]),
         ..check("clock", HealthStatus::Pass, detail)
@@ -168,8 +169,9 @@ fn telemetry(state: &ApiState) -> HealthCheck {
     );
     let records = counters.records_refused();
     let detail = format!(
-        "{} stored since the start; {records} refused, and {} to come again",
+        "{} stored since the start; {} refused, and {} to come again",
         human::counted_all(rows, "reading", "readings"),
+        human::count(records),
         human::counted_all(batches, "batch", "batches"),
     );
     HealthCheck {
@@ -238,7 +240,7 @@ fn of_files(open: Option<u64>, most: Option<u64>) -> HealthCheck {
     );
     let bound = most.map_or_else(
         || "there is no limit".to_owned(),
-        |most| format!("{most} may be"),
+        |most| format!("{} may be", human::count(most)),
     );
     let mut detail = format!("{open_ones}, {bound}");
     if is_close {

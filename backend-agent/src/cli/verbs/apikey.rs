@@ -82,18 +82,16 @@ async fn revoke_key(
     Ok(revoked.map(|()| (since, now)))
 }
 
-/// Prints every key, page after page.
+/// Prints every key.
 async fn list_keys(store: &dyn Store, tenant: &Tenant) -> anyhow::Result<()> {
     let now = line(store).await?;
-    let mut page = Page::first(PAGE_ROWS_MAX);
+    let (mut keys, mut page) = (Vec::new(), Page::first(PAGE_ROWS_MAX));
     loop {
         let listing = apikey::list(store, tenant, page, now).await?;
-        for key in listing.items {
-            print(&views::key(&key, now))?;
-        }
+        keys.extend(listing.items);
         match listing.next {
             Some(next) => page = Page::after(next, PAGE_ROWS_MAX),
-            None => return Ok(()),
+            None => return print(&views::keys(&keys, now)),
         }
     }
 }

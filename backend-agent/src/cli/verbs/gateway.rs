@@ -1,12 +1,14 @@
 //! `gateway`: revokes one.
 
-use viworks_common::id::Tenant;
+use viworks_common::command::CommandState;
+use viworks_common::human;
+use viworks_common::id::{GatewayName, Tenant};
 use viworks_runtime::exit::ExitCode;
 
 use super::super::flags::GatewayCommand;
 use super::super::views::{print, say, since_when};
 use super::open::{actor, line, load, open};
-use crate::data::StoreError;
+use crate::data::{Revoked, StoreError};
 
 pub(super) async fn execute(command: GatewayCommand) -> anyhow::Result<ExitCode> {
     let GatewayCommand::Revoke {
@@ -25,21 +27,97 @@ pub(super) async fn execute(command: GatewayCommand) -> anyhow::Result<ExitCode>
         let reason = reason.as_deref();
         let revoked = store.revoke_gateway(&tenant, found.agent_id, reason, &who, now);
         let revoked = revoked.await?;
-        Ok(revoked.map(|revoked| (revoked.already, found, now)))
+        Ok(revoked.map(|revoked| (revoked, found, now)))
     }
     .await;
     store.close().await;
     match revoked? {
-        Some((true, found, now)) => print(&format!(
+        Some((revoked, found, now)) if revoked.already => print(&format!(
             "{} was revoked already{}",
             found.name,
             since_when(found.revoked_at, now)
         ))?,
-        Some((false, found, _now)) => print(&format!("revoked {}", found.name))?,
+        Some((revoked, found, _now)) => print(&done(&found.name, &revoked))?,
         None => {
             say("error: there is no such gateway");
             return Ok(ExitCode::NotFound);
         }
     }
     Ok(ExitCode::Ok)
+}
+
+/// What was done, in the words of `viworks gateway revoke`.
+fn done(name: &GatewayName, revoked: &Revoked) -> String {
+    let ended_as = |how: CommandState| {
+        let so = revoked.ended.iter().filter(|ended| ended.state == how);
+        so.count()
+    };
+    let mut parts = vec![format!("{name} is revoked")];
+    if revoked.live_session.is_some() {
+        parts.push("its session ends within a second".to_owned());
+    }
+    let (cancelled, begun) = (
+        ended_as(CommandState::Cancelled),
+        ended_as(CommandState::Indeterminate),
+    );
+    if cancelled > 0 {
+        parts.push(human::counted(
+            cancelled,
+            "waiting command was cancelled",
+            "waiting commands were cancelled",
+        ));
+    }
+    if begun > 0 {
+        let begun = human::counted(
+            begun,
+            "command that may have begun is",
+            "commands that may have begun are",
+        );
+        parts.push(format!("{begun} indeterminate"));
+    }
+    parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+    use viworks_common::id::{AgentId, CommandId, RunId, SessionId};
+
+    use super::*;
+    use crate::data::Settled;
+
+    #[test]
+    fn what_ended_with_a_gateway_is_told() {
+        let name: GatewayName = "gw-1".parse().unwrap();
+        let one = Uuid::from_u128(1);
+        let ended = |state| Settled {
+            moved: true,
+            command_id: CommandId::from_uuid(one),
+            agent_id: AgentId::from_uuid(one),
+            run_id: RunId::from_uuid(one),
+            state,
+            run_finished: false,
+            reason: None,
+        };
+        let quiet = Revoked {
+            already: false,
+            live_session: None,
+            ended: Vec::new(),
+        };
+        assert_eq!(done(&name, &quiet), "gw-1 is revoked");
+        let busy = Revoked {
+            live_session: Some(SessionId::from_uuid(one)),
+            ended: vec![
+                ended(CommandState::Cancelled),
+                ended(CommandState::Cancelled),
+                ended(CommandState::Indeterminate),
+            ],
+            ..quiet
+        };
+        assert_eq!(
+            done(&name, &busy),
+            "gw-1 is revoked; its session ends within a second; 2 waiting commands were cancelled; \
+             1 command that may have begun is indeterminate"
+        );
+    }
 }

@@ -1,7 +1,7 @@
 //! `pki rotate-master-key`: moves a site from one master key to another, while both are accepted.
 
 use viworks_common::human::counted;
-use viworks_common::id::Tenant;
+use viworks_common::id::{Tenant, TicketId};
 use viworks_common::key::{MASTER_ID_BYTES, MasterKey};
 use viworks_runtime::exit::ExitCode;
 
@@ -10,8 +10,9 @@ use super::open::{actor, line, open};
 use crate::config::Config;
 use crate::data::{
     AuditOutcome, Gateway, GatewayFilter, KeyHolder, MasterIds, NewAuditRecord, Page, SiteClaim,
-    Store, StoreError,
+    Store, StoreError, StoredTicket,
 };
+use crate::enrolment::has_secret_of;
 use crate::pki::issue::load_masters;
 
 /// Gateways that are read at once.
@@ -58,8 +59,9 @@ async fn carry_out(
     let (left, cannot) = left(store, master).await?;
     let holders = store.key_holders().await?;
     let behind = behind(&holders, (master, previous), moved);
+    let tickets = tickets(store, (master, previous)).await?;
     if wanted.finish {
-        return finish(store, moved, (&left, &behind), wanted).await;
+        return finish(store, moved, (&left, &behind, &tickets), wanted).await;
     }
     if moved {
         print("the site belongs to the new master key already")?;
@@ -82,6 +84,7 @@ async fn carry_out(
     name("still to move", &left)?;
     name("cannot, before their agents are updated", &cannot)?;
     name_backends(&behind)?;
+    name_tickets(&tickets)?;
     Ok(ExitCode::Ok)
 }
 
@@ -89,7 +92,7 @@ async fn carry_out(
 async fn finish(
     store: &dyn Store,
     moved: bool,
-    (left, behind): (&[Gateway], &[String]),
+    (left, behind, tickets): (&[Gateway], &[String], &[TicketId]),
     wanted: &Wanted,
 ) -> anyhow::Result<ExitCode> {
     if !moved {
@@ -100,6 +103,7 @@ async fn finish(
     }
     name("still to move", left)?;
     name_backends(behind)?;
+    name_tickets(tickets)?;
     let is_ready = left.is_empty() && behind.is_empty();
     if !is_ready && !wanted.force {
         if !left.is_empty() {
@@ -128,7 +132,12 @@ async fn finish(
     print(
         "take previous_master_key_file out of [keys] on every backend, start each anew, and remove the file",
     )?;
-    say("tickets that were made with the old master key end with that");
+    if !tickets.is_empty() {
+        say(
+            "no machine enrols any more by tickets that were made with the old master key once that is done: make others \
+             (viworks ticket create), and revoke these (viworks ticket revoke ID)",
+        );
+    }
     Ok(ExitCode::Ok)
 }
 
@@ -197,6 +206,42 @@ async fn left(
         .cloned()
         .collect();
     Ok((left, cannot))
+}
+
+/// Tickets by which a machine could still become a gateway, with secrets of the old key.
+async fn tickets(
+    store: &dyn Store,
+    (master, previous): (&MasterKey, &MasterKey),
+) -> Result<Vec<TicketId>, StoreError> {
+    let (tenant, now) = (Tenant::default_tenant(), line(store).await?);
+    let of_old = |ticket: &StoredTicket| {
+        let is_active =
+            ticket.revoked_at.is_none() && ticket.expires_at > now && ticket.uses < ticket.uses_max;
+        is_active
+            && has_secret_of(previous, &tenant, ticket)
+            && !has_secret_of(master, &tenant, ticket)
+    };
+    let (mut found, mut page) = (Vec::new(), Page::first(PAGE));
+    loop {
+        let listing = store.list_tickets(&tenant, page).await?;
+        found.extend(
+            listing
+                .items
+                .iter()
+                .filter(|ticket| of_old(ticket))
+                .map(|ticket| ticket.id),
+        );
+        match listing.next {
+            Some(next) => page = Page::after(next, PAGE),
+            None => return Ok(found),
+        }
+    }
+}
+
+fn name_tickets(tickets: &[TicketId]) -> anyhow::Result<()> {
+    let ids: Vec<String> = tickets.iter().map(ToString::to_string).collect();
+    let number = counted(ids.len(), "active ticket", "active tickets");
+    print_named("to end with the old master key", &number, &ids)
 }
 
 fn name(what: &str, gateways: &[Gateway]) -> anyhow::Result<()> {

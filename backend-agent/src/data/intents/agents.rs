@@ -33,7 +33,7 @@ macro_rules! rows {
           WHERE l.tenant = g.tenant AND l.agent_id = g.agent_id) AS labels, \
          (SELECT max(k.not_after) FROM certificates AS k WHERE k.tenant = g.tenant AND k.agent_id = g.agent_id \
           AND k.retired_at IS NULL AND k.unproved IS NULL AND k.revoked_at IS NULL) AS certificate_not_after, \
-         (SELECT max(k.registered_at) FROM certificates AS k WHERE k.tenant = g.tenant AND k.agent_id = g.agent_id \
+         (SELECT max(coalesce(k.renewed_at, k.registered_at)) FROM certificates AS k WHERE k.tenant = g.tenant AND k.agent_id = g.agent_id \
           AND k.retired_at IS NULL AND k.unproved IS NULL AND k.revoked_at IS NULL) AS certificate_since, \
          (SELECT count(*) FROM forks AS f WHERE f.tenant = g.tenant AND f.agent_id = g.agent_id) AS forks, \
          (SELECT count(*) FROM orphan_results AS o INDEXED BY orphan_results_by_gateway \

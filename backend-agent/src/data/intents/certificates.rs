@@ -72,8 +72,9 @@ WHERE tenant = :tenant AND agent_id = :agent_id AND (retired_at IS NOT NULL OR u
 macro_rules! registered {
     ($rest:literal) => {
         concat!(
-            "SELECT spki, serial, fingerprint, registered_at, not_after, revoked_at, retired_at, \
-             unproved IS NOT NULL AS unproved FROM certificates WHERE tenant = :tenant AND agent_id = :agent_id ",
+            "SELECT spki, serial, fingerprint, registered_at, coalesce(renewed_at, registered_at) AS issued_at, \
+             not_after, revoked_at, retired_at, unproved IS NOT NULL AS unproved FROM certificates \
+             WHERE tenant = :tenant AND agent_id = :agent_id ",
             $rest
         )
     };
@@ -426,6 +427,7 @@ fn read_registered(row: &Row<'_>) -> StoreResult<([u8; 32], RegisteredCertificat
         serial: row.get("serial")?,
         fingerprint: row.get("fingerprint")?,
         registered_at: row.get("registered_at")?,
+        issued_at: row.get("issued_at")?,
         not_after: row.get("not_after")?,
         revoked_at: row.get("revoked_at")?,
         retired_at: row.get("retired_at")?,

@@ -20,7 +20,8 @@ const GENERATIONS_MAX: usize = 16;
 /// The certificate of each gateway that is not revoked: of those in use the one that ends last.
 macro_rules! in_use {
     () => {
-        "(SELECT g.agent_id, g.name, g.session_epoch, max(k.not_after) AS ends, max(k.registered_at) AS since \
+        "(SELECT g.agent_id, g.name, g.session_epoch, max(k.not_after) AS ends, \
+          max(coalesce(k.renewed_at, k.registered_at)) AS since \
           FROM gateways AS g JOIN certificates AS k ON k.tenant = g.tenant AND k.agent_id = g.agent_id \
           WHERE g.tenant = :tenant AND g.revoked_at IS NULL AND k.retired_at IS NULL AND k.unproved IS NULL \
           GROUP BY g.agent_id, g.name, g.session_epoch) AS seen "

@@ -94,8 +94,10 @@ pub struct RegisteredCertificate {
     pub serial: String,
     /// SHA-256 of the whole certificate.
     pub fingerprint: [u8; 32],
-    /// When it was registered.
+    /// When its key was registered.
     pub registered_at: Timestamp,
+    /// When it was issued: one from the door later than its key was registered.
+    pub issued_at: Timestamp,
     /// When it ends.
     pub not_after: Timestamp,
     /// When it alone was revoked, if it was.

@@ -125,6 +125,15 @@ pub(crate) async fn a_gateway_whose_certificate_has_ended_gets_another_for_the_s
         ([2; 32], at(400 * DAY))
     );
     assert!(known.unproved && !known.retired);
+    // It begins where it was issued, and not where its key was registered.
+    let listed = bed.store.list_certificates(&bed.tenant, agent(1));
+    let since: Vec<_> = listed
+        .await
+        .unwrap()
+        .iter()
+        .map(|listed| (listed.fingerprint[0], listed.issued_at))
+        .collect();
+    assert_eq!(since, [(2, at(now))]);
     // The epoch is where it was.
     assert_eq!(bed.gateway_now(1).await.confirmed, epoch);
     // The answer was lost: the same one again, however often, until a session was confirmed with it.
@@ -132,7 +141,9 @@ pub(crate) async fn a_gateway_whose_certificate_has_ended_gets_another_for_the_s
     assert_eq!(asked(bed, reissue(1, 3, epoch, 3), now + 1).await, again);
     assert_eq!(asked(bed, reissue(1, 4, epoch, 4), now + 2).await, again);
     confirmed_with(bed, 1, true).await;
-    let epoch = bed.gateway_now(1).await.confirmed;
+    let confirmed = bed.gateway_now(1).await;
+    assert_eq!(confirmed.certificate_since, Some(at(now)));
+    let epoch = confirmed.confirmed;
     let good = no(ReissueRefusal::NotLapsed(at(400 * DAY)));
     assert_eq!(asked(bed, reissue(1, 5, epoch, 5), now + 3).await, good);
     let audited = bed.audited().await;

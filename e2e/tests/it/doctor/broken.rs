@@ -119,7 +119,7 @@ const CASES: &[Case] = &[
             step: "certificate",
             code: 69,
             cause: &["gateway.crt", "expired at"],
-            fix: &["issue a new certificate", "clock is wrong"],
+            fix: &["set door_url", "viworks gateway replace", "clock is wrong"],
         },
     },
     Case {
@@ -133,6 +133,54 @@ const CASES: &[Case] = &[
         },
     },
 ];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_certificate_that_has_ended_the_way_and_the_door_are_looked_at() {
+    let mut ward = Ward::new(&["gw-1"]);
+    let door = Start::default().with("VIWORKS__ENROLMENT__LISTEN", "127.0.0.1:0");
+    ward.system.start_backend(door).await;
+    let door = format!("https://{}", ward.system.door_address());
+    let patient = ward.copy("gw-1");
+    ward.reissue(&patient, -7_200, -60);
+    let walk = async |door: &str| {
+        let mut command = ward.command(&patient.path, &ward.agents_url());
+        command.env("VIWORKS__OUTBOUND__DOOR_URL", door);
+        finish(command, PATIENCE).await
+    };
+    let wanted = |cause, fix| Wanted {
+        name: "a certificate that has ended",
+        step: "certificate",
+        code: 69,
+        cause,
+        fix,
+    };
+    let said = walk(&door).await;
+    wanted(
+        &["expired at", "the door answers", "no agent runs"],
+        &["start the agent"],
+    )
+    .hold(&said);
+    let told = said.json();
+    let found = |name: &str| {
+        let steps = told["steps"].as_array().unwrap();
+        let step = steps.iter().find(|step| step["name"] == name);
+        step.unwrap()["status"].as_str().unwrap().to_owned()
+    };
+    for name in ["dns", "tcp", "tls", "clock"] {
+        assert_eq!(found(name), "pass", "{name}: {told:#}");
+    }
+    for name in ["agent", "upgrade", "challenge", "session"] {
+        assert_eq!(found(name), "skip", "{name}: {told:#}");
+    }
+    // Nobody is there.
+    let nobody = closed().replace("wss://", "https://");
+    let said = walk(&nobody).await;
+    wanted(
+        &["expired at", "no door is there", "refused"],
+        &["check door_url", "viworks gateway replace"],
+    )
+    .hold(&said);
+}
 
 const GOOD_COMMAND: &str = "[[command]]\nname = \"test.good\"\ntitle = \"good\"\nrisk = \"read\"\n\
                             idempotent = true\nargv = [\"/bin/true\"]\n";

@@ -18,7 +18,14 @@ use crate::identity::known_install_id;
 pub(super) fn request(staging: Staging, out: &Path, places: &Places) -> anyhow::Result<ExitCode> {
     let known = known_install_id(places.state()).ok().flatten();
     let written = staging.request(known).and_then(|(request, _install_id)| {
-        files::write_new(out, request.as_bytes(), 0o644).map_err(EnrolError::from)
+        files::write_new(out, request.as_bytes(), 0o644).map_err(|error| {
+            if error.is_taken() {
+                let path = out.to_owned();
+                EnrolError::RequestTaken { path }
+            } else {
+                error.into()
+            }
+        })
     });
     if let Err(error) = written {
         return Err(left(staging, error).into());

@@ -1,0 +1,120 @@
+//! A file that is named on a command line and is not there: every verb of every program ends with the same code.
+
+use std::path::Path;
+use std::process::Command;
+
+use viworks_testkit::binaries::Binaries;
+use viworks_testkit::deployment::{PATIENCE, run, text};
+use viworks_testkit::process::finish;
+
+/// The configuration is to be mended, or what a flag names.
+const CONFIG: i32 = 78;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_named_and_not_there_ends_every_verb_alike() {
+    let root = tempfile::tempdir().unwrap();
+    let shipped = Binaries::shipped();
+    let (cli, backend, gateway) = (shipped.cli(), shipped.backend(), shipped.gateway());
+    let folder = root.path().join("site");
+    run(&backend, &["pki", "init", "--dir", text(&folder)]);
+    let site = |name: &str| folder.join(name).display().to_string();
+    let (config, authority, other_key) = (site("backend.toml"), site("ca.crt"), site("next.key"));
+    let (missing, new) = (root.path().join("missing"), root.path().join("new"));
+    let (missing, new) = (text(&missing), text(&new));
+    let absent = format!("{missing}.toml");
+    let init = ["pki", "init", "--dir", new, "--ca-certificate"];
+    let (authority, server) = (authority.as_str(), site("server.crt"));
+    let (other_key, server, home) = (other_key.as_str(), server.as_str(), root.path().join("gw"));
+    for (program, words) in [
+        (&cli, vec!["ticket", "inspect", missing]),
+        (
+            &cli,
+            vec![
+                "gateway",
+                "ls",
+                "--server",
+                "http://127.0.0.1:1",
+                "--token-file",
+                missing,
+            ],
+        ),
+        (
+            &cli,
+            vec![
+                "validate",
+                "--gateway",
+                missing,
+                "--server",
+                "http://127.0.0.1:1",
+            ],
+        ),
+        (
+            &gateway,
+            vec![
+                "enroll",
+                "--demo",
+                "--out",
+                text(&home),
+                "--ticket-file",
+                missing,
+            ],
+        ),
+        (&gateway, vec!["check-config", "--config", &absent]),
+        (&gateway, vec!["run", "--config", &absent]),
+        (&backend, vec!["serve", "--config", &absent]),
+        (&backend, vec!["check-config", "--config", &absent]),
+        (
+            &backend,
+            vec![
+                "pki",
+                "sign-request",
+                missing,
+                "--name",
+                "gw-1",
+                "--out",
+                new,
+                "--config",
+                &config,
+            ],
+        ),
+        (
+            &backend,
+            [&init[..], &[missing, "--ca-key", other_key]].concat(),
+        ),
+        (
+            &backend,
+            [&init[..], &[authority, "--ca-key", missing]].concat(),
+        ),
+        // One that is there and does not fit, no authority, and a program that is not there or says nothing.
+        (
+            &backend,
+            [&init[..], &[authority, "--ca-key", other_key]].concat(),
+        ),
+        (
+            &backend,
+            [&init[..], &[server, "--ca-key", other_key]].concat(),
+        ),
+        (
+            &backend,
+            [&init[..], &[authority, "--ca-sign-command", missing]].concat(),
+        ),
+        (
+            &backend,
+            [&init[..], &[authority, "--ca-sign-command", "/bin/true"]].concat(),
+        ),
+    ] {
+        let mut command = Command::new(program);
+        command.args(&words).current_dir(root.path());
+        command.env("VIWORKS_CONFIG_DIR", root.path().join("contexts"));
+        let said = finish(command, PATIENCE).await.ended_with(CONFIG);
+        assert!(!said.stderr.is_empty(), "{words:?}: {said:#?}");
+    }
+    // What stands on the command line itself is wrong there.
+    let mut command = Command::new(&backend);
+    command
+        .args(init)
+        .args([authority, "--ca-sign-command", "sign.sh"]);
+    let said = finish(command, PATIENCE).await.ended_with(2);
+    assert!(said.stderr.contains("whole path"), "{said:#?}");
+    assert!(!Path::new(new).exists());
+}
