@@ -85,13 +85,19 @@ impl Reach {
         self.metrics
             .gateways_lacking_authorities
             .set(i64::try_from(lacking.gateways).unwrap_or(i64::MAX));
-        if lacking.gateways == 0 || !current.are_several() {
+        // Where there is but one, whoever has reported nothing has what it was enrolled with.
+        let told = if current.are_several() {
+            lacking
+        } else {
+            known.known_to_lack(&current.ids())
+        };
+        if told.gateways == 0 {
             self.conditions.clear(GATEWAYS);
             return Ok(());
         }
         let named = self.named(&current, &known).await?;
         self.conditions
-            .raise(GATEWAYS, Severity::Warn, &cause(lacking, &named), FIX);
+            .raise(GATEWAYS, Severity::Warn, &cause(told, &named), FIX);
         Ok(())
     }
 
@@ -109,7 +115,9 @@ impl Reach {
             }
             let id = authority.id.clone();
             let unaware = self.store.unaware(&self.tenant, id, None, NAMED_MAX);
-            named.extend(unaware.await?.into_iter().map(|gateway| gateway.name));
+            let unaware = unaware.await?.into_iter();
+            let told = unaware.filter(|it| current.are_several() || it.authorities.is_some());
+            named.extend(told.map(|gateway| gateway.name));
         }
         Ok(named)
     }

@@ -424,8 +424,8 @@ fn refused(refusal: ReissueRefusal) -> Refusal {
         ),
         ReissueRefusal::NotTheGateway(NotTheGateway::Revoked) => (
             StatusCode::GONE,
-            "this gateway was revoked: its machine comes back as a new gateway only, with a ticket that is for its \
-             name (viworks ticket create --name)"
+            "this gateway was revoked: its machine comes back by enrolling anew, as the same gateway after viworks \
+             gateway replace NAME, or as a new one with another ticket"
                 .to_owned(),
         ),
         ReissueRefusal::NotTheGateway(NotTheGateway::StaleKey) => (

@@ -228,6 +228,7 @@ suite! {
         a_session_with_an_earlier_certificate_of_another_key_goes_on,
         earlier_certificates_are_withdrawn_with_their_key_until_they_end,
         a_holder_that_is_known_by_an_earlier_certificate_is_kept,
+        a_holder_that_is_kept_and_lost_its_certificate_gets_another_one_at_the_door,
         a_holder_with_an_earlier_certificate_of_a_revoked_key_is_out,
         a_session_that_waits_with_an_earlier_certificate_of_a_revoked_key_is_not_confirmed,
         the_latest_earlier_certificates_are_kept,

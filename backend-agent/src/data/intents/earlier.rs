@@ -32,6 +32,11 @@ SELECT c.tenant, c.agent_id, c.fingerprint, c.spki, c.serial, c.not_after, :now 
 WHERE c.tenant = :tenant AND c.spki = :spki AND c.agent_id = :agent_id
 ON CONFLICT (tenant, agent_id, fingerprint) DO NOTHING";
 
+/// Whether a key had another certificate before the present one.
+pub(super) const HAS: &str = "\
+SELECT EXISTS (SELECT 1 FROM reissued AS e
+               WHERE e.tenant = :tenant AND e.agent_id = :agent_id AND e.spki = :spki) AS had";
+
 /// As other programs print a serial number: see [`super::certificates::MEANT`].
 pub(super) const MEANT: &str = "\
 SELECT serial, fingerprint, not_after, reissued_at FROM reissued
@@ -72,6 +77,14 @@ pub(super) fn keep(tx: &Tx<'_>, agent_id: AgentId, spki: &[u8; 32]) -> StoreResu
 pub(super) fn forget(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<()> {
     let until = tx.now.saturating_sub(ENDED_KEPT);
     tx.execute(FORGET, params! { agent_id, until }).map(drop)
+}
+
+/// Whether the present certificate of a key is one that was issued at the door.
+pub(super) fn has(view: &View<'_>, agent_id: AgentId, spki: &[u8; 32]) -> StoreResult<bool> {
+    let had = view.optional(HAS, params! { agent_id, spki }, |row| {
+        Reader::new("reissued", row).get("had")
+    })?;
+    Ok(had.unwrap_or_default())
 }
 
 /// The earlier certificate of a key that is named, if one is.

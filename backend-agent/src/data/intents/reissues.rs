@@ -24,7 +24,7 @@ const RENEWED: &str = "certificate.renew_at_door";
 const UNPROVED: &str = "gateway.unproved_renewal";
 
 pub(super) const BY_KEY: &str = "\
-SELECT agent_id, not_after, fingerprint, unproved, retired_at IS NOT NULL AS retired, revoked_at IS NOT NULL AS revoked
+SELECT spki, agent_id, not_after, fingerprint, unproved, retired_at IS NOT NULL AS retired, revoked_at IS NOT NULL AS revoked
 FROM certificates WHERE tenant = :tenant AND spki = :spki";
 
 /// Until a session is confirmed with it, it is as one that was issued over a session: its text is kept, so that whoever
@@ -36,6 +36,7 @@ WHERE tenant = :tenant AND spki = :spki AND agent_id = :agent_id AND retired_at 
 
 /// What is registered for a key.
 struct Known {
+    spki: [u8; 32],
     agent_id: AgentId,
     not_after: Timestamp,
     fingerprint: [u8; 32],
@@ -195,10 +196,14 @@ fn judge(
         return refused(ReissueRefusal::RetiredKey);
     }
     if !has_lapsed(known.not_after, wall) {
-        return match known.unproved {
-            Some(pem) => Ok(Err(ReissueOutcome::Before(pem))),
-            None => refused(ReissueRefusal::NotLapsed(known.not_after)),
-        };
+        if let Some(pem) = known.unproved {
+            return Ok(Err(ReissueOutcome::Before(pem)));
+        }
+        // The holder that an operator keeps may have lost the answer to it, or somebody with its files got it, and its
+        // text is gone since the other came in.
+        if !(awaited && earlier::has(view, agent_id, &known.spki)?) {
+            return refused(ReissueRefusal::NotLapsed(known.not_after));
+        }
     }
     let wait = certificates::pause(view, agent_id, now)?;
     Ok(wait.map_or(Ok(known.not_after), |wait| {
@@ -209,6 +214,7 @@ fn judge(
 fn read(row: &Row<'_>) -> StoreResult<Known> {
     let row = Reader::new("certificates", row);
     Ok(Known {
+        spki: row.get("spki")?,
         agent_id: row.get("agent_id")?,
         not_after: row.get("not_after")?,
         fingerprint: row.get("fingerprint")?,

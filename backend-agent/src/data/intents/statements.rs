@@ -85,6 +85,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("dead_letters::TRIM", dead_letters::TRIM),
         one("dead_letters::TRIM_GATEWAY", dead_letters::TRIM_GATEWAY),
         one("earlier::FORGET", earlier::FORGET),
+        one("earlier::HAS", earlier::HAS),
         one("earlier::KEEP", earlier::KEEP),
         one("earlier::KEEP_LATEST", earlier::KEEP_LATEST),
         one("earlier::MEANT", earlier::MEANT),

@@ -53,12 +53,13 @@ WHERE tenant = :tenant AND agent_id = :agent_id AND refused_at < :now AND spool_
     ORDER BY refused_at DESC, spool_epoch LIMIT 1000000 OFFSET :kept)";
 
 /// Retention forgets a position before its gaps, so that a gap may be there whose spool epoch begins anew: it is one,
-/// and no reason to fail what others have stored in the same transaction.
+/// and no reason to fail what others have stored in the same transaction. Where the old one ended says nothing of what
+/// comes now.
 pub(super) const INSERT_GAP: &str = "\
 INSERT INTO telemetry_gaps (tenant, agent_id, spool_epoch, from_seq, to_seq, reason, stored_at)
 VALUES (:tenant, :agent_id, :spool_epoch, :from_seq, :to_seq, :reason, :now)
 ON CONFLICT (tenant, agent_id, spool_epoch, from_seq) DO UPDATE SET stored_at = excluded.stored_at,
-    to_seq = CASE WHEN telemetry_gaps.to_seq > excluded.to_seq THEN telemetry_gaps.to_seq ELSE excluded.to_seq END";
+    to_seq = excluded.to_seq, reason = excluded.reason";
 
 pub(super) const COUNT_REFUSALS: &str = "\
 INSERT INTO telemetry_refusals (tenant, agent_id, spool_epoch, reason, records, first_at, last_at)

@@ -70,6 +70,12 @@ impl AuthorityTrust {
         self.of(|digest| !self.has(digest, wanted))
     }
 
+    /// Those of them that reported what they have: of the others it is not known that they lack anything.
+    #[must_use]
+    pub fn known_to_lack(&self, wanted: &BTreeSet<String>) -> Tally {
+        self.of(|digest| digest.is_some() && !self.has(digest, wanted))
+    }
+
     fn has(&self, digest: Option<&str>, wanted: &BTreeSet<String>) -> bool {
         let bundle = digest.and_then(|digest| self.bundles.get(digest));
         bundle.map_or(wanted.is_empty(), |bundle| wanted.is_subset(bundle))
@@ -139,6 +145,8 @@ mod tests {
         assert_eq!(trust.lacking(&set(&["b"])).off(), 2);
         assert_eq!(trust.lacking(&set(&["a"])), tally(17, 16));
         assert_eq!(trust.lacking(&set(&["c"])), trust.all());
+        assert_eq!(trust.known_to_lack(&set(&["a"])), tally(16, 16));
+        assert_eq!(trust.known_to_lack(&set(&["b"])), tally(20, 19));
         assert_eq!(trust.lacking(&set(&[])), Tally::default());
     }
 }

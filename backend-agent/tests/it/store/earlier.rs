@@ -3,8 +3,8 @@
 
 use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, CertificateRef, CertificateRevocation, ConfirmOutcome,
-    ForkDecision, ForkResolution, NewCertificate, Page, ReissueOutcome, RenewalOutcome,
-    RevokedCertificate, WithdrawnCertificate,
+    ForkDecision, ForkResolution, NewCertificate, Page, ReissueOutcome, ReissueRefusal,
+    RenewalOutcome, RevokedCertificate, WithdrawnCertificate,
 };
 use viworks_common::code::CloseCode;
 
@@ -197,6 +197,34 @@ pub(crate) async fn a_holder_that_is_known_by_an_earlier_certificate_is_kept(bed
     let known = certificate(bed, 1).await.unwrap();
     assert!(!known.retired && known.fingerprint == [12; 32], "{known:?}");
     bed.open(hello(bed, 12, 1)).await;
+}
+
+/// The answer with certificate 12 was lost, and its text is gone since the other holder came in: 11 ends, and nobody has
+/// another one.
+pub(crate) async fn a_holder_that_is_kept_and_lost_its_certificate_gets_another_one_at_the_door(
+    bed: &Bed,
+) {
+    overtaken(bed).await;
+    let epoch = bed.gateway_now(1).await.confirmed;
+    let asks = || reissue(1, 13, epoch, 13);
+    let refused = asked(bed, asks(), 700).await;
+    let why = ReissueRefusal::RetiredKey;
+    assert_eq!(refused, ReissueOutcome::Refused(why));
+    keep(bed, process(1)).await;
+    reissued(bed, (1, 14), 400 * DAY, 700).await;
+    bed.open(hello(bed, 14, 1)).await;
+    // It has come: from now on the door is for those whose certificate has ended.
+    let epoch = bed.gateway_now(1).await.confirmed;
+    bed.open(hello(bed, 14, epoch)).await;
+    let epoch = bed.gateway_now(1).await.confirmed;
+    let known = certificate(bed, 1).await.unwrap();
+    let confirmed = ReissueRefusal::NotLapsed(known.not_after);
+    let refused = asked(bed, reissue(1, 15, epoch, 15), 900).await;
+    assert!(
+        refused == ReissueOutcome::Refused(confirmed)
+            || matches!(refused, ReissueOutcome::Before(_)),
+        "{refused:?}"
+    );
 }
 
 pub(crate) async fn a_holder_with_an_earlier_certificate_of_a_revoked_key_is_out(bed: &Bed) {
