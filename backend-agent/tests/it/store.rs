@@ -449,6 +449,7 @@ suite! {
         a_database_belongs_to_the_master_key_that_claims_it_first,
         a_page_of_large_rows_ends_early_and_the_next_one_goes_on,
         the_audit_log_counts_up_and_is_paged_newest_first,
+        the_audit_log_is_searched_a_bounded_part_at_a_time,
         an_api_key_is_found_by_its_digest_only,
         what_principals_do_is_audited,
         counts_follow_the_rows,

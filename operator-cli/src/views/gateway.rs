@@ -260,8 +260,10 @@ fn agent_key(gateway: &Gateway) -> String {
 fn revocation(gateway: &Gateway) -> Vec<(&'static str, String)> {
     let Some(known) = &gateway.revocation else {
         // Of what one of an earlier version revoked, the backend looks through the latest records only.
-        let place = "in the audit trail, as gateway.revoke (GET /v1/audit)";
-        return vec![("revoked by", place.to_owned())];
+        let (program, name) = (program::name(), &gateway.name);
+        let place =
+            format!("in the audit trail: {program} audit ls -g {name} --action gateway.revoke");
+        return vec![("revoked by", place)];
     };
     let reason = known.reason.as_deref().unwrap_or("none was given");
     vec![
@@ -313,8 +315,10 @@ fn refusal(gateway: &Gateway, now: Timestamp) -> Vec<(&'static str, String)> {
     let Some(last) = &gateway.last_refusal else {
         let among = gateway.no_refusal_among.map(|records| {
             let records = human::counted_all(records, "record", "records");
+            let (program, name) = (program::name(), &gateway.name);
             format!(
-                "not among the latest {records} of the audit trail; older ones were not looked through (GET /v1/audit)"
+                "not among the latest {records} of the audit trail; {program} audit ls -g {name} --outcome refused \
+                 looks through older ones"
             )
         });
         return among.map(|told| ("refused", told)).into_iter().collect();
