@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use rcgen::{CertificateParams, KeyPair};
 use tempfile::TempDir;
 use viworks_backend_agent::config::{Config, ProxyProtocol, TlsEnd};
-use viworks_backend_agent::nginx::check::{Question, check, own_pins};
+use viworks_backend_agent::nginx::check::{Question, check};
 use viworks_backend_agent::nginx::render::{RenderError, Site, render};
-use viworks_common::pin::{PinSet, SpkiPin};
+use viworks_common::pin::PinSet;
 use viworks_runtime::checked::Checked;
 use viworks_runtime::config::Problems;
 
@@ -15,6 +15,8 @@ use crate::pki;
 
 mod asked;
 mod gate;
+mod lists;
+mod pins;
 mod places;
 mod strength;
 mod terminated;
@@ -665,39 +667,4 @@ fn certbots_own_folder_is_looked_at_where_it_is_there() {
     std::fs::remove_dir_all(&usual).unwrap();
     std::os::unix::fs::symlink("/nonexistent/renewal", &usual).unwrap();
     assert!(scene.told(SHIPPED).contains("cannot be read"));
-}
-
-#[test]
-fn the_keys_that_gateways_pin_are_those_in_force_where_the_database_says_so() {
-    let mut scene = Scene::new();
-    let own = own_pins(&scene.config).unwrap();
-    assert_eq!(own.configured.pins.len(), 2, "{own:?}");
-    let line = |scene: &Scene| {
-        let found = scene.found(SHIPPED, None).unwrap();
-        let mut pins = found.into_iter().filter(|it| it.contains("gateways pin "));
-        pins.next().unwrap()
-    };
-    let told = scene.found(SHIPPED, None).unwrap().join("\n");
-    assert!(
-        line(&scene).ends_with(" by the configuration") && told.contains("nobody asked it"),
-        "{told}"
-    );
-    // The next key took the place of the one before, and another one was staged.
-    let staged = SpkiPin::from_digest([7; 32]);
-    scene.in_force = Ok(PinSet {
-        version: 9,
-        pins: [own.live, staged].into(),
-    });
-    assert_eq!(
-        line(&scene),
-        format!("gateways pin {} and {staged}", own.live)
-    );
-    // Put in place, the next key is the shown one, and is named once.
-    let key = std::fs::read(&scene.config.agents.key_file).unwrap();
-    let next = scene.config.agents.next_key_file.clone().unwrap();
-    std::fs::write(&next, key).unwrap();
-    assert_eq!(own_pins(&scene.config).unwrap().configured.pins.len(), 1);
-    scene.in_force = Err("nobody asked it".to_owned());
-    let told = line(&scene);
-    assert_eq!(told.matches("sha256/").count(), 1, "{told}");
 }

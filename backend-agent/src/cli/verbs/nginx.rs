@@ -16,6 +16,7 @@ use crate::config::{Config, ProxyProtocol, TlsEnd};
 use crate::database::pins_in_force;
 use crate::nginx::check::{Question, RENEWALS, check, own_pins};
 use crate::nginx::render::{Site, reached_at, render};
+use crate::pki::crl;
 
 /// More than any configuration of nginx that we write.
 const BYTES_MAX: u64 = 1024 * 1024;
@@ -180,6 +181,9 @@ fn tell_rest(mode: Option<TlsEnd>, config: &Config, site: &Site) {
         say(&format!("  public_url = \"wss://{}\"", site.agents_name));
     }
     if mode.unwrap_or(own) == TlsEnd::Proxy {
+        if let Some(warning) = crl::warning(config) {
+            say(&format!("warning: {warning}"));
+        }
         if own == TlsEnd::Backend {
             say(
                 "the backend does not know that TLS ends in a proxy yet; in [agents] of its configuration:",
