@@ -226,6 +226,7 @@ suite! {
         an_earlier_certificate_names_its_key_and_ends_a_session_with_it,
         a_session_with_an_earlier_certificate_of_another_key_goes_on,
         earlier_certificates_are_withdrawn_with_their_key_until_they_end,
+        of_withdrawn_certificates_the_revoked_ones_come_first,
         a_holder_that_is_known_by_an_earlier_certificate_is_kept,
         a_holder_with_an_earlier_certificate_of_a_revoked_key_is_out,
         a_session_that_waits_with_an_earlier_certificate_of_a_revoked_key_is_not_confirmed,
