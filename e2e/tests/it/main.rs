@@ -23,6 +23,7 @@ mod doctor;
 mod documents;
 mod drain;
 mod enrolment;
+mod expiring;
 mod failover;
 mod flood;
 mod forged_origins;
