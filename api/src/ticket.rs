@@ -129,6 +129,9 @@ pub struct Ticket {
     pub created_at: Timestamp,
     /// By whom, such as `api_key:01…`.
     pub created_by: String,
+    /// The name of the API key that it was, where that is known.
+    #[serde(default)]
+    pub created_by_name: Option<String>,
     /// When it ends.
     pub expires_at: Timestamp,
     /// When it was revoked, if it was.

@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 use tracing::warn;
+use viworks_common::id::Tenant;
 use viworks_common::ledger::lease::Backoff;
+use viworks_common::pin::PinSet;
+use viworks_common::pin::rotation::Rotation;
+use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::lifecycle::notify;
 use viworks_runtime::migrations::Standing;
 use viworks_runtime::sqlite::Options;
@@ -14,7 +18,7 @@ use crate::config::Config;
 use crate::data::moving::marker;
 use crate::data::postgres::{self, Address, Found, PostgresStore, Role};
 use crate::data::sqlite::{self as embedded, SqliteStore};
-use crate::data::{Store, in_full};
+use crate::data::{OwnPins, Store, in_full};
 use crate::start_error::StartError;
 
 /// How a start waits for a server that is away before it tries again.
@@ -126,6 +130,37 @@ pub async fn look(config: &Config, address: Address) -> Result<Found, StartError
         });
     }
     Ok(found)
+}
+
+/// The keys that gateways are to trust: those that are stored, if a rotation was begun, as a backend reads them that has
+/// these. Nothing is changed, and the schema stays as it is. Otherwise why they cannot be read.
+///
+/// # Errors
+///
+/// When the database cannot be read as it is.
+pub async fn pins_in_force(config: &Config, own: OwnPins) -> Result<PinSet, String> {
+    let told = |error: &StartError| in_full(error);
+    let tenant = Tenant::default_tenant();
+    let address = config.store.address();
+    let Some(address) = address.map_err(|error| told(&error.into()))? else {
+        refuse_moved(config).map_err(|error| told(&error))?;
+        let stored = embedded::server_keys(&config.data.sqlite_file, &tenant);
+        let stored = stored.map_err(|error| in_full(&error))?;
+        return Ok(Rotation::of(&own.configured, own.live, stored).set());
+    };
+    let named = address.to_string();
+    let opened = PostgresStore::open(address, Role::Beside, false).await;
+    let store: Arc<dyn Store> = Arc::new(opened.map_err(|source| {
+        told(&StartError::Server {
+            address: named,
+            source,
+        })
+    })?);
+    // The time says which backends still show their keys, which changes nothing in the set.
+    let known = store.pins(&tenant, own, SystemClock.wall()).await;
+    store.close().await;
+    let known = known.map_err(|error| in_full(&error))?;
+    Ok(known.rotation.set())
 }
 
 /// Refuses to prepare a server's empty database for a site that is in the embedded one, as [`look`] does at a start.

@@ -13,6 +13,7 @@ use viworks_runtime::tls::{self, Purpose, ServerSide};
 
 use crate::agent::authorities::Authorities;
 use crate::config::{AgentsConfig, Config};
+use crate::pki::crl;
 use crate::pki::issue::{load_master, open_authority, server_pins};
 use crate::pki::place::strange_urls;
 
@@ -108,6 +109,7 @@ impl ServerMaterial {
             let help = "leave those that nothing is signed by any more out of it, or put them on each gateway by hand";
             warnings.push(Problem::of_file(ca, message, help));
         }
+        warnings.extend(crl::warning(config));
         warnings.extend(strange_urls(config));
         warnings
     }

@@ -4,6 +4,7 @@ mod asked;
 pub mod check;
 mod directive;
 mod gate;
+mod lists;
 mod names;
 mod operators;
 mod passed;

@@ -1,5 +1,6 @@
 //! The REST API as typed calls; a refusal becomes a failure with the right exit code.
 
+mod audit;
 mod authorities;
 mod certificates;
 mod events;
@@ -33,6 +34,7 @@ use viworks_runtime::config::environment;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
+pub use self::audit::Sought;
 pub use self::look::{Dialled, NotThere, Standing};
 use self::patience::Patience;
 use self::silence::QUIET;

@@ -1,5 +1,6 @@
 //! The command tree: every verb, flag and help text. What is done about them is in the room of the verbs.
 
+mod audit;
 mod authority;
 mod catalogue;
 mod context;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use self::audit::{Audit, ListAudit};
 pub use self::authority::Authority;
 pub use self::catalogue::Catalogue;
 pub use self::context::Context;
@@ -129,6 +131,12 @@ pub enum Verb {
     /// What was run, and how it ended
     #[command(subcommand, alias = "run-history")]
     Runs(Runs),
+    /// The audit trail: who did what to what, and how it ended
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  viworks audit ls -g gw-berlin\n  viworks audit show 81"
+    )]
+    Audit(Audit),
     /// Dead letters: commands that could not be delivered, to be retried or discarded
     #[command(
         subcommand,

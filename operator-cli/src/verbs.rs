@@ -1,5 +1,6 @@
 //! What is done about the command line: a verb each, which asks the backend and hands the answer to a view.
 
+mod audit;
 mod authority;
 mod catalogue;
 mod codes;
@@ -38,6 +39,7 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
         }
         Verb::Run(flags) => run::execute(&client()?, &flags, format).await,
         Verb::Runs(verb) => runs::execute(&client()?, verb, format).await,
+        Verb::Audit(verb) => audit::execute(&client()?, verb, format).await,
         Verb::Dlq(verb) => dlq::execute(&client()?, verb, format).await,
         Verb::Gateway(verb) => gateway::execute(&client()?, verb, format).await,
         Verb::Ticket(verb) => ticket::execute(client, verb, format).await,

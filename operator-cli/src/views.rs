@@ -1,5 +1,6 @@
 //! How outcomes look: tables and sentences for people, documents for programs.
 
+pub mod audit;
 pub mod authority;
 pub mod catalogue;
 pub mod certificates;

@@ -28,7 +28,7 @@ mod writer;
 
 pub use connection::{Columns, Connection, Params, Row, Statement};
 pub use error::{Constraint, Error};
-pub use schema::{Looked, MigrateError, examine, is_answered, look_over, standing};
+pub use schema::{Looked, MigrateError, answers, examine, is_answered, look_over, standing};
 pub use value::{Bind, Column, Value};
 pub use writer::Counters;
 

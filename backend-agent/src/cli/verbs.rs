@@ -58,7 +58,7 @@ pub(super) async fn execute(command: Subcommands) -> anyhow::Result<ExitCode> {
         Subcommands::Apikey(command) => return apikey::execute(command).await,
         Subcommands::Pki(command) => return pki::execute(command).await,
         Subcommands::Gateway(command) => return gateway::execute(command).await,
-        Subcommands::Nginx(command) => return nginx::execute(command),
+        Subcommands::Nginx(command) => return nginx::execute(command).await,
     }
     Ok(ExitCode::Ok)
 }

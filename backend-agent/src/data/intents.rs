@@ -30,7 +30,7 @@ mod orphans;
 pub(super) mod outage;
 mod outputs;
 mod page;
-mod pins;
+pub(super) mod pins;
 mod recent;
 mod recount;
 mod refusals;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use viworks_common::id::{AgentId, InstanceId, Tenant};
+use viworks_common::pin::rotation::ServerKey;
 use viworks_common::telemetry::steps::Range;
 use viworks_common::time::Timestamp;
 use viworks_runtime::migrations::Standing;
@@ -24,7 +25,7 @@ use super::intents::link::{Doubt, Engine, Link, LinkError, Party, Record, Sql, T
 use super::intents::merged::{Answer, Item};
 use super::intents::store::REPORT_TIME;
 use super::intents::tx::View;
-use super::intents::{site, upkeep};
+use super::intents::{pins, site, upkeep};
 use super::{InstanceLoad, MasterIds, Neighbour, Retention, StoreError, StoreHealth, StoreResult};
 
 use ground::Ground;
@@ -402,6 +403,19 @@ pub fn belongs_to_another(file: &Path, key_check: [u8; 32]) -> Result<bool, Erro
         return Ok(false);
     }
     viworks_runtime::sqlite::is_answered(file, OTHER, params! { key_check })
+}
+
+/// The keys of the server that a database file has; it is not changed, and there may be none.
+///
+/// # Errors
+///
+/// When the file cannot be read, or holds a newer schema.
+pub fn server_keys(file: &Path, tenant: &Tenant) -> StoreResult<Vec<ServerKey>> {
+    if lacks(file, 22)? {
+        return Ok(Vec::new());
+    }
+    let keys = viworks_runtime::sqlite::answers(file, pins::LOAD, params! { tenant }, pins::read)?;
+    keys.into_iter().collect()
 }
 
 impl From<Error> for StoreError {

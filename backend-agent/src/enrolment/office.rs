@@ -278,6 +278,7 @@ impl TicketOffice {
             ephemeral: new.ephemeral,
             created_at: now,
             created_by: actor.to_string(),
+            creator: None,
             expires_at,
             revoked_at: None,
         };

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use viworks_common::pin::SpkiPin;
+use viworks_common::pin::{PinSet, SpkiPin};
 use viworks_runtime::checked::Checked;
 use viworks_runtime::config::{Problem, Problems};
 use viworks_runtime::files;
@@ -12,6 +12,7 @@ use super::asked::{self, Refusal};
 use super::whole::{Findings, Whole};
 use super::{directive, operators, passed, renewal, terminated};
 use crate::config::{AgentsConfig, Config, TlsEnd};
+use crate::data::OwnPins;
 use crate::pki::authority::Standby;
 
 /// Where certbot has its renewals.
@@ -33,6 +34,22 @@ pub struct Question<'q> {
     pub usual_renewal: &'q Path,
     /// Whether nginx itself is asked.
     pub ask_nginx: bool,
+    /// The keys that gateways are to trust, by the database; otherwise why nobody could read that.
+    pub in_force: &'q Result<PinSet, String>,
+}
+
+/// What a backend with this configuration brings to the question which keys gateways are to trust; nothing where its
+/// own key cannot be read, which [`check`] tells.
+#[must_use]
+pub fn own_pins(config: &Config) -> Option<OwnPins> {
+    let pins = pinned(&config.agents, &mut Findings::default()).ok()?;
+    Some(OwnPins {
+        live: *pins.first()?,
+        configured: PinSet {
+            version: config.agents.pin_set_version,
+            pins: pins.into_iter().collect(),
+        },
+    })
 }
 
 /// Puts into `checked` what was found to be right, a line each, behind it what could not be looked at, and beside it
@@ -96,7 +113,7 @@ pub fn check(question: &Question<'_>, checked: &mut Checked) -> Result<(), Probl
     Problems::refuse(problems)
 }
 
-/// The keys that gateways pin, read whoever could change their files, as [`renewal::pin`] does.
+/// The keys that gateways pin by the configuration, read whoever could change their files, as [`renewal::pin`] does.
 fn pinned(agents: &AgentsConfig, findings: &mut Findings) -> Result<Vec<SpkiPin>, Problem> {
     let file = &agents.certificate_file;
     let own = renewal::pin(file).map_err(|why| {
@@ -106,6 +123,8 @@ fn pinned(agents: &AgentsConfig, findings: &mut Findings) -> Result<Vec<SpkiPin>
     let mut pins = vec![own];
     if let Some(next) = &agents.next_key_file {
         match next_pin(next) {
+            // One that was put in place is named as the next one until the configuration is written anew.
+            Ok(pin) if pin == own => {}
             Ok(pin) => pins.push(pin),
             Err(why) => findings.unseen.push(format!(
                 "not looked at: the key that gateways pin beside it, {}: {why}",
@@ -127,17 +146,37 @@ fn next_pin(file: &Path) -> Result<SpkiPin, String> {
 /// The keys that gateways pin, and whether they stay.
 fn pins(question: &Question<'_>, findings: &mut Findings) -> Vec<SpkiPin> {
     let agents = &question.config.agents;
-    let pins = match pinned(agents, findings) {
+    let configured = match pinned(agents, findings) {
         Ok(pins) => pins,
         Err(problem) => {
             findings.problems.push(problem);
             return Vec::new();
         }
     };
-    let shown: Vec<_> = pins.iter().map(SpkiPin::to_string).collect();
-    findings
-        .right
-        .push(format!("gateways pin {}", shown.join(" and ")));
+    let listed = |pins: &[SpkiPin]| -> String {
+        let pins: Vec<_> = pins.iter().map(SpkiPin::to_string).collect();
+        pins.join(" and ")
+    };
+    let pins = match question.in_force {
+        Ok(set) => {
+            let of_files = configured.iter().filter(|pin| set.contains(pin));
+            let others = set.pins.iter().filter(|pin| !configured.contains(pin));
+            let pins: Vec<_> = of_files.chain(others).copied().collect();
+            let listed = listed(&pins);
+            findings.right.push(format!("gateways pin {listed}"));
+            pins
+        }
+        Err(why) => {
+            let listed = listed(&configured);
+            findings
+                .right
+                .push(format!("gateways pin {listed} by the configuration"));
+            findings.unseen.push(format!(
+                "not looked at: keys that were staged, promoted or retired since, which are in the database: {why}"
+            ));
+            configured.clone()
+        }
+    };
     let Some(folder) = question.renewals() else {
         let usual = question.usual_renewal.display();
         findings.unseen.push(format!(
@@ -146,7 +185,10 @@ fn pins(question: &Question<'_>, findings: &mut Findings) -> Vec<SpkiPin> {
         return pins;
     };
     let own = [agents.certificate_file.clone(), agents.key_file.clone()];
-    let found = renewal::check(folder, &pins, &own);
+    // The one that is shown must not change, whether it is in force already or still.
+    let mut kept = pins.clone();
+    kept.extend(configured.iter().filter(|pin| !pins.contains(pin)));
+    let found = renewal::check(folder, &kept, &own);
     if found.is_empty() {
         let kept = format!("no renewal in {} changes these keys", folder.display());
         findings.right.push(kept);

@@ -5,12 +5,14 @@ use viworks_runtime::config::url_host as host;
 
 use super::directive::{Directive, in_force, span};
 use super::gate;
+use super::lists;
 use super::place::Place;
 use super::render::reached_at;
 use super::renewal::pin;
 use super::sources::{self, Clients};
 use super::strength;
 use super::whole::{Findings, Targets, Way, Whole, comes_from, header};
+use crate::pki::crl;
 
 /// Headers that the location of gateways has to set, with what.
 const HEADERS: [(&str, &str, &str); 4] = [
@@ -60,6 +62,7 @@ pub(super) fn check(whole: &Whole<'_>, pins: &[SpkiPin], findings: &mut Findings
             }
             last = Some(way.server());
             certificates(whole, &way, pins, findings);
+            lists::check(whole, &way.blocks(), findings);
             sessions(whole, &way, findings);
         }
     }
@@ -100,8 +103,10 @@ fn certificates(whole: &Whole<'_>, way: &Way<'_>, pins: &[SpkiPin], findings: &m
             "write ssl_verify_client on; and ssl_client_certificate with the file of client_ca_file",
         ));
     }
+    // One that is not of every authority is left out, or gateways are refused.
     if let Some(list) = &whole.config.keys.crl_file
         && in_force(blocks, "ssl_crl").is_none()
+        && crl::warning(whole.config).is_none()
     {
         let problem = server.problem(
             "the list of revoked certificates that the backend keeps is not looked at here: the backend alone refuses them",

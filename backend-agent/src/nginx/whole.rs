@@ -149,19 +149,24 @@ impl<'w> Whole<'w> {
     ) -> Vec<(&'d Directive, PathBuf)> {
         let mut found = Vec::new();
         for directive in all_in_force(blocks, "ssl_certificate") {
-            let value = directive.value();
-            if value.contains('$') || value.starts_with("data:") || value.starts_with("engine:") {
-                findings.unseen(directive, "it is no file that is known before nginx runs");
-                continue;
-            }
-            // As nginx does: from the folder of its first file.
-            let folder = self.file.parent().unwrap_or_else(|| Path::new("/"));
-            match folder.join(value).canonicalize() {
+            match self.path(directive) {
                 Ok(path) => found.push((directive, path)),
-                Err(error) => findings.unseen(directive, &error.to_string()),
+                Err(why) => findings.unseen(directive, &why),
             }
         }
         found
+    }
+
+    /// The file that a directive names; otherwise why it cannot be told.
+    pub(super) fn path(&self, directive: &Directive) -> Result<PathBuf, String> {
+        let value = directive.value();
+        if value.contains('$') || value.starts_with("data:") || value.starts_with("engine:") {
+            return Err("it is no file that is known before nginx runs".to_owned());
+        }
+        // As nginx does: from the folder of its first file.
+        let folder = self.file.parent().unwrap_or_else(|| Path::new("/"));
+        let path = folder.join(value).canonicalize();
+        path.map_err(|error| error.to_string())
     }
 }
 

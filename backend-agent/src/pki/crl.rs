@@ -1,10 +1,13 @@
 //! The list of certificates that are not accepted any more, signed by the authority: for whoever looks at certificates
 //! in front of the backend, which asks its database.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::info;
 use viworks_common::human;
@@ -12,8 +15,9 @@ use viworks_common::id::Tenant;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::{Conditions, Severity};
+use viworks_runtime::config::Problem;
 use viworks_runtime::lifecycle::Lifecycle;
-use viworks_runtime::{blocking, files};
+use viworks_runtime::{blocking, files, tls};
 
 use super::issue::open_authority;
 use super::{PkiError, signing};
@@ -36,8 +40,90 @@ const WRITE_TIME: Duration = Duration::from_secs(30);
 /// The condition of a list that is not written.
 const CRL: &str = "pki.crl";
 
+/// The condition of a list that is not of every authority.
+const OTHERS: &str = "pki.crl.authorities";
+
+/// Longer than reading a small file takes.
+const READ_TIME: Duration = Duration::from_secs(10);
+
 const FIX: &str = "the backend itself refuses what is revoked, whatever the list says; put right what the cause names, \
                    before the list that is there ends: nginx refuses every gateway by one that has ended";
+
+/// That gateways have certificates of authorities of which this list is none, if that may be: nginx that goes by it
+/// refuses them all. The authorities above the one that signs are no others: gateways have no certificates of them.
+#[must_use]
+pub fn warning(config: &Config) -> Option<Problem> {
+    config.keys.crl_file.as_ref()?;
+    let file = &config.agents.client_ca_file;
+    let others = others(&tls::load_certificates(file).ok()?);
+    if others.is_empty() {
+        return None;
+    }
+    let message = format!(
+        "the list of revoked certificates is of the first authority in this file alone: nginx that goes by it (ssl_crl) \
+         refuses every gateway with a certificate of {}",
+        others.join(" or ")
+    );
+    let help = "leave ssl_crl out of nginx as long as both are in the file: the backend itself refuses what is revoked";
+    Some(Problem::of_file(file, message, help))
+}
+
+/// The names of those beside the first, which signs: neither it nor one above it.
+fn others(certificates: &[CertificateDer<'_>]) -> Vec<String> {
+    let mut named: Vec<(String, String)> = certificates.iter().filter_map(names).collect();
+    if named.is_empty() {
+        return Vec::new();
+    }
+    let (own, mut issuer) = named.remove(0);
+    // What signs itself is above nothing. Each step takes one out, so there is an end.
+    let mut below = own;
+    while issuer != below
+        && let Some(place) = named.iter().position(|(subject, _)| *subject == issuer)
+    {
+        (below, issuer) = named.remove(place);
+    }
+    named
+        .into_iter()
+        .map(|(subject, _issuer)| subject)
+        .collect()
+}
+
+/// The names of a certificate's holder and of its issuer.
+fn names(certificate: &CertificateDer<'_>) -> Option<(String, String)> {
+    let (_rest, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some((parsed.subject().to_string(), parsed.issuer().to_string()))
+}
+
+/// The names of the authorities whose certificates are in a PEM text.
+///
+/// # Errors
+///
+/// Why it cannot be read.
+pub fn authorities(text: &[u8]) -> Result<BTreeSet<String>, String> {
+    let mut found = BTreeSet::new();
+    for certificate in CertificateDer::pem_slice_iter(text) {
+        let certificate = certificate.map_err(|error| error.to_string())?;
+        let (subject, _issuer) = names(&certificate).ok_or("a certificate cannot be read")?;
+        found.insert(subject);
+    }
+    Ok(found)
+}
+
+/// The names of the authorities whose lists are in a PEM text.
+///
+/// # Errors
+///
+/// Why it cannot be read.
+pub fn issuers(text: &[u8]) -> Result<BTreeSet<String>, String> {
+    let mut found = BTreeSet::new();
+    for list in CertificateRevocationListDer::pem_slice_iter(text) {
+        let list = list.map_err(|error| error.to_string())?;
+        let parsed = x509_parser::parse_x509_crl(&list);
+        let (_rest, parsed) = parsed.map_err(|error| format!("a list cannot be read: {error}"))?;
+        found.insert(parsed.issuer().to_string());
+    }
+    Ok(found)
+}
 
 /// Signs the list, and puts it where it belongs: the old one or the new one is there, whole.
 ///
@@ -91,6 +177,23 @@ impl Keeper {
                 Ok(()) => self.conditions.clear(CRL),
                 Err(cause) => self.conditions.raise(CRL, Severity::Warn, &cause, FIX),
             }
+            self.tell_others().await;
+        }
+    }
+
+    /// Says whether there is an authority of which the list is not; the file may have been changed since the last time.
+    async fn tell_others(&self) {
+        let config = Arc::clone(&self.config);
+        let asked = blocking::call("authorities", READ_TIME, move || warning(&config));
+        match asked.await {
+            Ok(Some(Problem { message, help, .. })) => {
+                let file = self.config.agents.client_ca_file.display();
+                let told = format!("{file}: {message}");
+                self.conditions.raise(OTHERS, Severity::Warn, &told, &help);
+            }
+            Ok(None) => self.conditions.clear(OTHERS),
+            // Whether there is one is not known: what was said stays.
+            Err(_late) => {}
         }
     }
 
@@ -145,6 +248,33 @@ fn is_as_it_should_be(written: &Written, listed: &[WithdrawnCertificate], now: T
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_authority_beside_the_one_that_signs_is_told_and_none_above_it() {
+        let params = |name: &str| {
+            let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            let common = rcgen::DnType::CommonName;
+            params.distinguished_name.push(common, name);
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params
+        };
+        let key = || rcgen::KeyPair::generate().unwrap();
+        let alone = |name: &str| params(name).self_signed(&key()).unwrap().der().clone();
+        let root_key = key();
+        let root = params("root").self_signed(&root_key).unwrap();
+        let issuer = rcgen::Issuer::new(params("root"), root_key);
+        let below = params("below").signed_by(&key(), &issuer).unwrap();
+        let (root, below) = (root.der().clone(), below.der().clone());
+        let (old, new) = (alone("old"), alone("new"));
+        assert!(others(&[]).is_empty());
+        assert!(others(std::slice::from_ref(&old)).is_empty());
+        assert!(others(&[below.clone(), root.clone()]).is_empty());
+        assert_eq!(others(&[new, old.clone()]), ["CN=old"]);
+        assert_eq!(others(&[below.clone(), old, root.clone()]), ["CN=old"]);
+        // It signs itself, so what it signed is another one.
+        assert_eq!(others(&[root, below]), ["CN=below"]);
+    }
 
     #[test]
     fn a_list_is_written_anew_when_it_changes_ages_or_is_of_a_time_to_come() {

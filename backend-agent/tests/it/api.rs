@@ -1,5 +1,6 @@
 //! The operators' API, through its real router over a real store.
 
+mod audit;
 mod authorities;
 mod bad_input;
 mod contract;

@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use viworks_backend_agent::config::{Config, ProxyProtocol, TlsEnd};
 use viworks_backend_agent::nginx::check::{Question, check};
 use viworks_backend_agent::nginx::render::{RenderError, Site, render};
+use viworks_common::pin::PinSet;
 use viworks_runtime::checked::Checked;
 use viworks_runtime::config::Problems;
 
@@ -14,6 +15,8 @@ use crate::pki;
 
 mod asked;
 mod gate;
+mod lists;
+mod pins;
 mod places;
 mod strength;
 mod terminated;
@@ -24,6 +27,7 @@ const CONTAINERS: &str = include_str!("../../../containers/nginx.conf");
 struct Scene {
     folder: TempDir,
     config: Config,
+    in_force: Result<PinSet, String>,
 }
 
 impl Scene {
@@ -38,7 +42,11 @@ impl Scene {
         config.enrolment.proxy_protocol = ProxyProtocol::Require;
         config.enrolment.trusted_proxies = vec!["127.0.0.1".parse().unwrap()];
         config.enrolment.public_url = Some("https://enrol.example.org".to_owned());
-        Self { folder, config }
+        Self {
+            folder,
+            config,
+            in_force: Err("nobody asked it".to_owned()),
+        }
     }
 
     /// What is wrong with this file.
@@ -65,6 +73,7 @@ impl Scene {
             renewal,
             usual_renewal: &self.folder.path().join("usual"),
             ask_nginx: false,
+            in_force: &self.in_force,
         })
     }
 

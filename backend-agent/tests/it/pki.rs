@@ -11,6 +11,7 @@ use viworks_backend_agent::config::{Config, TlsEnd};
 use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_backend_agent::data::{Actor, CertificateRef, GatewayRef, Store, StoreError};
 use viworks_backend_agent::material::ServerMaterial;
+use viworks_backend_agent::pki::authority::Authority;
 use viworks_backend_agent::pki::init::{InitRequest, init};
 use viworks_backend_agent::pki::issue::{
     Delivery, GATEWAY_LIFE, IssueRequest, Material, Office, issue, make,
@@ -20,9 +21,12 @@ use viworks_backend_agent::pki::{Home, PkiError, crl};
 use viworks_common::id::{AgentId, Tenant};
 use viworks_common::key::Identity;
 use viworks_runtime::clock::{Clock, SystemClock, Timeline};
+use viworks_runtime::conditions::Conditions;
 use viworks_runtime::config::Environment;
+use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::sqlite::Options;
 use viworks_runtime::tls;
+use viworks_testkit::process::eventually;
 
 fn request(folder: &Path) -> InitRequest {
     InitRequest {
@@ -458,6 +462,42 @@ async fn openssl_refuses_by_the_list_what_was_revoked_and_nothing_else() {
     // Whoever runs nginx reads it.
     let mode = std::fs::metadata(&list).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o644);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn health_says_of_which_authorities_the_list_is_not() {
+    let folder = initialised();
+    let mut config = config(&folder);
+    let list = folder.path().join("b/gateways.crl");
+    config.keys.crl_file = Some(list.clone());
+    let ca = config.agents.client_ca_file.clone();
+    let (earlier, _key) = Authority::create(SystemClock.wall()).unwrap();
+    let both = std::fs::read_to_string(&ca).unwrap() + earlier.certificate();
+    std::fs::write(&ca, both).unwrap();
+    let conditions = Conditions::new(Arc::new(SystemClock));
+    let lifecycle = Lifecycle::new();
+    let store = store(&config).await;
+    let keeper = crl::Keeper {
+        config: Arc::new(config),
+        store: Arc::clone(&store),
+        tenant: Tenant::default_tenant(),
+        clock: Arc::new(Timeline::unstored(Arc::new(SystemClock))),
+        conditions: conditions.clone(),
+    };
+    drop(lifecycle.spawn("revocation list", keeper.run(lifecycle.clone())));
+    let found = eventually("it is told", Duration::from_secs(20), async || {
+        let mut told = conditions.list().into_iter();
+        told.find(|condition| condition.name == "pki.crl.authorities")
+    });
+    let found = found.await;
+    assert!(found.cause.contains("CN=ViWorkS authority "), "{found:?}");
+    assert!(found.fix.contains("leave ssl_crl out"), "{found:?}");
+    // It is written all the same: of the one that signs.
+    let issuers = crl::issuers(&std::fs::read(&list).unwrap()).unwrap();
+    assert_eq!(issuers.len(), 1, "{issuers:?}");
+    lifecycle.stop();
+    let _outcome = lifecycle.shutdown(Duration::from_secs(10)).await;
     store.close().await;
 }
 

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use rcgen::KeyPair;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -18,6 +19,8 @@ use viworks_testkit::nginx::{API_NAME, Backends, Nginx};
 use viworks_testkit::postgres;
 use viworks_testkit::process::{Process, Said, eventually, finish};
 use viworks_testkit::rogue::{Material, Refused, upgrade};
+
+use crate::pins::{pin, pin_of};
 
 /// Where nginx comes from in these tests: another address than that of gateways, which is 127.0.0.1.
 pub(crate) const PROXY: &str = "127.0.0.9";
@@ -545,6 +548,17 @@ async fn the_backend_checks_the_configuration_of_the_nginx_in_front_of_it() {
     ] {
         assert!(said.stdout.contains(line), "{said:#?}");
     }
+    // What was staged is in force, whatever the configuration says.
+    let staged = pin_of(&KeyPair::generate().unwrap());
+    let _done = pin(&system, &["stage", &staged]).await.ended_with(0);
+    let said = nginx_verb(&system, &["check", text(&file)]).await;
+    let said = said.ended_with(0);
+    let pins = said.stdout.lines().find(|it| it.contains("gateways pin "));
+    let pins = pins.unwrap();
+    assert!(
+        pins.contains(&staged) && !pins.contains("by the configuration"),
+        "{said:#?}"
+    );
     // From its folder, by its name alone.
     let said = nginx_verb_in(&system, nginx.path(), &["check", "nginx.conf"]).await;
     let said = said.ended_with(0);

@@ -123,6 +123,14 @@ const HELD: &[(&str, &str)] = &[
         "a_rotation_that_is_under_way_stays_the_next_one_and_generations_end",
     ),
     (
+        "LOOKED_AT backend-agent/src/api/handlers/audit.rs",
+        "the_audit_log_is_searched_a_bounded_part_at_a_time",
+    ),
+    (
+        "WITHDRAWN_MAX backend-agent/src/data/intents/certificates.rs",
+        "of_withdrawn_certificates_the_revoked_ones_come_first",
+    ),
+    (
         "REFUSALS_NOTED_MAX backend-agent/src/data/intents/tickets.rs",
         "a_ticket_that_is_no_good_is_refused_and_recorded",
     ),

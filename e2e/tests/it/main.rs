@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod audit;
 mod authority;
 mod behind_nginx;
 mod busy_api;
@@ -22,6 +23,7 @@ mod doctor;
 mod documents;
 mod drain;
 mod enrolment;
+mod expiring;
 mod failover;
 mod flood;
 mod forged_origins;

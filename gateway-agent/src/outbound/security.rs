@@ -99,4 +99,23 @@ mod tests {
             assert!(line.contains("backend.frame_replayed"), "{line}");
         }
     }
+
+    #[tokio::test]
+    async fn what_is_of_another_session_or_came_back_is_told_from_what_was_said_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.log");
+        let audit = Audit::open(&path).unwrap();
+        let security = Security::new(audit, Arc::new(SystemClock));
+        for what in [Misplaced::Foreign, Misplaced::OutOfTurn] {
+            let url = "wss://backend.example";
+            security.misplaced(what, url, "it is out of place").await;
+        }
+        let log = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = log.lines().collect();
+        let [foreign, replayed] = lines[..] else {
+            panic!("{log}");
+        };
+        assert!(foreign.contains("backend.frame_foreign"), "{log}");
+        assert!(replayed.contains("backend.frame_replayed"), "{log}");
+    }
 }

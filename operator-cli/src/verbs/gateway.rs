@@ -164,7 +164,7 @@ async fn revoke_of(
         for gateway in &list.items {
             output::note(&format!("  {}  {}", gateway.id, gateway.name));
         }
-        let question = format!("What came of the ticket {ticket} is thrown out for good: {many}.");
+        let question = views::gateway::farewell_of(ticket, &list.items);
         prompt::ask(&question, "--yes", "nothing was changed")?;
     }
     let mut revoked = Vec::new();

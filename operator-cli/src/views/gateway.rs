@@ -261,8 +261,10 @@ fn agent_key(gateway: &Gateway) -> String {
 fn revocation(gateway: &Gateway) -> Vec<(&'static str, String)> {
     let Some(known) = &gateway.revocation else {
         // Of what one of an earlier version revoked, the backend looks through the latest records only.
-        let place = "in the audit trail, as gateway.revoke (GET /v1/audit)";
-        return vec![("revoked by", place.to_owned())];
+        let (program, name) = (program::name(), &gateway.name);
+        let place =
+            format!("in the audit trail: {program} audit ls -g {name} --action gateway.revoke");
+        return vec![("revoked by", place)];
     };
     let reason = known.reason.as_deref().unwrap_or("none was given");
     vec![
@@ -314,8 +316,10 @@ fn refusal(gateway: &Gateway, now: Timestamp) -> Vec<(&'static str, String)> {
     let Some(last) = &gateway.last_refusal else {
         let among = gateway.no_refusal_among.map(|records| {
             let records = human::counted_all(records, "record", "records");
+            let (program, name) = (program::name(), &gateway.name);
             format!(
-                "not among the latest {records} of the audit trail; older ones were not looked through (GET /v1/audit)"
+                "not among the latest {records} of the audit trail; {program} audit ls -g {name} --outcome refused \
+                 looks through older ones"
             )
         });
         return among.map(|told| ("refused", told)).into_iter().collect();
@@ -338,21 +342,47 @@ pub fn farewell(gateway: &Gateway) -> String {
     } else {
         "it gets no session any more"
     };
-    let commands = match gateway.queued_commands {
-        0 => String::new(),
-        waiting => format!(
-            ", {}",
-            human::counted_all(
-                waiting,
-                "command of it ends unfinished",
-                "commands of it end unfinished"
-            )
-        ),
-    };
     format!(
-        "{} is thrown out for good: {session}{commands}; a machine comes back only by a new ticket.",
-        gateway.name
+        "{} is thrown out for good: {session}, {}; a machine comes back only by a new ticket.",
+        gateway.name,
+        unfinished([gateway])
     )
+}
+
+/// The same of all that came of a ticket.
+pub fn farewell_of(ticket: TicketId, gateways: &[Gateway]) -> String {
+    format!(
+        "What came of the ticket {ticket} is thrown out for good: {}, {}.",
+        human::counted(gateways.len(), "gateway", "gateways"),
+        unfinished(gateways)
+    )
+}
+
+/// How many commands end with gateways, and how many of them are run as far as that is known: these may have done their
+/// work.
+fn unfinished<'g>(gateways: impl IntoIterator<Item = &'g Gateway>) -> String {
+    let (mut open, mut begun) = (0_u64, 0_u64);
+    for gateway in gateways {
+        open = open.saturating_add(gateway.queued_commands);
+        // What it told before its session ended may be long over.
+        let runs = gateway.session.as_ref().and(gateway.running_commands);
+        begun = begun.saturating_add(runs.unwrap_or(0).min(gateway.queued_commands));
+    }
+    if open == 0 {
+        return "and no command waits or runs there".to_owned();
+    }
+    let ends = human::counted_all(
+        open,
+        "command there ends unfinished",
+        "commands there end unfinished",
+    );
+    match begun {
+        0 => ends,
+        begun => {
+            let begun = human::count(begun);
+            format!("{ends} (run at the moment, as last heard: {begun})")
+        }
+    }
 }
 
 /// Says what became of a gateway that was thrown out, and how its machine is let in again.
@@ -469,14 +499,30 @@ mod tests {
     #[test]
     fn whoever_is_about_to_throw_one_out_is_told_what_ends() {
         let idle = farewell(&gateway(&json!({"status": "offline"})));
-        assert!(idle.contains("it gets no session any more; "), "{idle}");
+        let nothing = "it gets no session any more, and no command waits or runs there; ";
+        assert!(idle.contains(nothing), "{idle}");
         let session = json!({"id": "00000000-0000-4000-8000-000000000002", "epoch": 1, "peer_address": "192.0.2.1:1"});
         let more = json!({"status": "online", "session": session, "queued_commands": 1});
         let busy = farewell(&gateway(&more));
         assert!(
-            busy.contains("its session ends, 1 command of it ends unfinished; "),
+            busy.contains("its session ends, 1 command there ends unfinished; "),
             "{busy}"
         );
+        let more = json!({"status": "online", "session": session, "queued_commands": 3, "running_commands": 2});
+        let running = gateway(&more);
+        let told = farewell(&running);
+        let counts = "3 commands there end unfinished (run at the moment, as last heard: 2); ";
+        assert!(told.contains(counts), "{told}");
+        // What one ran that is gone says nothing of now.
+        let gone = json!({"status": "offline", "queued_commands": 1, "running_commands": 1});
+        let gone = gateway(&gone);
+        let told = farewell(&gone);
+        assert!(told.contains("1 command there ends unfinished; "), "{told}");
+        let ticket = TicketId::from_uuid(viworks_runtime::random::uuid_v4());
+        let told = farewell_of(ticket, &[running, gone]);
+        let all =
+            "2 gateways, 4 commands there end unfinished (run at the moment, as last heard: 2).";
+        assert!(told.ends_with(all), "{told}");
     }
 
     #[test]

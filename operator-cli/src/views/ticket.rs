@@ -130,7 +130,12 @@ pub fn show(ticket: &Ticket, format: Format, now: Timestamp) -> Result<(), Failu
     output::line(&format!(
         "made      {} by {}",
         times(ticket.created_at),
-        one_line(&ticket.created_by)
+        one_line(
+            ticket
+                .created_by_name
+                .as_ref()
+                .unwrap_or(&ticket.created_by)
+        )
     ))?;
     output::line(&format!("ends      {}", times(ticket.expires_at)))?;
     if let Some(at) = ticket.revoked_at {

@@ -217,6 +217,22 @@ pub fn is_answered(file: &Path, question: &'static str, params: Params<'_>) -> R
     Ok(answer.is_some())
 }
 
+/// Every answer that a file has to a question. Changes nothing.
+///
+/// # Errors
+///
+/// When the file cannot be read, or has no table of what is asked for.
+pub fn answers<T>(
+    file: &Path,
+    question: &'static str,
+    params: Params<'_>,
+    read: impl Fn(&Row<'_>) -> T,
+) -> Result<Vec<T>, Error> {
+    ask(file, |connection| {
+        connection.all(question, params, |row| Ok::<_, Error>(read(row)))
+    })
+}
+
 /// What a look over a whole file came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Looked {

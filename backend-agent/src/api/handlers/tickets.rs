@@ -23,6 +23,7 @@ use crate::api::ApiState;
 use crate::api::extract::{Caller, JsonBody, NoParams, PageParams, Params, Segment};
 use crate::api::problem::{ApiError, ApiResult};
 use crate::api::request::{Api, RequestId};
+use crate::auth::Principal;
 use crate::data::{Actor, StoredTicket};
 use crate::enrolment::IssueTicket;
 
@@ -46,7 +47,7 @@ pub(in crate::api) async fn create(
         return Err(ApiError::forbidden(Scope::GatewaysWrite));
     }
     let actor = principal.actor(&request_id);
-    issue(&state, wanted, &actor).await
+    issue(&state, wanted, &principal, &actor).await
 }
 
 /// Makes a ticket by which one machine takes the place of this gateway: the same gateway, with its name, its labels and
@@ -81,17 +82,21 @@ pub(in crate::api) async fn replace(
     let found = gateways::find(&state, which).await?;
     wanted.naming = NameRule::Fixed(found.name);
     wanted.replaces = Some(found.agent_id);
-    issue(&state, wanted, &principal.actor(&request_id)).await
+    let actor = principal.actor(&request_id);
+    issue(&state, wanted, &principal, &actor).await
 }
 
 async fn issue(
     state: &ApiState,
     wanted: IssueTicket,
+    principal: &Principal,
     actor: &Actor,
 ) -> ApiResult<(StatusCode, Json<TicketCreated>)> {
     let (store, tenant, clock) = (&*state.store, &state.tenant, &state.clock);
     let issued = state.tickets.issue(store, tenant, wanted, actor, clock);
-    let (stored, secret) = issued.await?;
+    let (mut stored, secret) = issued.await?;
+    // Who makes one knows its own name: what has only just been written is not read again for it.
+    stored.creator = Some(principal.name.clone());
     Ok((
         StatusCode::CREATED,
         Json(TicketCreated {
@@ -265,6 +270,7 @@ fn view(state: &ApiState, ticket: StoredTicket, now: Timestamp) -> Ticket {
             .map(|absence| u64::try_from(absence.as_millis()).unwrap_or(u64::MAX)),
         created_at: ticket.created_at,
         created_by: ticket.created_by,
+        created_by_name: ticket.creator,
         expires_at: ticket.expires_at,
         revoked_at: ticket.revoked_at,
     }

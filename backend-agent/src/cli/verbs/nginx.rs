@@ -13,13 +13,15 @@ use super::super::views::{print, say};
 use super::check::show;
 use super::open::load_to_ask;
 use crate::config::{Config, ProxyProtocol, TlsEnd};
-use crate::nginx::check::{Question, RENEWALS, check};
+use crate::database::pins_in_force;
+use crate::nginx::check::{Question, RENEWALS, check, own_pins};
 use crate::nginx::render::{Site, reached_at, render};
+use crate::pki::crl;
 
 /// More than any configuration of nginx that we write.
 const BYTES_MAX: u64 = 1024 * 1024;
 
-pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
+pub(super) async fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
     match command {
         NginxCommand::Render {
             config,
@@ -102,26 +104,31 @@ pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
             output,
         } => {
             let mut checked = Checked::default();
-            let ended = look(&config, &file, renewal.as_deref(), &mut checked);
+            let ended = look(&config, &file, renewal.as_deref(), &mut checked).await;
             show(checked, ended, &config, output)?;
             Ok(ExitCode::Ok)
         }
     }
 }
 
-fn look(
+async fn look(
     flag: &ConfigFlag,
     file: &Path,
     renewal: Option<&Path>,
     checked: &mut Checked,
 ) -> anyhow::Result<()> {
     let config = load_to_ask(flag)?;
+    let in_force = match own_pins(&config) {
+        Some(own) => pins_in_force(&config, own).await,
+        None => Err("the key that is shown cannot be read".to_owned()),
+    };
     let question = Question {
         config: &config,
         file,
         renewal,
         usual_renewal: Path::new(RENEWALS),
         ask_nginx: true,
+        in_force: &in_force,
     };
     check(&question, checked)?;
     let fits = format!("{} fits this backend", file.display());
@@ -174,6 +181,9 @@ fn tell_rest(mode: Option<TlsEnd>, config: &Config, site: &Site) {
         say(&format!("  public_url = \"wss://{}\"", site.agents_name));
     }
     if mode.unwrap_or(own) == TlsEnd::Proxy {
+        if let Some(warning) = crl::warning(config) {
+            say(&format!("warning: {warning}"));
+        }
         if own == TlsEnd::Backend {
             say(
                 "the backend does not know that TLS ends in a proxy yet; in [agents] of its configuration:",

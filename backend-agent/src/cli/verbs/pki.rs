@@ -139,6 +139,9 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<ExitCode> {
                 human::counted(listed.len(), "certificate", "certificates"),
                 now.saturating_add(crl::LIFE)
             ))?;
+            if let Some(warning) = crl::warning(&config) {
+                say(&format!("warning: {warning}"));
+            }
         }
         PkiCommand::ReplaceMasterKey { config } => {
             let config = load(&config)?;

@@ -7,7 +7,7 @@ use viworks_common::timeline::Anchored;
 use viworks_common::timeline::shared::Point;
 
 use crate::data::{
-    Actor, ApiKey, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged, Recounted,
+    Actor, ApiKey, AuditFilter, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged, Recounted,
     SiteClaim, StoreHealth, StoreResult, StoredLine,
 };
 
@@ -51,6 +51,15 @@ pub trait UpkeepStore: Send + Sync {
     async fn list_audit(
         &self,
         tenant: &Tenant,
+        page: Page<u64>,
+    ) -> StoreResult<Listing<AuditRecord, u64>>;
+    /// The records of the audit log that are meant, newest first. Each page looks at no more than `looked` records, and
+    /// may be short of its rows for that, or empty: it is the last one when it says so.
+    async fn find_audit(
+        &self,
+        tenant: &Tenant,
+        filter: AuditFilter,
+        looked: u64,
         page: Page<u64>,
     ) -> StoreResult<Listing<AuditRecord, u64>>;
     /// Appends what no other intent records: refusals and security events.

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use viworks_common::id::AgentId;
+use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
 use super::budget;
@@ -11,8 +12,8 @@ use super::row::{Reader, to_json};
 use super::tx::{Tx, View};
 use crate::data::model::{api_key_word, gateway_word};
 use crate::data::{
-    Actor, ActorKind, AuditOutcome, AuditRecord, Listing, NewAuditRecord, Page, Revocation,
-    StoreResult,
+    Actor, ActorKind, AuditFilter, AuditOutcome, AuditRecord, Listing, NewAuditRecord, Page,
+    Revocation, StoreResult,
 };
 
 /// The latest records among which one of a gateway is looked for: the log has no index but its numbers, and is
@@ -62,8 +63,9 @@ macro_rules! name_of {
     };
 }
 
-macro_rules! list {
-    ($find:literal) => {
+/// The columns that [`read`] reads, of those that `$which` says.
+macro_rules! rows {
+    ($find:literal, $($which:tt)+) => {
         concat!(
     "\
 SELECT a.seq, a.at, a.actor_kind, a.actor_id, a.action, a.object, a.outcome, a.detail, a.request_id,
@@ -73,15 +75,48 @@ SELECT a.seq, a.at, a.actor_kind, a.actor_id, a.action, a.object, a.outcome, a.d
        coalesce(",
     name_of!($find, "a.object"),
     ") AS object_name
-FROM audit_log AS a WHERE a.tenant = :tenant AND a.seq < :before ORDER BY a.seq DESC LIMIT :limit"
+FROM audit_log AS a WHERE a.tenant = :tenant ",
+    $($which)+,
+    " ORDER BY a.seq DESC LIMIT :limit"
         )
     };
 }
 
 pub(super) const LIST: Sql = Sql {
-    sqlite: list!("instr"),
-    postgres: list!("strpos"),
+    sqlite: rows!("instr", "AND a.seq < :before"),
+    postgres: rows!("strpos", "AND a.seq < :before"),
 };
+
+/// By number down to one below which this page does not look, whatever else is asked: the log has no index but its
+/// numbers, and names are looked up where nothing else has ruled a record out.
+macro_rules! find {
+    ($find:literal) => {
+        rows!(
+            $find,
+            "AND a.seq <= :top AND a.seq > :floor
+  AND (CAST(:since AS bigint) IS NULL OR a.at >= :since)
+  AND (CAST(:outcome AS text) IS NULL OR a.outcome = :outcome)
+  AND (CAST(:action AS text) IS NULL OR a.action = :action
+       OR substr(a.action, 1, 1 + length(:action)) = :action || '.')
+  AND (CAST(:about AS text) IS NULL OR a.object = :about OR a.actor_kind || ':' || a.actor_id = :about)
+  AND (CAST(:actor AS text) IS NULL OR a.actor_kind || ':' || a.actor_id = :actor OR :actor IN (",
+            name_of!($find, "a.actor_kind || ':' || a.actor_id"),
+            "))
+  AND (CAST(:object AS text) IS NULL OR a.object = :object OR :object IN (",
+            name_of!($find, "a.object"),
+            "))"
+        )
+    };
+}
+
+pub(super) const FIND: Sql = Sql {
+    sqlite: find!("instr"),
+    postgres: find!("strpos"),
+};
+
+/// The latest record of those before a number.
+pub(super) const TOP: &str = "\
+SELECT seq, at FROM audit_log WHERE tenant = :tenant AND seq < :before ORDER BY seq DESC LIMIT 1";
 
 pub(super) const REVOCATION: &str = "\
 SELECT actor_kind, actor_id, detail FROM audit_log
@@ -173,6 +208,52 @@ pub(super) fn list(view: &View<'_>, page: Page<u64>) -> StoreResult<Listing<Audi
     let (before, limit) = (page.after.unwrap_or(u64::MAX), rows_wanted(page.limit));
     let rows = view.page(LIST, params! { before, limit }, read)?;
     Ok(listing(rows, page.limit, |record| record.seq))
+}
+
+/// Those that are meant, newest first. A page looks at `looked` records: what is behind them is for the next one.
+pub(super) fn find(
+    view: &View<'_>,
+    filter: &AuditFilter,
+    looked: u64,
+    page: Page<u64>,
+) -> StoreResult<Listing<AuditRecord, u64>> {
+    let Some((top, _at)) = latest_before(view, page.after.unwrap_or(u64::MAX))? else {
+        return Ok(Listing {
+            items: Vec::new(),
+            next: None,
+        });
+    };
+    let (floor, limit) = (top.saturating_sub(looked.max(1)), rows_wanted(page.limit));
+    let AuditFilter {
+        agent_id,
+        actor,
+        object,
+        action,
+        outcome,
+        since,
+    } = filter;
+    let about = agent_id.map(|agent_id| Actor::gateway(agent_id).to_string());
+    let outcome = outcome.map(AuditOutcome::name);
+    let rows = view.page(
+        FIND,
+        params! { top, floor, since, outcome, action, about, actor, object, limit },
+        read,
+    )?;
+    let mut found = listing(rows, page.limit, |record| record.seq);
+    if found.next.is_none() {
+        let below = latest_before(view, floor.saturating_add(1))?;
+        // The log is in the order of time but where the clock was set back, which was looked at as far as this page goes.
+        let goes_on = below.is_some_and(|(_seq, at)| since.is_none_or(|since| at >= since));
+        found.next = goes_on.then(|| floor.saturating_add(1));
+    }
+    Ok(found)
+}
+
+fn latest_before(view: &View<'_>, before: u64) -> StoreResult<Option<(u64, Timestamp)>> {
+    view.optional(TOP, params! { before }, |row| {
+        let row = Reader::new("audit_log", row);
+        Ok((row.get("seq")?, row.get("at")?))
+    })
 }
 
 /// Who revoked a gateway, and why, where a program of before did, which kept it nowhere else.

@@ -20,7 +20,7 @@ use crate::data::{
     StoreResult, Untrusting,
 };
 
-pub(super) const LOAD: &str = "\
+pub(in crate::data) const LOAD: &str = "\
 SELECT pin, state, staged_in, retired_in, since FROM server_pins WHERE tenant = :tenant ORDER BY pin";
 
 pub(super) const SAVE: &str = "\
@@ -249,7 +249,8 @@ pub(super) fn show(tx: &Tx<'_>, pin: &SpkiPin) -> StoreResult<()> {
     tx.execute(SHOW, params! { pin, shown_by }).map(drop)
 }
 
-fn read(row: &Row<'_>) -> StoreResult<ServerKey> {
+/// One of the rows of [`LOAD`].
+pub(in crate::data) fn read(row: &Row<'_>) -> StoreResult<ServerKey> {
     let row = Reader::new("server_pins", row);
     Ok(ServerKey {
         pin: SpkiPin::from_digest(row.get("pin")?),

@@ -7,10 +7,12 @@ use viworks_common::id::TicketId;
 use viworks_common::network::IpNetwork;
 use viworks_runtime::sqlite::{Row, params};
 
+use super::link::Sql;
 use super::page::{listing, preceding, rows_wanted};
 use super::row::{Reader, to_json};
 use super::tx::{Tx, View};
 use super::{audit, enrolments};
+use crate::data::model::api_key_word;
 use crate::data::{
     Actor, AuditOutcome, Listing, NewTicket, Page, StoreError, StoreResult, StoredTicket,
     TicketBounds, TicketOutcome,
@@ -25,9 +27,27 @@ const REFUSALS_NOTED_MAX: u64 = 100;
 
 /// The columns that [`read`] reads.
 macro_rules! rows {
-    () => {
-        "SELECT ticket_id, sha256, uses_max, uses, refusals, labels, naming, networks, created_at, created_by, \
-         expires_at, revoked_at, replaces, allow_replace, ephemeral_ms FROM tickets WHERE tenant = :tenant "
+    ($rest:literal) => {
+        Sql {
+            sqlite: rows!("instr", $rest),
+            postgres: rows!("strpos", $rest),
+        }
+    };
+    ($find:literal, $rest:literal) => {
+        concat!(
+            "SELECT t.ticket_id, t.sha256, t.uses_max, t.uses, t.refusals, t.labels, t.naming, t.networks, \
+             t.created_at, t.created_by, \
+             (SELECT k.name FROM api_keys AS k WHERE k.tenant = t.tenant AND ",
+            $find,
+            "(t.created_by, '",
+            api_key_word!(),
+            ":') = 1 AND k.id = substr(t.created_by, 1 + length('",
+            api_key_word!(),
+            ":'))) AS creator, \
+             t.expires_at, t.revoked_at, t.replaces, t.allow_replace, t.ephemeral_ms \
+             FROM tickets AS t WHERE t.tenant = :tenant ",
+            $rest
+        )
     };
 }
 
@@ -38,12 +58,10 @@ VALUES (:tenant, :id, :sha256, :uses_max, :labels, :naming, :networks, :now, :cr
         :replaces, :allow_replace, :ephemeral_ms)
 ON CONFLICT (tenant, ticket_id) DO NOTHING";
 
-pub(super) const BY_ID: &str = concat!(rows!(), "AND ticket_id = :id");
+pub(super) const BY_ID: Sql = rows!("AND t.ticket_id = :id");
 
-pub(super) const LIST: &str = concat!(
-    rows!(),
-    "AND ticket_id < :before ORDER BY ticket_id DESC LIMIT :limit"
-);
+pub(super) const LIST: Sql =
+    rows!("AND t.ticket_id < :before ORDER BY t.ticket_id DESC LIMIT :limit");
 
 /// Those by which a gateway can still come.
 macro_rules! live {
@@ -265,6 +283,7 @@ fn read(row: &Row<'_>) -> StoreResult<StoredTicket> {
             .map(Duration::from_millis),
         created_at: row.get("created_at")?,
         created_by: row.get("created_by")?,
+        creator: row.get("creator")?,
         expires_at: row.get("expires_at")?,
         revoked_at: row.get("revoked_at")?,
     })

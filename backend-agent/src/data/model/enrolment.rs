@@ -65,6 +65,8 @@ pub struct StoredTicket {
     pub created_at: Timestamp,
     /// By whom, as the audit trail names them.
     pub created_by: String,
+    /// The name of the API key that it was, where it was one and is known.
+    pub creator: Option<String>,
     /// When it ends.
     pub expires_at: Timestamp,
     /// When it was revoked, if it was.

@@ -279,6 +279,23 @@ pub struct AuditRecord {
     pub record: NewAuditRecord,
 }
 
+/// Which audit records are wanted: those that are all that is said here, and all where nothing is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AuditFilter {
+    /// By this gateway or on it.
+    pub agent_id: Option<AgentId>,
+    /// By this one: as the log has it, or the name of an API key or gateway.
+    pub actor: Option<String>,
+    /// On this: as the log has it, or the name of an API key or gateway.
+    pub object: Option<String>,
+    /// This action, or all of a family: `gateway` for `gateway.revoke`.
+    pub action: Option<String>,
+    /// What ended like this.
+    pub outcome: Option<AuditOutcome>,
+    /// Recorded at this time or later.
+    pub since: Option<Timestamp>,
+}
+
 /// What upkeep deleted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Purged {

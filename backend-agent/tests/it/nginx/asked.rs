@@ -88,6 +88,7 @@ fn what_nginx_refuses_is_told_with_its_line_and_its_own_help() {
             renewal: None,
             usual_renewal: &scene.folder.path().join("usual"),
             ask_nginx: true,
+            in_force: &scene.in_force,
         });
         let found = found.unwrap_err().to_string();
         let said = found
@@ -112,6 +113,7 @@ fn a_file_that_is_not_there_is_told_before_all_the_rest() {
         renewal: Some(&renewal),
         usual_renewal: &renewal,
         ask_nginx: true,
+        in_force: &scene.in_force,
     });
     let found = found.unwrap_err();
     let told: Vec<_> = found.iter().map(|it| it.message.as_str()).collect();
@@ -147,6 +149,7 @@ fn what_nginx_cannot_read_is_told_first_and_nothing_of_where_it_leads() {
             renewal: Some(&renewal),
             usual_renewal: &renewal,
             ask_nginx: true,
+            in_force: &scene.in_force,
         });
         found.unwrap_err()
     };

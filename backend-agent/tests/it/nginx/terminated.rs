@@ -9,7 +9,7 @@ use super::{SHIPPED, Scene, site};
 pub(super) const TERMINATE: &str = include_str!("../../../../nginx/nginx-terminate.conf");
 
 /// A backend whose gateways' TLS ends in nginx, with the shipped file for its own certificates.
-fn terminating() -> (Scene, String) {
+pub(super) fn terminating() -> (Scene, String) {
     let mut scene = Scene::new();
     let agents = &mut scene.config.agents;
     agents.tls_ends_at = TlsEnd::Proxy;

@@ -160,6 +160,26 @@ pub(crate) async fn earlier_certificates_are_withdrawn_with_their_key_until_they
     assert!(withdrawn(400 * DAY).await.is_empty());
 }
 
+pub(crate) async fn of_withdrawn_certificates_the_revoked_ones_come_first(bed: &Bed) {
+    let session = connected(bed).await;
+    reissued(bed, (1, 12), 400 * DAY, 3).await;
+    let later = bed
+        .store
+        .renew_certificate(&bed.tenant, renewal(session.holder.epoch, 8), at(100));
+    assert_eq!(later.await.unwrap(), RenewalOutcome::Issued);
+    let hello = hello(bed, 8, session.holder.epoch);
+    let admitted = bed.admitted(hello.clone()).await;
+    let mut confirm = bed.confirm_of(&hello, &admitted);
+    confirm.proves = Some([8; 32]);
+    bed.confirm(confirm).await;
+    // Those of key 1 are only replaced, and one of them ends last of all.
+    revoked(bed, 8).await;
+    let listed = bed.store.withdrawn_certificates(&bed.tenant, at(101));
+    let listed = listed.await.unwrap().into_iter();
+    let revoked: Vec<bool> = listed.map(|it| it.revoked).collect();
+    assert_eq!(revoked, [true, false, false]);
+}
+
 /// Another holder came first: it has a certificate for a key of its own, and with its session the key of process 1
 /// retires. That one is refused with certificate 11.
 async fn overtaken(bed: &Bed) {

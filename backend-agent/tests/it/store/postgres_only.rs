@@ -346,6 +346,26 @@ async fn a_database_that_cannot_be_used_is_refused_in_one_sentence() {
     server.drop(&database);
 }
 
+#[tokio::test]
+async fn the_audit_log_on_a_server_cannot_be_changed_or_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other)) = two(&folder).await else {
+        return;
+    };
+    let (server, database) = database(&folder).unwrap();
+    one.gateway(1).await;
+    for sql in [
+        "UPDATE audit_log SET action = 'x'",
+        "DELETE FROM audit_log",
+        "TRUNCATE audit_log",
+    ] {
+        let refused = server.psql(&database, sql).unwrap_err();
+        assert!(refused.contains("append-only"), "{sql}: {refused}");
+    }
+    assert_eq!(one.audited().await, ["gateway.create"]);
+    finish(&folder, one, other).await;
+}
+
 /// The server ends every connection, as at a restart: what comes next is carried out on new ones.
 #[tokio::test]
 async fn connections_that_the_server_ends_are_made_anew() {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 use viworks_backend_agent::data::{
-    Actor, ApiKey, AuditOutcome, AuditRecord, Command, Gateway, NewApiKey, NewAuditRecord, Page,
-    Run, SiteClaim, StoreError,
+    Actor, ActorKind, ApiKey, AuditFilter, AuditOutcome, AuditRecord, Command, Gateway, NewApiKey,
+    NewAuditRecord, Page, Run, SiteClaim, StoreError,
 };
 use viworks_common::command::{CommandState, OutcomeState};
 use viworks_common::id::{ApiKeyId, CommandId};
@@ -111,6 +111,199 @@ pub(crate) async fn the_audit_log_counts_up_and_is_paged_newest_first(bed: &Bed)
             .items
             .is_empty()
     );
+}
+
+pub(crate) async fn the_audit_log_is_searched_a_bounded_part_at_a_time(bed: &Bed) {
+    let gateway = bed.gateway(1).await;
+    let actor = Actor::local("root");
+    let made = bed
+        .store
+        .create_api_key(&bed.tenant, new_key(1), &actor, at(1));
+    made.await.unwrap();
+    let key = Actor {
+        kind: ActorKind::ApiKey,
+        id: new_key(1).id.to_string(),
+        request_id: None,
+        address: None,
+    };
+    for (n, actor, action, object, outcome) in [
+        (
+            2,
+            key.clone(),
+            "gateway.revoke",
+            Actor::gateway(gateway).to_string(),
+            AuditOutcome::Done,
+        ),
+        (
+            3,
+            Actor::gateway(gateway),
+            "gateway.skew",
+            "clock".to_owned(),
+            AuditOutcome::Noted,
+        ),
+        (
+            4,
+            key.clone(),
+            "gatewaying",
+            "run:1".to_owned(),
+            AuditOutcome::Refused,
+        ),
+        (
+            5,
+            Actor::system(),
+            "run.submit",
+            "run:2".to_owned(),
+            AuditOutcome::Done,
+        ),
+    ] {
+        let record = NewAuditRecord {
+            actor,
+            action: action.to_owned(),
+            object,
+            outcome,
+            detail: serde_json::json!({}),
+        };
+        let stored = bed.store.append_audit(&bed.tenant, record, at(n));
+        stored.await.unwrap();
+    }
+    let all = AuditFilter::default;
+    let text = |text: &str| Some(text.to_owned());
+    for (filter, looked, expected) in [
+        (all(), 100, vec![6, 5, 4, 3, 2, 1]),
+        (
+            AuditFilter {
+                agent_id: Some(gateway),
+                ..all()
+            },
+            100,
+            vec![4, 3, 1],
+        ),
+        (
+            AuditFilter {
+                agent_id: Some(gateway),
+                ..all()
+            },
+            2,
+            vec![4, 3, 1],
+        ),
+        (
+            AuditFilter {
+                actor: text("ci"),
+                ..all()
+            },
+            100,
+            vec![5, 3],
+        ),
+        (
+            AuditFilter {
+                actor: text(&key.to_string()),
+                ..all()
+            },
+            1,
+            vec![5, 3],
+        ),
+        (
+            AuditFilter {
+                actor: text("nobody"),
+                ..all()
+            },
+            1,
+            vec![],
+        ),
+        (
+            AuditFilter {
+                object: text("run:2"),
+                ..all()
+            },
+            100,
+            vec![6],
+        ),
+        (
+            AuditFilter {
+                object: text("ci"),
+                ..all()
+            },
+            100,
+            vec![2],
+        ),
+        (
+            AuditFilter {
+                action: text("gateway"),
+                ..all()
+            },
+            100,
+            vec![4, 3, 1],
+        ),
+        (
+            AuditFilter {
+                action: text("gateway.skew"),
+                ..all()
+            },
+            3,
+            vec![4],
+        ),
+        (
+            AuditFilter {
+                outcome: Some(AuditOutcome::Refused),
+                ..all()
+            },
+            2,
+            vec![5],
+        ),
+        (
+            AuditFilter {
+                since: Some(at(4)),
+                ..all()
+            },
+            100,
+            vec![6, 5],
+        ),
+        (
+            AuditFilter {
+                since: Some(at(4)),
+                ..all()
+            },
+            1,
+            vec![6, 5],
+        ),
+        (
+            AuditFilter {
+                action: text("run"),
+                since: Some(at(3)),
+                ..all()
+            },
+            1,
+            vec![6],
+        ),
+    ] {
+        for rows in [1, 100] {
+            let (mut page, mut found, mut pages) = (Page::first(rows), Vec::new(), 0);
+            loop {
+                let listing = bed
+                    .store
+                    .find_audit(&bed.tenant, filter.clone(), looked, page);
+                let listing = listing.await.unwrap();
+                pages += 1;
+                assert!(pages <= 20, "{filter:?} goes on for ever");
+                found.extend(listing.items.iter().map(|record| record.seq));
+                match listing.next {
+                    Some(next) => page = Page::after(next, rows),
+                    None => break,
+                }
+            }
+            assert_eq!(
+                found, expected,
+                "{filter:?}, {looked} at a time, {rows} rows"
+            );
+            // What is before the time that is meant is not gone through to the beginning.
+            if filter.since.is_some() && looked == 1 && rows == 100 {
+                assert!(pages <= 4, "{filter:?} took {pages} pages");
+            }
+        }
+    }
+    let other = "other".parse().unwrap();
+    let listing = bed.store.find_audit(&other, all(), 100, Page::first(9));
+    assert!(listing.await.unwrap().items.is_empty());
 }
 
 pub(crate) async fn an_api_key_is_found_by_its_digest_only(bed: &Bed) {

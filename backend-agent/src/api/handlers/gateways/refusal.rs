@@ -99,7 +99,7 @@ fn words(why: &str) -> (&'static str, &'static str) {
         ),
         _ => (
             "this version of the backend has no words for it",
-            "see the audit trail (GET /v1/audit)",
+            "see the audit trail: viworks audit ls -g NAME --outcome refused",
         ),
     }
 }

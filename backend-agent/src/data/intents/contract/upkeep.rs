@@ -11,7 +11,7 @@ use super::super::store::SqlStore;
 use super::super::tx::View;
 use super::super::{audit, keys, recount, site, timeline, upkeep};
 use crate::data::{
-    Actor, ApiKey, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged, Recounted,
+    Actor, ApiKey, AuditFilter, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged, Recounted,
     SiteClaim, StoreHealth, StoreResult, StoredLine, UpkeepStore,
 };
 
@@ -78,6 +78,19 @@ impl<E: Engine> UpkeepStore for SqlStore<E> {
         page: Page<u64>,
     ) -> StoreResult<Listing<AuditRecord, u64>> {
         self.read(tenant, move |view| audit::list(view, page)).await
+    }
+
+    async fn find_audit(
+        &self,
+        tenant: &Tenant,
+        filter: AuditFilter,
+        looked: u64,
+        page: Page<u64>,
+    ) -> StoreResult<Listing<AuditRecord, u64>> {
+        self.read(tenant, move |view| {
+            audit::find(view, &filter, looked, page)
+        })
+        .await
     }
 
     async fn append_audit(
