@@ -132,8 +132,8 @@ pub async fn look(config: &Config, address: Address) -> Result<Found, StartError
     Ok(found)
 }
 
-/// The keys that gateways are to trust: those that are stored, if a rotation was begun, as a backend reads them that has
-/// these. Nothing is changed, and the schema stays as it is. Otherwise why they cannot be read.
+/// The keys that gateways are to trust: those that are stored, if a rotation was begun, as a backend reads them that
+/// has these. Nothing is changed, and the schema stays as it is. Otherwise why they cannot be read.
 ///
 /// # Errors
 ///

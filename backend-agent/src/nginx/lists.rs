@@ -45,8 +45,8 @@ pub(super) fn check(whole: &Whole<'_>, blocks: &[&[Directive]], findings: &mut F
                     "there is no list of {authority} in it, which {name} has: nginx refuses every gateway whose \
                      certificate is of that authority, or of one below it"
                 ),
-                "leave ssl_crl out as long as there is no list of each, or put one of that authority into the file: the \
-                 backend itself refuses what is revoked",
+                "leave ssl_crl out as long as there is no list of each, or put one of that authority into the file: \
+                 the backend itself refuses what is revoked",
             );
             if !findings.problems.contains(&problem) {
                 findings.problems.push(problem);

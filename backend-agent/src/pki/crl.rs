@@ -60,8 +60,8 @@ pub fn warning(config: &Config) -> Option<Problem> {
         return None;
     }
     let message = format!(
-        "the list of revoked certificates is of the first authority in this file alone: nginx that goes by it (ssl_crl) \
-         refuses every gateway with a certificate of {}",
+        "the list of revoked certificates is of the first authority in this file alone: nginx that goes by it \
+         (ssl_crl) refuses every gateway with a certificate of {}",
         others.join(" or ")
     );
     let help = "leave ssl_crl out of nginx as long as both are in the file: the backend itself refuses what is revoked";

@@ -113,6 +113,8 @@ async fn a_machine_that_died_is_replaced_and_stays_the_same_gateway() {
         "--of-ticket",
     ];
     let of = leaked["id"].as_str().unwrap();
+    let shown = typed(&system, &["ticket", "show", of]).await.ended_with(0);
+    assert!(shown.stdout.contains(" by tests\n"), "{shown:?}");
     let mistyped = [&words[..], &[before["id"].as_str().unwrap(), "--yes"]].concat();
     let said = typed(&system, &mistyped).await.ended_with(5);
     assert!(said.stderr.contains("no such ticket"), "{said:?}");

@@ -5,11 +5,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::Signal;
 use viworks_api::{Kind, Pin, PinState, PinStatus};
 use viworks_common::time::Timestamp;
 use viworks_testkit::binaries::{Binaries, workspace};
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
-use viworks_testkit::process::{Said, finish};
+use viworks_testkit::process::{Process, Said, eventually, finish};
 
 /// OpenSSL, where that is installed.
 fn openssl(folder: &Path, arguments: &[&str]) {
@@ -267,4 +268,46 @@ async fn another_server_certificate_is_put_in_place_or_the_one_before_is_back() 
     assert!(failed.stderr.contains("nothing has changed"), "{failed:#?}");
     assert_eq!(std::fs::read(folder.join("server.crt")).unwrap(), placed);
     assert_eq!(shown().await, next);
+}
+
+/// A process that is told to reload and does nothing about it.
+fn deaf(folder: &Path) -> Process {
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec sleep 300"]);
+    Process::start(&mut command, &folder.join("deaf.log")).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_is_taken_back_when_the_command_is_ended_before_its_end() {
+    if !has_openssl() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    system.start_backend(Start::default()).await;
+    let config = system.backend_config();
+    let folder = config.parent().unwrap().to_owned();
+    let place = folder.join("server.crt");
+    let before = std::fs::read(&place).unwrap();
+    let renewed = certificate(&folder, "server.key", NAMES, "20", "renewed.crt");
+    let deaf = deaf(&folder);
+    let mut command = script("rotate_certificates.sh");
+    command.arg("--config").arg(&config);
+    command.args(["--connect", system.agents_address()]);
+    command.args(["--pid", &deaf.pid().to_string(), "--certificate"]);
+    command.arg(&renewed);
+    let mut rotating = Process::start(&mut command, &folder.join("rotate.log")).unwrap();
+    let wanted = std::fs::read(&renewed).unwrap();
+    eventually("it is in place", PATIENCE, async || {
+        (std::fs::read(&place).ok()? == wanted).then_some(())
+    })
+    .await;
+    // It waits until that is shown, which nobody does.
+    rotating.signal(Signal::TERM);
+    let ended = rotating.wait(PATIENCE).await;
+    let log = rotating.log();
+    assert_eq!(ended.code(), Some(3), "{log}");
+    assert!(log.contains("it was ended before its end"), "{log}");
+    assert!(log.contains("nothing has changed"), "{log}");
+    assert_eq!(std::fs::read(&place).unwrap(), before);
+    drop(deaf);
 }

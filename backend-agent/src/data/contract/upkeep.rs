@@ -7,8 +7,8 @@ use viworks_common::timeline::Anchored;
 use viworks_common::timeline::shared::Point;
 
 use crate::data::{
-    Actor, ApiKey, AuditFilter, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged, Recounted,
-    SiteClaim, StoreHealth, StoreResult, StoredLine,
+    Actor, ApiKey, AuditFilter, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged,
+    Recounted, SiteClaim, StoreHealth, StoreResult, StoredLine,
 };
 
 /// API keys, the audit log, the time line, whose the database is, and the store itself.

@@ -242,7 +242,8 @@ pub(super) fn find(
     let mut found = listing(rows, page.limit, |record| record.seq);
     if found.next.is_none() {
         let below = latest_before(view, floor.saturating_add(1))?;
-        // The log is in the order of time but where the clock was set back, which was looked at as far as this page goes.
+        // The log is in the order of time but where the clock was set back, which this page has looked at as far as it
+        // goes.
         let goes_on = below.is_some_and(|(_seq, at)| since.is_none_or(|since| at >= since));
         found.next = goes_on.then(|| floor.saturating_add(1));
     }

@@ -11,8 +11,8 @@ use super::super::store::SqlStore;
 use super::super::tx::View;
 use super::super::{audit, keys, recount, site, timeline, upkeep};
 use crate::data::{
-    Actor, ApiKey, AuditFilter, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged, Recounted,
-    SiteClaim, StoreHealth, StoreResult, StoredLine, UpkeepStore,
+    Actor, ApiKey, AuditFilter, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged,
+    Recounted, SiteClaim, StoreHealth, StoreResult, StoredLine, UpkeepStore,
 };
 
 #[async_trait]
@@ -87,10 +87,8 @@ impl<E: Engine> UpkeepStore for SqlStore<E> {
         looked: u64,
         page: Page<u64>,
     ) -> StoreResult<Listing<AuditRecord, u64>> {
-        self.read(tenant, move |view| {
-            audit::find(view, &filter, looked, page)
-        })
-        .await
+        self.read(tenant, move |view| audit::find(view, &filter, looked, page))
+            .await
     }
 
     async fn append_audit(
