@@ -52,7 +52,7 @@ struct Cli {
 
 fn main() -> ExitCode {
     if let Some(arguments) = agent::arguments_of_this_process() {
-        return viworks_gateway_agent::cli::main(arguments);
+        return viworks_gateway_agent::cli::main(&arguments);
     }
     viworks_runtime::tls::install_provider();
     match Role::of_this_process() {

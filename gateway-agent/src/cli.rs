@@ -228,7 +228,7 @@ enum ConfigAction {
 
 /// Does what the arguments say and returns what the process ends with.
 #[must_use]
-pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
+pub fn main(arguments: &[String]) -> std::process::ExitCode {
     // Before anything is parsed: its arguments are its own.
     if arguments
         .get(1)
@@ -242,11 +242,11 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
     {
         return launcher::run().into();
     }
-    let parsed = match Arguments::try_parse_from(&arguments) {
+    let parsed = match Arguments::try_parse_from(arguments) {
         Ok(parsed) => parsed,
         Err(error) => {
             if error.use_stderr() {
-                not_understood(&error, &arguments);
+                not_understood(&error, arguments);
                 return ExitCode::Usage.into();
             }
             return asked(&error.render().to_string()).into();

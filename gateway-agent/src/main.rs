@@ -6,5 +6,5 @@ fn main() -> std::process::ExitCode {
     }
     // An argument that is no text is an unknown one, not a reason to panic.
     let arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
-    viworks_gateway_agent::cli::main(arguments.collect())
+    viworks_gateway_agent::cli::main(&arguments.collect::<Vec<_>>())
 }

@@ -35,9 +35,10 @@ pub struct Context {
 fn told(error: &toml::de::Error, text: &str) -> String {
     let message = error.message().lines().collect::<Vec<_>>().join(", ");
     let before = error.span().and_then(|span| text.get(..span.start));
-    before.map_or(message.clone(), |before| {
-        format!("line {}: {message}", before.matches('\n').count() + 1)
-    })
+    match before {
+        Some(before) => format!("line {}: {message}", before.matches('\n').count() + 1),
+        None => message,
+    }
 }
 
 impl Contexts {

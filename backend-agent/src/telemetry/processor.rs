@@ -350,10 +350,10 @@ impl Worker {
             match stored {
                 Ok(outcomes) => break outcomes.into_iter().map(Some).collect(),
                 Err(error) if error.is_about_what_was_given() => {
-                    let writes = writes.len();
                     debug!(
                         error = in_full(&error),
-                        writes, "telemetry is committed apart"
+                        writes = writes.len(),
+                        "telemetry is committed apart"
                     );
                     break self.commit_apart(&writes).await?;
                 }
@@ -376,10 +376,12 @@ impl Worker {
     async fn retry(&mut self, mut ahead: Option<Composed<Note>>) -> Option<Option<Composed<Note>>> {
         while let Some((agent_id, parts)) = self.withheld.due(tokio::time::Instant::now()) {
             // Its session has ended, and nobody else waits: what is not acknowledged comes again with the next one.
-            let mut notes = parts.ending.values().chain(self.line.withheld(agent_id));
-            if notes.all(|note| note.answer.is_closed()) {
-                self.line.forget(agent_id);
-            } else {
+            let waits = parts
+                .ending
+                .values()
+                .chain(self.line.withheld(agent_id))
+                .any(|note| !note.answer.is_closed());
+            if waits {
                 let writes: Arc<[_]> = parts.writes.into();
                 let stored = self.commit_own(agent_id, Arc::clone(&writes)).await?;
                 let written = Written {
@@ -388,6 +390,8 @@ impl Worker {
                     ending: parts.ending,
                 };
                 self.settle(written, stored, ahead.as_mut());
+            } else {
+                self.line.forget(agent_id);
             }
             if self.withheld.settle(agent_id) {
                 self.line.release(agent_id);
