@@ -1,6 +1,8 @@
 //! Telemetry on its way into the store.
 
+mod composed;
 mod line;
+mod pause;
 pub mod processor;
 mod watch;
 mod withheld;

@@ -6,6 +6,7 @@ use viworks_common::id::AgentId;
 use viworks_common::telemetry::BatchRows;
 use viworks_common::wire::PackedBatch;
 
+use super::composed::{Composed, Dropped, Room, Why};
 use crate::data::TelemetryWrite;
 
 /// Records that a gateway may have stored in one turn, and bytes of them.
@@ -15,33 +16,6 @@ const TURN: Room = Room {
 };
 /// Batches that are unpacked and not stored as a whole yet; before there are more of them, these go on.
 const OPEN_MAX: usize = 8;
-
-/// What may be stored together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Room {
-    pub(super) records: usize,
-    pub(super) bytes: usize,
-}
-
-impl Room {
-    fn min(self, other: Self) -> Self {
-        Self {
-            records: self.records.min(other.records),
-            bytes: self.bytes.min(other.bytes),
-        }
-    }
-
-    fn take(&mut self, write: &TelemetryWrite, bytes: usize) {
-        // A part without records has gaps, which cost something as well.
-        let rows = write.batch.records.len() + write.batch.gaps.len();
-        self.records = self.records.saturating_sub(rows.max(1));
-        self.bytes = self.bytes.saturating_sub(bytes);
-    }
-
-    const fn is_used_up(self) -> bool {
-        self.records == 0 || self.bytes == 0
-    }
-}
 
 /// A batch that waits, with what its owner wants to know again.
 #[derive(Debug)]
@@ -68,117 +42,6 @@ struct Job<T> {
     note: T,
 }
 
-/// A batch that is none.
-#[derive(Debug)]
-pub(super) struct Malformed<T> {
-    pub(super) agent_id: AgentId,
-    pub(super) epoch: u64,
-    pub(super) note: T,
-    /// Why it is none.
-    pub(super) reason: String,
-}
-
-/// What is stored in one transaction.
-#[derive(Debug)]
-pub(super) struct Composed<T> {
-    /// The writes.
-    pub(super) writes: Vec<TelemetryWrite>,
-    /// For each write the number of its batch.
-    pub(super) numbers: Vec<u64>,
-    /// The batches that end with this transaction.
-    pub(super) ending: BTreeMap<u64, T>,
-    /// Batches that turned out to be none.
-    pub(super) malformed: Vec<Malformed<T>>,
-    /// What else there is room for.
-    left: Room,
-}
-
-/// What is stored of one gateway.
-#[derive(Debug)]
-pub(super) struct Parts<T> {
-    /// The writes, in their order.
-    pub(super) writes: Vec<TelemetryWrite>,
-    /// For each write the number of its batch.
-    pub(super) numbers: Vec<u64>,
-    /// The batches that end with the last of their writes.
-    pub(super) ending: BTreeMap<u64, T>,
-}
-
-impl<T> Default for Parts<T> {
-    fn default() -> Self {
-        Self {
-            writes: Vec::new(),
-            numbers: Vec::new(),
-            ending: BTreeMap::new(),
-        }
-    }
-}
-
-impl<T> Parts<T> {
-    /// Takes a write in, with what is remembered of its batch if that ends with it.
-    pub(super) fn push(&mut self, write: TelemetryWrite, number: u64, note: Option<T>) {
-        self.writes.push(write);
-        self.numbers.push(number);
-        if let Some(note) = note {
-            self.ending.insert(number, note);
-        }
-    }
-
-    /// Takes in what comes behind.
-    pub(super) fn append(&mut self, behind: Self) {
-        self.writes.extend(behind.writes);
-        self.numbers.extend(behind.numbers);
-        self.ending.extend(behind.ending);
-    }
-}
-
-impl<T> Composed<T> {
-    const fn new(room: Room) -> Self {
-        Self {
-            writes: Vec::new(),
-            numbers: Vec::new(),
-            ending: BTreeMap::new(),
-            malformed: Vec::new(),
-            left: room,
-        }
-    }
-
-    /// Whether there is nothing to be done.
-    pub(super) fn is_empty(&self) -> bool {
-        self.writes.is_empty() && self.malformed.is_empty()
-    }
-
-    /// Takes out what there is of a gateway, that of one session where one is named.
-    pub(super) fn take_out(&mut self, agent_id: AgentId, epoch: Option<u64>) -> Parts<T> {
-        let mut taken = Parts::default();
-        let is_of = |write: &TelemetryWrite| {
-            write.agent_id == agent_id && epoch.is_none_or(|epoch| write.epoch == epoch)
-        };
-        if !self.writes.iter().any(is_of) {
-            return taken;
-        }
-        let numbers = std::mem::take(&mut self.numbers);
-        for (write, number) in std::mem::take(&mut self.writes).into_iter().zip(numbers) {
-            if is_of(&write) {
-                taken.push(write, number, self.ending.remove(&number));
-            } else {
-                self.writes.push(write);
-                self.numbers.push(number);
-            }
-        }
-        taken
-    }
-
-    /// Takes out what there is of a batch of which nothing more is to be stored; what was remembered of it, if it ends
-    /// here.
-    pub(super) fn give_up(&mut self, number: u64) -> Option<T> {
-        let mut numbers = self.numbers.iter();
-        self.writes.retain(|_write| numbers.next() != Some(&number));
-        self.numbers.retain(|other| *other != number);
-        self.ending.remove(&number)
-    }
-}
-
 /// The line.
 #[derive(Debug)]
 pub(super) struct Line<T> {
@@ -189,8 +52,8 @@ pub(super) struct Line<T> {
     open: usize,
     /// What waits of gateways whose turn does not come: it counts for nothing, and keeps nobody from anything.
     withheld: BTreeMap<AgentId, VecDeque<Job<T>>>,
-    /// Of which session of a gateway a batch was none, and why: nothing of that session is stored behind it.
-    spoilt: BTreeMap<AgentId, (u64, String)>,
+    /// Of which session of a gateway a batch is not stored, and why: nothing of that session is stored behind it.
+    spoilt: BTreeMap<AgentId, (u64, Why)>,
 }
 
 impl<T> Line<T> {
@@ -269,16 +132,9 @@ impl<T> Line<T> {
     }
 
     /// What is remembered of the batches of a gateway that is withheld.
-    pub(super) fn withheld(&self, agent_id: AgentId) -> impl Iterator<Item = &T> {
-        let queue = self.withheld.get(&agent_id).into_iter().flatten();
-        queue.map(|job| &job.note)
-    }
-
-    /// What is remembered of the first batch of a gateway.
-    pub(super) fn first(&self, agent_id: AgentId) -> Option<&T> {
-        let queues = [&self.queues, &self.withheld].into_iter();
-        let mut queues = queues.filter_map(|of| of.get(&agent_id));
-        queues.next()?.front().map(|job| &job.note)
+    pub(super) fn withheld(&mut self, agent_id: AgentId) -> impl Iterator<Item = &mut T> {
+        let queue = self.withheld.get_mut(&agent_id).into_iter().flatten();
+        queue.map(|job| &mut job.note)
     }
 
     /// Nothing that a gateway handed in while it was withheld is stored.
@@ -288,13 +144,21 @@ impl<T> Line<T> {
         }
     }
 
-    /// Nothing more of a session is stored, because a batch of it was none: what is behind that would leave a gap.
-    pub(super) fn spoil(&mut self, agent_id: AgentId, epoch: u64, reason: &str) {
-        let spoilt = self.spoilt.entry(agent_id);
-        let spoilt = spoilt.or_insert_with(|| (epoch, reason.to_owned()));
-        if spoilt.0 < epoch {
-            *spoilt = (epoch, reason.to_owned());
-        }
+    /// Nothing more of a session is stored, because a batch of it is not: what is behind that would leave a gap.
+    pub(super) fn spoil(&mut self, agent_id: AgentId, epoch: u64, why: &Why) {
+        spoil(&mut self.spoilt, agent_id, epoch, why);
+    }
+
+    /// Takes out what waits of earlier sessions of a gateway that is withheld: they are fenced.
+    pub(super) fn fence(&mut self, agent_id: AgentId, epoch: u64) -> Vec<T> {
+        let Some(queue) = self.withheld.get_mut(&agent_id) else {
+            return Vec::new();
+        };
+        let (fenced, current) = std::mem::take(queue)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|job| job.epoch < epoch);
+        *queue = current;
+        fenced.into_iter().map(|job| job.note).collect()
     }
 
     /// Takes out a batch that is stored in part.
@@ -355,24 +219,23 @@ impl<T> Line<T> {
             let spoilt = spoilt.filter(|(epoch, _)| *epoch == job.epoch);
             let was_open = matches!(job.rows, Rows::Open(_));
             let opened = match spoilt {
-                Some((_, reason)) => Err(reason.clone()),
-                None => open(job.rows),
+                Some((_, why)) => Err(why.clone()),
+                None => open(job.rows).map_err(Why::Malformed),
             };
             let mut rows = match opened {
                 Ok(rows) => {
                     self.open += usize::from(!was_open);
                     rows
                 }
-                Err(reason) => {
+                Err(why) => {
                     self.open -= usize::from(was_open);
                     self.batches -= 1;
-                    let spoilt = self.spoilt.entry(agent_id);
-                    spoilt.insert_entry((job.epoch, reason.clone()));
-                    composed.malformed.push(Malformed {
+                    spoil(&mut self.spoilt, agent_id, job.epoch, &why);
+                    composed.dropped.push(Dropped {
                         agent_id,
                         epoch: job.epoch,
                         note: job.note,
-                        reason,
+                        why,
                     });
                     continue;
                 }
@@ -404,6 +267,15 @@ impl<T> Line<T> {
         } else {
             self.turns.push_back(agent_id);
         }
+    }
+}
+
+/// Remembers of the latest session of a gateway why nothing more of it is stored.
+fn spoil(spoilt: &mut BTreeMap<AgentId, (u64, Why)>, agent_id: AgentId, epoch: u64, why: &Why) {
+    let of_gateway = spoilt.entry(agent_id);
+    let of_gateway = of_gateway.or_insert_with(|| (epoch, why.clone()));
+    if of_gateway.0 < epoch {
+        *of_gateway = (epoch, why.clone());
     }
 }
 
@@ -539,14 +411,14 @@ mod tests {
         push(&mut line, 1, 22, 5);
         push(&mut line, 2, 1, 5);
         let composed = line.compose(ROOM);
-        let malformed: Vec<_> = composed.malformed.iter().map(|it| it.note).collect();
+        let malformed: Vec<_> = composed.dropped.iter().map(|it| it.note).collect();
         assert_eq!(malformed, [11, 22]);
         assert_eq!(records(&composed, 1), (1..=10).collect::<Vec<_>>());
         assert_eq!(records(&composed, 2), [1, 2, 3, 4, 5]);
         // Of the same session also later, and of the next one no more.
         push(&mut line, 1, 27, 5);
         let later = line.compose(ROOM);
-        assert_eq!((later.malformed.len(), later.writes.len()), (1, 0));
+        assert_eq!((later.dropped.len(), later.writes.len()), (1, 0));
         line.push(of_session(2, &columns(11, 10), 11));
         assert_eq!(records(&line.compose(ROOM), 1).len(), 10);
         assert_eq!((line.len(), line.open), (0, 0));
@@ -561,9 +433,10 @@ mod tests {
             bytes: usize::MAX,
         };
         assert_eq!(records(&line.compose(small), 1).len(), 100);
-        line.spoil(agent(1), 1, "it was none");
+        line.spoil(agent(1), 1, &Why::Unstorable);
         let rest = line.compose(ROOM);
-        assert_eq!((rest.malformed.len(), rest.writes.len()), (1, 0));
+        assert_eq!((rest.dropped.len(), rest.writes.len()), (1, 0));
+        assert_eq!(rest.dropped[0].why, Why::Unstorable);
         assert_eq!((line.len(), line.open), (0, 0));
     }
 
@@ -588,7 +461,9 @@ mod tests {
         assert!(records(&others, 1).is_empty());
         assert_eq!((line.len(), line.open), (0, 0));
         assert_eq!(
-            line.withheld(agent(1)).copied().collect::<Vec<_>>(),
+            line.withheld(agent(1))
+                .map(|note| *note)
+                .collect::<Vec<_>>(),
             [1, 301]
         );
         assert!(line.note(agent(1), first.numbers[0]).is_some());

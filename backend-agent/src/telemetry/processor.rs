@@ -20,7 +20,9 @@ use viworks_runtime::conditions::Conditions;
 use viworks_runtime::fault;
 use viworks_runtime::lifecycle::Lifecycle;
 
-use super::line::{Composed, Line, Malformed, Parts, Room, Waiting};
+use super::composed::{Composed, Dropped, Parts, Room, Why};
+use super::line::{Line, Waiting};
+use super::pause::Pause;
 use super::watch::Watch;
 use super::withheld::Withheld;
 use crate::config::TelemetryConfig;
@@ -29,9 +31,6 @@ use crate::data::{
     in_full,
 };
 use crate::metrics::BackendMetrics;
-
-/// The first and the longest wait for a store that is away.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// How often somebody looks whether what is told of refusals is over, while nothing comes in.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -57,8 +56,8 @@ pub enum Answer {
     Fenced,
     /// It is no batch; nothing more of it was stored.
     Malformed(String),
-    /// The database refuses it, and that of so many others that this one is not kept until it does not; nothing more of
-    /// it was stored.
+    /// The database refused it, and there was no room to keep it until it does not: it has to come again. Nothing more
+    /// of it was stored.
     Unstorable,
 }
 
@@ -100,7 +99,7 @@ struct Note {
     answer: oneshot::Sender<Answer>,
     /// What its parts came to so far.
     so_far: Option<TelemetryCommit>,
-    _share: Option<OwnedSemaphorePermit>,
+    share: Option<OwnedSemaphorePermit>,
 }
 
 struct Worker {
@@ -220,7 +219,7 @@ impl Place {
                 gateway: handed_in.gateway,
                 answer,
                 so_far: None,
-                _share: handed_in.share,
+                share: handed_in.share,
             },
         }));
         outcome
@@ -259,11 +258,28 @@ impl Worker {
         }
     }
 
-    /// Takes in a batch.
-    fn take(&mut self, waiting: Waiting<Note>) {
-        let now = tokio::time::Instant::now();
-        self.withheld.hasten(waiting.agent_id, waiting.epoch, now);
+    /// Takes in a batch. Whoever hands one in has a session, so those of before are fenced.
+    fn take(&mut self, mut waiting: Waiting<Note>) {
+        let (agent_id, epoch) = (waiting.agent_id, waiting.epoch);
+        let mut fenced = self.withheld.fence(agent_id, epoch);
+        fenced.extend(self.line.fence(agent_id, epoch));
+        for note in fenced {
+            tell(note, Answer::Fenced);
+        }
+        self.settle_withheld(agent_id);
+        if self.withheld.has(agent_id) {
+            // What is withheld has a bound of its own, and takes nothing from others.
+            waiting.note.share = None;
+        }
         self.line.push(waiting);
+    }
+
+    /// Lets a gateway take its turns again when nothing of it is withheld any more.
+    fn settle_withheld(&mut self, agent_id: AgentId) {
+        if self.withheld.settle(agent_id) {
+            self.line.release(agent_id);
+            lock(&self.watch).released(agent_id);
+        }
     }
 
     /// What is stored next: what was composed ahead, and what came since then as far as there is room.
@@ -328,10 +344,10 @@ impl Worker {
             writes,
             numbers,
             ending,
-            malformed,
+            dropped,
             ..
         } = composed;
-        self.tell_malformed(malformed);
+        self.tell_dropped(dropped);
         let mut ahead: Option<Composed<Note>> = None;
         if writes.is_empty() {
             return Some(self.compose(ahead, received));
@@ -374,13 +390,14 @@ impl Worker {
     /// Tries again what the database refused, as far as it is time for that. `None` when the backend stops meanwhile;
     /// what was composed ahead otherwise.
     async fn retry(&mut self, mut ahead: Option<Composed<Note>>) -> Option<Option<Composed<Note>>> {
-        while let Some((agent_id, parts)) = self.withheld.due(tokio::time::Instant::now()) {
+        while let Some((agent_id, mut parts)) = self.withheld.due(tokio::time::Instant::now()) {
             // Its session has ended, and nobody else waits: what is not acknowledged comes again with the next one.
-            let waits = parts
+            let mut notes = parts
                 .ending
-                .values()
-                .chain(self.line.withheld(agent_id))
-                .any(|note| !note.answer.is_closed());
+                .values_mut()
+                .chain(self.line.withheld(agent_id));
+            let waits = notes.any(|note| !note.answer.is_closed());
+            drop(notes);
             if waits {
                 let writes: Arc<[_]> = parts.writes.into();
                 let stored = self.commit_own(agent_id, Arc::clone(&writes)).await?;
@@ -393,17 +410,29 @@ impl Worker {
             } else {
                 self.line.forget(agent_id);
             }
-            if self.withheld.settle(agent_id) {
-                self.line.release(agent_id);
-                lock(&self.watch).released(agent_id);
+            self.settle_withheld(agent_id);
+        }
+        for (agent_id, notes) in self.withheld.let_in(tokio::time::Instant::now()) {
+            for note in notes {
+                tell(note, Answer::Unstorable);
             }
+            lock(&self.watch).released(agent_id);
         }
         Some(ahead)
     }
 
     /// Answers batches that are none. Whose session is not the current one any more learns that first; to find out
-    /// keeps nobody else waiting.
-    fn tell_malformed(&self, malformed: Vec<Malformed<Note>>) {
+    /// keeps nobody else waiting. Who waits behind what the database refuses goes on waiting.
+    fn tell_dropped(&mut self, dropped: Vec<Dropped<Note>>) {
+        let mut malformed = Vec::new();
+        for one in dropped {
+            match one.why {
+                Why::Malformed(reason) => {
+                    malformed.push((one.agent_id, one.epoch, one.note, reason));
+                }
+                Why::Unstorable => self.leave_outside(one.agent_id, [one.note]),
+            }
+        }
         if malformed.is_empty() {
             return;
         }
@@ -411,25 +440,25 @@ impl Worker {
         let lifecycle = self.lifecycle.clone();
         drop(self.lifecycle.spawn("malformed telemetry", async move {
             let mut known = BTreeMap::new();
-            for one in malformed {
-                if let Entry::Vacant(news) = known.entry(one.agent_id) {
-                    let which = GatewayRef::Id(one.agent_id);
+            for (agent_id, epoch, note, reason) in malformed {
+                if let Entry::Vacant(news) = known.entry(agent_id) {
+                    let which = GatewayRef::Id(agent_id);
                     news.insert(tokio::select! {
                         found = store.gateway(&tenant, &which) => found,
                         () = lifecycle.stopping() => return,
                     });
                 }
                 // Where the database cannot say, the session ends by what is known.
-                let fenced = known.get(&one.agent_id).is_some_and(|found| match found {
-                    Ok(found) => found.as_ref().is_none_or(|it| !has(it, one.epoch)),
+                let fenced = known.get(&agent_id).is_some_and(|found| match found {
+                    Ok(found) => found.as_ref().is_none_or(|it| !has(it, epoch)),
                     Err(_) => false,
                 });
                 let answer = if fenced {
                     Answer::Fenced
                 } else {
-                    Answer::Malformed(one.reason)
+                    Answer::Malformed(reason)
                 };
-                tell(one.note, answer);
+                tell(note, answer);
             }
         }));
     }
@@ -470,9 +499,8 @@ impl Worker {
             match stored {
                 Ok(outcomes) => return Some(outcomes.into_iter().map(Some).collect()),
                 Err(error) if error.is_about_what_was_given() => {
-                    let (error, writes) = (in_full(&error), writes.len());
-                    debug!(%agent_id, error, writes, "the database refuses a gateway's telemetry");
-                    return Some((0..writes).map(|_write| None).collect());
+                    lock(&self.watch).refuses(agent_id, in_full(&error));
+                    return Some(writes.iter().map(|_write| None).collect());
                 }
                 Err(error) => self.put_off(&error, writes.len(), &mut pause).await?,
             }
@@ -525,9 +553,10 @@ impl Worker {
                     self.give_up(agent_id, number, given_up, Answer::Fenced);
                 }
                 Some(TelemetryOutcome::Malformed(malformed)) => {
-                    let answer = Answer::Malformed(malformed.to_string());
-                    self.line
-                        .spoil(agent_id, write.epoch, &malformed.to_string());
+                    let reason = malformed.to_string();
+                    let why = Why::Malformed(reason.clone());
+                    self.line.spoil(agent_id, write.epoch, &why);
+                    let answer = Answer::Malformed(reason);
                     if let Some(ahead) = ahead.as_deref_mut() {
                         let behind = ahead.take_out(agent_id, Some(write.epoch));
                         for note in behind.ending.into_values() {
@@ -562,27 +591,35 @@ impl Worker {
         self.metrics.telemetry_commit_rows.observe(rows as f64);
     }
 
-    /// Keeps what the database refuses of a gateway, and what comes behind it, until it does not; where there is no room
-    /// for that, its session ends.
-    fn withhold(&mut self, agent_id: AgentId, parts: Parts<Note>) {
-        if self.withheld.takes(agent_id) {
-            let note = parts.ending.values().next();
-            let gateway = note.or_else(|| self.line.first(agent_id));
-            if let Some(note) = gateway {
-                lock(&self.watch).withheld(agent_id, &note.gateway);
+    /// Keeps what the database refuses of a gateway, and what comes behind it, until it does not. Where there is no room
+    /// for that, it is only kept who waits: the session goes on, and nothing of it is stored.
+    fn withhold(&mut self, agent_id: AgentId, mut parts: Parts<Note>) {
+        if !self.withheld.takes(agent_id) {
+            if let Some(write) = parts.writes.last() {
+                self.line.spoil(agent_id, write.epoch, &Why::Unstorable);
             }
-            self.line.withhold(agent_id);
-            let now = tokio::time::Instant::now();
-            self.withheld.keep(agent_id, parts, now);
+            self.leave_outside(agent_id, parts.ending.into_values());
             return;
         }
-        if let Some(write) = parts.writes.last() {
-            let reason = "the database refuses what comes before it";
-            self.line.spoil(agent_id, write.epoch, reason);
+        self.line.withhold(agent_id);
+        let notes = parts.ending.values_mut();
+        for note in notes.chain(self.line.withheld(agent_id)) {
+            note.share = None;
+            lock(&self.watch).withheld(agent_id, &note.gateway);
         }
-        for note in parts.ending.into_values() {
-            tell(note, Answer::Unstorable);
-        }
+        let now = tokio::time::Instant::now();
+        self.withheld.keep(agent_id, parts, now);
+    }
+
+    /// Keeps who waits for an answer about batches of which nothing is kept.
+    fn leave_outside(&mut self, agent_id: AgentId, notes: impl IntoIterator<Item = Note>) {
+        let notes = notes.into_iter().map(|mut note| {
+            note.share = None;
+            lock(&self.watch).withheld(agent_id, &note.gateway);
+            note
+        });
+        let now = tokio::time::Instant::now();
+        self.withheld.leave_outside(agent_id, notes, now);
     }
 
     /// Nothing more of a batch will be stored; it is answered once.
@@ -600,20 +637,6 @@ impl Worker {
         if let Some(note) = note {
             tell(note, answer);
         }
-    }
-}
-
-/// How long it is waited before the next attempt.
-struct Pause(Duration);
-
-impl Pause {
-    const fn new() -> Self {
-        Self(RETRY.0)
-    }
-
-    fn next(&mut self) -> Duration {
-        let longer = self.0.saturating_mul(2).min(RETRY.1);
-        std::mem::replace(&mut self.0, longer)
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::{debug, warn};
 use viworks_common::human;
 use viworks_common::id::{AgentId, GatewayName};
 use viworks_common::telemetry::RecordRefusal;
@@ -21,8 +21,11 @@ const CONDITION: &str = "telemetry.refused";
 const WITHHELD: &str = "telemetry.withheld";
 
 const WITHHELD_FIX: &str = "nothing of it is lost while it fits into their spools, their commands go on, and it is tried again \
-                            every 5 minutes; the log of the backend says what the database refuses: a rule or a trigger that \
-                            somebody added to its tables is taken out again";
+                            every 5 minutes at least; take out what somebody added to the tables (a trigger, a rule), or put \
+                            the row right that is damaged; a value that the database does not take is a fault to be reported";
+
+/// So much of what the database says is told.
+const REASON_CHARS_MAX: usize = 300;
 
 /// How long after the last refusal health speaks of it, and how often a gateway's refusals are logged.
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -43,6 +46,8 @@ pub(super) struct Watch {
     /// Whose telemetry waits until the database does not refuse it any more.
     withheld: BTreeMap<AgentId, GatewayName>,
     withheld_logged: BTreeMap<AgentId, Monotonic>,
+    /// What the database said last of such.
+    refusal: String,
 }
 
 impl Watch {
@@ -59,24 +64,29 @@ impl Watch {
             logged: BTreeMap::new(),
             withheld: BTreeMap::new(),
             withheld_logged: BTreeMap::new(),
+            refusal: String::new(),
         }
     }
 
-    /// The database refuses what a gateway hands in.
-    pub(super) fn withheld(&mut self, agent_id: AgentId, gateway: &GatewayName) {
-        if self.withheld.insert(agent_id, gateway.clone()).is_some() {
-            return;
-        }
-        self.tell_withheld();
+    /// The database refuses what a gateway hands in, for this reason.
+    pub(super) fn refuses(&mut self, agent_id: AgentId, reason: String) {
+        self.refusal = reason.chars().take(REASON_CHARS_MAX).collect();
         if is_news(&mut self.withheld_logged, agent_id, self.clock.now()) {
-            warn!(%gateway, %agent_id, "the database refuses a gateway's telemetry: it waits and is tried again; more of it within the hour is not logged");
+            warn!(%agent_id, reason, "the database refuses a gateway's telemetry: it waits and is tried again; more of it within the hour is not logged");
         }
     }
 
-    /// It does not refuse it any more, or nobody waits for it.
+    /// What a gateway handed in waits until the database does not refuse it.
+    pub(super) fn withheld(&mut self, agent_id: AgentId, gateway: &GatewayName) {
+        if self.withheld.insert(agent_id, gateway.clone()).is_none() {
+            self.tell_withheld();
+        }
+    }
+
+    /// Nothing of a gateway waits for that any more.
     pub(super) fn released(&mut self, agent_id: AgentId) {
         if let Some(gateway) = self.withheld.remove(&agent_id) {
-            info!(%gateway, %agent_id, "no telemetry of the gateway waits for the database to take it any more");
+            debug!(%gateway, %agent_id, "no telemetry of the gateway waits for the database to take it any more");
             self.tell_withheld();
         }
     }

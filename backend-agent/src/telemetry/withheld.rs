@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use viworks_common::id::AgentId;
 
-use super::line::Parts;
+use super::composed::Parts;
 
-/// So many gateways are withheld in a lane; what they handed in takes of what may wait in the process.
+/// So many gateways are withheld in a lane with what they handed in. Of more it is only kept who waits.
 pub(super) const GATEWAYS_MAX: usize = 16;
 
 /// The first and the longest wait before it is tried again.
@@ -22,22 +22,36 @@ struct One<T> {
     due: Instant,
 }
 
+/// Who waits for an answer about batches of which nothing is kept.
+#[derive(Debug)]
+struct Outside<T> {
+    notes: Vec<T>,
+    due: Instant,
+}
+
 /// Who is withheld.
 #[derive(Debug)]
 pub(super) struct Withheld<T> {
     of: BTreeMap<AgentId, One<T>>,
+    outside: BTreeMap<AgentId, Outside<T>>,
 }
 
 impl<T> Withheld<T> {
     pub(super) const fn new() -> Self {
         Self {
             of: BTreeMap::new(),
+            outside: BTreeMap::new(),
         }
+    }
+
+    /// Whether something of a gateway is kept.
+    pub(super) fn has(&self, agent_id: AgentId) -> bool {
+        self.of.contains_key(&agent_id)
     }
 
     /// Whether there is room for this gateway.
     pub(super) fn takes(&self, agent_id: AgentId) -> bool {
-        self.of.len() < GATEWAYS_MAX || self.of.contains_key(&agent_id)
+        self.of.len() < GATEWAYS_MAX || self.has(agent_id)
     }
 
     /// Keeps what is refused of a gateway, behind what there is of it.
@@ -50,18 +64,34 @@ impl<T> Withheld<T> {
         one.parts.append(parts);
     }
 
-    /// Another session of a gateway hands in: that of before is fenced, which one attempt shows.
-    pub(super) fn hasten(&mut self, agent_id: AgentId, epoch: u64, now: Instant) {
-        if let Some(one) = self.of.get_mut(&agent_id)
-            && one.parts.writes.iter().all(|write| write.epoch < epoch)
-        {
-            one.due = now;
-        }
+    /// Keeps only who waits, where there is no room for more.
+    pub(super) fn leave_outside(
+        &mut self,
+        agent_id: AgentId,
+        notes: impl IntoIterator<Item = T>,
+        now: Instant,
+    ) {
+        let outside = self.outside.entry(agent_id).or_insert_with(|| Outside {
+            notes: Vec::new(),
+            due: now + RETRY.1,
+        });
+        outside.notes.extend(notes);
     }
 
-    /// When the next attempt is due.
+    /// Takes out what is of sessions of a gateway before this one: they are fenced.
+    pub(super) fn fence(&mut self, agent_id: AgentId, epoch: u64) -> Vec<T> {
+        let of = self.of.get_mut(&agent_id);
+        let mut fenced = of.map_or_else(Vec::new, |one| one.parts.fence(epoch));
+        let outside = self.outside.remove(&agent_id);
+        fenced.extend(outside.into_iter().flat_map(|outside| outside.notes));
+        fenced
+    }
+
+    /// When the next attempt is due, or the next one that waits outside.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.of.values().map(|one| one.due).min()
+        let of = self.of.values().map(|one| one.due);
+        of.chain(self.outside.values().map(|outside| outside.due))
+            .min()
     }
 
     /// What is to be tried again now. It counts as withheld until [`Self::settle`] finds nothing of it refused again.
@@ -73,10 +103,22 @@ impl<T> Withheld<T> {
         Some((*agent_id, std::mem::take(&mut one.parts)))
     }
 
-    /// Whether nothing of a gateway is refused any more; it is not withheld then.
+    /// Whether nothing of a gateway is refused any more; it is not withheld then, and there is room for another one.
     pub(super) fn settle(&mut self, agent_id: AgentId) -> bool {
         let settled = |one: &One<T>| one.parts.writes.is_empty();
         self.of.get(&agent_id).is_some_and(settled) && self.of.remove(&agent_id).is_some()
+    }
+
+    /// Those outside whose time has come, and as many others as there is room for: with another session, they hand in
+    /// again.
+    pub(super) fn let_in(&mut self, now: Instant) -> Vec<(AgentId, Vec<T>)> {
+        let room = GATEWAYS_MAX.saturating_sub(self.of.len());
+        let next = self.outside.keys().take(room).copied().collect::<Vec<_>>();
+        let due = self.outside.iter().filter(|(_, it)| it.due <= now);
+        let due = due.map(|(agent_id, _)| *agent_id).collect::<Vec<_>>();
+        let all = next.into_iter().chain(due);
+        all.filter_map(|agent_id| Some((agent_id, self.outside.remove(&agent_id)?.notes)))
+            .collect()
     }
 }
 
@@ -129,16 +171,37 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn another_session_is_an_occasion_to_try_again() {
+    async fn of_sessions_before_the_one_that_hands_in_nothing_is_kept() {
         let mut withheld = Withheld::new();
         let now = Instant::now();
         withheld.keep(agent(1), parts(1, 4), now);
-        withheld.hasten(agent(1), 4, now);
-        assert!(withheld.due(now).is_none());
-        withheld.hasten(agent(1), 5, now);
-        assert!(withheld.due(now).is_some());
+        withheld.keep(agent(1), parts(1, 5), now);
+        assert_eq!(withheld.fence(agent(1), 4), []);
+        assert_eq!(withheld.fence(agent(1), 5), [()]);
+        assert!(!withheld.settle(agent(1)));
+        withheld.leave_outside(agent(2), [(), ()], now);
+        assert_eq!(withheld.fence(agent(2), 2), [(), ()]);
+        assert_eq!(withheld.fence(agent(1), 6), [()]);
         assert!(withheld.settle(agent(1)));
         assert_eq!(withheld.next_due(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_outside_is_let_in_when_there_is_room_and_after_a_while_anyway() {
+        let mut withheld = Withheld::new();
+        for n in 0..u128::try_from(GATEWAYS_MAX).unwrap() {
+            withheld.keep(agent(n), parts(n, 1), Instant::now());
+        }
+        let began = Instant::now();
+        withheld.leave_outside(agent(100), [()], began);
+        withheld.leave_outside(agent(101), [()], began);
+        assert!(withheld.let_in(began).is_empty());
+        let (first, _parts) = withheld.due(began + RETRY.0).unwrap();
+        assert!(withheld.settle(first));
+        assert_eq!(withheld.let_in(began), [(agent(100), vec![()])]);
+        withheld.keep(agent(100), parts(100, 1), began);
+        assert!(withheld.let_in(began).is_empty());
+        assert_eq!(withheld.let_in(began + RETRY.1), [(agent(101), vec![()])]);
     }
 
     #[test]

@@ -363,7 +363,7 @@ const HELD: &[(&str, &str)] = &[
     ),
     (
         "GATEWAYS_MAX backend-agent/src/telemetry/withheld.rs",
-        "those_who_find_no_room_to_wait_are_told",
+        "those_who_find_no_room_to_wait_come_again",
     ),
     (
         "LOGGED_MAX backend-agent/src/telemetry/watch.rs",

@@ -25,11 +25,11 @@ const HANDED_IN_BYTES_MAX: usize = 2 * BULK_BODY_BYTES_MAX;
 /// Batches that one session may have handed in at a time.
 const HANDED_IN_MAX: usize = 8;
 
-/// What a gateway is told whose telemetry the database refuses, beside that of too many others for it to be kept.
-const UNSTORABLE: &str = "the database refuses this gateway's telemetry, and that of others";
+/// What a gateway is told whose telemetry has to come again.
+const UNSTORABLE: &str = "the database refused this gateway's telemetry, and it could not be kept here: it comes again with the next session";
 
 /// How long it is to wait then.
-const UNSTORABLE_PAUSE_MS: u64 = 60_000;
+const UNSTORABLE_PAUSE_MS: u64 = 5_000;
 
 type Placing = Pin<Box<dyn Future<Output = Option<Place>> + Send>>;
 type Sharing = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use viworks_backend_agent::config::TelemetryConfig;
 use viworks_backend_agent::data::{Page, TelemetryLimits, TelemetryQuery};
 use viworks_backend_agent::metrics::BackendMetrics;
@@ -20,6 +20,8 @@ use super::bed::{Bed, agent, at};
 use super::telemetry::{batch, gaps};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+
+const WAITING_BYTES_MAX: usize = 1024 * 1024;
 
 const WITHHELD: &str = "viworks_telemetry_withheld_gateways";
 
@@ -41,7 +43,7 @@ impl Processor {
             coalesce: Duration::from_millis(200),
             rows_max: 2_000,
             batches_waiting_max: 64,
-            waiting_bytes_max: 1024 * 1024,
+            waiting_bytes_max: WAITING_BYTES_MAX,
             limits: TelemetryLimits::default(),
         };
         let processor = TelemetryProcessor::start(
@@ -61,6 +63,16 @@ impl Processor {
     }
 
     async fn hand_in(&self, n: u64, epoch: u64, packed: PackedBatch) -> oneshot::Receiver<Answer> {
+        self.hand_in_with(n, epoch, packed, None).await
+    }
+
+    async fn hand_in_with(
+        &self,
+        n: u64,
+        epoch: u64,
+        packed: PackedBatch,
+        share: Option<OwnedSemaphorePermit>,
+    ) -> oneshot::Receiver<Answer> {
         let place = self.processor.clone().place(agent(n)).await.unwrap();
         place.hand_in(HandedIn {
             gateway: format!("gw-{n}").parse().unwrap(),
@@ -68,7 +80,7 @@ impl Processor {
             epoch,
             skew_ms: None,
             batch: packed,
-            share: None,
+            share,
         })
     }
 
@@ -255,9 +267,10 @@ async fn what_waits_of_a_session_that_is_over_is_fenced_by_the_next_one() {
     bed.store.close().await;
 }
 
-/// More gateways than can be withheld: the sessions of the rest end, and nothing of them is stored past what is refused.
+/// More gateways than can be withheld with what they handed in: the sessions of the rest go on as well, and nothing of them
+/// is stored past what is refused. Once the database takes it, they are told to come again.
 #[tokio::test]
-async fn those_who_find_no_room_to_wait_are_told() {
+async fn those_who_find_no_room_to_wait_come_again() {
     const GATEWAYS: u64 = 24;
     let folder = tempfile::tempdir().unwrap();
     let bed = Bed::new(super::sqlite(&folder).await.unwrap());
@@ -269,35 +282,69 @@ async fn those_who_find_no_room_to_wait_are_told() {
                 BEGIN SELECT RAISE(ABORT, 'no'); END";
     alter_file(&folder, rule);
     let processor = Processor::over(&bed);
-    let (mut first, mut second) = (Vec::new(), Vec::new());
+    let (mut kept, mut left) = (Vec::new(), Vec::new());
     for n in 1..=GATEWAYS {
-        first.push(processor.hand_in(n, 1, packed(1, 3)).await);
-        second.push(processor.hand_in(n, 1, packed(4, 6)).await);
+        // Of the last one more than what goes into one transaction.
+        let first = if n == GATEWAYS { 700 } else { 3 };
+        let batches = [packed(1, first), packed(first + 1, first + 3)];
+        let answers = if n <= 16 { &mut kept } else { &mut left };
+        for batch in batches {
+            answers.push(processor.hand_in(n, 1, batch).await);
+        }
     }
-    let mut told = 0;
-    for (first, second) in first.iter_mut().zip(&mut second).skip(16) {
-        let first = tokio::time::timeout(PATIENCE, first).await;
-        assert_eq!(first.expect("it is answered").unwrap(), Answer::Unstorable);
-        let second = tokio::time::timeout(PATIENCE, second).await;
-        let second = second.expect("it is answered").unwrap();
-        assert!(
-            matches!(second, Answer::Malformed(_) | Answer::Unstorable),
-            "{second:?}"
-        );
-        told += 1;
+    until(|| processor.withheld() == GATEWAYS.to_string()).await;
+    for answer in kept.iter_mut().chain(&mut left) {
+        assert!(answer.try_recv().is_err());
     }
-    assert_eq!((told, processor.withheld().as_str()), (8, "16"));
     alter_file(&folder, "DROP TRIGGER spoilt");
-    for answer in first
-        .into_iter()
-        .take(16)
-        .chain(second.into_iter().take(16))
-    {
+    for answer in kept {
         assert!(matches!(answered(answer).await, Answer::Committed(_)));
+    }
+    for answer in left {
+        assert_eq!(answered(answer).await, Answer::Unstorable);
     }
     for n in 1..=GATEWAYS {
         assert_eq!(stored(&bed, n).await, if n <= 16 { 6 } else { 0 }, "{n}");
         assert_eq!(gaps(&bed, n).await, []);
     }
+    assert_eq!(processor.withheld(), "0");
+    bed.session(GATEWAYS, 99).await;
+    let again = processor.hand_in(GATEWAYS, 2, packed(1, 700)).await;
+    assert!(matches!(answered(again).await, Answer::Committed(_)));
     bed.store.close().await;
+}
+
+/// What is withheld has a bound of its own, and takes nothing of what may wait in the process.
+#[tokio::test]
+async fn what_is_withheld_gives_its_share_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let bed = Bed::new(super::sqlite(&folder).await.unwrap());
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let rule =
+        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry BEGIN SELECT RAISE(ABORT, 'no'); END";
+    alter_file(&folder, rule);
+    let processor = Processor::over(&bed);
+    for from_seq in [1, 4] {
+        let everything = processor.processor.try_share(WAITING_BYTES_MAX);
+        let everything = everything.expect("nothing else waits");
+        let batch = packed(from_seq, from_seq + 2);
+        let waits = processor.hand_in_with(1, 1, batch, Some(everything)).await;
+        let is_back = || processor.processor.try_share(WAITING_BYTES_MAX).is_some();
+        until(is_back).await;
+        assert!(!waits.is_terminated());
+    }
+    assert_eq!(processor.withheld(), "1");
+    bed.store.close().await;
+}
+
+async fn until(holds: impl Fn() -> bool) {
+    let waits = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waits)
+        .await
+        .expect("it comes");
 }
