@@ -24,7 +24,7 @@ use x509_parser::extensions::ParsedExtension;
 use zeroize::Zeroizing;
 
 use super::PkiError;
-use super::signer::{AskedKey, Signer};
+use super::signer::{AskedKey, Signer, Unsigned};
 use crate::data::WithdrawnCertificate;
 
 /// Certificates begin a little in the past, because the clock of a new gateway may be behind: so much, and no more than
@@ -153,7 +153,8 @@ impl Authority {
     /// Why something could not be signed.
     fn unsigned(&self, error: rcgen::Error) -> PkiError {
         match self.issuer.key().failed() {
-            Some(reason) => PkiError::Signer { reason },
+            Some(Unsigned::Lasting(reason)) => PkiError::Signer { reason },
+            Some(Unsigned::Attempt(reason)) => PkiError::Unsigned { reason },
             None => error.into(),
         }
     }
