@@ -62,6 +62,9 @@ pub struct DeadLetter {
     pub resolved_at: Option<Timestamp>,
     /// Who did.
     pub resolved_by: Option<String>,
+    /// The name of the API key that it was, where that is known.
+    #[serde(default)]
+    pub resolved_by_name: Option<String>,
     /// The run that runs it again.
     pub retry_run_id: Option<RunId>,
 }

@@ -160,6 +160,9 @@ pub struct GatewaySession {
 pub struct GatewayRevocation {
     /// Who, such as `api_key:01…`, or `local:uid 0` at the backend's own command line.
     pub by: String,
+    /// The name of the API key that it was, where that is known.
+    #[serde(default)]
+    pub by_name: Option<String>,
     /// Why, where that was said.
     pub reason: Option<String>,
 }

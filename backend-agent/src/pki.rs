@@ -125,9 +125,15 @@ pub enum PkiError {
         "this backend has no authority of its own; set ca_key_file or ca_sign_command in [keys]"
     )]
     NoAuthority,
-    /// The program that has the authority's key did not sign.
+    /// The program that has the authority's key cannot sign, or not with that key, until somebody puts that right.
     #[error("the program of ca_sign_command in [keys] did not sign: {reason}")]
     Signer {
+        /// Why not.
+        reason: String,
+    },
+    /// The program that has the authority's key did not sign this time.
+    #[error("the program of ca_sign_command in [keys] did not sign: {reason}")]
+    Unsigned {
         /// Why not.
         reason: String,
     },
@@ -139,6 +145,12 @@ pub enum PkiError {
     SignerPath {
         /// What was named.
         program: String,
+    },
+    /// What is to be given to a program that signs has no place in a configuration.
+    #[error("--ca-sign-command takes visible characters and spaces, and {word:?} has others")]
+    SignerWord {
+        /// What was typed.
+        word: String,
     },
     /// A certificate is none that can sign others.
     #[error("{} cannot be an authority of gateways: {reason}", path.display())]
@@ -179,7 +191,9 @@ impl PkiError {
             Self::Exists { .. }
             | Self::Answered { .. }
             | Self::Signer { .. }
+            | Self::Unsigned { .. }
             | Self::SignerPath { .. }
+            | Self::SignerWord { .. }
             | Self::Write { .. }
             | Self::Certificate(_)
             | Self::Name { .. }

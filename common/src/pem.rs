@@ -1,8 +1,15 @@
 //! What a PEM text has in it, told before anything of it is decoded: readers skip without a word what they do not look
-//! for, and what they skipped would be written, or taken for something else, all the same.
+//! for, and what they skipped would be written, or taken for something else, all the same. What was decoded is passed on
+//! as [`certificate`] writes it, and never a part of the text.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 /// The label of a certificate.
 pub const CERTIFICATE: &str = "CERTIFICATE";
+
+/// Bytes in one line of a section.
+const LINE: usize = 48;
 
 /// The labels of the sections that begin in a text, wherever on a line.
 pub fn labels(text: &str) -> impl Iterator<Item = &str> {
@@ -39,22 +46,16 @@ pub fn has_nothing_else(text: &str, label: &str) -> bool {
     !inside
 }
 
-/// The sections of a text that have this label, without whatever else it has.
+/// A certificate (DER) as a section of its own: of the text that it was read from nothing comes along, however that is
+/// put together.
 #[must_use]
-pub fn only(text: &str, label: &str) -> String {
-    let begin = format!("-----BEGIN {label}-----");
-    let end = format!("-----END {label}-----");
-    let mut sections = String::new();
-    let mut inside = false;
-    for line in text.lines().map(str::trim_end) {
-        inside |= line == begin;
-        if inside {
-            sections.push_str(line);
-            sections.push('\n');
-        }
-        inside &= line != end;
+pub fn certificate(der: &[u8]) -> String {
+    let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    for line in der.chunks(LINE) {
+        text.push_str(&STANDARD.encode(line));
+        text.push('\n');
     }
-    sections
+    text + "-----END CERTIFICATE-----\n"
 }
 
 #[cfg(test)]
@@ -75,11 +76,25 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_what_is_asked_for_is_passed_on() {
-        assert_eq!(only(&format!("{ONE}{ONE}"), CERTIFICATE), ONE.repeat(2));
-        let mixed = format!("words\n{KEY}{ONE}more\n{KEY}{ONE}");
-        assert_eq!(only(&mixed, CERTIFICATE), ONE.repeat(2));
-        assert_eq!(only(KEY, CERTIFICATE), "");
+    fn a_certificate_is_written_in_lines_of_64() {
+        assert_eq!(certificate(&[0; 3]), ONE);
+        let long = certificate(&[0xff; 2 * LINE + 1]);
+        let lengths: Vec<usize> = long.lines().map(str::len).collect();
+        assert_eq!(lengths, [27, 64, 64, 4, 25]);
+        assert!(has_nothing_else(&long, CERTIFICATE));
+    }
+
+    #[test]
+    fn a_key_on_the_line_where_a_certificate_ends_is_found() {
+        let joined = format!("{}{KEY}", ONE.trim_end());
+        assert!(!has_no_other(&joined, CERTIFICATE));
+        for text in [
+            joined,
+            format!("{}{ONE}", ONE.trim_end()),
+            format!("{} # mine\n", ONE.trim_end()),
+        ] {
+            assert!(!has_nothing_else(&text, CERTIFICATE), "{text}");
+        }
     }
 
     #[test]

@@ -22,6 +22,11 @@ use crate::keyring::{self, Held};
 use crate::renewed::Origin;
 use crate::trust;
 
+/// The way back from a certificate that has ended where there is no door: a ticket is redeemed at one, and a backend
+/// without one makes none.
+pub const BY_HAND: &str =
+    "have a certificate signed for its key by hand (docs/errors/cert_untrusted.md)";
+
 /// What the files say that make a gateway who it is, and whom it trusts.
 #[derive(Debug, Clone)]
 pub struct Material {
@@ -278,8 +283,10 @@ impl Material {
                     path.display(),
                     self.shown.not_after
                 ),
-                "the agent that runs asks the door (door_url in [outbound]) for another one by itself; where there is no \
-                 door: viworks gateway replace; unless this machine's clock is wrong",
+                format!(
+                    "the agent that runs asks the door (door_url in [outbound]) for another one by itself; where \
+                     there is no door, {BY_HAND}; unless this machine's clock is wrong"
+                ),
             ))
         } else if now < self.shown.not_before {
             Some((
@@ -288,7 +295,7 @@ impl Material {
                     path.display(),
                     self.shown.not_before
                 ),
-                "set this machine's clock",
+                "set this machine's clock".to_owned(),
             ))
         } else {
             None

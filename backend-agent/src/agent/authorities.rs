@@ -4,21 +4,17 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use viworks_common::command::format_digest;
 use viworks_common::limits;
+use viworks_common::pem;
 use viworks_common::time::Timestamp;
 use viworks_runtime::tls;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::data::AuthorityBundle;
-
-/// Bytes in one line of PEM.
-const LINE: usize = 48;
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +59,10 @@ impl Authorities {
         let mut authorities: Vec<&[u8]> = all.filter(|one| tls::can_anchor(one)).collect();
         authorities.sort_unstable();
         authorities.dedup();
-        let text: String = authorities.iter().map(|one| pem(one)).collect();
+        let text: String = authorities
+            .iter()
+            .map(|one| pem::certificate(one))
+            .collect();
         let fits = (1..=limits::AUTHORITIES_MAX).contains(&authorities.len())
             && text.len() <= limits::AUTHORITIES_BYTES_MAX;
         Self {
@@ -111,16 +110,6 @@ impl Authorities {
     pub const fn are_several(&self) -> bool {
         self.all.len() > 1
     }
-}
-
-fn pem(certificate: &[u8]) -> String {
-    let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
-    for line in certificate.chunks(LINE) {
-        text.push_str(&STANDARD.encode(line));
-        text.push('\n');
-    }
-    text.push_str("-----END CERTIFICATE-----\n");
-    text
 }
 
 /// What gateways are given. Of one process.
@@ -251,8 +240,9 @@ mod tests {
         assert!(given.are_several());
         let text = given.bundle().unwrap();
         assert_eq!(text.matches("BEGIN CERTIFICATE").count(), 2);
-        assert!(text.contains(&pem(&one)));
-        assert_eq!(tls::one_certificate(pem(&one).as_bytes()).unwrap(), one);
+        assert!(text.contains(&pem::certificate(&one)));
+        let read = tls::one_certificate(pem::certificate(&one).as_bytes());
+        assert_eq!(read.unwrap(), one);
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Reach {
         Ok(())
     }
 
-    /// The first few of those that lack one, by their names.
+    /// The first few of those that lack one and are told of, by their names.
     async fn named(
         &self,
         current: &Authorities,
@@ -113,11 +113,11 @@ impl Reach {
             if known.lacking(&wanted).gateways == 0 {
                 continue;
             }
-            let id = authority.id.clone();
-            let unaware = self.store.unaware(&self.tenant, id, None, NAMED_MAX);
-            let unaware = unaware.await?.into_iter();
-            let told = unaware.filter(|it| current.are_several() || it.authorities.is_some());
-            named.extend(told.map(|gateway| gateway.name));
+            let (id, reported) = (authority.id.clone(), !current.are_several());
+            let unaware = self
+                .store
+                .unaware(&self.tenant, id, reported, None, NAMED_MAX);
+            named.extend(unaware.await?.into_iter().map(|gateway| gateway.name));
         }
         Ok(named)
     }

@@ -139,7 +139,8 @@ fn of_pki(error: &PkiError) -> ExitCode {
         PkiError::Url { .. }
         | PkiError::Name { .. }
         | PkiError::Request { .. }
-        | PkiError::SignerPath { .. } => ExitCode::Usage,
+        | PkiError::SignerPath { .. }
+        | PkiError::SignerWord { .. } => ExitCode::Usage,
         PkiError::Exists { .. } | PkiError::Answered { .. } | PkiError::KeyInUse => {
             ExitCode::Conflict
         }
@@ -151,6 +152,8 @@ fn of_pki(error: &PkiError) -> ExitCode {
         | PkiError::NotAnAuthority { .. }
         | PkiError::NoAuthority
         | PkiError::Signer { .. } => ExitCode::Config,
+        // The same call may do the next time: no file and no line of the configuration is to be changed for that.
+        PkiError::Unsigned { .. } => ExitCode::Unavailable,
         PkiError::Unfinished { source, .. } => of_pki(source),
         PkiError::Write { .. } | PkiError::Certificate(_) | PkiError::Store(_) => ExitCode::Error,
     }
@@ -225,6 +228,11 @@ mod tests {
                 ExitCode::Config,
             ),
             (PkiError::Signer { reason: reason() }, ExitCode::Config),
+            (
+                PkiError::Unsigned { reason: reason() },
+                ExitCode::Unavailable,
+            ),
+            (PkiError::SignerWord { word: reason() }, ExitCode::Usage),
             (
                 PkiError::SignerPath {
                     program: "sign.sh".to_owned(),

@@ -48,6 +48,6 @@ async fn by_authority(
     let signed = blocking::call("enrolment signatures", signer::WAIT, sign).await;
     signed.unwrap_or_else(|error| {
         let reason = error.to_string();
-        Err(PkiError::Signer { reason })
+        Err(PkiError::Unsigned { reason })
     })
 }

@@ -4,7 +4,7 @@ use viworks_runtime::files;
 
 use super::directive::{Directive, in_force};
 use super::whole::{Findings, Whole};
-use crate::pki::crl;
+use crate::pki::crl::{self, Signatory};
 
 /// More than a list of as many certificates as one can have.
 const BYTES_MAX: u64 = 32 * 1024 * 1024;
@@ -39,10 +39,17 @@ pub(super) fn check(whole: &Whole<'_>, blocks: &[&[Directive]], findings: &mut F
                 continue;
             }
         };
-        for authority in authorities.difference(&issuers) {
+        let has_none = |authority: &&Signatory| !issuers.iter().any(|it| it.is(authority));
+        for authority in authorities.iter().filter(has_none) {
+            let mut named = authority.name.clone();
+            if let Some(key_id) = &authority.key_id
+                && issuers.iter().any(|it| it.name == authority.name)
+            {
+                named = format!("{named} with the key {}", hex::encode(key_id));
+            }
             let problem = list.problem(
                 format!(
-                    "there is no list of {authority} in it, which {name} has: nginx refuses every gateway whose \
+                    "there is no list of {named} in it, which {name} has: nginx refuses every gateway whose \
                      certificate is of that authority, or of one below it"
                 ),
                 "leave ssl_crl out as long as there is no list of each, or put one of that authority into the file: \

@@ -24,7 +24,7 @@ use x509_parser::extensions::ParsedExtension;
 use zeroize::Zeroizing;
 
 use super::PkiError;
-use super::signer::{AskedKey, Signer};
+use super::signer::{AskedKey, Signer, Unsigned};
 use crate::data::WithdrawnCertificate;
 
 /// Certificates begin a little in the past, because the clock of a new gateway may be behind: so much, and no more than
@@ -140,8 +140,7 @@ impl Authority {
         Ok(Self {
             not_after,
             issuer: Issuer::from_ca_cert_der(&der, signer)?,
-            // Gateways are given it. A file that nobody else may read may have the key beside it.
-            certificate: pem::only(certificate, pem::CERTIFICATE),
+            certificate: encoded_anew(certificate)?,
         })
     }
 
@@ -154,7 +153,8 @@ impl Authority {
     /// Why something could not be signed.
     fn unsigned(&self, error: rcgen::Error) -> PkiError {
         match self.issuer.key().failed() {
-            Some(reason) => PkiError::Signer { reason },
+            Some(Unsigned::Lasting(reason)) => PkiError::Signer { reason },
+            Some(Unsigned::Attempt(reason)) => PkiError::Unsigned { reason },
             None => error.into(),
         }
     }
@@ -357,6 +357,18 @@ fn first_of(certificates: &str) -> Result<CertificateDer<'static>, PkiError> {
         .map_err(|_no_certificate| rcgen::Error::CouldNotParseCertificate.into())
 }
 
+/// The certificates of a PEM text and nothing else of it. Gateways are given them, and a file that nobody else may read
+/// may have the key beside them, be it on the line where one of them ends.
+fn encoded_anew(certificates: &str) -> Result<String, PkiError> {
+    let mut encoded = String::new();
+    for certificate in CertificateDer::pem_slice_iter(certificates.as_bytes()) {
+        let certificate =
+            certificate.map_err(|_unreadable| rcgen::Error::CouldNotParseCertificate)?;
+        encoded.push_str(&pem::certificate(&certificate));
+    }
+    Ok(encoded)
+}
+
 /// A name as verifiers know it: a host's, with or without a first label that stands for all.
 fn host_name(name: &str) -> Result<rcgen::string::Ia5String, PkiError> {
     let refused = || {
@@ -419,15 +431,48 @@ fn date(at: Timestamp) -> Result<OffsetDateTime, PkiError> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_key_beside_the_certificate_of_an_authority_goes_to_nobody() {
+    /// An authority of that text, whose first certificate is for that key.
+    fn passed_on(text: &str, key: &str) -> String {
+        let authority = Authority::load(text, key).unwrap();
+        authority.certificate().to_owned()
+    }
+
+    fn made() -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let certificate = params.self_signed(&key).unwrap().pem();
-        let key = key.serialize_pem();
-        let both = format!("{key}{certificate}");
-        let authority = Authority::load(&both, &key).unwrap();
-        assert_eq!(authority.certificate().trim_end(), certificate.trim_end());
+        let certificate = params.self_signed(&key).unwrap();
+        (pem::certificate(certificate.der()), key.serialize_pem())
+    }
+
+    #[test]
+    fn a_key_beside_the_certificate_of_an_authority_goes_to_nobody() {
+        let (certificate, key) = made();
+        let joined = certificate.trim_end();
+        for text in [
+            format!("{key}{certificate}"),
+            format!("{certificate}{key}"),
+            // Two files, of which the first has no last line end.
+            format!("{joined}{key}"),
+            format!("{joined} # mine\n{key}"),
+        ] {
+            assert_eq!(passed_on(&text, &key), certificate, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_certificates_of_an_authority_are_passed_on_however_their_file_is_written() {
+        let ((own, key), (above, _)) = (made(), made());
+        let both = format!("{own}{above}");
+        for text in [
+            both.clone(),
+            format!("subject: mine\n{own}\nissuer: above\n{above}the end"),
+            both.replace('\n', "\r\n"),
+            both.replace('\n', "\r"),
+            both.replace("-----\n", "----- \n"),
+            both.trim_end().to_owned(),
+        ] {
+            assert_eq!(passed_on(&text, &key), both, "{text}");
+        }
     }
 }

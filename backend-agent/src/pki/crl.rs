@@ -18,6 +18,7 @@ use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::config::Problem;
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::{blocking, files, tls};
+use x509_parser::extensions::ParsedExtension;
 
 use super::issue::open_authority;
 use super::{PkiError, signing};
@@ -70,57 +71,137 @@ pub fn warning(config: &Config) -> Option<Problem> {
 
 /// The names of those beside the first, which signs: neither it nor one above it.
 fn others(certificates: &[CertificateDer<'_>]) -> Vec<String> {
-    let mut named: Vec<(String, String)> = certificates.iter().filter_map(names).collect();
-    if named.is_empty() {
+    let mut left: Vec<Holder> = certificates.iter().filter_map(Holder::of).collect();
+    let Some(own) = left.first() else {
         return Vec::new();
+    };
+    // What signs itself is above nothing, whoever else vouches for it.
+    let (name, is_root) = (own.subject.clone(), own.subject == own.issuer);
+    let own = take(&mut left, 0);
+    let mut above = if is_root { Vec::new() } else { issuers_of(own) };
+    // Each step takes one out of those that are left, or asks for none, so there is an end.
+    while let Some(issuer) = above.pop() {
+        if let Some(place) = left.iter().position(|it| it.subject == issuer) {
+            above.extend(issuers_of(take(&mut left, place)));
+        }
     }
-    let (own, mut issuer) = named.remove(0);
-    // What signs itself is above nothing. Each step takes one out, so there is an end.
-    let mut below = own;
-    while issuer != below
-        && let Some(place) = named.iter().position(|(subject, _)| *subject == issuer)
-    {
-        (below, issuer) = named.remove(place);
-    }
-    named
+    let named = left.into_iter().map(|Holder { subject, .. }| {
+        if subject == name {
+            format!("{subject} with another key")
+        } else {
+            subject
+        }
+    });
+    // Of one there may be several certificates.
+    let named: BTreeSet<String> = named.collect();
+    named.into_iter().collect()
+}
+
+/// Takes out one, and what else there is of the same name and key: an authority is not another one for a certificate
+/// that was renewed, or that somebody else signed.
+fn take(left: &mut Vec<Holder>, place: usize) -> Vec<Holder> {
+    let one = left.remove(place);
+    let (mut same, others): (Vec<_>, Vec<_>) = std::mem::take(left)
         .into_iter()
-        .map(|(subject, _issuer)| subject)
-        .collect()
+        .partition(|it| (&it.subject, &it.key) == (&one.subject, &one.key));
+    same.push(one);
+    *left = others;
+    same
 }
 
-/// The names of a certificate's holder and of its issuer.
-fn names(certificate: &CertificateDer<'_>) -> Option<(String, String)> {
-    let (_rest, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    Some((parsed.subject().to_string(), parsed.issuer().to_string()))
+/// The names of those that are above.
+fn issuers_of(certificates: Vec<Holder>) -> Vec<String> {
+    let signed = certificates
+        .into_iter()
+        .filter(|it| it.subject != it.issuer);
+    signed.map(|it| it.issuer).collect()
 }
 
-/// The names of the authorities whose certificates are in a PEM text.
+/// What a certificate says of whose it is, and of who signed it.
+struct Holder {
+    subject: String,
+    /// The public key, DER.
+    key: Vec<u8>,
+    issuer: String,
+}
+
+impl Holder {
+    fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let (_rest, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+        Some(Self {
+            subject: parsed.subject().to_string(),
+            key: parsed.public_key().raw.to_vec(),
+            issuer: parsed.issuer().to_string(),
+        })
+    }
+}
+
+/// An authority as far as lists go.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Signatory {
+    /// Its name.
+    pub name: String,
+    /// What its certificate calls its key, or its list, where that says so.
+    pub key_id: Option<Vec<u8>>,
+}
+
+impl Signatory {
+    /// Whether OpenSSL takes a list of the one for one of the other.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        let mut keys = self.key_id.iter().zip(&other.key_id);
+        self.name == other.name && keys.all(|(key, other)| key == other)
+    }
+}
+
+/// The authorities whose certificates are in a PEM text.
 ///
 /// # Errors
 ///
 /// Why it cannot be read.
-pub fn authorities(text: &[u8]) -> Result<BTreeSet<String>, String> {
+pub fn authorities(text: &[u8]) -> Result<BTreeSet<Signatory>, String> {
     let mut found = BTreeSet::new();
     for certificate in CertificateDer::pem_slice_iter(text) {
         let certificate = certificate.map_err(|error| error.to_string())?;
-        let (subject, _issuer) = names(&certificate).ok_or("a certificate cannot be read")?;
-        found.insert(subject);
+        let parsed = x509_parser::parse_x509_certificate(&certificate);
+        let (_rest, parsed) = parsed.map_err(|_unreadable| "a certificate cannot be read")?;
+        let key_id = parsed.iter_extensions().find_map(|extension| {
+            if let ParsedExtension::SubjectKeyIdentifier(id) = extension.parsed_extension() {
+                Some(id.0.to_vec())
+            } else {
+                None
+            }
+        });
+        found.insert(Signatory {
+            name: parsed.subject().to_string(),
+            key_id,
+        });
     }
     Ok(found)
 }
 
-/// The names of the authorities whose lists are in a PEM text.
+/// The authorities whose lists are in a PEM text.
 ///
 /// # Errors
 ///
 /// Why it cannot be read.
-pub fn issuers(text: &[u8]) -> Result<BTreeSet<String>, String> {
+pub fn issuers(text: &[u8]) -> Result<BTreeSet<Signatory>, String> {
     let mut found = BTreeSet::new();
     for list in CertificateRevocationListDer::pem_slice_iter(text) {
         let list = list.map_err(|error| error.to_string())?;
         let parsed = x509_parser::parse_x509_crl(&list);
         let (_rest, parsed) = parsed.map_err(|error| format!("a list cannot be read: {error}"))?;
-        found.insert(parsed.issuer().to_string());
+        let key_id = parsed.extensions().iter().find_map(|extension| {
+            if let ParsedExtension::AuthorityKeyIdentifier(id) = extension.parsed_extension() {
+                id.key_identifier.as_ref().map(|id| id.0.to_vec())
+            } else {
+                None
+            }
+        });
+        found.insert(Signatory {
+            name: parsed.issuer().to_string(),
+            key_id,
+        });
     }
     Ok(found)
 }
@@ -274,6 +355,64 @@ mod tests {
         assert_eq!(others(&[below.clone(), old, root.clone()]), ["CN=old"]);
         // It signs itself, so what it signed is another one.
         assert_eq!(others(&[root, below]), ["CN=below"]);
+    }
+
+    #[test]
+    fn an_authority_is_told_from_another_by_name_and_key_and_not_by_its_certificate() {
+        let params = |name: &str| {
+            let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            let common = rcgen::DnType::CommonName;
+            params.distinguished_name.push(common, name);
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params
+        };
+        let key = || rcgen::KeyPair::generate().unwrap();
+        let (own_key, old_key, other_key) = (key(), key(), key());
+        let alone = |name: &str, key: &rcgen::KeyPair, serial: u8| {
+            let mut params = params(name);
+            params.serial_number = Some(rcgen::SerialNumber::from_slice(&[serial]));
+            params.self_signed(key).unwrap().der().clone()
+        };
+        let by = |name: &str, issuer: &str, issuer_key: &rcgen::KeyPair| {
+            let issuer = rcgen::Issuer::new(params(issuer), issuer_key);
+            let signed = params(name).signed_by(&own_key, &issuer).unwrap();
+            signed.der().clone()
+        };
+        // Its certificate was renewed.
+        let (renewed, root) = (alone("root", &own_key, 1), alone("root", &own_key, 2));
+        assert_ne!(renewed, root);
+        assert!(others(&[renewed, root.clone()]).is_empty());
+        // Two roots stand above it.
+        let (old, other) = (alone("old", &old_key, 3), alone("other", &other_key, 4));
+        let (by_old, by_other) = (
+            by("below", "old", &old_key),
+            by("below", "other", &other_key),
+        );
+        let both = [by_old, by_other, old.clone(), other];
+        assert!(others(&both).is_empty());
+        // The old one vouches for it, and has gateways of its own.
+        let vouched = by("root", "old", &old_key);
+        let again = alone("old", &old_key, 5);
+        assert_eq!(others(&[root.clone(), vouched, old, again]), ["CN=old"]);
+        let twin = alone("root", &other_key, 6);
+        assert_eq!(others(&[root, twin]), ["CN=root with another key"]);
+    }
+
+    #[test]
+    fn a_list_is_of_an_authority_by_name_and_by_key_where_both_say_which() {
+        let one = |key: Option<u8>| Signatory {
+            name: "CN=root".to_owned(),
+            key_id: key.map(|key| vec![key]),
+        };
+        assert!(one(Some(1)).is(&one(Some(1))));
+        assert!(!one(Some(1)).is(&one(Some(2))));
+        assert!(one(None).is(&one(Some(2))) && one(Some(1)).is(&one(None)));
+        let other = Signatory {
+            name: "CN=other".to_owned(),
+            key_id: Some(vec![1]),
+        };
+        assert!(!one(Some(1)).is(&other));
     }
 
     #[test]

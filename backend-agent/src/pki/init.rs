@@ -89,13 +89,13 @@ impl Signs {
                 Ok(Self::with_key(authority, key))
             }
             OwnKey::Command(command) => {
-                let reason = "its words must be of visible characters and spaces".to_owned();
                 let is_plain = |word: &String| {
                     let mut bytes = word.bytes();
                     bytes.all(|byte| byte.is_ascii_graphic() || byte == b' ')
                 };
-                if !command.iter().all(is_plain) {
-                    return Err(PkiError::Signer { reason });
+                if let Some(word) = command.iter().find(|&word| !is_plain(word)) {
+                    let word = word.clone();
+                    return Err(PkiError::SignerWord { word });
                 }
                 let program = command.first().filter(|it| !Path::new(it).is_absolute());
                 if let Some(program) = program.cloned() {

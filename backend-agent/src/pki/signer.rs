@@ -45,7 +45,16 @@ pub(super) struct AskedKey {
     public: Vec<u8>,
     kind: &'static Kind,
     /// Why the last signature did not come.
-    failed: Mutex<Option<String>>,
+    failed: Mutex<Option<Unsigned>>,
+}
+
+/// Why a signature did not come.
+#[derive(Debug)]
+pub(super) enum Unsigned {
+    /// None comes before somebody puts this right.
+    Lasting(String),
+    /// The program failed or was late, as where the module that has the key is away: the next one may come.
+    Attempt(String),
 }
 
 /// A kind of key that such a program may have.
@@ -82,7 +91,7 @@ pub(super) enum Signer {
 
 impl Signer {
     /// Why the last signature did not come.
-    pub(super) fn failed(&self) -> Option<String> {
+    pub(super) fn failed(&self) -> Option<Unsigned> {
         match self {
             Self::Held(_) => None,
             Self::Asked(key) => lock(&key.failed).take(),
@@ -152,18 +161,19 @@ impl AskedKey {
         })
     }
 
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, String> {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Unsigned> {
         let [program, arguments @ ..] = &*self.command else {
-            return Err("no program is named".to_owned());
+            return Err(Unsigned::Lasting("no program is named".to_owned()));
         };
         let end = SystemClock.now().saturating_add(ANSWER_TIME);
-        let _turn = Turn::wait(end).ok_or("others had every turn for 10 seconds")?;
+        let late = || Unsigned::Attempt("others had every turn for 10 seconds".to_owned());
+        let _turn = Turn::wait(end).ok_or_else(late)?;
         // Whoever could exchange it would sign.
         files::examine_program(Path::new(program), Owners::RootAndOwn)
-            .map_err(|error| error.cause())?;
-        let signature = ask(program, arguments, message, end)?;
+            .map_err(|error| Unsigned::Lasting(error.cause()))?;
+        let signature = ask(program, arguments, message, end).map_err(Unsigned::Attempt)?;
         if !self.is_signed(message, &signature) {
-            return Err(format!(
+            return Err(Unsigned::Lasting(format!(
                 "what it answered is no signature of the authority's key ({} bytes): it must be ECDSA in DER over what it \
                  is given, with {}",
                 signature.len(),
@@ -172,7 +182,7 @@ impl AskedKey {
                 } else {
                     "SHA-384"
                 }
-            ));
+            )));
         }
         Ok(signature)
     }

@@ -166,17 +166,21 @@ async fn a_program_that_has_the_key_signs_and_nothing_else_has_to_be_here() {
     // A signature of another key, or none, is never used.
     let other = KeyPair::generate().unwrap();
     above.write("intermediate.key", &other.serialize_pem(), 0o600);
-    let refused = above.issued().await.unwrap_err().to_string();
+    let refused = above.issued().await.unwrap_err();
+    let PkiError::Signer { reason } = refused else {
+        panic!("{refused:?}");
+    };
     assert!(
-        refused.contains("no signature of the authority's key"),
-        "{refused}"
+        reason.contains("no signature of the authority's key"),
+        "{reason}"
     );
     std::fs::remove_file(&above.key).unwrap();
-    let refused = above.issued().await.unwrap_err().to_string();
-    assert!(
-        refused.contains("it ended with exit status: 1"),
-        "{refused}"
-    );
+    // Nothing here says that it does not sign the next time.
+    let refused = above.issued().await.unwrap_err();
+    let PkiError::Unsigned { reason } = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(reason.contains("it ended with exit status: 1"), "{reason}");
 }
 
 #[test]

@@ -108,6 +108,10 @@ async fn decided_about(mut system: Deployment) {
     assert!(refused.ended_with(6).stderr.contains("VW-N-002"));
     let gone = viworks(&system, &["dlq", "discard", &other]).await;
     assert!(gone.ended_with(0).stdout.contains("is discarded"));
+    let shown = viworks(&system, &["dlq", "show", &other])
+        .await
+        .ended_with(0);
+    assert!(shown.stdout.contains(" by tests\n"), "{shown:#?}");
     let refused = viworks(&system, &["dlq", "retry", &other]).await;
     assert!(refused.ended_with(6).stderr.contains("VW-N-002"));
     assert_eq!(ids(&document(&system, &["dlq", "ls"]).await), [""; 0]);

@@ -109,12 +109,18 @@ async fn a_file_that_is_named_and_not_there_ends_every_verb_alike() {
         let said = finish(command, PATIENCE).await.ended_with(CONFIG);
         assert!(!said.stderr.is_empty(), "{words:?}: {said:#?}");
     }
-    // What stands on the command line itself is wrong there.
-    let mut command = Command::new(&backend);
-    command
-        .args(init)
-        .args([authority, "--ca-sign-command", "sign.sh"]);
-    let said = finish(command, PATIENCE).await.ended_with(2);
-    assert!(said.stderr.contains("whole path"), "{said:#?}");
+    // What stands on the command line itself is wrong there, and a program that fails may sign the next time.
+    for (program, code, words) in [
+        ("sign.sh", 2, "whole path"),
+        ("/bin/sign\tit", 2, "visible characters"),
+        ("/bin/false", 69, "did not sign"),
+    ] {
+        let mut command = Command::new(&backend);
+        command
+            .args(init)
+            .args([authority, "--ca-sign-command", program]);
+        let said = finish(command, PATIENCE).await.ended_with(code);
+        assert!(said.stderr.contains(words), "{said:#?}");
+    }
     assert!(!Path::new(new).exists());
 }

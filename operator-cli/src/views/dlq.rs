@@ -66,6 +66,7 @@ pub fn show(letter: &DeadLetter, format: Format, now: Timestamp) -> Result<(), F
     }
     output::line(&format!("state     {}", letter.state.name()))?;
     if let (Some(at), Some(by)) = (letter.resolved_at, &letter.resolved_by) {
+        let by = letter.resolved_by_name.as_ref().unwrap_or(by);
         output::line(&format!("decided   {} by {}", times(at), one_line(by)))?;
     }
     if let Some(run_id) = letter.retry_run_id {

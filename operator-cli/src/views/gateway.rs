@@ -267,10 +267,9 @@ fn revocation(gateway: &Gateway) -> Vec<(&'static str, String)> {
         return vec![("revoked by", place)];
     };
     let reason = known.reason.as_deref().unwrap_or("none was given");
-    vec![
-        ("revoked by", known.by.clone()),
-        ("reason", reason.to_owned()),
-    ]
+    // A key by its name, where it has one.
+    let by = known.by_name.as_ref().unwrap_or(&known.by);
+    vec![("revoked by", by.clone()), ("reason", reason.to_owned())]
 }
 
 /// When its certificate ends, or that it has ended.
@@ -530,6 +529,8 @@ mod tests {
         let known = json!({"revocation": {"by": "api_key:1", "reason": "stolen"}});
         let rows = revocation(&gateway(&known));
         assert_eq!(rows[0], ("revoked by", "api_key:1".to_owned()));
+        let named = json!({"revocation": {"by": "api_key:1", "by_name": "desk"}});
+        assert_eq!(revocation(&gateway(&named))[0].1, "desk");
         assert_eq!(rows[1], ("reason", "stolen".to_owned()));
         let silent = json!({"revocation": {"by": "local:uid 0"}});
         assert_eq!(revocation(&gateway(&silent))[1].1, "none was given");

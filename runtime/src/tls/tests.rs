@@ -383,6 +383,8 @@ fn no_block_of_a_certificate_file_is_skipped() {
         format!(" {good}"),
         format!("{good} {good}"),
         format!("note: {good}{good}"),
+        // Two files, of which the first has no last line end.
+        format!("{}{good}", good.trim_end()),
         good.replace("CERTIFICATE", "TRUSTED CERTIFICATE"),
     ] {
         fs::write(&chain, &bad).unwrap();

@@ -28,7 +28,9 @@ pub(in crate::api) async fn show(
         let mut missing = Vec::new();
         if lacking.gateways > 0 {
             let id = authority.id.clone();
-            let named = state.store.unaware(&state.tenant, id, None, NAMED_MAX);
+            let named = state
+                .store
+                .unaware(&state.tenant, id, false, None, NAMED_MAX);
             missing.extend(named.await?.into_iter().map(gateway));
         }
         authorities.push(Authority {

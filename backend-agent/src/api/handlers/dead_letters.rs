@@ -191,6 +191,7 @@ fn view(letter: data::DeadLetter) -> DeadLetter {
         },
         resolved_at: letter.resolved_at,
         resolved_by: letter.resolved_by,
+        resolved_by_name: letter.resolver,
         retry_run_id: letter.retry_run_id,
     }
 }

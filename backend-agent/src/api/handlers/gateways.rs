@@ -156,6 +156,7 @@ pub(in crate::api) async fn whole(state: &ApiState, found: data::Gateway) -> Api
         let known = state.store.revocation(&state.tenant, gateway.id).await?;
         gateway.revocation = known.map(|known| GatewayRevocation {
             by: known.by,
+            by_name: known.by_name,
             reason: known.reason,
         });
     }

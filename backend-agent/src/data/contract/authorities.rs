@@ -28,11 +28,13 @@ pub trait AuthorityStore: Send + Sync {
     ) -> StoreResult<()>;
     /// Which bundles gateways have, and what is in them.
     async fn authority_trust(&self, tenant: &Tenant) -> StoreResult<AuthorityTrust>;
-    /// The first so many gateways behind one that do not have an authority, by id.
+    /// The first so many gateways behind one that do not have an authority, by id; of these only the ones that reported
+    /// what they have, where that is asked for.
     async fn unaware(
         &self,
         tenant: &Tenant,
         authority: String,
+        reported: bool,
         after: Option<AgentId>,
         limit: usize,
     ) -> StoreResult<Vec<Unaware>>;

@@ -10,6 +10,7 @@ use viworks_common::limits::GATEWAY_NAME_BYTES_MAX;
 use viworks_runtime::sqlite::{Constraint, Row, params};
 
 use super::inbox::Post;
+use super::keys::name_of_key;
 use super::link::{LinkError, Sql, conflict_or};
 use super::page::{following, listing, rows_wanted};
 use super::row::{Reader, to_json};
@@ -113,9 +114,12 @@ UPDATE gateways SET revoked_at = :now, revoked_by = :by, revoked_reason = :reaso
 WHERE tenant = :tenant AND agent_id = :agent_id AND revoked_at IS NULL";
 
 /// Of a gateway that a program of before revoked, nothing stands here.
-pub(super) const REVOCATION: &str = "\
-SELECT agent_id, revoked_by, revoked_reason FROM gateways
-WHERE tenant = :tenant AND agent_id = :agent_id AND revoked_at IS NOT NULL";
+pub(super) const REVOCATION: &str = concat!(
+    "SELECT g.agent_id, g.revoked_by, g.revoked_reason, ",
+    name_of_key!("g", "g.revoked_by"),
+    " AS revoker FROM gateways AS g
+WHERE g.tenant = :tenant AND g.agent_id = :agent_id AND g.revoked_at IS NOT NULL"
+);
 
 pub(super) const CAME_OF: &str = "\
 UPDATE gateways SET ticket_id = :id, ephemeral_ms = :ephemeral_ms WHERE tenant = :tenant AND agent_id = :agent_id";
@@ -300,8 +304,12 @@ pub(super) fn revocation(view: &View<'_>, agent_id: AgentId) -> StoreResult<Opti
     let kept = view.optional(REVOCATION, params! { agent_id }, |row| {
         let row = Reader::new("gateways", row);
         let by = row.get::<Option<String>>("revoked_by")?;
-        let reason = row.get("revoked_reason")?;
-        Ok(by.map(|by| Revocation { by, reason }))
+        let (by_name, reason) = (row.get("revoker")?, row.get("revoked_reason")?);
+        Ok(by.map(|by| Revocation {
+            by,
+            by_name,
+            reason,
+        }))
     })?;
     match kept {
         None => Ok(None),

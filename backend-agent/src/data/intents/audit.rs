@@ -118,12 +118,18 @@ pub(super) const FIND: Sql = Sql {
 pub(super) const TOP: &str = "\
 SELECT seq, at FROM audit_log WHERE tenant = :tenant AND seq < :before ORDER BY seq DESC LIMIT 1";
 
-pub(super) const REVOCATION: &str = "\
-SELECT actor_kind, actor_id, detail FROM audit_log
-WHERE tenant = :tenant
-  AND seq > (SELECT coalesce(max(seq), 0) FROM audit_log WHERE tenant = :tenant) - CAST(:looked AS bigint)
-  AND object = :object AND action = 'gateway.revoke'
-ORDER BY seq DESC LIMIT 1";
+pub(super) const REVOCATION: &str = concat!(
+    "SELECT a.actor_kind, a.actor_id, a.detail,
+  (SELECT k.name FROM api_keys AS k
+   WHERE k.tenant = a.tenant AND a.actor_kind = '",
+    api_key_word!(),
+    "' AND k.id = a.actor_id) AS actor_name
+FROM audit_log AS a
+WHERE a.tenant = :tenant
+  AND a.seq > (SELECT coalesce(max(seq), 0) FROM audit_log WHERE tenant = :tenant) - CAST(:looked AS bigint)
+  AND a.object = :object AND a.action = 'gateway.revoke'
+ORDER BY a.seq DESC LIMIT 1"
+);
 
 /// Appends a record, in wall time, inside the transaction of what it records.
 pub(super) fn append(
@@ -271,6 +277,7 @@ pub(super) fn revocation(view: &View<'_>, agent_id: AgentId) -> StoreResult<Opti
             let reason = detail.get("reason").and_then(Value::as_str);
             Ok(Revocation {
                 by: format!("{}:{id}", kind.name()),
+                by_name: row.get("actor_name")?,
                 reason: reason.map(str::to_owned),
             })
         },

@@ -37,7 +37,8 @@ WHERE tenant = :tenant AND revoked_at IS NULL GROUP BY authorities";
 pub(super) const UNAWARE: &str = "\
 SELECT g.agent_id, g.name, g.authorities, g.authorities_at, g.session_epoch IS NOT NULL AS connected, g.last_seen_at
 FROM gateways AS g
-WHERE g.tenant = :tenant AND g.agent_id > :after AND g.revoked_at IS NULL AND NOT EXISTS (
+WHERE g.tenant = :tenant AND g.agent_id > :after AND g.revoked_at IS NULL
+  AND (NOT :reported OR g.authorities IS NOT NULL) AND NOT EXISTS (
     SELECT 1 FROM authority_bundles AS b
     WHERE b.tenant = :tenant AND b.digest = g.authorities AND b.authority = :authority)
 ORDER BY g.agent_id LIMIT :limit";
@@ -85,15 +86,17 @@ pub(super) fn trust(view: &View<'_>) -> StoreResult<AuthorityTrust> {
     Ok(trust)
 }
 
-/// The first so many gateways behind one that do not have an authority.
+/// The first so many gateways behind one that do not have an authority; only those that reported what they have, where
+/// that is asked for.
 pub(super) fn unaware(
     view: &View<'_>,
     authority: &str,
-    after: Option<AgentId>,
-    limit: usize,
+    reported: bool,
+    (after, limit): (Option<AgentId>, usize),
 ) -> StoreResult<Vec<Unaware>> {
     let after = following(after);
-    view.all(UNAWARE, params! { after, authority, limit }, |row| {
+    let wanted = params! { after, authority, reported, limit };
+    view.all(UNAWARE, wanted, |row| {
         let row = Reader::new("gateways", row);
         Ok(Unaware {
             agent_id: row.get("agent_id")?,

@@ -8,6 +8,7 @@ use viworks_common::ledger::Command;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
+use super::keys::name_of_key;
 use super::page::{listing, preceding, rows_wanted};
 use super::row::Reader;
 use super::tx::{Tx, View};
@@ -34,7 +35,9 @@ const RESOLVED_LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);
 macro_rules! rows {
     ($index:literal, $rest:literal) => {
         concat!(
-            "SELECT d.command_id, d.dead_at, d.resolved_at, d.resolved_by, d.retry_run_id, c.run_id, c.agent_id, \
+            "SELECT d.command_id, d.dead_at, d.resolved_at, d.resolved_by, ",
+            name_of_key!("d", "d.resolved_by"),
+            " AS resolver, d.retry_run_id, c.run_id, c.agent_id, \
              c.attempt, c.reason AS cause, g.name AS gateway, r.name, r.arguments, r.timeout_ms, r.reason, r.created_at, r.deadline \
              FROM dead_letters AS d ", $index, " \
              CROSS JOIN commands AS c CROSS JOIN gateways AS g CROSS JOIN runs AS r \
@@ -237,6 +240,7 @@ fn read(row: &Row<'_>) -> StoreResult<DeadLetter> {
         dead_at: row.get("dead_at")?,
         resolved_at: row.get("resolved_at")?,
         resolved_by: row.get("resolved_by")?,
+        resolver: row.get("resolver")?,
         retry_run_id: row.get("retry_run_id")?,
         request: DeadLetterRequest {
             arguments: row.json("arguments")?,

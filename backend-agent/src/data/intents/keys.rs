@@ -19,6 +19,29 @@ macro_rules! rows {
     };
 }
 
+/// The name of the key in a column that says by whom something was done, such as `api_key:01…`; null where it was
+/// somebody else, or the key is not known.
+macro_rules! name_of_key {
+    ($table:literal, $column:literal) => {
+        concat!(
+            "(SELECT k.name FROM api_keys AS k WHERE k.tenant = ",
+            $table,
+            ".tenant AND substr(",
+            $column,
+            ", 1, length('",
+            crate::data::api_key_word!(),
+            ":')) = '",
+            crate::data::api_key_word!(),
+            ":' AND k.id = substr(",
+            $column,
+            ", 1 + length('",
+            crate::data::api_key_word!(),
+            ":')))"
+        )
+    };
+}
+pub(super) use name_of_key;
+
 pub(super) const CREATE: &str = "\
 INSERT INTO api_keys (tenant, id, name, sha256, scopes, created_at, expires_at)
 VALUES (:tenant, :id, :name, :sha256, :scopes, :now, :expires_at) ON CONFLICT (tenant, id) DO NOTHING";

@@ -29,6 +29,8 @@ pub struct DeadLetter {
     pub resolved_at: Option<Timestamp>,
     /// Who did, as `kind:id`.
     pub resolved_by: Option<String>,
+    /// The name of the API key that it was, where that is known.
+    pub resolver: Option<String>,
     /// The run that runs it again; none where it was discarded.
     pub retry_run_id: Option<RunId>,
     /// How it was submitted.

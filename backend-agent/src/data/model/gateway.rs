@@ -225,6 +225,8 @@ pub struct Revoked {
 pub struct Revocation {
     /// Who, such as `api_key:01…`.
     pub by: String,
+    /// The name of the API key that it was, where that is known.
+    pub by_name: Option<String>,
     /// Why, where that was said.
     pub reason: Option<String>,
 }

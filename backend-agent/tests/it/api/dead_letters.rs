@@ -76,6 +76,7 @@ async fn a_retry_is_a_run_of_its_own_that_knows_what_it_is_for() {
     assert_eq!(letter["state"], "retried");
     assert_eq!(letter["retry_run_id"], run["id"]);
     assert_eq!(letter["resolved_by"], run["created_by"]);
+    assert_eq!(letter["resolved_by_name"], run["created_by_name"]);
     let refused = backend.post_text(&format!("{path}/discard"), "", &[]).await;
     refused.problem(409, "VW-N-002");
     let object = format!("command:{}", letter["id"].as_str().unwrap());
@@ -159,6 +160,7 @@ async fn what_is_discarded_is_listed_only_when_asked_for_and_not_retried() {
                 .unwrap()
                 .starts_with("api_key:")
         );
+        assert_eq!(letter["resolved_by_name"], "test", "{letter}");
     }
     assert_eq!(listed("").await, 0);
     assert_eq!(listed("?resolved=true").await, 1);

@@ -65,6 +65,7 @@ async fn a_gateway_that_is_thrown_out_takes_its_commands_with_it_and_followers_a
     assert_eq!(gateway["revocation"]["reason"], "the machine was stolen");
     let by = gateway["revocation"]["by"].as_str().unwrap();
     assert!(by.starts_with("api_key:"), "{told:#}");
+    assert_eq!(gateway["revocation"]["by_name"], "test", "{told:#}");
     assert_eq!(
         *backend.nudges.revoked.lock().unwrap(),
         [holder.agent_id],

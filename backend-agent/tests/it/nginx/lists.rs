@@ -1,5 +1,8 @@
 //! An nginx that goes by a list of revoked certificates, while the authority is replaced.
 
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose,
+};
 use viworks_backend_agent::config::TlsEnd;
 use viworks_backend_agent::nginx::render::{Site, render};
 use viworks_backend_agent::pki::authority::Authority;
@@ -61,4 +64,45 @@ fn an_authority_without_a_list_is_told_where_nginx_goes_by_one() {
     let found = scene.found(&rendered, None).unwrap().join("\n");
     let unseen = format!("not looked at: {}", list.display());
     assert!(found.contains(&unseen), "{found}");
+}
+
+/// An authority that has this name.
+fn called(name: &str) -> Authority {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap().pem();
+    Authority::load(&certificate, &key.serialize_pem()).unwrap()
+}
+
+#[test]
+fn a_list_of_another_authority_of_the_same_name_is_none() {
+    let (mut scene, _without) = terminating();
+    let list = scene.folder.path().join("gateways.crl");
+    scene.config.keys.crl_file = Some(list.clone());
+    let now = SystemClock.wall();
+    crl::write(&scene.config, &[], &list, now).unwrap();
+    let site = Site {
+        crl_file: Some(list.clone()),
+        ..site()
+    };
+    let rendered = render(TlsEnd::Proxy, &site, &scene.config.agents).unwrap();
+    let (one, twin) = (called("twin"), called("twin"));
+    let ca = scene.config.agents.client_ca_file.clone();
+    let all = std::fs::read_to_string(&ca).unwrap() + one.certificate() + twin.certificate();
+    std::fs::write(&ca, all).unwrap();
+    let add = |authority: &Authority| {
+        let lists = std::fs::read_to_string(&list).unwrap();
+        let of_it = authority.revocations(&[], now, crl::LIFE).unwrap();
+        std::fs::write(&list, lists + &of_it).unwrap();
+    };
+    assert!(scene.told(&rendered).contains("no list of CN=twin in it"));
+    add(&one);
+    let told = scene.told(&rendered);
+    assert!(told.contains("no list of CN=twin with the key "), "{told}");
+    add(&twin);
+    assert_eq!(scene.told(&rendered), "");
 }

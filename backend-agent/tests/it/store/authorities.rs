@@ -44,7 +44,17 @@ async fn trust(bed: &Bed) -> AuthorityTrust {
 }
 
 async fn unaware(bed: &Bed, authority: &str) -> Vec<Unaware> {
-    let asked = bed.store.unaware(&bed.tenant, digest(authority), None, 10);
+    let asked = bed
+        .store
+        .unaware(&bed.tenant, digest(authority), false, None, 10);
+    asked.await.unwrap()
+}
+
+/// The first so many of those that reported what they have.
+async fn known_unaware(bed: &Bed, authority: &str, limit: usize) -> Vec<Unaware> {
+    let asked = bed
+        .store
+        .unaware(&bed.tenant, digest(authority), true, None, limit);
     asked.await.unwrap()
 }
 
@@ -85,9 +95,11 @@ pub(crate) async fn a_gateway_has_what_it_reported_whether_it_is_connected_or_no
     assert_eq!(without[0].authorities, Some(digest("0")));
     assert!(without[0].connected && !without[1].connected);
     assert_eq!(names(&unaware(bed, "a").await), ["gw-3"]);
+    assert_eq!(names(&known_unaware(bed, "b", 10).await), ["gw-2"]);
+    assert!(known_unaware(bed, "a", 10).await.is_empty());
     let behind = bed
         .store
-        .unaware(&bed.tenant, digest("b"), Some(agent(2)), 10)
+        .unaware(&bed.tenant, digest("b"), false, Some(agent(2)), 10)
         .await
         .unwrap();
     assert_eq!(names(&behind), ["gw-3"]);
@@ -102,8 +114,9 @@ pub(crate) async fn a_gateway_has_what_it_reported_whether_it_is_connected_or_no
     assert_eq!(trust(bed).await.lacking(&set(&["b"])), tally(2, 1));
     let again = bed.session(1, 1).await;
     assert_eq!(again.confirmed.authorities, Some(digest("1")));
-    // An agent of an earlier version has none of it.
+    // An agent of an earlier version has none of it, and takes nobody's place among those that are named.
     report(bed, &again, None).await.unwrap();
+    assert_eq!(names(&known_unaware(bed, "b", 1).await), ["gw-2"]);
     assert_eq!(bed.gateway_now(1).await.authorities, None);
     assert_eq!(trust(bed).await.lacking(&set(&["b"])), tally(3, 2));
 }

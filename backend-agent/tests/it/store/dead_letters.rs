@@ -163,6 +163,7 @@ pub(crate) async fn a_dead_letter_is_retried_once(bed: &Bed) {
         (Some(runs[0]), Some(at(15)))
     );
     assert_eq!(kept.resolved_by.as_deref(), Some("local:test"));
+    assert_eq!(kept.resolver, None, "it was no key");
     let run = bed.store.run(&bed.tenant, runs[0]).await.unwrap().unwrap();
     assert_eq!((run.retry_of, run.commands()), (Some(command_id), 1));
     assert_eq!(bed.lease(&session).await.len(), 1, "it is on its way, once");

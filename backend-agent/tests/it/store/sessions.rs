@@ -262,6 +262,7 @@ pub(crate) async fn revocation_fences_at_once_and_ends_every_command(bed: &Bed) 
     let of = async |n| bed.store.revocation(&bed.tenant, agent(n)).await.unwrap();
     let known = of(1).await.unwrap();
     assert_eq!(known.by, actor.to_string());
+    assert_eq!(known.by_name, None, "it was no key");
     assert_eq!(known.reason.as_deref(), Some("stolen"));
     bed.gateway(2).await;
     assert_eq!(of(2).await, None);

@@ -489,15 +489,20 @@ fn dated(folder: &Folder, years: std::ops::Range<i32>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_out_of_its_time_is_a_warning_of_check_and_start() {
     let sound = Sound::new();
-    for (years, word) in [
-        (2020..2021, "expired at"),
-        (2090..2091, "is not valid before"),
+    for (years, word, fix) in [
+        (2020..2021, "expired at", "signed for its key by hand"),
+        (
+            2090..2091,
+            "is not valid before",
+            "set this machine's clock",
+        ),
     ] {
         let (_place, folder) = GATEWAY.copy(&sound);
         dated(&folder, years);
         let [check, mut run] = GATEWAY.programs(&sound, &folder);
         let said = finish(check, SOON).await.ended_with(0);
         assert!(said.stderr.contains(word), "{said:#?}");
+        assert!(said.stderr.contains(fix), "{said:#?}");
         assert!(said.stdout.contains("is valid"), "{said:#?}");
         let mut running = Process::start(&mut run, &folder.at("log")).unwrap();
         eventually("the start warns as well", PATIENCE, async || {

@@ -119,7 +119,11 @@ const CASES: &[Case] = &[
             step: "certificate",
             code: 69,
             cause: &["gateway.crt", "expired at"],
-            fix: &["set door_url", "viworks gateway replace", "clock is wrong"],
+            fix: &[
+                "set door_url",
+                "docs/errors/cert_untrusted.md",
+                "clock is wrong",
+            ],
         },
     },
     Case {
@@ -177,7 +181,7 @@ async fn of_a_certificate_that_has_ended_the_way_and_the_door_are_looked_at() {
     let said = walk(&nobody).await;
     wanted(
         &["expired at", "no door is there", "refused"],
-        &["check door_url", "viworks gateway replace"],
+        &["check door_url", "docs/errors/cert_untrusted.md"],
     )
     .hold(&said);
 }

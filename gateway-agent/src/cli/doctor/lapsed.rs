@@ -19,6 +19,7 @@ use super::{
     is_connected, step_of,
 };
 use crate::config::door_place;
+use crate::material::BY_HAND;
 use crate::outbound::dial;
 use crate::outbound::door::{Door, DoorFailure};
 use crate::outbound::errand::Errand;
@@ -80,7 +81,7 @@ impl Doctor {
         for step in [UPGRADE, CHALLENGE, SESSION] {
             self.walk.skip(step, NEEDS_ONE);
         }
-        let (what, fix) = verdict(&door, status.as_ref(), agent_id);
+        let (what, fix) = verdict(&door, status.as_ref());
         let cause = format!("{ended}; {what}");
         Err(Stop::at(CERTIFICATE, ExitCode::Unavailable, cause, fix))
     }
@@ -198,24 +199,21 @@ fn in_time(limit: Duration) -> String {
 }
 
 /// What comes of a certificate that has ended, and what to do.
-fn verdict(door: &AtDoor, status: Option<&Value>, agent_id: AgentId) -> (String, String) {
-    let replaced = format!(
-        "make a ticket by which this machine is let in again: viworks gateway replace {agent_id}"
-    );
+fn verdict(door: &AtDoor, status: Option<&Value>) -> (String, String) {
     let clock = "unless this machine's clock is wrong";
     match (door, status) {
         (AtDoor::Unnamed, _) => (
             "no other one comes by itself, because door_url in [outbound] is not set".to_owned(),
             format!(
                 "set door_url in [outbound] to the backend's door (public_url of its [enrolment]) and restart the agent, \
-                 which gets another one there by itself; where there is no door, {replaced}; {clock}"
+                 which gets another one there by itself; where there is no door, {BY_HAND}; {clock}"
             ),
         ),
         (AtDoor::Amiss { url, cause }, _) => (
             format!(
                 "the agent asks the door, {url}, for another one by itself, and no door is there: {cause}"
             ),
-            format!("{DOOR_FIX}; where there is no door any more, {replaced}; {clock}"),
+            format!("{DOOR_FIX}; where there is no door any more, {BY_HAND}; {clock}"),
         ),
         (AtDoor::Answers { url }, None) => (
             format!(
@@ -245,7 +243,6 @@ fn verdict(door: &AtDoor, status: Option<&Value>, agent_id: AgentId) -> (String,
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use uuid::Uuid;
 
     use super::*;
 
@@ -270,9 +267,15 @@ mod tests {
                 &AtDoor::Unnamed,
                 Some(&waiting),
                 "is not set",
-                "viworks gateway replace",
+                "signed for its key by hand",
             ),
             (&amiss, None, "no door is there: refused", "check door_url"),
+            (
+                &amiss,
+                None,
+                "no door is there",
+                "signed for its key by hand",
+            ),
             (&answers, None, "no agent runs", "start the agent"),
             (
                 &answers,
@@ -287,8 +290,9 @@ mod tests {
                 "do what it says",
             ),
         ] {
-            let id = AgentId::from_uuid(Uuid::from_u128(7));
-            let (what, help) = verdict(door, status, id);
+            let (what, help) = verdict(door, status);
+            // Only a door redeems a ticket, and a backend without one makes none.
+            assert!(!help.contains("replace"), "{door:?} {status:?}: {help}");
             assert!(what.contains(cause), "{door:?} {status:?}: {what}");
             assert!(help.contains(fix), "{door:?} {status:?}: {help}");
         }

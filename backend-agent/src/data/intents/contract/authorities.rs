@@ -43,11 +43,12 @@ impl<E: Engine> AuthorityStore for SqlStore<E> {
         &self,
         tenant: &Tenant,
         authority: String,
+        reported: bool,
         after: Option<AgentId>,
         limit: usize,
     ) -> StoreResult<Vec<Unaware>> {
         self.read(tenant, move |view| {
-            authorities::unaware(view, &authority, after, limit)
+            authorities::unaware(view, &authority, reported, (after, limit))
         })
         .await
     }
