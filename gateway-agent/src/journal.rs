@@ -148,19 +148,30 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens or makes the file, and sets the reserve aside next to it if the disk has room for it.
+    /// Opens or makes the file, and sets the reserve aside next to it if the disk has room for it. On a disk that is full
+    /// the reserve of the process before is given up first: to start takes room as well.
     ///
     /// # Errors
     /// When there can be no journal at that place; the agent must not run without one.
     pub async fn open(path: &Path, entries_max: u32) -> Result<Self, JournalError> {
-        let database = Database::open(sqlite::Options::new(path), MIGRATIONS).await?;
+        let reserve = Reserve::new(with_suffix(path, ".reserve"));
+        let mut gave_up = reserve.make_room_to_start();
+        let mut opened = Database::open(sqlite::Options::new(path), MIGRATIONS).await;
+        // A quota is met that nobody sees beforehand.
+        let no_room = matches!(&opened, Err(sqlite::Error::Full(_) | sqlite::Error::Io(_)));
+        if no_room && reserve.give_up() {
+            gave_up = true;
+            opened = Database::open(sqlite::Options::new(path), MIGRATIONS).await;
+        }
+        let database = opened?;
         let count = |connection: &Connection| {
             let sql = "SELECT count(*) AS entries FROM entry";
             connection.one(sql, &[], |row| row::read(row, "entries"))
         };
         let entries: u32 = database.read(count).await?;
-        let reserve = Reserve::new(with_suffix(path, ".reserve"));
-        reserve.set_aside();
+        if !gave_up {
+            reserve.set_aside();
+        }
         let guard = Guard::new(path).map_err(|source| sqlite::Error::Open {
             path: path.to_owned(),
             source: Arc::new(source),

@@ -149,6 +149,43 @@ async fn a_gateway_whose_disk_is_full_runs_what_its_reserve_allows_and_the_rest_
     );
 }
 
+/// Bytes of the blocks that the files of a folder have on a file system in memory.
+fn blocks_of(folder: &Path) -> u64 {
+    let files = std::fs::read_dir(folder).unwrap().map(|it| it.unwrap());
+    let bytes = files.map(|it| it.metadata().unwrap().len().next_multiple_of(4_096));
+    bytes.sum()
+}
+
+/// A machine that starts anew, with a disk that has been full since: there is room for that in the reserve alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_starts_on_a_full_disk_gives_its_reserve_up() {
+    const DISK_MEBIBYTES: u32 = 24;
+    if !can_run() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    mark_starts(&folder);
+    system.start_backend(Start::default()).await;
+    let gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    let mut runs = vec![system.submit(ONCE, "before").await];
+    all_succeeded(&system, &folder, &runs).await;
+    drop(gateway);
+    // With contents, or what takes the files to the small disk would leave holes.
+    let state = folder.join("state");
+    std::fs::write(state.join("journal.db.reserve"), vec![1_u8; 16 << 20]).unwrap();
+    let left = (u64::from(DISK_MEBIBYTES) << 20) - blocks_of(&state);
+    let ballast = vec![1_u8; usize::try_from(left).unwrap()];
+    std::fs::write(state.join("ballast"), ballast).unwrap();
+    let mut gateway = system.start_gateway(&folder, Start::default().on_disk_of(DISK_MEBIBYTES));
+    runs.push(system.submit(ONCE, "after").await);
+    all_succeeded(&system, &folder, &runs).await;
+    let log = gateway.log();
+    assert!(log.contains("gave up the journal's reserve"), "{log}");
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
+
 /// Nothing is read and no command comes, so nobody has met the full disk: the agent says so all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_without_room_and_without_reserve_is_not_well() {

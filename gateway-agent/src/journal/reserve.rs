@@ -11,6 +11,9 @@ use viworks_runtime::files;
 /// Bytes that are held back.
 pub const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
 
+/// Bytes that a start has to find: what the databases write while they are opened, and the first session.
+const START_BYTES: u64 = 1024 * 1024;
+
 /// The file that holds the space.
 #[derive(Debug, Clone)]
 pub struct Reserve {
@@ -45,6 +48,11 @@ impl Reserve {
         if self.set_aside() {
             info!(path = %self.path.display(), "the journal's reserve is held back again");
         }
+    }
+
+    /// Gives the space up where there is hardly any other; false if there is, or there was none to give.
+    pub fn make_room_to_start(&self) -> bool {
+        self.is_held() && self.free_bytes() < START_BYTES && self.give_up()
     }
 
     /// Bytes that this process could still write there; none when nobody can tell.
