@@ -437,7 +437,7 @@ pub struct ForkResolved {
     pub kind: Kind,
     /// Whether that was decided before: then nothing has changed.
     pub already: bool,
-    /// Who keeps the identity. Without a session it is let in when it comes back, within a minute.
+    /// Who keeps the identity. Without a session it is let in when it comes back: within a minute, or with its next attempt within the hour if the other renewed the certificate meanwhile.
     pub kept: Option<ForkHolder>,
     /// By what it is known when it comes back: with `process`, it does so only if that very process still runs. Absent
     /// when it has the session.

@@ -192,7 +192,11 @@ impl From<StoreError> for Refusal {
         if !error.is_outage() {
             tracing::error!(error = in_full(&error), "a machine could not be enrolled");
         }
-        let detail = "the database does not answer; run enroll again, which goes on where it was";
+        let detail = if matches!(error, StoreError::Full(_)) {
+            "the database has no room; run enroll again when there is, which goes on where it was"
+        } else {
+            "the database does not answer; run enroll again, which goes on where it was"
+        };
         Self::later(
             StatusCode::SERVICE_UNAVAILABLE,
             "unavailable",

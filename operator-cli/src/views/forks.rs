@@ -113,7 +113,9 @@ fn comes_back(resolved: &ForkResolved, now: Timestamp) -> String {
         format!(" (it was last seen {at})")
     });
     let seen = seen.unwrap_or_default();
-    format!("it is let in when it comes back, within a minute{condition}{seen}")
+    let when = "within a minute, or with its next attempt within the hour if the other renewed the certificate meanwhile \
+                (SIGHUP to its agent makes that at once)";
+    format!("it is let in when it comes back, {when}{condition}{seen}")
 }
 
 /// What gives the other machine an identity of its own. Nothing of the one that goes on is revoked.
