@@ -20,12 +20,12 @@ use viworks_runtime::files::{Guard, Lost, with_suffix};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::sqlite::{self, Connection, Database, Migration, Row, migration, params};
 
+use crate::reserve::Reserve;
+
 mod lookout;
-mod reserve;
 mod row;
 
 use lookout::Lookout;
-pub use reserve::{RESERVE_BYTES, Reserve};
 
 /// How long the disk may take to make or remove the reserve.
 const RESERVE_TIME: Duration = Duration::from_secs(60);

@@ -16,6 +16,8 @@ use viworks_runtime::fault;
 use viworks_runtime::files::{self, FileError};
 use zeroize::Zeroizing;
 
+use crate::reserve;
+
 /// The file, as the state folder may have it.
 pub const FILE: &str = "agent_keys.json";
 
@@ -131,7 +133,7 @@ pub fn keep(folder: &Path, name: &Name, in_use: u8, new: &Held) -> Result<(), Ke
             .collect(),
     };
     let bytes = Zeroizing::new(serde_json::to_vec(&written)?);
-    files::write_atomic(&folder.join(FILE), &bytes)?;
+    reserve::write(&folder.join(FILE), &bytes)?;
     fault::point("agent_key.kept");
     Ok(())
 }

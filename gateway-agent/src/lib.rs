@@ -26,6 +26,7 @@ pub mod program;
 pub mod reload;
 pub mod renewal;
 pub mod renewed;
+pub mod reserve;
 pub mod setup;
 pub mod spawner;
 pub mod spool;

@@ -23,6 +23,8 @@ use viworks_runtime::files::{self, FileError};
 use viworks_runtime::tls::{self, TlsError};
 use zeroize::Zeroizing;
 
+use crate::reserve;
+
 /// The key for which a certificate is asked.
 const ASKED: &str = "renewal.key";
 /// A certificate that was issued, and was in no session so far, with its key.
@@ -133,7 +135,7 @@ pub fn request(folder: &Path) -> Result<String, RenewedError> {
         None => {
             let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
             let pem = Zeroizing::new(key.serialize_pem());
-            files::write_atomic(&path, pem.as_bytes())?;
+            reserve::write(&path, pem.as_bytes())?;
             key
         }
     };
@@ -222,7 +224,7 @@ pub fn keep_reissued(
 
 fn write_issued(folder: &Path, issued: &str, key: &KeyPair) -> Result<(), RenewedError> {
     let pem = Zeroizing::new(format!("{}\n{}", issued.trim_end(), key.serialize_pem()));
-    Ok(files::write_atomic(&folder.join(ISSUED), pem.as_bytes())?)
+    Ok(reserve::write(&folder.join(ISSUED), pem.as_bytes())?)
 }
 
 fn judge(

@@ -15,6 +15,8 @@ use viworks_runtime::config::Problem;
 use viworks_runtime::files::{self, FileError};
 use viworks_runtime::tls;
 
+use crate::reserve;
+
 /// The file, as the state folder may have it.
 pub const FILE: &str = "authorities.pem";
 
@@ -160,7 +162,7 @@ fn replace(
     if files::is_absent(path) && anchors.all(|anchor| configured.roots.contains(anchor)) {
         return Ok(false);
     }
-    files::write_atomic(path, offered)?;
+    reserve::write(path, offered)?;
     Ok(true)
 }
 

@@ -148,7 +148,7 @@ mod tests {
             },
         };
         let mut parts = Parts::default();
-        parts.push(write, 1, Some(()));
+        parts.push(write, epoch, Some(()));
         parts
     }
 

@@ -286,7 +286,7 @@ const HELD: &[(&str, &str)] = &[
         "local_programs_give_up_their_own_beyond_their_share_and_everybody_at_the_bound",
     ),
     (
-        "RESERVE_BYTES gateway-agent/src/journal/reserve.rs",
+        "RESERVE_BYTES gateway-agent/src/reserve.rs",
         "the_reserve_holds_real_blocks_until_it_is_given_up_once",
     ),
     (

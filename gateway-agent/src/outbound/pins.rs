@@ -17,6 +17,8 @@ use viworks_runtime::blocking::{self, Unanswered};
 use viworks_runtime::files::{self, FileError};
 use viworks_runtime::random;
 
+use crate::reserve;
+
 /// How long the disk may take for the file.
 const WRITE_TIME: Duration = Duration::from_secs(30);
 
@@ -235,7 +237,7 @@ impl Pins {
     async fn keep(&self, kept: Kept) -> Result<(), PinsError> {
         let json = serde_json::to_vec(&kept).map_err(PinsError::Encode)?;
         let path = self.path.clone();
-        let write = move || files::write_atomic(&path, &json);
+        let write = move || reserve::write(&path, &json);
         blocking::call("pins", WRITE_TIME, write)
             .await
             .map_err(PinsError::Thread)??;

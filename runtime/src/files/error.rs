@@ -81,6 +81,13 @@ pub enum FileError {
 }
 
 impl FileError {
+    /// Whether there is no room for it, on the disk or for this user.
+    #[must_use]
+    pub fn is_no_room(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+
     /// What a process that cannot start because of it ends with, the same for every program: a service manager tries
     /// again what may pass, and not what somebody has to mend.
     #[must_use]

@@ -1,4 +1,5 @@
-//! Disk space that is held back so that commands can be journalled when everything else has filled the disk.
+//! Disk space that is held back so that commands can be journalled, and keys and certificates kept, when everything else
+//! has filled the disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,10 +7,13 @@ use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use tracing::{error, info, warn};
-use viworks_runtime::files;
+use viworks_runtime::files::{self, FileError};
 
 /// Bytes that are held back.
 pub const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// The file that holds the space, in the state folder.
+pub const FILE: &str = "journal.db.reserve";
 
 /// Bytes that a start has to find: what the databases write while they are opened, and the first session.
 const START_BYTES: u64 = 1024 * 1024;
@@ -85,6 +89,27 @@ impl Reserve {
     }
 }
 
+/// Writes a small file of the state folder without which a gateway is lost one day, such as a key: when the disk is full,
+/// in the room that the reserve gives up.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write(path: &Path, contents: &[u8]) -> Result<(), FileError> {
+    written_by(path, || files::write_atomic(path, contents))
+}
+
+fn written_by(
+    path: &Path,
+    mut write: impl FnMut() -> Result<(), FileError>,
+) -> Result<(), FileError> {
+    let written = write();
+    let no_room = written.as_ref().is_err_and(FileError::is_no_room);
+    if no_room && Reserve::new(path.with_file_name(FILE)).give_up() {
+        return write();
+    }
+    written
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
@@ -108,5 +133,43 @@ mod tests {
             fs::metadata(folder.path().join("r")).unwrap().ino(),
             back.ino()
         );
+    }
+
+    #[test]
+    fn a_file_that_finds_no_room_takes_that_of_the_reserve_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("renewal.key");
+        let reserve = Reserve::new(folder.path().join(FILE));
+        assert!(reserve.set_aside());
+        let full = || FileError::Io {
+            action: "write",
+            path: path.clone(),
+            source: std::io::ErrorKind::StorageFull.into(),
+        };
+        let denied = || FileError::Io {
+            action: "write",
+            path: path.clone(),
+            source: std::io::ErrorKind::PermissionDenied.into(),
+        };
+        assert!(written_by(&path, || Err(denied())).is_err());
+        assert!(reserve.is_held());
+        let mut attempts = 0;
+        let written = written_by(&path, || {
+            attempts += 1;
+            if reserve.is_held() {
+                Err(full())
+            } else {
+                Ok(())
+            }
+        });
+        assert!(written.is_ok() && attempts == 2, "{attempts}");
+        let mut attempts = 0;
+        let refused = written_by(&path, || {
+            attempts += 1;
+            Err(full())
+        });
+        assert!(refused.unwrap_err().is_no_room() && attempts == 1);
+        write(&path, b"a key").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"a key");
     }
 }
