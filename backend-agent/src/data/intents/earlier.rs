@@ -1,6 +1,6 @@
 //! Earlier certificates of keys. One that is issued at the door takes the place of the one before in the row of its
-//! key; what that was is kept here, because it is good for some minutes still, and because sessions and forks are known
-//! by what was shown.
+//! key; what that was is kept here, because it may be good still, for some minutes or, of a holder that was kept in a
+//! fork, for as long as it was issued for, and because sessions and forks are known by what was shown.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ SELECT c.tenant, c.agent_id, c.fingerprint, c.spki, c.serial, c.not_after, :now 
 WHERE c.tenant = :tenant AND c.spki = :spki AND c.agent_id = :agent_id
 ON CONFLICT (tenant, agent_id, fingerprint) DO NOTHING";
 
-/// Whether a key had another certificate before the present one.
+/// Whether a key had another certificate before the present one, as far as that is remembered.
 pub(super) const HAS: &str = "\
 SELECT EXISTS (SELECT 1 FROM reissued AS e
                WHERE e.tenant = :tenant AND e.agent_id = :agent_id AND e.spki = :spki) AS had";
@@ -79,7 +79,8 @@ pub(super) fn forget(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<()> {
     tx.execute(FORGET, params! { agent_id, until }).map(drop)
 }
 
-/// Whether the present certificate of a key is one that was issued at the door.
+/// Whether a key had another certificate before the present one that is remembered: then the present one was issued at
+/// the door.
 pub(super) fn has(view: &View<'_>, agent_id: AgentId, spki: &[u8; 32]) -> StoreResult<bool> {
     let had = view.optional(HAS, params! { agent_id, spki }, |row| {
         Reader::new("reissued", row).get("had")

@@ -150,8 +150,8 @@ fn try_reissue(tx: &Tx<'_>, reissue: &Reissue) -> StoreResult<ReissueOutcome> {
             Some(_) | None => refused(ReissueRefusal::Challenge),
         };
     }
-    let ended = match judge(tx, *agent_id, known, *shown, (*wall, tx.now))? {
-        Ok(ended) => ended,
+    let end = match judge(tx, *agent_id, known, *shown, (*wall, tx.now))? {
+        Ok(end) => end,
         Err(other) => return Ok(other),
     };
     earlier::keep(tx, *agent_id, spki)?;
@@ -159,13 +159,15 @@ fn try_reissue(tx: &Tx<'_>, reissue: &Reissue) -> StoreResult<ReissueOutcome> {
         REISSUE,
         params! { spki, agent_id, serial, not_after, fingerprint, pem },
     )?;
-    let detail = json!({ "serial": serial, "not_after": not_after, "ended": ended });
+    // That of whoever comes back behind another holder may be good for long.
+    let word = if end <= *wall { "ended" } else { "ends" };
+    let detail = json!({ "serial": serial, "not_after": not_after, (word): end });
     let actor = Actor::gateway(*agent_id).at_address(Some(*peer));
     agents::note(tx, &actor, RENEWED, *agent_id, &detail)?;
     Ok(ReissueOutcome::Issued)
 }
 
-/// When the certificate ended in whose place there may be another one, for whoever shows this. Whether it has ended is
+/// When the certificate ends in whose place there may be another one, for whoever shows this. Whether it has ended is
 /// a matter of the wall clock, or the listener and the door could both refuse the same certificate; a pause is one of
 /// the time line.
 fn judge(

@@ -10,6 +10,7 @@ use viworks_common::id::{CommandId, RunId};
 
 use super::DEAD_LETTERS_MAX;
 use super::bed::{Bed, LEASE, Session, agent, at};
+use super::records::bearer;
 
 /// A lease that delivers nothing, because one delivery was too many.
 const USED_UP: LeaseLimits = LeaseLimits {
@@ -211,6 +212,13 @@ pub(crate) async fn a_discarded_dead_letter_is_not_retried(bed: &Bed) {
         assert_eq!(bed.store.run(&bed.tenant, run_id).await.unwrap(), None);
     }
     assert_eq!(audited(bed, "dead_letter.retry").await, 0);
+
+    let (key, other) = (bearer(bed).await, dead(bed, 1, &session).await);
+    let discarded = bed
+        .store
+        .discard_dead_letter(&bed.tenant, other, &key, at(41));
+    let discarded = discarded.await.unwrap().unwrap();
+    assert_eq!(discarded.resolver.as_deref(), Some("ci"));
 }
 
 pub(crate) async fn dead_letters_are_listed_in_pages_the_latest_first(bed: &Bed) {

@@ -2,9 +2,9 @@
 //! as the same key.
 
 use viworks_backend_agent::data::{
-    Actor, AdmitOutcome, AdmitRequest, CertificateRef, CertificateRevocation, ConfirmOutcome,
-    ForkDecision, ForkResolution, NewCertificate, Page, ReissueOutcome, ReissueRefusal,
-    RenewalOutcome, RevokedCertificate, WithdrawnCertificate,
+    Actor, AdmitOutcome, AdmitRequest, AuditOutcome, CertificateRef, CertificateRevocation,
+    ConfirmOutcome, ForkDecision, ForkResolution, NewCertificate, Page, ReissueOutcome,
+    ReissueRefusal, RenewalOutcome, RevokedCertificate, WithdrawnCertificate,
 };
 use viworks_common::code::CloseCode;
 
@@ -232,6 +232,14 @@ pub(crate) async fn a_holder_that_is_kept_and_lost_its_certificate_gets_another_
     assert_eq!(refused, ReissueOutcome::Refused(why));
     keep(bed, process(1)).await;
     reissued(bed, (1, 14), 400 * DAY, 700).await;
+    // What made room for it is good for long, and the record does not say otherwise.
+    let audit = bed.store.list_audit(&bed.tenant, Page::first(100)).await;
+    let mut records = audit.unwrap().items.into_iter().map(|entry| entry.record);
+    let made = records
+        .find(|it| it.action == "certificate.renew_at_door" && it.outcome == AuditOutcome::Done);
+    let detail = made.unwrap().detail;
+    assert!(detail["ends"].is_string(), "{detail}");
+    assert!(detail["ended"].is_null(), "{detail}");
     bed.open(hello(bed, 14, 1)).await;
     // It has come: from now on the door is for those whose certificate has ended.
     let epoch = bed.gateway_now(1).await.confirmed;

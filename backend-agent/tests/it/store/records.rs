@@ -131,19 +131,24 @@ async fn found(bed: &Bed, filter: &AuditFilter, looked: u64, rows: usize) -> (Ve
     }
 }
 
-/// Six records: gateway 1, a key, what the key did to the gateway, what the gateway did, and two more.
-async fn log_of_six(bed: &Bed) -> Actor {
-    let gateway = Actor::gateway(bed.gateway(1).await);
+/// Makes a key, which is called `ci`; whoever does something by it.
+pub(crate) async fn bearer(bed: &Bed) -> Actor {
     let root = Actor::local("root");
     let made = bed
         .store
         .create_api_key(&bed.tenant, new_key(1), &root, at(1));
     made.await.unwrap();
-    let key = Actor {
+    Actor {
         kind: ActorKind::ApiKey,
         id: new_key(1).id.to_string(),
         ..Actor::system()
-    };
+    }
+}
+
+/// Six records: gateway 1, a key, what the key did to the gateway, what the gateway did, and two more.
+async fn log_of_six(bed: &Bed) -> Actor {
+    let gateway = Actor::gateway(bed.gateway(1).await);
+    let key = bearer(bed).await;
     let (object, other) = (gateway.to_string(), |text: &str| text.to_owned());
     let (done, noted, refused) = (
         AuditOutcome::Done,

@@ -14,6 +14,7 @@ use viworks_common::limits::COUNTER_MAX;
 use viworks_common::telemetry::Position;
 
 use super::bed::{Bed, LEASE, agent, at, process};
+use super::records::bearer;
 
 pub(crate) async fn an_unknown_gateway_is_not_admitted(bed: &Bed) {
     assert_eq!(bed.admit(bed.hello(1, 1, 0)).await, AdmitOutcome::Unknown);
@@ -266,6 +267,12 @@ pub(crate) async fn revocation_fences_at_once_and_ends_every_command(bed: &Bed) 
     assert_eq!(known.reason.as_deref(), Some("stolen"));
     bed.gateway(2).await;
     assert_eq!(of(2).await, None);
+    let key = bearer(bed).await;
+    bed.store
+        .revoke_gateway(&bed.tenant, agent(2), None, &key, at(50))
+        .await
+        .unwrap();
+    assert_eq!(of(2).await.unwrap().by_name.as_deref(), Some("ci"));
     assert_eq!(
         bed.store
             .revoke_gateway(&bed.tenant, agent(9), None, &actor, at(50))
