@@ -404,7 +404,7 @@ suite! {
         what_hello_claims_beyond_the_bound_of_gaps_is_counted_once,
         a_fenced_batch_is_not_stored_and_its_neighbour_is,
         a_fenced_batch_is_fenced_whatever_it_holds,
-        a_malformed_batch_is_refused_alone,
+        behind_a_malformed_batch_nothing_of_its_gateway_is_stored,
         records_are_queried_by_stream_range_and_page,
     }
     over_time {
