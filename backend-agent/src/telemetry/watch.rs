@@ -69,7 +69,7 @@ impl Watch {
     }
 
     /// The database refuses what a gateway hands in, for this reason.
-    pub(super) fn refuses(&mut self, agent_id: AgentId, reason: String) {
+    pub(super) fn refuses(&mut self, agent_id: AgentId, reason: &str) {
         self.refusal = reason.chars().take(REASON_CHARS_MAX).collect();
         if is_news(&mut self.withheld_logged, agent_id, self.clock.now()) {
             warn!(%agent_id, reason, "the database refuses a gateway's telemetry: it waits and is tried again; more of it within the hour is not logged");
