@@ -338,7 +338,7 @@ async fn what_is_withheld_gives_its_share_back() {
     bed.store.close().await;
 }
 
-async fn until(holds: impl Fn() -> bool) {
+async fn until(holds: impl Fn() -> bool + Send + Sync) {
     let waits = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(10)).await;
