@@ -261,17 +261,22 @@ impl Worker {
     /// Takes in a batch. Whoever hands one in has a session, so those of before are fenced.
     fn take(&mut self, mut waiting: Waiting<Note>) {
         let (agent_id, epoch) = (waiting.agent_id, waiting.epoch);
-        let mut fenced = self.withheld.fence(agent_id, epoch);
-        fenced.extend(self.line.fence(agent_id, epoch));
-        for note in fenced {
-            tell(note, Answer::Fenced);
-        }
+        self.fence(agent_id, epoch, Vec::new());
         self.settle_withheld(agent_id);
         if self.withheld.has(agent_id) {
             // What is withheld has a bound of its own, and takes nothing from others.
             waiting.note.share = None;
         }
         self.line.push(waiting);
+    }
+
+    /// Answers what is withheld of sessions of a gateway before this one, and these.
+    fn fence(&mut self, agent_id: AgentId, epoch: u64, mut fenced: Vec<Note>) {
+        fenced.extend(self.withheld.fence(agent_id, epoch));
+        fenced.extend(self.line.fence(agent_id, epoch));
+        for note in fenced {
+            tell(note, Answer::Fenced);
+        }
     }
 
     /// Lets a gateway take its turns again when nothing of it is withheld any more.
@@ -602,6 +607,9 @@ impl Worker {
             return;
         }
         self.line.withhold(agent_id);
+        if let Some(latest) = parts.writes.iter().map(|write| write.epoch).max() {
+            self.fence(agent_id, latest, parts.fence(latest));
+        }
         let notes = parts.ending.values_mut();
         for note in notes.chain(self.line.withheld(agent_id)) {
             note.share = None;

@@ -273,7 +273,7 @@ async fn pins(backend: &Backend) {
         let answer = backend.post(&format!("/v1/pins/{step}"), body).await;
         (answer.status.as_u16(), answer.text)
     };
-    for (step, status) in [("promote", 409), ("retire", 409), ("stage", 200)] {
+    for (step, status) in [("promote", 409), ("retire", 404), ("stage", 200)] {
         let (found, text) = take(step, &pin(1)).await;
         assert_eq!(found, status, "{step}: {text}");
     }
@@ -286,6 +286,12 @@ async fn pins(backend: &Backend) {
     assert_eq!(promoted, 200, "{text}");
     let (retired, text) = take("retire", &pin(1)).await;
     assert_eq!(retired, 200, "{text}");
+    let status = backend.get("/v1/pins").await.json();
+    let pins = status["pins"].as_array().unwrap();
+    let shown = pins.iter().find(|pin| pin["shown"] == true).unwrap();
+    let shown = json!({ "pin": shown["pin"], "reason": "a drill" });
+    let (refused, text) = take("retire", &shown).await;
+    assert_eq!(refused, 409, "{text}");
     let mut last = 200;
     for n in 2..10 {
         last = take("stage", &pin(n)).await.0;

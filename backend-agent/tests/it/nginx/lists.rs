@@ -34,7 +34,7 @@ fn an_authority_without_a_list_is_told_where_nginx_goes_by_one() {
     std::fs::write(&ca, both).unwrap();
     let told = scene.told(&rendered);
     for words in [
-        "there is no list of CN=ViWorkS authority ",
+        "there is no list of O=ViWorkS, CN=ViWorkS authority ",
         "ssl_client_certificate has",
         "leave ssl_crl out",
     ] {
