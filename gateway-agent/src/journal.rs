@@ -148,8 +148,8 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens or makes the file, and sets the reserve aside next to it if the disk has room for it. On a disk that is full
-    /// the reserve of the process before is given up first: to start takes room as well.
+    /// Opens or makes the file, and sets the reserve aside next to it if the disk has room for it. On a disk that is
+    /// full the reserve of the process before is given up first: to start takes room as well.
     ///
     /// # Errors
     /// When there can be no journal at that place; the agent must not run without one.

@@ -1,5 +1,5 @@
-//! Disk space that is held back so that commands can be journalled, and keys and certificates kept, when everything else
-//! has filled the disk.
+//! Disk space that is held back so that commands can be journalled, and keys and certificates kept, when everything
+//! else has filled the disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -89,8 +89,8 @@ impl Reserve {
     }
 }
 
-/// Writes a small file of the state folder without which a gateway is lost one day, such as a key: when the disk is full,
-/// in the room that the reserve gives up.
+/// Writes a small file of the state folder without which a gateway is lost one day, such as a key: when the disk is
+/// full, in the room that the reserve gives up.
 ///
 /// # Errors
 /// When it cannot be written.

@@ -475,8 +475,8 @@ impl Worker {
         (self.clock.wall().max(now), now)
     }
 
-    /// Commits the writes of each gateway for themselves, since the database refused something of them: nobody else waits
-    /// for whose are refused again. `None` when the backend stops before it worked.
+    /// Commits the writes of each gateway for themselves, since the database refused something of them: nobody else
+    /// waits for whose are refused again. `None` when the backend stops before it worked.
     async fn commit_apart(&self, writes: &[TelemetryWrite]) -> Option<Stored> {
         let mut outcomes = Vec::with_capacity(writes.len());
         for (agent_id, places) in by_gateway(writes) {
@@ -491,8 +491,8 @@ impl Worker {
         Some(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
     }
 
-    /// Commits what one gateway wants to have stored, unless the database refuses it. `None` when the backend stops before
-    /// it worked.
+    /// Commits what one gateway wants to have stored, unless the database refuses it. `None` when the backend stops
+    /// before it worked.
     async fn commit_own(&self, agent_id: AgentId, writes: Arc<[TelemetryWrite]>) -> Option<Stored> {
         let mut pause = Pause::new();
         loop {
@@ -596,8 +596,8 @@ impl Worker {
         self.metrics.telemetry_commit_rows.observe(rows as f64);
     }
 
-    /// Keeps what the database refuses of a gateway, and what comes behind it, until it does not. Where there is no room
-    /// for that, it is only kept who waits: the session goes on, and nothing of it is stored.
+    /// Keeps what the database refuses of a gateway, and what comes behind it, until it does not. Where there is no
+    /// room for that, it is only kept who waits: the session goes on, and nothing of it is stored.
     fn withhold(&mut self, agent_id: AgentId, mut parts: Parts<Note>) {
         if !self.withheld.takes(agent_id) {
             if let Some(write) = parts.writes.last() {

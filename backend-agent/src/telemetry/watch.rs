@@ -1,5 +1,5 @@
-//! Tells whoever looks after the backend that records are refused, or wait because the database refuses them: by metric,
-//! log and health.
+//! Tells whoever looks after the backend that records are refused, or wait because the database refuses them: by
+//! metric, log and health.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

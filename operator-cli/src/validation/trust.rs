@@ -121,7 +121,7 @@ fn unconfirmed(status: &PinStatus) -> Option<Finding> {
         }
         let count = human::counted(late.len(), "connected gateway", "connected gateways");
         let of = unnamed(status, pin).map_or_else(String::new, |(missing, first)| {
-            format!(", of the first {first} of {missing} that have not")
+            format!(", of the first {first} that were looked at; {missing} not confirmed it")
         });
         Some(Finding::fail(
             format!("not confirmed by {count}{of}"),
@@ -376,7 +376,7 @@ mod tests {
         let Finding::Fail { measured, .. } = of(true, 1_234) else {
             panic!("whoever is connected may not wait");
         };
-        let told = "not confirmed by 1 connected gateway, of the first 1 of 1,234 that have not";
+        let told = "not confirmed by 1 connected gateway, of the first 1 that were looked at; 1,234 gateways have not confirmed it";
         assert_eq!(measured, told);
     }
 

@@ -42,8 +42,8 @@ pub(super) const IDENTITY: &str = concat!(
      WHERE g.tenant = :tenant AND g.agent_id = :agent_id"
 );
 
-/// The counters of an identity, as they are set. A holder that an operator keeps may come with an agent key of before. It
-/// is to get one above all that were handed out, which the other holder may have: generations never begin anew.
+/// The counters of an identity, as they are set. A holder that an operator keeps may come with an agent key of before.
+/// It is to get one above all that were handed out, which the other holder may have: generations never begin anew.
 macro_rules! counters {
     () => {
         "confirmed = :confirmed, issued = :issued, key_generation = :key_generation, \

@@ -219,8 +219,8 @@ pub(crate) async fn a_holder_that_is_known_by_an_earlier_certificate_is_kept(bed
     bed.open(hello(bed, 12, 1)).await;
 }
 
-/// The answer with certificate 12 was lost, and its text is gone since the other holder came in: 11 ends, and nobody has
-/// another one.
+/// The answer with certificate 12 was lost, and its text is gone since the other holder came in: 11 ends, and nobody
+/// has another one.
 pub(crate) async fn a_holder_that_is_kept_and_lost_its_certificate_gets_another_one_at_the_door(
     bed: &Bed,
 ) {

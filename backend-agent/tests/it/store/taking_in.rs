@@ -120,8 +120,8 @@ async fn stored(bed: &Bed, n: u64) -> usize {
     listed.await.unwrap().items.len()
 }
 
-/// One gateway's batches are such that a rule of the database refuses them, or the first of them; those of another come at
-/// the same time. Once the rule is gone, all of them are stored in their order, and nothing is missing.
+/// One gateway's batches are such that a rule of the database refuses them, or the first of them; those of another come
+/// at the same time. Once the rule is gone, all of them are stored in their order, and nothing is missing.
 async fn nobody_waits_for_what_the_database_refuses(
     bed: &Bed,
     spoil: impl FnOnce(&str),
@@ -267,8 +267,8 @@ async fn what_waits_of_a_session_that_is_over_is_fenced_by_the_next_one() {
     bed.store.close().await;
 }
 
-/// More gateways than can be withheld with what they handed in: the sessions of the rest go on as well, and nothing of them
-/// is stored past what is refused. Once the database takes it, they are told to come again.
+/// More gateways than can be withheld with what they handed in: the sessions of the rest go on as well, and nothing of
+/// them is stored past what is refused. Once the database takes it, they are told to come again.
 #[tokio::test]
 async fn those_who_find_no_room_to_wait_come_again() {
     const GATEWAYS: u64 = 24;
