@@ -1,6 +1,6 @@
 //! What a PEM text has in it, told before anything of it is decoded: readers skip without a word what they do not look
-//! for, and what they skipped would be written, or taken for something else, all the same. What was decoded is passed on
-//! as [`certificate`] writes it, and never a part of the text.
+//! for, and what they skipped would be written, or taken for something else, all the same. What was decoded is passed
+//! on as [`certificate`] writes it, and never a part of the text.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
