@@ -283,6 +283,8 @@ impl Worker {
     fn settle_withheld(&mut self, agent_id: AgentId) {
         if self.withheld.settle(agent_id) {
             self.line.release(agent_id);
+        }
+        if self.withheld.knows_nothing_of(agent_id) {
             lock(&self.watch).released(agent_id);
         }
     }
@@ -421,7 +423,7 @@ impl Worker {
             for note in notes {
                 tell(note, Answer::Unstorable);
             }
-            lock(&self.watch).released(agent_id);
+            self.settle_withheld(agent_id);
         }
         Some(ahead)
     }
@@ -435,7 +437,7 @@ impl Worker {
                 Why::Malformed(reason) => {
                     malformed.push((one.agent_id, one.epoch, one.note, reason));
                 }
-                Why::Unstorable => self.leave_outside(one.agent_id, [one.note]),
+                Why::Unstorable => self.leave_outside((one.agent_id, one.epoch), [one.note]),
             }
         }
         if malformed.is_empty() {
@@ -600,10 +602,10 @@ impl Worker {
     /// room for that, it is only kept who waits: the session goes on, and nothing of it is stored.
     fn withhold(&mut self, agent_id: AgentId, mut parts: Parts<Note>) {
         if !self.withheld.takes(agent_id) {
-            if let Some(write) = parts.writes.last() {
-                self.line.spoil(agent_id, write.epoch, &Why::Unstorable);
+            if let Some(epoch) = parts.writes.last().map(|write| write.epoch) {
+                self.line.spoil(agent_id, epoch, &Why::Unstorable);
+                self.leave_outside((agent_id, epoch), parts.ending.into_values());
             }
-            self.leave_outside(agent_id, parts.ending.into_values());
             return;
         }
         self.line.withhold(agent_id);
@@ -620,14 +622,18 @@ impl Worker {
     }
 
     /// Keeps who waits for an answer about batches of which nothing is kept.
-    fn leave_outside(&mut self, agent_id: AgentId, notes: impl IntoIterator<Item = Note>) {
+    fn leave_outside(
+        &mut self,
+        (agent_id, epoch): (AgentId, u64),
+        notes: impl IntoIterator<Item = Note>,
+    ) {
         let notes = notes.into_iter().map(|mut note| {
             note.share = None;
             lock(&self.watch).withheld(agent_id, &note.gateway);
             note
         });
         let now = tokio::time::Instant::now();
-        self.withheld.leave_outside(agent_id, notes, now);
+        self.withheld.leave_outside((agent_id, epoch), notes, now);
     }
 
     /// Nothing more of a batch will be stored; it is answered once.

@@ -25,6 +25,8 @@ struct One<T> {
 /// Who waits for an answer about batches of which nothing is kept.
 #[derive(Debug)]
 struct Outside<T> {
+    /// Of which session.
+    epoch: u64,
     notes: Vec<T>,
     due: Instant,
 }
@@ -67,11 +69,12 @@ impl<T> Withheld<T> {
     /// Keeps only who waits, where there is no room for more.
     pub(super) fn leave_outside(
         &mut self,
-        agent_id: AgentId,
+        (agent_id, epoch): (AgentId, u64),
         notes: impl IntoIterator<Item = T>,
         now: Instant,
     ) {
         let outside = self.outside.entry(agent_id).or_insert_with(|| Outside {
+            epoch,
             notes: Vec::new(),
             due: now + RETRY.1,
         });
@@ -82,9 +85,17 @@ impl<T> Withheld<T> {
     pub(super) fn fence(&mut self, agent_id: AgentId, epoch: u64) -> Vec<T> {
         let of = self.of.get_mut(&agent_id);
         let mut fenced = of.map_or_else(Vec::new, |one| one.parts.fence(epoch));
-        let outside = self.outside.remove(&agent_id);
-        fenced.extend(outside.into_iter().flat_map(|outside| outside.notes));
+        let outside = self.outside.get(&agent_id);
+        if outside.is_some_and(|outside| outside.epoch < epoch) {
+            let outside = self.outside.remove(&agent_id);
+            fenced.extend(outside.into_iter().flat_map(|outside| outside.notes));
+        }
         fenced
+    }
+
+    /// Whether nobody of a gateway waits.
+    pub(super) fn knows_nothing_of(&self, agent_id: AgentId) -> bool {
+        !self.has(agent_id) && !self.outside.contains_key(&agent_id)
     }
 
     /// When the next attempt is due, or the next one that waits outside.
@@ -179,8 +190,12 @@ mod tests {
         assert_eq!(withheld.fence(agent(1), 4), []);
         assert_eq!(withheld.fence(agent(1), 5), [()]);
         assert!(!withheld.settle(agent(1)));
-        withheld.leave_outside(agent(2), [(), ()], now);
-        assert_eq!(withheld.fence(agent(2), 2), [(), ()]);
+        withheld.leave_outside((agent(2), 7), [()], now);
+        assert_eq!(withheld.fence(agent(2), 7), []);
+        withheld.leave_outside((agent(2), 7), [()], now);
+        assert!(!withheld.knows_nothing_of(agent(2)));
+        assert_eq!(withheld.fence(agent(2), 8), [(), ()]);
+        assert!(withheld.knows_nothing_of(agent(2)));
         assert_eq!(withheld.fence(agent(1), 6), [()]);
         assert!(withheld.settle(agent(1)));
         assert_eq!(withheld.next_due(), None);
@@ -193,8 +208,8 @@ mod tests {
             withheld.keep(agent(n), parts(n, 1), Instant::now());
         }
         let began = Instant::now();
-        withheld.leave_outside(agent(100), [()], began);
-        withheld.leave_outside(agent(101), [()], began);
+        withheld.leave_outside((agent(100), 1), [()], began);
+        withheld.leave_outside((agent(101), 1), [()], began);
         assert!(withheld.let_in(began).is_empty());
         let (first, _parts) = withheld.due(began + RETRY.0).unwrap();
         assert!(withheld.settle(first));

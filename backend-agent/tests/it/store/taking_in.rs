@@ -293,6 +293,16 @@ async fn those_who_find_no_room_to_wait_come_again() {
         }
     }
     until(|| processor.withheld() == GATEWAYS.to_string()).await;
+    // What comes behind waits as well; and of one that comes again meanwhile, that of before is fenced.
+    left.push(processor.hand_in(GATEWAYS, 1, packed(704, 706)).await);
+    let before: Vec<_> = left.drain(..2).collect();
+    bed.session(17, 98).await;
+    let again = processor.hand_in(17, 2, packed(1, 3)).await;
+    for answer in before {
+        assert_eq!(answered(answer).await, Answer::Fenced);
+    }
+    until(|| processor.withheld() == GATEWAYS.to_string()).await;
+    left.push(again);
     for answer in kept.iter_mut().chain(&mut left) {
         assert!(answer.try_recv().is_err());
     }
@@ -311,6 +321,7 @@ async fn those_who_find_no_room_to_wait_come_again() {
     bed.session(GATEWAYS, 99).await;
     let again = processor.hand_in(GATEWAYS, 2, packed(1, 700)).await;
     assert!(matches!(answered(again).await, Answer::Committed(_)));
+    assert_eq!(processor.withheld(), "0");
     bed.store.close().await;
 }
 
