@@ -323,6 +323,19 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
     ),
     (
         "docs/api.md",
+        "`gateway` are the records by or on a gateway",
+        &[
+            "records_are_found_by_whom_and_what_they_are_about",
+            "the_audit_log_is_searched_a_bounded_part_at_a_time",
+        ],
+    ),
+    (
+        "docs/api.md",
+        "The log has no index but its numbers",
+        &["the_audit_log_is_searched_a_bounded_part_at_a_time"],
+    ),
+    (
+        "docs/api.md",
         "A request that is not even HTTP",
         &["too_many_headers_are_refused"],
     ),
