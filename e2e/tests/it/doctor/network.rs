@@ -254,7 +254,11 @@ async fn what_the_backend_itself_refuses_is_named() {
         fix,
     };
     let revoked = ward.copy("gw-2");
-    let wanted = case("revoked", &["revoked", "HTTP 403"], &["viworks gateway replace"]);
+    let wanted = case(
+        "revoked",
+        &["revoked", "HTTP 403"],
+        &["viworks gateway replace"],
+    );
     hold(&ward, &revoked, &url, wanted).await;
 
     let unknown = ward.copy("gw-3");
