@@ -428,7 +428,7 @@ async fn an_address_that_no_gateway_can_use_registers_nothing() {
     assert_eq!(heads, ["ID", "STATUS", "NAME", "SCOPES", "CREATED", "ENDS"]);
     assert!(listed.stdout.lines().count() > 1, "{listed:#?}");
     for line in listed.stdout.lines().skip(1) {
-        assert!(line.contains("  active   "), "{line}");
+        assert!(line.contains("  active  "), "{line}");
         assert!(line.ends_with("  never"), "{line}");
         assert!(line.contains(" ago") || line.contains("  now "), "{line}");
     }
