@@ -174,7 +174,7 @@ pub struct GatewayRefusal {
     /// When.
     pub at: Timestamp,
     /// Why, as one word: `fork`, `bad_token`, `stale_key`, `revoked`, `hello_replayed`, `wrong_agent_key`,
-    /// `retired_certificate`, `unregistered_certificate`, `revoked_certificate`, or one that a later version adds.
+    /// `retired_certificate`, `unregistered_certificate`, `revoked_certificate`, `replaced_certificate`, or one that a later version adds.
     pub why: String,
     /// The same in words.
     pub cause: String,

@@ -81,7 +81,13 @@ close_codes! {
     Draining = 4503, "draining", false, "no action: the gateway reconnects by itself";
 }
 
-/// What to do where a certificate was revoked, and its gateway was not.
+/// What to do where another machine took the gateway's place.
+const REPLACED: &str = "nothing, if that was meant: stop the agent here, or make this machine a gateway of its own: viworks ticket create --name NAME-2, then viworks-gateway-agent enroll into another folder; if it was not meant, see who has the gateway's place: viworks gateway show NAME";
+
+/// The same where another holder of the gateway's files connected with the certificate that came after this one.
+const RETIRED: &str = "see which machine has the later one: viworks gateway forks NAME and viworks gateway show NAME; if this is the one that is to go on, viworks gateway resolve NAME --keep or viworks gateway replace NAME lets it in; if it is a copy, stop its agent";
+
+/// The same where a certificate was revoked, and its gateway was not.
 const ONLY_THE_CERTIFICATE: &str = "only this certificate was revoked, the gateway itself was not: with another one of its own it is back by itself within seconds; if it has none, let its machine in again: viworks gateway replace NAME, then viworks-gateway-agent enroll";
 
 impl fmt::Display for CloseCode {
@@ -104,6 +110,10 @@ impl CloseCode {
     pub fn advice_for(self, reason: &str) -> &'static str {
         if self == Self::Revoked && reason.contains("certificate") {
             ONLY_THE_CERTIFICATE
+        } else if self == Self::CertUntrusted && reason.contains("has this gateway's place") {
+            REPLACED
+        } else if self == Self::CertUntrusted && reason.contains("was replaced by a later one") {
+            RETIRED
         } else {
             self.advice()
         }

@@ -58,8 +58,8 @@ pub enum Unrecognised {
     #[error("the certificate's key is not registered for the gateway it names{}", named(.0.as_deref()))]
     NotRegistered(Option<Box<Peer>>),
     /// The gateway was revoked.
-    #[error("the gateway was revoked")]
-    Revoked,
+    #[error("the gateway {} was revoked", .0.name)]
+    Revoked(Box<Peer>),
     /// The certificate was revoked, and its gateway was not.
     #[error("the certificate of the gateway {} was revoked", .0.name)]
     CertificateRevoked(Box<Peer>),
@@ -93,7 +93,7 @@ impl Unrecognised {
             Self::NotRegistered(_) => {
                 "the certificate's key is not registered for the gateway it names"
             }
-            Self::Revoked => "this gateway was revoked",
+            Self::Revoked(_) => "this gateway was revoked",
             Self::CertificateRevoked(_) => {
                 "this certificate was revoked; the gateway itself was not: it connects with another certificate of its own, or is enrolled again"
             }
@@ -117,7 +117,7 @@ impl Unrecognised {
             | Self::Retired(_)
             | Self::Replaced(_)
             | Self::NotRegistered(_) => CloseCode::CertUntrusted,
-            Self::Revoked | Self::CertificateRevoked(_) => CloseCode::Revoked,
+            Self::Revoked(_) | Self::CertificateRevoked(_) => CloseCode::Revoked,
             Self::Store(_) => CloseCode::Internal,
         }
     }
@@ -172,9 +172,6 @@ impl Registry {
             let named = named.map(|gateway| Box::new(peer(identity, gateway.name)));
             return Err(Unrecognised::NotRegistered(named));
         };
-        if known.revoked && !known.gateway_goes_on {
-            return Err(Unrecognised::Revoked);
-        }
         let peer = peer(identity, known.gateway);
         // An earlier one of its key proves nothing of the one that was issued at the door: the answer may be lost.
         let proves = known.unproved && known.fingerprint == peer.fingerprint;
@@ -183,6 +180,9 @@ impl Registry {
             unproved: proves.then_some(spki_sha256),
             ..peer
         };
+        if known.revoked && !known.gateway_goes_on {
+            return Err(Unrecognised::Revoked(Box::new(peer)));
+        }
         if known.replaced {
             return Err(Unrecognised::Replaced(Box::new(peer)));
         }

@@ -63,8 +63,8 @@ pub(super) const fn of_certificate(unrecognised: &Unrecognised) -> &'static str 
         Unrecognised::Replaced(_) => {
             "no action if the machine behind the address was replaced by another one: switch its agent off; otherwise look for whoever has the gateway's files"
         }
-        Unrecognised::Revoked => {
-            "no action if it was thrown out on purpose; to let the machine in again: viworks ticket create --name NAME"
+        Unrecognised::Revoked(_) => {
+            "no action if it was thrown out on purpose; to let the machine in again: viworks gateway replace NAME"
         }
         Unrecognised::Retired(_) => {
             "look for the machine behind the address: it has a copy of the gateway's files, or its own were put back; where it is the right one, let it in anew"
@@ -87,8 +87,48 @@ pub(super) fn of_opening(code: Option<CloseCode>, reason: &str) -> &'static str 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use uuid::Uuid;
+    use viworks_common::id::{AgentId, Tenant};
+    use viworks_common::key::Identity;
+    use viworks_common::time::Timestamp;
 
     use super::*;
+    use crate::agent::registry::Peer;
+
+    fn peer() -> Box<Peer> {
+        Box::new(Peer {
+            identity: Identity {
+                tenant: Tenant::default_tenant(),
+                agent_id: AgentId::from_uuid(Uuid::nil()),
+            },
+            name: "gw-1".parse().unwrap(),
+            fingerprint: [0; 32],
+            not_before: Timestamp::from_unix_micros(0),
+            not_after: Timestamp::from_unix_micros(0),
+            remaining: Duration::ZERO,
+            confirmed: 0,
+            unproved: None,
+            spki: [0; 32],
+        })
+    }
+
+    /// What the gateway shows of the reasons that this backend gives.
+    #[test]
+    fn a_gateway_shows_the_way_back_that_fits_the_reason() {
+        let told = |it: &Unrecognised| it.code().advice_for(it.reason());
+        let all = [
+            told(&Unrecognised::Revoked(peer())),
+            told(&Unrecognised::CertificateRevoked(peer())),
+            told(&Unrecognised::Replaced(peer())),
+            told(&Unrecognised::Retired(peer())),
+            told(&Unrecognised::NotRegistered(None)),
+        ];
+        assert_eq!(BTreeSet::from(all).len(), all.len(), "{all:#?}");
+        assert!(all[2].contains("stop the agent here"), "{}", all[2]);
+        assert!(all[3].contains("resolve NAME --keep"), "{}", all[3]);
+    }
 
     fn tls(error: CertificateError) -> &'static str {
         let error = TlsError::InvalidCertificate(error);
@@ -98,7 +138,10 @@ mod tests {
     #[test]
     fn every_refusal_has_a_fix_of_its_own() {
         let fixes = [
-            of_certificate(&Unrecognised::Revoked),
+            of_certificate(&Unrecognised::Revoked(peer())),
+            of_certificate(&Unrecognised::Replaced(peer())),
+            of_certificate(&Unrecognised::Retired(peer())),
+            of_certificate(&Unrecognised::CertificateRevoked(peer())),
             of_certificate(&Unrecognised::NotRegistered(None)),
             of_opening(Some(CloseCode::BadEnvelope), HELLO_UNPROVED),
             of_opening(Some(CloseCode::IdentityFork), "whatever it says"),

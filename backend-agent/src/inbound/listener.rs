@@ -453,13 +453,14 @@ impl Handshake {
         address: SocketAddr,
     ) {
         let (peer, action) = match recognised {
-            Err(Unrecognised::Retired(peer) | Unrecognised::Replaced(peer)) => {
-                (peer, "gateway.retired_certificate")
-            }
+            Err(Unrecognised::Retired(peer)) => (peer, "gateway.retired_certificate"),
+            Err(Unrecognised::Replaced(peer)) => (peer, "gateway.replaced_certificate"),
             Err(Unrecognised::NotRegistered(Some(peer))) => {
                 (peer, "gateway.unregistered_certificate")
             }
-            Err(Unrecognised::CertificateRevoked(peer)) => (peer, "gateway.revoked_certificate"),
+            Err(Unrecognised::CertificateRevoked(peer) | Unrecognised::Revoked(peer)) => {
+                (peer, "gateway.revoked_certificate")
+            }
             Ok(_) | Err(_) => return,
         };
         security_event(&self.inbound, peer, address, action).await;

@@ -29,7 +29,7 @@ pub struct ListAudit {
     /// Only what this gateway did and what was done to it: its name or id
     #[arg(short, long, value_name = "GATEWAY")]
     pub gateway: Option<String>,
-    /// Only what was done by this one: the name of an API key or gateway, or what the record has, such as local:root
+    /// Only what was done by this one: the name of an API key or gateway, or what the record has, such as 'local:uid 0'
     #[arg(long, value_name = "WHO")]
     pub by: Option<String>,
     /// Only what was done to this: the name of an API key or gateway, or what the record has, such as run:01…

@@ -44,6 +44,7 @@ pub(super) fn notes(action: &str) -> Budget {
         "certificate.renew_at_door" => ("note:certificate.renew_at_door", WARNINGS),
         "gateway.retired_certificate" => ("note:gateway.retired_certificate", WARNINGS),
         "gateway.unregistered_certificate" => ("note:gateway.unregistered_certificate", WARNINGS),
+        "gateway.replaced_certificate" => ("note:gateway.replaced_certificate", WARNINGS),
         "gateway.revoked_certificate" => ("note:gateway.revoked_certificate", WARNINGS),
         "command.orphan" => ("note:command.orphan", NOTES),
         // What it reports by itself, in words that it chooses.

@@ -14,7 +14,7 @@ macro_rules! actions {
     () => {
         "('session.open', 'identity.fork', 'gateway.hello_replayed', 'gateway.wrong_agent_key', \
          'gateway.retired_certificate', 'gateway.unregistered_certificate', \
-         'gateway.revoked_certificate')"
+         'gateway.revoked_certificate', 'gateway.replaced_certificate')"
     };
 }
 

@@ -87,15 +87,20 @@ fn words(why: &str) -> (&'static str, &'static str) {
             "look for the machine behind the address: it has a copy of the gateway's files, or its own were put back; \
              where it is the right one, let it in anew: viworks gateway replace NAME",
         ),
+        "replaced_certificate" => (
+            "the machine that was the gateway before another one took its place still knocks, or a copy of its files",
+            "stop the agent on the machine behind the address, or make it a gateway of its own: viworks ticket create \
+             --name NAME-2",
+        ),
         "unregistered_certificate" => (
             "it showed a certificate of this backend's authority that is registered for nobody",
             "see that this backend uses the database in which the gateway is; otherwise somebody made a certificate \
              without registering it, or the database is older than it: let the machine in anew",
         ),
         "revoked_certificate" => (
-            "it showed a certificate that was revoked",
-            "no action if the gateway goes on with another one; otherwise let the machine in anew: viworks gateway \
-             replace NAME",
+            "it showed a certificate that was revoked, alone or with the gateway",
+            "no action if it was revoked on purpose: see who is at the address; to let the machine in again: viworks \
+             gateway replace NAME",
         ),
         _ => (
             "this version of the backend has no words for it",
@@ -122,6 +127,7 @@ mod tests {
             "hello_replayed",
             "wrong_agent_key",
             "retired_certificate",
+            "replaced_certificate",
             "unregistered_certificate",
             "revoked_certificate",
         ];
