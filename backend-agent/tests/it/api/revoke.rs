@@ -134,7 +134,7 @@ async fn a_revocation_at_the_hosts_own_command_line_is_shown_without_a_reason() 
         .revoke_gateway(&backend.tenant, agent_id, None, &actor, now());
     revoked.await.unwrap().unwrap();
     let shown = backend.get("/v1/gateways/gw-1").await.json();
-    let expected = json!({"by": "local:uid 0", "reason": null});
+    let expected = json!({"by": "local:uid 0", "by_name": null, "reason": null});
     assert_eq!(shown["revocation"], expected);
 }
 
