@@ -382,7 +382,11 @@ async fn a_gateway_is_thrown_out_by_an_operator_and_knows_at_once() {
     .await;
     assert_eq!(failure(&status)["code"], "revoked", "{status:#}");
     assert!(delay(&status) <= Duration::from_secs(60), "{status:#}");
-    told_there(&mut system, &["was revoked", "viworks gateway replace NAME"]).await;
+    told_there(
+        &mut system,
+        &["was revoked", "viworks gateway replace NAME"],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

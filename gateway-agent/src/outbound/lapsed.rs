@@ -69,8 +69,7 @@ const FIX_STATE: &str =
     "see the room and the rights of the state folder; it is tried again by itself";
 const FIX_ANSWER: &str = "compare this machine's clock, and the backend's, with the right time, and look at the log of the backend; it is asked again by itself";
 const FIX_OTHERS: &str = "whoever has read the public key can show a certificate with it: compare first with what the backend shows on its own host (openssl s_client, or its certificate_file). If it is the same, have its authority given as well: put it beside the others into the file that client_ca_file in [agents] of the backend names; or add it to the file that [outbound] ca_file names here";
-const FIX_BY_HAND: &str =
-    "compare first with what the backend shows on its own host (openssl s_client, or its certificate_file): whoever has read the public key can show a certificate with it. If it is the same, add its authority to the file that [outbound] ca_file names";
+const FIX_BY_HAND: &str = "compare first with what the backend shows on its own host (openssl s_client, or its certificate_file): whoever has read the public key can show a certificate with it. If it is the same, add its authority to the file that [outbound] ca_file names";
 
 /// What is asked with.
 pub struct Asking<'a> {
