@@ -3,6 +3,7 @@
 mod composed;
 mod line;
 mod pause;
+mod pending;
 pub mod processor;
 mod watch;
 mod withheld;

@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 use viworks_common::id::{AgentId, GatewayName, Tenant};
 use viworks_common::telemetry::RecordRefusal;
@@ -20,16 +21,14 @@ use viworks_runtime::conditions::Conditions;
 use viworks_runtime::fault;
 use viworks_runtime::lifecycle::Lifecycle;
 
-use super::composed::{Composed, Dropped, Parts, Room, Why};
-use super::line::{Line, Waiting};
+use super::composed::{Composed, Dropped, Room};
+use super::line::Waiting;
 use super::pause::Pause;
-use super::watch::Watch;
-use super::withheld::Withheld;
+pub use super::pending::Answer;
+use super::pending::{Malformed, Note, Pending, Stored, Written, tell};
+use super::watch::{Watch, lock};
 use crate::config::TelemetryConfig;
-use crate::data::{
-    Gateway, GatewayRef, Store, StoreError, TelemetryCommit, TelemetryOutcome, TelemetryWrite,
-    in_full,
-};
+use crate::data::{Gateway, GatewayRef, Store, StoreError, TelemetryWrite, in_full};
 use crate::metrics::BackendMetrics;
 
 /// How often somebody looks whether what is told of refusals is over, while nothing comes in.
@@ -46,20 +45,6 @@ const BYTES_IDLE: usize = 512 * 1024;
 
 /// Batches that are taken out of the channel before they are stored.
 const LINE_BATCHES_MAX: usize = 1_024;
-
-/// What became of a batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// All of it is stored, refused or in a gap.
-    Committed(TelemetryCommit),
-    /// The session's epoch is no longer the current one.
-    Fenced,
-    /// It is no batch; nothing more of it was stored.
-    Malformed(String),
-    /// The database refused it, and there was no room to keep it until it does not: it has to come again. Nothing more
-    /// of it was stored.
-    Unstorable,
-}
 
 /// Where sessions hand in their batches. Clones share it.
 #[derive(Clone)]
@@ -92,16 +77,6 @@ pub struct HandedIn {
     pub share: Option<OwnedSemaphorePermit>,
 }
 
-/// What is remembered of a batch until it is dealt with.
-#[derive(Debug)]
-struct Note {
-    gateway: GatewayName,
-    answer: oneshot::Sender<Answer>,
-    /// What its parts came to so far.
-    so_far: Option<TelemetryCommit>,
-    share: Option<OwnedSemaphorePermit>,
-}
-
 struct Worker {
     store: Arc<dyn Store>,
     tenant: Tenant,
@@ -109,21 +84,8 @@ struct Worker {
     metrics: BackendMetrics,
     config: TelemetryConfig,
     lifecycle: Lifecycle,
-    line: Line<Note>,
-    withheld: Withheld<Note>,
+    pending: Pending,
     watch: Arc<Mutex<Watch>>,
-}
-
-/// What became of each of some writes; none of one that the database refuses.
-type Stored = Vec<Option<TelemetryOutcome>>;
-
-/// Writes of one transaction, with what they belong to.
-struct Written {
-    writes: Arc<[TelemetryWrite]>,
-    /// For each the number of its batch.
-    numbers: Vec<u64>,
-    /// The batches that end with them.
-    ending: BTreeMap<u64, Note>,
 }
 
 impl TelemetryProcessor {
@@ -152,8 +114,7 @@ impl TelemetryProcessor {
                 metrics: metrics.clone(),
                 config,
                 lifecycle: lifecycle.clone(),
-                line: Line::new(),
-                withheld: Withheld::new(),
+                pending: Pending::new(Arc::clone(&shared), metrics.clone()),
                 watch: Arc::clone(&shared),
             };
             drop(lifecycle.spawn_critical("telemetry", worker.run(received)));
@@ -215,12 +176,7 @@ impl Place {
             epoch: handed_in.epoch,
             skew_ms: handed_in.skew_ms,
             batch: handed_in.batch,
-            note: Note {
-                gateway: handed_in.gateway,
-                answer,
-                so_far: None,
-                share: handed_in.share,
-            },
+            note: Note::new(handed_in.gateway, handed_in.share, answer),
         }));
         outcome
     }
@@ -234,9 +190,13 @@ impl Worker {
                 return;
             };
             ahead = next;
-            if self.line.len() == 0 && ahead.is_none() {
-                let look = tokio::time::Instant::now() + LOOK_EVERY;
-                let until = self.withheld.next_due().map_or(look, |due| due.min(look));
+            if self.pending.line.len() == 0 && ahead.is_none() {
+                let look = Instant::now() + LOOK_EVERY;
+                let until = self
+                    .pending
+                    .withheld
+                    .next_due()
+                    .map_or(look, |due| due.min(look));
                 let first = tokio::select! {
                     biased;
                     first = received.recv() => first,
@@ -258,51 +218,20 @@ impl Worker {
         }
     }
 
-    /// Takes in a batch. Whoever hands one in has a session, so those of before are fenced.
-    fn take(&mut self, mut waiting: Waiting<Note>) {
-        let (agent_id, epoch) = (waiting.agent_id, waiting.epoch);
-        self.fence(agent_id, epoch, Vec::new());
-        self.settle_withheld(agent_id);
-        if self.withheld.has(agent_id) {
-            // What is withheld has a bound of its own, and takes nothing from others.
-            waiting.note.share = None;
-        }
-        self.line.push(waiting);
-    }
-
-    /// Answers what is withheld of sessions of a gateway before this one, and these.
-    fn fence(&mut self, agent_id: AgentId, epoch: u64, mut fenced: Vec<Note>) {
-        fenced.extend(self.withheld.fence(agent_id, epoch));
-        fenced.extend(self.line.fence(agent_id, epoch));
-        for note in fenced {
-            tell(note, Answer::Fenced);
-        }
-    }
-
-    /// Lets a gateway take its turns again when nothing of it is withheld any more.
-    fn settle_withheld(&mut self, agent_id: AgentId) {
-        if self.withheld.settle(agent_id) {
-            self.line.release(agent_id);
-        }
-        if self.withheld.knows_nothing_of(agent_id) {
-            lock(&self.watch).released(agent_id);
-        }
-    }
-
     /// What is stored next: what was composed ahead, and what came since then as far as there is room.
     fn compose(
         &mut self,
         ahead: Option<Composed<Note>>,
         received: &mut mpsc::Receiver<Waiting<Note>>,
     ) -> Composed<Note> {
-        while self.line.len() < LINE_BATCHES_MAX
+        while self.pending.line.len() < LINE_BATCHES_MAX
             && let Ok(next) = received.try_recv()
         {
-            self.take(next);
+            self.pending.take(next);
         }
         let busy = self.store.is_busy();
         let Some(mut composed) = ahead else {
-            return self.line.compose(if busy {
+            return self.pending.line.compose(if busy {
                 ROOM_BUSY
             } else {
                 Room {
@@ -313,7 +242,7 @@ impl Worker {
         };
         // Whoever writes by now does not wait for more than was taken before.
         if !busy {
-            self.line.top_up(&mut composed);
+            self.pending.line.top_up(&mut composed);
         }
         composed
     }
@@ -325,7 +254,7 @@ impl Worker {
         received: &mut mpsc::Receiver<Waiting<Note>>,
     ) {
         let mut bytes = first.batch.body_bytes();
-        self.take(first);
+        self.pending.take(first);
         let pause = tokio::time::sleep(self.config.coalesce);
         tokio::pin!(pause);
         while bytes < BYTES_IDLE {
@@ -336,7 +265,7 @@ impl Worker {
             };
             let Some(next) = next else { break };
             bytes = bytes.saturating_add(next.batch.body_bytes());
-            self.take(next);
+            self.pending.take(next);
         }
     }
 
@@ -390,22 +319,16 @@ impl Worker {
             numbers,
             ending,
         };
-        self.settle(written, outcomes, Some(&mut next));
+        self.pending.settle(written, outcomes, Some(&mut next));
         Some(next)
     }
 
     /// Tries again what the database refused, as far as it is time for that. `None` when the backend stops meanwhile;
     /// what was composed ahead otherwise.
     async fn retry(&mut self, mut ahead: Option<Composed<Note>>) -> Option<Option<Composed<Note>>> {
-        while let Some((agent_id, mut parts)) = self.withheld.due(tokio::time::Instant::now()) {
-            // Its session has ended, and nobody else waits: what is not acknowledged comes again with the next one.
-            let mut notes = parts
-                .ending
-                .values_mut()
-                .chain(self.line.withheld(agent_id));
-            let waits = notes.any(|note| !note.answer.is_closed());
-            drop(notes);
-            if waits {
+        while let Some((agent_id, mut parts)) = self.pending.withheld.due(Instant::now()) {
+            // Where its session has ended, what is not acknowledged comes again with the next one.
+            if self.pending.waits(agent_id, &mut parts) {
                 let writes: Arc<[_]> = parts.writes.into();
                 let stored = self.commit_own(agent_id, Arc::clone(&writes)).await?;
                 let written = Written {
@@ -413,33 +336,18 @@ impl Worker {
                     numbers: parts.numbers,
                     ending: parts.ending,
                 };
-                self.settle(written, stored, ahead.as_mut());
-            } else {
-                self.line.forget(agent_id);
+                self.pending.settle(written, stored, ahead.as_mut());
             }
-            self.settle_withheld(agent_id);
+            self.pending.settle_withheld(agent_id);
         }
-        for (agent_id, notes) in self.withheld.let_in(tokio::time::Instant::now()) {
-            for note in notes {
-                tell(note, Answer::Unstorable);
-            }
-            self.settle_withheld(agent_id);
-        }
+        self.pending.let_in();
         Some(ahead)
     }
 
     /// Answers batches that are none. Whose session is not the current one any more learns that first; to find out
     /// keeps nobody else waiting. Who waits behind what the database refuses goes on waiting.
     fn tell_dropped(&mut self, dropped: Vec<Dropped<Note>>) {
-        let mut malformed = Vec::new();
-        for one in dropped {
-            match one.why {
-                Why::Malformed(reason) => {
-                    malformed.push((one.agent_id, one.epoch, one.note, reason));
-                }
-                Why::Unstorable => self.leave_outside((one.agent_id, one.epoch), [one.note]),
-            }
-        }
+        let malformed = self.pending.sort(dropped);
         if malformed.is_empty() {
             return;
         }
@@ -447,7 +355,13 @@ impl Worker {
         let lifecycle = self.lifecycle.clone();
         drop(self.lifecycle.spawn("malformed telemetry", async move {
             let mut known = BTreeMap::new();
-            for (agent_id, epoch, note, reason) in malformed {
+            for Malformed {
+                agent_id,
+                epoch,
+                note,
+                reason,
+            } in malformed
+            {
                 if let Entry::Vacant(news) = known.entry(agent_id) {
                     let which = GatewayRef::Id(agent_id);
                     news.insert(tokio::select! {
@@ -529,129 +443,6 @@ impl Worker {
             () = tokio::time::sleep(pause.next()) => Some(()),
         }
     }
-
-    /// Adds up the parts of each batch, answers those that end, and keeps what the database refuses.
-    fn settle(&mut self, written: Written, stored: Stored, mut ahead: Option<&mut Composed<Note>>) {
-        let Written {
-            writes,
-            numbers,
-            mut ending,
-        } = written;
-        let mut rows = 0;
-        let mut refused = BTreeMap::<AgentId, Parts<Note>>::new();
-        for ((write, number), outcome) in writes.iter().zip(numbers).zip(stored) {
-            let agent_id = write.agent_id;
-            match outcome {
-                Some(TelemetryOutcome::Committed(commit)) => {
-                    rows += commit.stored;
-                    self.metrics.telemetry_retimed.inc_by(commit.retimed);
-                    let ending_ahead = ahead.as_deref_mut().map(|it| &mut it.ending);
-                    let note = ending
-                        .get_mut(&number)
-                        .or_else(|| ending_ahead?.get_mut(&number))
-                        .or_else(|| self.line.note(agent_id, number));
-                    if let Some(note) = note {
-                        lock(&self.watch).refused(agent_id, &note.gateway, &commit.refused);
-                        note.add(commit);
-                    }
-                }
-                Some(TelemetryOutcome::Fenced) => {
-                    let given_up = (&mut ending, ahead.as_deref_mut());
-                    self.give_up(agent_id, number, given_up, Answer::Fenced);
-                }
-                Some(TelemetryOutcome::Malformed(malformed)) => {
-                    let reason = malformed.to_string();
-                    let why = Why::Malformed(reason.clone());
-                    self.line.spoil(agent_id, write.epoch, &why);
-                    let answer = Answer::Malformed(reason);
-                    if let Some(ahead) = ahead.as_deref_mut() {
-                        let behind = ahead.take_out(agent_id, Some(write.epoch));
-                        for note in behind.ending.into_values() {
-                            tell(note, answer.clone());
-                        }
-                    }
-                    let given_up = (&mut ending, ahead.as_deref_mut());
-                    self.give_up(agent_id, number, given_up, answer);
-                }
-                None => {
-                    let parts = refused.entry(agent_id).or_default();
-                    parts.push(write.clone(), number, ending.remove(&number));
-                }
-            }
-        }
-        for (agent_id, mut parts) in refused {
-            if let Some(ahead) = ahead.as_deref_mut() {
-                parts.append(ahead.take_out(agent_id, None));
-            }
-            self.withhold(agent_id, parts);
-        }
-        for mut note in ending.into_values() {
-            if let Some(commit) = note.so_far.take() {
-                tell(note, Answer::Committed(commit));
-            }
-        }
-        self.metrics.telemetry_rows.inc_by(rows);
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "far fewer rows than a double can count"
-        )]
-        self.metrics.telemetry_commit_rows.observe(rows as f64);
-    }
-
-    /// Keeps what the database refuses of a gateway, and what comes behind it, until it does not. Where there is no
-    /// room for that, it is only kept who waits: the session goes on, and nothing of it is stored.
-    fn withhold(&mut self, agent_id: AgentId, mut parts: Parts<Note>) {
-        if !self.withheld.takes(agent_id) {
-            if let Some(epoch) = parts.writes.last().map(|write| write.epoch) {
-                self.line.spoil(agent_id, epoch, &Why::Unstorable);
-                self.leave_outside((agent_id, epoch), parts.ending.into_values());
-            }
-            return;
-        }
-        self.line.withhold(agent_id);
-        if let Some(latest) = parts.writes.iter().map(|write| write.epoch).max() {
-            self.fence(agent_id, latest, parts.fence(latest));
-        }
-        let notes = parts.ending.values_mut();
-        for note in notes.chain(self.line.withheld(agent_id)) {
-            note.share = None;
-            lock(&self.watch).withheld(agent_id, &note.gateway);
-        }
-        let now = tokio::time::Instant::now();
-        self.withheld.keep(agent_id, parts, now);
-    }
-
-    /// Keeps who waits for an answer about batches of which nothing is kept.
-    fn leave_outside(
-        &mut self,
-        (agent_id, epoch): (AgentId, u64),
-        notes: impl IntoIterator<Item = Note>,
-    ) {
-        let notes = notes.into_iter().map(|mut note| {
-            note.share = None;
-            lock(&self.watch).withheld(agent_id, &note.gateway);
-            note
-        });
-        let now = tokio::time::Instant::now();
-        self.withheld.leave_outside((agent_id, epoch), notes, now);
-    }
-
-    /// Nothing more of a batch will be stored; it is answered once.
-    fn give_up(
-        &mut self,
-        agent_id: AgentId,
-        number: u64,
-        (ending, ahead): (&mut BTreeMap<u64, Note>, Option<&mut Composed<Note>>),
-        answer: Answer,
-    ) {
-        // Its last part may be composed already, and parts that are not its last as well.
-        let note = ending.remove(&number);
-        let note = note.or_else(|| ahead?.give_up(number));
-        let note = note.or_else(|| self.line.give_up(agent_id, number));
-        if let Some(note) = note {
-            tell(note, answer);
-        }
-    }
 }
 
 /// Whether a gateway has a session of this epoch.
@@ -667,33 +458,4 @@ fn by_gateway(writes: &[TelemetryWrite]) -> BTreeMap<AgentId, Vec<usize>> {
         places.entry(write.agent_id).or_default().push(place);
     }
     places
-}
-
-impl Note {
-    fn add(&mut self, part: TelemetryCommit) {
-        let Some(sum) = &mut self.so_far else {
-            self.so_far = Some(part);
-            return;
-        };
-        sum.position = part.position;
-        sum.stored += part.stored;
-        sum.retimed += part.retimed;
-        sum.missing = sum.missing.saturating_add(part.missing);
-        sum.rolled_back |= part.rolled_back;
-        for (reason, records) in part.refused {
-            let refused = sum.refused.entry(reason).or_default();
-            *refused = refused.saturating_add(records);
-        }
-    }
-}
-
-fn lock(watch: &Mutex<Watch>) -> MutexGuard<'_, Watch> {
-    // Nothing panics while it is held.
-    watch.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn tell(note: Note, answer: Answer) {
-    if note.answer.send(answer).is_err() {
-        debug!("the session of a batch has ended; its gateway will ask again");
-    }
 }

@@ -2,7 +2,7 @@
 //! metric, log and health.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tracing::{debug, warn};
@@ -167,6 +167,12 @@ fn is_news(logged: &mut BTreeMap<AgentId, Monotonic>, agent_id: AgentId, now: Mo
     }
     logged.insert(agent_id, now);
     true
+}
+
+/// Whoever has it has it alone.
+pub(super) fn lock(watch: &Mutex<Watch>) -> MutexGuard<'_, Watch> {
+    // Nothing panics while it is held.
+    watch.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
