@@ -58,12 +58,14 @@ pub struct Options {
     pub busy_timeout: Duration,
     /// What the write-ahead log is cut to after a checkpoint.
     pub journal_bytes_max: u32,
-    /// How many writes, and how many reads, may wait; further ones wait outside the queue.
+    /// How many writes, how many looks, and how many reads may wait; further ones wait outside the queue.
     pub queue_depth_max: usize,
     /// How many writes share one commit.
     pub batch_jobs_max: usize,
     /// How many readers there are at once, each a thread.
     pub readers_max: u32,
+    /// How long [`Database::look`] waits for the writer before it asks a reader.
+    pub look_wait: Duration,
     /// How long [`Database::read`] waits for a reader.
     pub read_timeout: Duration,
 }
@@ -81,6 +83,7 @@ impl Options {
             queue_depth_max: 1024,
             batch_jobs_max: 256,
             readers_max: 4,
+            look_wait: Duration::from_millis(100),
             read_timeout: Duration::from_secs(5),
         }
     }
@@ -97,10 +100,12 @@ impl Options {
 #[derive(Debug, Clone)]
 pub struct Database {
     messages: Sender,
-    /// Room for writes that wait, and for those that take long.
+    /// Room for writes that wait, for those that take long, and for looks.
     room: Arc<Semaphore>,
     bulk_room: Arc<Semaphore>,
+    look_room: Arc<Semaphore>,
     queue_depth_max: usize,
+    look_wait: Duration,
     readers: Readers,
     counters: Arc<Counters>,
 }
@@ -121,7 +126,9 @@ impl Database {
             messages: messages.clone(),
             room: Arc::new(Semaphore::new(queue_depth_max)),
             bulk_room: Arc::new(Semaphore::new(BULK_JOBS_MAX)),
+            look_room: Arc::new(Semaphore::new(queue_depth_max)),
             queue_depth_max,
+            look_wait: options.look_wait,
             readers: Readers::start(options, messages)?,
             counters,
         })
@@ -198,6 +205,30 @@ impl Database {
         self.readers.read(job).await
     }
 
+    /// Like [`Self::read`], for a statement that reads a few rows, of somebody who is going to write about them: the
+    /// writer is asked, before it writes what waits. It has their pages at hand then, where a reader forgets all it has
+    /// with every commit. A writer that is held up for longer than a moment is not waited for: a reader answers then.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::read`].
+    pub async fn look<T, E, F>(&self, job: F) -> Result<T, E>
+    where
+        F: Fn(&Connection) -> Result<T, E> + Send + Sync + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let job = Arc::new(job);
+        let asked = Arc::clone(&job);
+        let looked = self.send(&self.look_room, Message::Look, move |connection| {
+            asked(connection)
+        });
+        match timeout(self.look_wait, looked).await {
+            Ok(looked) => looked,
+            Err(_elapsed) => self.read(move |connection| job(connection)).await,
+        }
+    }
+
     /// Finishes the jobs that were queued before, moves the write-ahead log into the file and closes it. Later jobs get
     /// [`Error::Closed`].
     ///
@@ -210,6 +241,7 @@ impl Database {
         for (room, all) in [
             (&self.room, self.queue_depth_max),
             (&self.bulk_room, BULK_JOBS_MAX),
+            (&self.look_room, self.queue_depth_max),
         ] {
             // Who came before has its turn at the room before this has all of it.
             let all = room.acquire_many(u32::try_from(all).unwrap_or(u32::MAX));

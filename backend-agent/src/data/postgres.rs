@@ -244,6 +244,15 @@ impl Engine for Postgres {
         self.readers.run_at_once(ROOM_TIME, at_once, job).await
     }
 
+    /// Whoever asks has no connection of his own that would have anything at hand.
+    async fn ask_before_writing<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + Sync + 'static,
+    ) -> StoreResult<T> {
+        self.ask(tenant, question).await
+    }
+
     async fn report<T: Send + 'static>(
         &self,
         tenant: &Tenant,

@@ -211,6 +211,16 @@ impl Engine for Sqlite {
         self.read(tenant, question).await
     }
 
+    async fn ask_before_writing<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + Sync + 'static,
+    ) -> StoreResult<T> {
+        let tenant = tenant.clone();
+        let job = move |connection: &Connection| question(&View::new(connection, &tenant));
+        self.database.look(job).await
+    }
+
     /// On one of the readers, of which reports do not take all.
     async fn report<T: Send + 'static>(
         &self,

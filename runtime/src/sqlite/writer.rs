@@ -26,6 +26,8 @@ pub(super) enum Message {
     Write(Queued),
     /// The same, when others leave room for it.
     Bulk(Queued),
+    /// Run it before anything is written; it only reads.
+    Look(Queued),
     /// End.
     Close(oneshot::Sender<Result<(), Error>>),
 }
@@ -81,6 +83,7 @@ pub(super) struct Writer {
     messages: mpsc::Receiver<Message>,
     writes: VecDeque<Queued>,
     bulk: VecDeque<Queued>,
+    looks: Vec<Queued>,
     /// Whom to tell that the file is closed, once that was asked for.
     closing: Option<oneshot::Sender<Result<(), Error>>>,
     /// Nobody can ask for anything any more.
@@ -127,6 +130,7 @@ impl Writer {
                     messages,
                     writes: VecDeque::new(),
                     bulk: VecDeque::new(),
+                    looks: Vec::new(),
                     closing: None,
                     alone: false,
                     batch_jobs_max: options.batch_jobs_max.max(1),
@@ -167,6 +171,7 @@ impl Writer {
             while let Ok(message) = self.messages.try_recv() {
                 self.sort(message);
             }
+            self.look();
             let rest = self.pace.rest_until().saturating_since(SystemClock.now());
             let ending = self.alone || self.closing.is_some();
             let room_for_bulk = self.writes.is_empty() && (rest.is_zero() || ending);
@@ -202,7 +207,23 @@ impl Writer {
         match message {
             Message::Write(job) => self.writes.push_back(job),
             Message::Bulk(job) => self.bulk.push_back(job),
+            Message::Look(job) => self.looks.push(job),
             Message::Close(reply) => self.closing = Some(reply),
+        }
+    }
+
+    /// Answers who only wants to know something. Several see one state, whose lock is taken once.
+    fn look(&mut self) {
+        let mut looks = std::mem::take(&mut self.looks);
+        looks.retain(|(job, _place)| !job.is_abandoned());
+        let begun = looks.len() > 1 && self.execute("BEGIN").is_ok();
+        for (mut job, _place) in looks {
+            // What went wrong is in its answer.
+            job.run(&self.connection);
+            job.answer(Ok(()));
+        }
+        if begun {
+            self.roll_back();
         }
     }
 

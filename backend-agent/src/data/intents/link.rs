@@ -268,6 +268,13 @@ pub trait Engine: Clone + Send + Sync + 'static {
         question: impl Fn(&View<'_>) -> StoreResult<T> + Send + Sync + 'static,
     ) -> impl Future<Output = StoreResult<T>> + Send;
 
+    /// The same of somebody who writes next about what is found: where there is one writer, it has that at hand.
+    fn ask_before_writing<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + Sync + 'static,
+    ) -> impl Future<Output = StoreResult<T>> + Send;
+
     /// The same where much is read, which holds up nobody who reads little.
     fn report<T: Send + 'static>(
         &self,

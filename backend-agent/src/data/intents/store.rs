@@ -228,6 +228,16 @@ impl<E: Engine> SqlStore<E> {
         self.outage.note(answered)
     }
 
+    /// The same of somebody who writes next about what is found.
+    pub(super) async fn ask_before_writing<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + Sync + 'static,
+    ) -> StoreResult<T> {
+        let answered = self.engine.ask_before_writing(tenant, question).await;
+        self.outage.note(answered)
+    }
+
     pub(super) async fn read<T: Send + 'static>(
         &self,
         tenant: &Tenant,

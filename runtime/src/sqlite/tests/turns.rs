@@ -63,3 +63,53 @@ async fn writes_that_change_nothing_keep_nobody_from_writing_much() {
     assert!(database.counters().is_busy());
     database.close().await.unwrap();
 }
+
+/// On which thread a look was answered, and how many items it saw.
+fn looked(connection: &Connection) -> Result<(Option<String>, i64), Error> {
+    let thread = std::thread::current().name().map(str::to_owned);
+    Ok((thread, count_items(connection)?))
+}
+
+#[tokio::test]
+async fn the_writer_answers_looks_before_it_writes_what_waits() {
+    let patient = |options| Options {
+        look_wait: Duration::from_secs(600),
+        ..options
+    };
+    let (_folder, database) = database(patient).await;
+    let mut tasks = JoinSet::new();
+    let gate = hold_writer(&database, &mut tasks).await;
+    let before = database.look_room.available_permits();
+    let queued = async {
+        while database.queue_depth() < 1 || before - database.look_room.available_permits() < 3 {
+            tokio::task::yield_now().await;
+        }
+        gate.open();
+    };
+    let failing = database.look(|connection| connection.execute("SELECT missing FROM item", &[]));
+    let looks = join_all([database.look(looked), database.look(looked)]);
+    let (inserted, looks, failed, ()) =
+        tokio::join!(insert(&database, "waits"), looks, failing, queued);
+    inserted.unwrap();
+    failed.unwrap_err();
+    for look in looks {
+        assert_eq!(look.unwrap(), (Some("sqlite writer".to_owned()), 0));
+    }
+    assert_eq!(database.look(looked).await.unwrap().1, 1);
+    insert(&database, "goes on").await.unwrap();
+    database.close().await.unwrap();
+    database.look(looked).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_look_does_not_wait_for_a_writer_that_is_held_up() {
+    let (_folder, database) = database(|options| options).await;
+    insert(&database, "before").await.unwrap();
+    let mut tasks = JoinSet::new();
+    let gate = hold_writer(&database, &mut tasks).await;
+    let (thread, seen) = database.look(looked).await.unwrap();
+    assert_ne!(thread.as_deref(), Some("sqlite writer"));
+    assert_eq!(seen, 1);
+    gate.open();
+    database.close().await.unwrap();
+}

@@ -228,7 +228,7 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
         if let Ok(Some(Answer::Certificate(known))) = together {
             return Ok(known);
         }
-        self.ask(tenant, move |view| {
+        self.ask_before_writing(tenant, move |view| {
             certificates::load(view, agent_id, &spki)
         })
         .await
