@@ -28,6 +28,7 @@ pub mod connection;
 mod fix;
 pub mod forwarded;
 pub mod heartbeats;
+pub mod held;
 pub mod judge;
 pub mod limits;
 pub mod listener;
@@ -41,7 +42,7 @@ pub mod upgrade;
 type AgentStream = Either<TlsStream<TcpStream>, TcpStream>;
 
 /// The socket of an agent.
-type AgentSocket = Socket<AgentStream>;
+type AgentSocket = Socket<held::Held<AgentStream>>;
 
 /// What every session works with.
 pub struct Inbound {

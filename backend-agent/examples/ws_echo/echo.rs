@@ -45,6 +45,7 @@ pub(crate) async fn serve(stream: TcpStream, bounds: SocketBounds) {
     let rules = Rules {
         place: None,
         bounds,
+        sends_first: false,
     };
     let welcome = |_headers| std::future::ready(Verdict::Welcome(()));
     let upgraded = upgrade::serve(stream, &rules, welcome);

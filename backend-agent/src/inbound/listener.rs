@@ -29,6 +29,7 @@ use viworks_runtime::websocket::{Progress, Socket};
 use super::connection::{self, Opening};
 use super::fix;
 use super::forwarded::{self, Forwarded};
+use super::held::Held;
 use super::limits::{Admitted, Arrival, Gate, Turn};
 use super::opening::security_event;
 use super::proxy::{self, Proxies, Unarrived};
@@ -286,7 +287,7 @@ impl Handshake {
         stream: AgentStream,
         judge: J,
         is_news: bool,
-    ) -> Option<(WebSocketStream<AgentStream>, T)>
+    ) -> Option<(WebSocketStream<Held<AgentStream>>, T)>
     where
         T: Send,
         J: FnOnce(HeaderMap) -> F + Send,
@@ -319,7 +320,7 @@ impl Handshake {
 
     fn open(
         &self,
-        socket: WebSocketStream<AgentStream>,
+        socket: WebSocketStream<Held<AgentStream>>,
         recognised: Recognised,
         address: SocketAddr,
         admitted: Admitted,

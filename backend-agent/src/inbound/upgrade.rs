@@ -25,6 +25,8 @@ use viworks_common::limits::{self, SocketBounds};
 use viworks_common::wire::{CONNECT_PATH, SUBPROTOCOL};
 use viworks_runtime::websocket;
 
+use super::held::{Held, Hold};
+
 /// Headers of a request.
 const HEADERS_MAX: usize = 32;
 
@@ -41,6 +43,8 @@ pub struct Rules {
     pub place: Option<Place>,
     /// How large messages and buffers may become.
     pub bounds: SocketBounds,
+    /// Whoever takes the socket over sends first: the answer leaves with that message.
+    pub sends_first: bool,
 }
 
 /// A path with what is spoken there.
@@ -58,6 +62,7 @@ impl Rules {
             subprotocol: SUBPROTOCOL,
         }),
         bounds: SocketBounds::SESSION,
+        sends_first: true,
     };
 }
 
@@ -80,21 +85,26 @@ pub async fn serve<S, T, J, F>(
     stream: S,
     rules: &Rules,
     judge: J,
-) -> Option<(WebSocketStream<S>, T)>
+) -> Option<(WebSocketStream<Held<S>>, T)>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     T: Send,
     J: FnOnce(HeaderMap) -> F + Send,
     F: Future<Output = Verdict<T>> + Send,
 {
-    let Rules { place, bounds } = *rules;
+    let Rules {
+        place,
+        bounds,
+        sends_first,
+    } = *rules;
+    let hold = Hold::default();
     let judge = Mutex::new(Some(judge));
     let agreed: Mutex<Option<(OnUpgrade, T)>> = Mutex::new(None);
     let service = service_fn(|mut request: Request<Incoming>| {
         let right = well_formed(&request, place);
         // There is one request: what refuses it closes the connection.
         let judge = judge.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let agreed = &agreed;
+        let (agreed, hold) = (&agreed, &hold);
         async move {
             let answer = match (right, judge) {
                 (Err(refused), _) => *refused,
@@ -104,6 +114,9 @@ where
                         let upgrade = hyper::upgrade::on(&mut request);
                         let mut agreed = agreed.lock().unwrap_or_else(PoisonError::into_inner);
                         *agreed = Some((upgrade, kept));
+                        if sends_first {
+                            hold.begin();
+                        }
                         upgraded
                     }
                     Verdict::Later(after) => later(after),
@@ -120,7 +133,7 @@ where
         .timer(TokioTimer::new())
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Held::new(stream, hold.clone())), service)
         .with_upgrades()
         .await;
     if let Err(error) = served {
@@ -129,8 +142,9 @@ where
     let agreed = agreed.into_inner().unwrap_or_else(PoisonError::into_inner);
     let (upgrade, kept) = agreed?;
     let upgraded = upgrade.await.ok()?;
-    let parts = upgraded.downcast::<TokioIo<S>>().ok()?;
-    let (stream, read) = (parts.io.into_inner(), parts.read_buf.to_vec());
+    let parts = upgraded.downcast::<TokioIo<Held<S>>>().ok()?;
+    let (mut stream, read) = (parts.io.into_inner(), parts.read_buf.to_vec());
+    stream.let_go();
     let config = websocket::settings(bounds, limits::READ_BUFFER_BYTES);
     let socket =
         WebSocketStream::from_partially_read(stream, read, Role::Server, Some(config)).await;
