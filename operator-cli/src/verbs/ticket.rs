@@ -140,7 +140,11 @@ pub(super) async fn make(
             "the ticket was made and could not be written: {}",
             chain(&error)
         );
-        Failure::new(error.exit_code(), what).with(revoke)
+        let failure = Failure::new(error.exit_code(), what).with(revoke);
+        match error.output_fix() {
+            Some(fix) => failure.with(format!("fix: {fix}")),
+            None => failure,
+        }
     })?;
     Ok(created)
 }
@@ -171,8 +175,9 @@ fn untaken(out: &Path, error: &FileError) -> Failure {
         let fix = "name a new file with --out, or move the one that is there: it may hold a ticket that is in use";
         Failure::new(ExitCode::Conflict, what).with(fix)
     } else {
+        let fix = error.output_fix();
         Failure::new(error.exit_code(), chain(error))
-            .with("name a file in a folder that is there and yours")
+            .with(fix.unwrap_or("name a file in a folder that is there and yours"))
     }
 }
 
