@@ -466,8 +466,10 @@ impl Lapsed {
         let (again, missed) = (human::span(pause), errand.missed());
         let cause =
             format!("{amiss}; the door at {url} gave {missed}: {cause}; asking again in {again}");
+        // A gateway knows its id, by which every verb finds it as well.
+        let fix = fix.replace("NAME", &asking.material.name.agent_id.to_string());
         self.conditions
-            .raise(condition, Severity::Fail, &cause, fix);
+            .raise(condition, Severity::Fail, &cause, &fix);
         false
     }
 
