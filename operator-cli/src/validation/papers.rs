@@ -91,8 +91,8 @@ impl Papers {
                 format!("{} is no gateway's folder: {why}", folder.display()),
             )
             .with(
-                "fix: name the folder of a gateway's gateway.toml: one in which `viworks-gateway-agent enroll` made a \
-                 gateway, such as /etc/viworks, or that `viworks-backend-agent pki issue-gateway NAME --out DIR` wrote",
+                "fix: name the folder of a gateway that never ran: one in which `viworks-gateway-agent enroll --out DIR` made \
+                 it, or that `viworks-backend-agent pki issue-gateway NAME --out DIR` wrote",
             )
         })
     }
