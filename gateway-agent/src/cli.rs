@@ -68,8 +68,8 @@ enum Action {
     /// others can read. The key is made here and stays here. Writes the configuration, the keys and the shipped
     /// catalogue, and tries the connection. After an interruption, run it again: it goes on where it was.
     /// Ends with 0 when this is a gateway, 69 when the backend cannot be reached or understood or another server
-    /// answers in its place, and where the disk has no room, 77 when it refuses, 6 when something is in the way, 78 when no agent could start here, 1
-    /// when the clock is off.
+    /// answers in its place, and where the disk has no room, 77 when it refuses, 6 when something is in the way, 78
+    /// when no agent could start here, 1 when the clock is off.
     Enroll {
         /// Where everything goes
         #[arg(long, value_name = "DIR", default_value = INSTALLED)]
