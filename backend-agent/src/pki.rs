@@ -252,11 +252,16 @@ fn write_new(path: &Path, contents: &[u8], secrecy: Secrecy) -> Result<(), PkiEr
         Secrecy::Public => 0o644,
         Secrecy::Secret => 0o600,
     };
-    files::write_new(path, contents, mode).map_err(|error| match error.into_io() {
+    files::write_new(path, contents, mode).map_err(unwritten)
+}
+
+/// Why a file was not written.
+fn unwritten(error: FileError) -> PkiError {
+    match error.into_io() {
         Ok((path, source)) if source.kind() == std::io::ErrorKind::AlreadyExists => {
             PkiError::Exists { path }
         }
         Ok((path, source)) => PkiError::Write { path, source },
         Err(error) => error.into(),
-    })
+    }
 }

@@ -120,11 +120,14 @@ impl StartError {
         }
     }
 
-    /// What to do about an address that cannot be listened on.
+    /// What to do about an address that cannot be listened on, or a disk without room.
     #[must_use]
     pub fn fix(&self) -> Option<&'static str> {
         match self {
             Self::Listen { source, .. } => listen_fix(source),
+            Self::Folder(error) if error.is_no_room() => {
+                Some("make room on the disk of [data] state_folder, and try again")
+            }
             Self::Folder(_)
             | Self::Database(_)
             | Self::Server { .. }

@@ -84,11 +84,17 @@ close_codes! {
 /// What to do where another machine took the gateway's place.
 const REPLACED: &str = "nothing, if that was meant: stop the agent here, or make this machine a gateway of its own: viworks ticket create --name NAME-2, then viworks-gateway-agent enroll into another folder; if it was not meant, see who has the gateway's place: viworks gateway show NAME";
 
+/// The same where an operator has decided for another holder.
+const PUT_OUT: &str = "nothing, if that was meant: another holder of this identity was kept, and this machine is no gateway any more: stop the agent here, or make this machine a gateway of its own: viworks ticket create --name NAME-2, then viworks-gateway-agent enroll into another folder; if it was not meant: viworks gateway resolve NAME --keep takes the decision back";
+
 /// The same where another holder of the gateway's files connected with the certificate that came after this one.
 const RETIRED: &str = "see which machine has the later one: viworks gateway forks NAME and viworks gateway show NAME; if this is the one that is to go on, viworks gateway resolve NAME --keep or viworks gateway replace NAME lets it in; if it is a copy, stop its agent";
 
 /// The same where a certificate was revoked, and its gateway was not.
 const ONLY_THE_CERTIFICATE: &str = "only this certificate was revoked, the gateway itself was not: with another one of its own it is back by itself within seconds; if it has none, let its machine in again: viworks gateway replace NAME, then viworks-gateway-agent enroll";
+
+/// What a backend says to a holder of an identity that an operator has put out.
+pub const KEPT_ANOTHER: &str = "an operator decided that another holder keeps this identity";
 
 impl fmt::Display for CloseCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -114,6 +120,8 @@ impl CloseCode {
             REPLACED
         } else if self == Self::CertUntrusted && reason.contains("was replaced by a later one") {
             RETIRED
+        } else if self == Self::IdentityFork && reason.contains(KEPT_ANOTHER) {
+            PUT_OUT
         } else {
             self.advice()
         }

@@ -27,7 +27,7 @@ pub use naming::{NAME_PREFIX_BYTES_MAX, NameRule, NoName};
 pub use offline::{BadAnswerFile, answer_file, read_answer_file};
 pub use ticket::{
     InvalidTicket, TICKET_CHARS_MAX, TICKET_PREFIX, TICKET_SHOWN, TICKET_URL_BYTES_MAX, Ticket,
-    holds_ticket, told_of_tickets, without_tickets,
+    holds_ticket, ticket_shown, told_of_tickets, without_tickets,
 };
 
 /// Most gateways that one ticket may enrol.

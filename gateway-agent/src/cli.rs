@@ -14,8 +14,10 @@ use viworks_runtime::checked::Checked;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Environment, Explained, Form, Problems, environment};
 use viworks_runtime::exit::ExitCode;
+use viworks_runtime::files::FileError;
 use viworks_runtime::lifecycle::run_to_end;
 use viworks_runtime::logging;
+use viworks_runtime::ready_file::ReadyFileError;
 use viworks_runtime::sqlite;
 use viworks_runtime::stdout::{self, PrintError};
 
@@ -66,8 +68,8 @@ enum Action {
     /// others can read. The key is made here and stays here. Writes the configuration, the keys and the shipped
     /// catalogue, and tries the connection. After an interruption, run it again: it goes on where it was.
     /// Ends with 0 when this is a gateway, 69 when the backend cannot be reached or understood or another server
-    /// answers in its place, 77 when it refuses, 6 when something is in the way, 78 when no agent could start here, 1
-    /// when the clock is off.
+    /// answers in its place, and where the disk has no room, 77 when it refuses, 6 when something is in the way, 78
+    /// when no agent could start here, 1 when the clock is off.
     Enroll {
         /// Where everything goes
         #[arg(long, value_name = "DIR", default_value = INSTALLED)]
@@ -259,6 +261,9 @@ pub fn main(arguments: &[String]) -> std::process::ExitCode {
         }
         Err(error) => {
             logging::say(&format!("error: {error:#}"));
+            if let Some(fix) = fix_of(&error) {
+                logging::say(&format!("  fix: {fix}"));
+            }
             code_of(&error)
         }
     };
@@ -293,6 +298,30 @@ fn asked(text: &str) -> ExitCode {
     }
 }
 
+/// What to do about an error that does not say so itself.
+fn fix_of(error: &anyhow::Error) -> Option<&'static str> {
+    if let Some(error) = error.downcast_ref::<EnrolError>() {
+        return error.fix();
+    }
+    if let Some(error) = error.downcast_ref::<BundleError>() {
+        return error.fix();
+    }
+    if let Some(ReadyFileError::File(error)) = error.downcast_ref() {
+        return error.output_fix();
+    }
+    None
+}
+
+/// A file or folder that could not be used, where nothing more is known of it.
+fn file_of(error: &anyhow::Error) -> Option<&FileError> {
+    error.chain().find_map(|cause| {
+        if let Some(ReadyFileError::File(error)) = cause.downcast_ref() {
+            return Some(error);
+        }
+        cause.downcast_ref()
+    })
+}
+
 fn code_of(error: &anyhow::Error) -> ExitCode {
     if error.is::<Problems>() {
         return ExitCode::Config;
@@ -314,7 +343,7 @@ fn code_of(error: &anyhow::Error) -> ExitCode {
         (None, _) if journal::is_damage(error) => ExitCode::Config,
         // Room may be made while the service manager tries again.
         (None, Some(sqlite::Error::Full(_))) => ExitCode::Unavailable,
-        (None, _) => ExitCode::Error,
+        (None, _) => file_of(error).map_or(ExitCode::Error, FileError::exit_code),
     }
 }
 
@@ -550,6 +579,36 @@ mod tests {
         assert_eq!(code_of(&error), ExitCode::Config);
         let full = anyhow::Error::new(JournalError::Full(8));
         assert_eq!(code_of(&full), ExitCode::Error);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_no_unexpected_failure() {
+        let refused = |errno: i32| FileError::Io {
+            action: "write",
+            path: PathBuf::from("/x/new"),
+            source: std::io::Error::from_raw_os_error(errno),
+        };
+        let (missing, full) = (2, 28);
+        for (errno, code) in [(missing, ExitCode::Config), (full, ExitCode::Unavailable)] {
+            let ready = anyhow::Error::new(ReadyFileError::File(refused(errno)));
+            assert!(fix_of(&ready).is_some(), "{errno}");
+            for error in [
+                ready,
+                anyhow::Error::new(refused(errno)).context("a folder"),
+            ] {
+                assert_eq!(code_of(&error), code, "{error:#}");
+            }
+        }
+        for error in [
+            EnrolError::from(refused(full)),
+            EnrolError::from(refused(full)).unkept("ticket"),
+        ] {
+            let error = anyhow::Error::new(error);
+            assert_eq!(code_of(&error), ExitCode::Unavailable, "{error:#}");
+            let fix = fix_of(&error).unwrap_or_default();
+            assert!(fix.contains("make room"), "{error:#}: {fix}");
+            assert!(fix.contains("run enroll again"), "{error:#}: {fix}");
+        }
     }
 
     #[test]

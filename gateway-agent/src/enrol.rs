@@ -356,6 +356,29 @@ impl EnrolError {
         }
     }
 
+    /// What to do about a disk, of which the error itself says no more than the operating system does.
+    #[must_use]
+    pub fn fix(&self) -> Option<&'static str> {
+        if let Self::InDoubt { cause } | Self::Unkept { cause, .. } = self {
+            return cause.fix();
+        }
+        let Self::File(error) = self else {
+            return None;
+        };
+        if error.is_no_room() {
+            return Some(
+                "make room on its disk, and run enroll again with the same ticket, request or answer: it goes on where \
+                 it was",
+            );
+        }
+        // What is missing was named with the call.
+        if error.is_missing() || error.exit_code() == ExitCode::Unavailable {
+            error.output_fix()
+        } else {
+            None
+        }
+    }
+
     /// Whether the backend has made the gateway, or may have all the same, so that the key must be kept.
     #[must_use]
     pub const fn may_be_done(&self) -> bool {

@@ -155,12 +155,15 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
             return;
         }
         let (wall, not_after) = (parts.clock.wall(), material.shown.not_after);
-        ended.fix = errand::fix(&ended, blame, not_after, wall, door_url.is_some());
         let errand = blame.errand(ended.code, has_ended(&material, wall));
         // Without an address there is nobody to ask.
         let at_door = door_url.as_deref().zip(errand);
+        let another = shows_another(&ended, blame.certificate, &material, &parts.credentials);
+        if !another {
+            ended.fix = errand::fix(&ended, blame, not_after, wall, at_door.is_some());
+        }
         // Not one failure more of those that the pauses count: it is another certificate, or another key.
-        let delay = if shows_another(&ended, blame.certificate, &material, &parts.credentials) {
+        let delay = if another {
             spread(ANOTHER_ONE)
         } else if let Some((url, errand)) = at_door {
             let asked = ask_at_door(&parts, &material, url, errand, &ended);
@@ -171,7 +174,11 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
                 asked = Box::pin(asked) => asked,
             };
             match (asked, parts.lapsed.pause()) {
-                (true, _) => spread(GOT_AT_DOOR),
+                (true, _) => {
+                    // Nothing is told of the door any more.
+                    ended.fix = failure::GIVEN_AT_THE_DOOR;
+                    spread(GOT_AT_DOOR)
+                }
                 (false, Some(pause)) => next_delay(&ended, &mut backoff).min(pause),
                 (false, None) => next_delay(&ended, &mut backoff),
             }
@@ -216,7 +223,8 @@ async fn ask_at_door(
     errand: Errand,
     ended: &Ended,
 ) -> bool {
-    if parts.lapsed.pause().is_some() {
+    if let Some(pause) = parts.lapsed.pause() {
+        parts.lapsed.waits(url, errand, material, pause);
         return false;
     }
     // What the attempt ended with is known before the door has answered.

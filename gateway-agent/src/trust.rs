@@ -162,8 +162,22 @@ fn replace(
     if files::is_absent(path) && anchors.all(|anchor| configured.roots.contains(anchor)) {
         return Ok(false);
     }
+    let before = judge(before).map_or_else(
+        |_none| configured.clone(),
+        |before| beside(configured, before),
+    );
+    let is_other = !are_alike(&before, &beside(configured, given));
     reserve::write(path, offered)?;
-    Ok(true)
+    Ok(is_other)
+}
+
+/// Whether both accept the same, in whatever order they have it.
+fn are_alike(one: &RootCertStore, other: &RootCertStore) -> bool {
+    let has = |store: &RootCertStore, of: &RootCertStore| {
+        let mut anchors = of.roots.iter();
+        anchors.all(|anchor| store.roots.contains(anchor))
+    };
+    has(one, other) && has(other, one)
 }
 
 #[cfg(test)]
@@ -235,6 +249,24 @@ mod tests {
         assert!(offer(&both).outcome.unwrap());
         assert!(offer(&own).outcome.unwrap());
         assert_eq!(read(folder.path()).unwrap().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_same_authorities_in_other_words_are_no_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let [own, one, two] = [authority(), authority(), authority()];
+        let configured = judge(own.as_bytes()).unwrap();
+        let offer = |bundle: &str| take(folder.path(), &configured, bundle.as_bytes());
+        assert!(offer(&format!("{one}{two}")).outcome.unwrap());
+        for same in [format!("{two}{one}"), format!("{own}{one}{two}")] {
+            let came = offer(&same);
+            assert!(!came.outcome.unwrap());
+            // It is what the backend hears that is kept.
+            assert_eq!(came.digest, digest(&same));
+            let kept = fs::read_to_string(folder.path().join(FILE)).unwrap();
+            assert_eq!(kept, same);
+        }
+        assert!(offer(&own).outcome.unwrap(), "two are accepted no more");
     }
 
     #[test]

@@ -70,12 +70,12 @@ impl Contexts {
 
     /// Writes them to the place that [`file()`] names.
     pub fn save(&self, file: &Path) -> Result<(), Failure> {
-        let cannot = |error: &dyn std::error::Error| Failure::new(ExitCode::Error, chain(error));
         if let Some(folder) = file.parent() {
-            files::create_private_folder(folder).map_err(|error| cannot(&error))?;
+            files::create_private_folder(folder)?;
         }
-        let text = toml::to_string(self).map_err(|error| cannot(&error))?;
-        files::write_atomic(file, text.as_bytes()).map_err(|error| cannot(&error))
+        let text = toml::to_string(self);
+        let text = text.map_err(|error| Failure::new(ExitCode::Error, chain(&error)))?;
+        Ok(files::write_atomic(file, text.as_bytes())?)
     }
 
     /// Each with its name, in the order of the names.

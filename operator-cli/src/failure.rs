@@ -3,6 +3,7 @@
 use viworks_api::{Problem, ProblemCode};
 pub use viworks_common::text::in_full as chain;
 use viworks_runtime::exit::ExitCode;
+use viworks_runtime::files::{self, FileError};
 
 /// One failure, to be shown to a person or to a program.
 #[derive(Debug)]
@@ -83,6 +84,26 @@ impl Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Self::new(ExitCode::Error, error.to_string())
+        let failure = |exit| Self::new(exit, error.to_string());
+        // Whose file it is, is not known here; a disk that takes nothing is the same for each.
+        if ExitCode::of_file(&error) != ExitCode::Unavailable {
+            return failure(ExitCode::Error);
+        }
+        let failure = failure(ExitCode::Unavailable);
+        match files::output_fix(&error) {
+            Some(fix) => failure.with(format!("fix: {fix}")),
+            None => failure,
+        }
+    }
+}
+
+impl From<FileError> for Failure {
+    /// A file that was to be written and is not.
+    fn from(error: FileError) -> Self {
+        let failure = Self::new(error.exit_code(), chain(&error));
+        match error.output_fix() {
+            Some(fix) => failure.with(format!("fix: {fix}")),
+            None => failure,
+        }
     }
 }

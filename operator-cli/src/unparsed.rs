@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
-use viworks_common::enrolment::{TICKET_SHOWN, holds_ticket, without_tickets};
+use viworks_common::enrolment::{holds_ticket, ticket_shown, without_tickets};
 
 use crate::failure::Failure;
 use crate::output::Format;
@@ -60,7 +60,11 @@ pub fn failure(error: &clap::Error, arguments: &[OsString]) -> Failure {
     let what = first.strip_prefix("error: ").unwrap_or(&first);
     let mut failure = Failure::usage(what);
     if has_ticket {
-        failure = failure.with(TICKET_SHOWN);
+        let words: Vec<_> = arguments
+            .iter()
+            .map(|word| word.to_string_lossy())
+            .collect();
+        failure = failure.with(ticket_shown(&words));
     }
     paragraphs.fold(failure, Failure::with)
 }
@@ -77,6 +81,7 @@ pub fn shows_ticket(error: &clap::Error, arguments: &[OsString]) -> bool {
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
+    use viworks_common::enrolment::TICKET_SHOWN;
     use viworks_runtime::exit::ExitCode;
 
     use super::*;

@@ -18,6 +18,7 @@ use redact::redact;
 
 use crate::blocking;
 use crate::exit::ExitCode;
+use crate::files;
 
 /// How long what is read from files may take for each part of a bundle: a disk that is away is a reason to collect one.
 pub const READ_TIME: Duration = Duration::from_secs(5);
@@ -51,10 +52,19 @@ pub enum BundleError {
 impl BundleError {
     /// What a process ends with that has none, the same for every program.
     #[must_use]
-    pub const fn exit_code(&self) -> ExitCode {
+    pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Taken(_) => ExitCode::Conflict,
-            Self::Io { .. } => ExitCode::Error,
+            Self::Io { source, .. } => ExitCode::of_file(source),
+        }
+    }
+
+    /// What to do about it; nothing where it says so itself.
+    #[must_use]
+    pub fn fix(&self) -> Option<&'static str> {
+        match self {
+            Self::Taken(_) => None,
+            Self::Io { source, .. } => files::output_fix(source),
         }
     }
 }
@@ -260,6 +270,10 @@ mod tests {
         let again = Bundle::default().write(&path).unwrap_err();
         assert!(again.to_string().contains("--out"), "{again}");
         assert!(path.metadata().unwrap().len() > 1_000, "it is as it was");
+        let nowhere = folder.path().join("missing/bundle.tar.gz");
+        let refused = Bundle::default().write(&nowhere).unwrap_err();
+        assert_eq!(refused.exit_code(), ExitCode::Config);
+        assert!(refused.fix().unwrap().contains("folder"), "{refused}");
     }
 
     #[tokio::test]

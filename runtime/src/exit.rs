@@ -1,6 +1,9 @@
 //! The exit codes, one table for every binary.
 
 use std::fmt;
+use std::io;
+
+use rustix::io::Errno;
 
 /// How a process ended, for scripts and service managers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,7 +31,7 @@ pub enum ExitCode {
     Declined = 9,
     /// At least one required check failed.
     NoGo = 20,
-    /// The backend cannot be reached.
+    /// The backend cannot be reached, or a disk takes nothing: the same may do the next time.
     Unavailable = 69,
     /// Queue full, rate limited or draining: try again.
     Busy = 75,
@@ -63,6 +66,35 @@ impl ExitCode {
         Self::Interrupted,
         Self::ReaderGone,
     ];
+
+    /// What a process ends with that the operating system refuses a file or a folder, the same for every program: a
+    /// service manager or a script tries again what may pass, and not what somebody has to name otherwise.
+    #[must_use]
+    pub fn of_file(refused: &io::Error) -> Self {
+        use io::ErrorKind as Kind;
+        let kind = refused.kind();
+        if kind == Kind::AlreadyExists {
+            return Self::Conflict;
+        }
+        let stays = matches!(
+            kind,
+            Kind::NotFound
+                | Kind::PermissionDenied
+                | Kind::NotADirectory
+                | Kind::IsADirectory
+                | Kind::ReadOnlyFilesystem
+                | Kind::InvalidInput
+                | Kind::Unsupported
+        );
+        if stays {
+            return Self::Config;
+        }
+        let is_full = matches!(kind, Kind::StorageFull | Kind::QuotaExceeded);
+        if is_full || Errno::from_io_error(refused) == Some(Errno::IO) {
+            return Self::Unavailable;
+        }
+        Self::Error
+    }
 
     /// The number the process ends with.
     #[must_use]
@@ -113,7 +145,7 @@ impl ExitCode {
                 "you said no at the prompt, or a prompt was needed and there was no terminal for it"
             }
             Self::NoGo => "at least one required check failed",
-            Self::Unavailable => "backend not reachable",
+            Self::Unavailable => "backend not reachable, or a disk has no room or fails",
             Self::Busy => "queue full, rate limited or draining: try again",
             Self::Forbidden => "authenticated, but the scope is missing",
             Self::Config => {
@@ -151,6 +183,19 @@ mod tests {
         let names: std::collections::BTreeSet<_> =
             ExitCode::ALL.iter().map(|code| code.name()).collect();
         assert_eq!(names.len(), ExitCode::ALL.len());
+    }
+
+    #[test]
+    fn what_a_file_is_refused_for_is_mended_or_tried_again() {
+        let of = |errno: Errno| ExitCode::of_file(&io::Error::from(errno));
+        for errno in [Errno::NOENT, Errno::ACCESS, Errno::NOTDIR, Errno::ROFS] {
+            assert_eq!(of(errno), ExitCode::Config, "{errno}");
+        }
+        for errno in [Errno::NOSPC, Errno::DQUOT, Errno::IO] {
+            assert_eq!(of(errno), ExitCode::Unavailable, "{errno}");
+        }
+        assert_eq!(of(Errno::EXIST), ExitCode::Conflict);
+        assert_eq!(of(Errno::MFILE), ExitCode::Error);
     }
 
     #[test]

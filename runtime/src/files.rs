@@ -21,7 +21,7 @@ mod error;
 mod folder;
 mod guard;
 
-pub use error::{FileError, quoted};
+pub use error::{FileError, output_fix, quoted};
 pub use folder::{Folder, Owners, is_hidden};
 pub use guard::{Guard, Lost, Prober};
 

@@ -6,7 +6,8 @@
 //! database's schema ([`migrations`]), and what a process shows of itself ([`answers`], [`ask`], [`conditions`],
 //! [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`], [`throttle`], [`exit`]), what it shares out among
 //! its callers ([`door`], [`shares`]), how many files it may have ([`descriptors`]), what it hands to whoever is asked
-//! for help ([`bundle`]), and with the feature `websocket` the socket that both agents hold their sessions through.
+//! for help ([`bundle`]), how it asks for a ticket ([`ticket`]), and with the feature `websocket` the socket that both
+//! agents hold their sessions through.
 
 #![warn(missing_docs)]
 
@@ -36,6 +37,7 @@ pub mod shares;
 pub mod sqlite;
 pub mod stdout;
 pub mod throttle;
+pub mod ticket;
 pub mod tls;
 #[cfg(feature = "websocket")]
 pub mod websocket;

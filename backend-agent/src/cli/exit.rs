@@ -3,6 +3,8 @@
 use viworks_runtime::bundle::BundleError;
 use viworks_runtime::config::Problems;
 use viworks_runtime::exit::ExitCode;
+use viworks_runtime::files::{self, FileError};
+use viworks_runtime::ready_file::ReadyFileError;
 use viworks_runtime::tls::TlsError;
 use viworks_runtime::{fault, sqlite};
 
@@ -26,14 +28,49 @@ pub(super) fn fix_of(error: &anyhow::Error) -> Option<&'static str> {
     if let Some(fix) = error.downcast_ref::<StartError>().and_then(StartError::fix) {
         return Some(fix);
     }
-    match full(error)? {
-        Full::Embedded => Some(
+    match full(error) {
+        Some(Full::Embedded) => Some(
             "make room on the disk of [data] state_folder, and try again; what was committed is there",
         ),
-        Full::Server => Some(
+        Some(Full::Server) => Some(
             "make room on the disk of the database server, and try again; what was committed is there",
         ),
+        None => fix_of_output(error),
     }
+}
+
+/// What to do about a file that was to be written and is not.
+fn fix_of_output(error: &anyhow::Error) -> Option<&'static str> {
+    if let Some(error) = error.downcast_ref::<BundleError>() {
+        return error.fix();
+    }
+    if let Some(CreateError::Write { source, .. }) = error.downcast_ref() {
+        return files::output_fix(source);
+    }
+    if let Some(error) = error.downcast_ref::<PkiError>() {
+        return fix_of_pki(error);
+    }
+    file_of(error).and_then(FileError::output_fix)
+}
+
+fn fix_of_pki(error: &PkiError) -> Option<&'static str> {
+    if let PkiError::Unfinished { source, .. } = error {
+        fix_of_pki(source)
+    } else if let PkiError::Write { source, .. } = error {
+        files::output_fix(source)
+    } else {
+        None
+    }
+}
+
+/// The file that a verb of its own could not write, such as what `nginx render` makes.
+fn file_of(error: &anyhow::Error) -> Option<&FileError> {
+    error.chain().find_map(|cause| {
+        if let Some(ReadyFileError::File(error)) = cause.downcast_ref() {
+            return Some(error);
+        }
+        cause.downcast_ref()
+    })
 }
 
 /// Whether a key was to go into a file that is there.
@@ -123,14 +160,17 @@ pub(super) fn code_of(error: &anyhow::Error) -> ExitCode {
         Some(CreateError::BadName | CreateError::NoScope | CreateError::BadExpiry) => {
             return ExitCode::Usage;
         }
-        Some(CreateError::Write { .. } | CreateError::File(_) | CreateError::Store(_)) | None => {}
+        Some(CreateError::Write { source, .. }) => return ExitCode::of_file(source),
+        Some(CreateError::File(error)) => return error.exit_code(),
+        Some(CreateError::Store(_)) | None => {}
     }
     if matches!(store, Some(StoreError::Conflict { .. })) {
         return ExitCode::Conflict;
     }
-    error
-        .downcast_ref::<PkiError>()
-        .map_or(ExitCode::Error, of_pki)
+    if let Some(error) = error.downcast_ref::<PkiError>() {
+        return of_pki(error);
+    }
+    file_of(error).map_or(ExitCode::Error, FileError::exit_code)
 }
 
 /// What is not right about a file that was named is the same whether the configuration or a flag names it.
@@ -155,7 +195,8 @@ fn of_pki(error: &PkiError) -> ExitCode {
         // The same call may do the next time: no file and no line of the configuration is to be changed for that.
         PkiError::Unsigned { .. } => ExitCode::Unavailable,
         PkiError::Unfinished { source, .. } => of_pki(source),
-        PkiError::Write { .. } | PkiError::Certificate(_) | PkiError::Store(_) => ExitCode::Error,
+        PkiError::Write { source, .. } => ExitCode::of_file(source),
+        PkiError::Certificate(_) | PkiError::Store(_) => ExitCode::Error,
     }
 }
 
@@ -163,8 +204,10 @@ fn of_pki(error: &PkiError) -> ExitCode {
 mod tests {
     use std::sync::Arc;
 
+    use viworks_runtime::bundle::BundleError;
     use viworks_runtime::exit::ExitCode;
     use viworks_runtime::files::FileError;
+    use viworks_runtime::ready_file::ReadyFileError;
     use viworks_runtime::sqlite;
     use viworks_runtime::tls::TlsError;
 
@@ -248,6 +291,57 @@ mod tests {
             source: Box::new(PkiError::File(missing())),
         };
         assert_eq!(code_of(&unfinished.into()), ExitCode::Config);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_says_what_to_do() {
+        let path = || std::path::PathBuf::from("/x/new");
+        let refused = |errno: i32| std::io::Error::from_raw_os_error(errno);
+        let (missing, broken, full) = (2, 5, 28);
+        for (errno, code, told) in [
+            (missing, ExitCode::Config, "in a folder that is there"),
+            (broken, ExitCode::Unavailable, "dmesg"),
+            (full, ExitCode::Unavailable, "make room on its disk"),
+        ] {
+            let file = || FileError::Io {
+                action: "create",
+                path: path(),
+                source: refused(errno),
+            };
+            let written = || PkiError::Write {
+                path: path(),
+                source: refused(errno),
+            };
+            let unfinished = PkiError::Unfinished {
+                folder: path(),
+                source: Box::new(written()),
+            };
+            let key = CreateError::Write {
+                path: path(),
+                source: refused(errno),
+            };
+            let bundle = BundleError::Io {
+                path: path(),
+                source: refused(errno),
+            };
+            for error in [
+                anyhow::Error::from(written()),
+                unfinished.into(),
+                key.into(),
+                bundle.into(),
+                anyhow::Error::from(file()).context("failed to write /x/new"),
+                ReadyFileError::File(file()).into(),
+            ] {
+                assert_eq!(code_of(&error), code, "{error:#}");
+                let fix = fix_of(&error).unwrap();
+                assert!(fix.contains(told), "{error:#}: {fix}");
+            }
+        }
+        let taken = anyhow::Error::from(CreateError::Write {
+            path: path(),
+            source: refused(17),
+        });
+        assert_eq!(code_of(&taken), ExitCode::Conflict);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use viworks_common::enrolment::{GivenAuthorities, NoName};
+use viworks_common::enrolment::{GivenAuthorities, NameRule, NoName};
 use viworks_common::human;
 use viworks_common::id::GatewayName;
 
@@ -29,7 +29,18 @@ pub(super) struct Refusal {
     pub(super) authorities: Option<Box<GivenAuthorities>>,
 }
 
-const NEW_ONE: &str = "ask for a new one (viworks ticket create)";
+/// Where another ticket comes from: from whoever gives a gateway's place away, where that is what the ticket is for.
+fn new_one(ticket: Option<&StoredTicket>) -> String {
+    let replaces = ticket.and_then(|ticket| Some((ticket, ticket.replaces?)));
+    let Some((ticket, agent_id)) = replaces else {
+        return "ask for a new one (viworks ticket create)".to_owned();
+    };
+    let gateway = match &ticket.naming {
+        NameRule::Fixed(name) => name.to_string(),
+        NameRule::Free | NameRule::Prefix(_) => agent_id.to_string(),
+    };
+    format!("ask for a new one (viworks gateway replace {gateway})")
+}
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
@@ -113,27 +124,28 @@ impl Refusal {
             at.map(|at| format!(" at {}", human::to_the_second(at)))
                 .unwrap_or_default()
         };
+        let new = new_one(ticket);
         let detail = match refusal {
             TicketRefusal::Unknown => format!(
-                "this backend has no such ticket: it is of another backend, or ended long ago; {NEW_ONE}"
+                "this backend has no such ticket: it is of another backend, or ended long ago; {new}"
             ),
             TicketRefusal::BadProof => format!(
                 "the ticket's secret is not the one that this backend knows: it is of another backend, or was made with \
-                 another master key; {NEW_ONE}"
+                 another master key; {new}"
             ),
             TicketRefusal::Challenge => {
                 "the challenge was answered already or is more than a minute old: run enroll again".to_owned()
             }
             TicketRefusal::Revoked => format!(
-                "the ticket was revoked{}: {NEW_ONE}",
+                "the ticket was revoked{}: {new}",
                 at(ticket.and_then(|ticket| ticket.revoked_at))
             ),
             TicketRefusal::Expired => format!(
-                "the ticket expired{}: {NEW_ONE}",
+                "the ticket expired{}: {new}",
                 at(ticket.map(|ticket| ticket.expires_at))
             ),
             TicketRefusal::UsedUp => format!(
-                "the ticket has enrolled {}, as many as it was made for: {NEW_ONE}",
+                "the ticket has enrolled {}, as many as it was made for: {new}",
                 human::counted_all(
                     ticket.map_or(1, |ticket| u64::from(ticket.uses_max)),
                     "gateway",
@@ -141,7 +153,7 @@ impl Refusal {
                 )
             ),
             TicketRefusal::OtherNetwork => format!(
-                "the ticket is not for machines at this address: enrol from one of its networks, or {NEW_ONE}"
+                "the ticket is not for machines at this address: enrol from one of its networks, or {new}"
             ),
             TicketRefusal::KeyInUse => {
                 "this key belongs to a gateway already: remove the folder .enrolling beside the configuration, and run \
@@ -203,5 +215,67 @@ impl From<StoreError> for Refusal {
             detail,
             RETRY_SOON,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use uuid::Uuid;
+    use viworks_common::id::{AgentId, TicketId};
+    use viworks_common::time::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn whoever_was_to_take_a_gateway_s_place_asks_for_that_again() {
+        let of = |replaces: Option<AgentId>, naming: NameRule| {
+            let at = Timestamp::from_unix_micros(7);
+            let ticket = StoredTicket {
+                id: TicketId::from_uuid(Uuid::from_u128(1)),
+                sha256: [1; 32],
+                uses_max: 1,
+                uses: 1,
+                refusals: 0,
+                labels: BTreeMap::new(),
+                naming,
+                networks: Vec::new(),
+                replaces,
+                allow_replace: false,
+                ephemeral: None,
+                created_at: at,
+                created_by: "test".to_owned(),
+                creator: None,
+                expires_at: at,
+                revoked_at: None,
+            };
+            [
+                TicketRefusal::UsedUp,
+                TicketRefusal::Expired,
+                TicketRefusal::Revoked,
+            ]
+            .map(|refusal| Refusal::of_ticket(refusal, Some(&ticket)).detail)
+        };
+        let agent = AgentId::from_uuid(Uuid::from_u128(2));
+        let fixed = NameRule::Fixed("gw-1".parse().unwrap());
+        for (told, words) in [
+            (
+                of(None, fixed.clone()),
+                "(viworks ticket create)".to_owned(),
+            ),
+            (
+                of(Some(agent), fixed),
+                "(viworks gateway replace gw-1)".to_owned(),
+            ),
+            (
+                of(Some(agent), NameRule::Free),
+                format!("(viworks gateway replace {agent})"),
+            ),
+        ] {
+            for detail in told {
+                assert!(detail.ends_with(&words), "{detail}");
+            }
+        }
     }
 }

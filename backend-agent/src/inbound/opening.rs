@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::{debug, error, info};
 use viworks_common::claims::{Newcomer, Verdict};
-use viworks_common::code::CloseCode;
+use viworks_common::code::{CloseCode, KEPT_ANOTHER};
 use viworks_common::id::SessionId;
 use viworks_common::key::Secret;
 use viworks_common::limits::CHALLENGE_AGE_MAX;
@@ -17,7 +17,7 @@ use crate::agent::openings::Presented;
 use crate::agent::registry::Peer;
 use crate::agent::shelf::Order;
 use crate::data::{
-    Actor, AdmitOutcome, AdmitRequest, Admitted, AuditOutcome, NewAuditRecord, StoreError,
+    Actor, AdmitOutcome, AdmitRequest, Admitted, AuditOutcome, ForkEnd, NewAuditRecord, StoreError,
 };
 
 /// How long a gateway should wait when the backend cannot decide.
@@ -59,6 +59,9 @@ impl Arrival<'_> {
         if let Ok(AdmitOutcome::Fork) = outcome {
             let (manager, now) = (&self.inbound.manager, self.inbound.clock.now());
             manager.left_behind(request.agent_id, request.epoch, now);
+            if self.is_put_out(&request).await {
+                return Decision::Refuse(self.paced(refuse(CloseCode::IdentityFork, KEPT_ANOTHER)));
+            }
         }
         let admitted = match outcome {
             Ok(AdmitOutcome::Accepted(admitted)) => admitted,
@@ -80,6 +83,17 @@ impl Arrival<'_> {
             return Decision::Refuse(refuse);
         }
         Decision::Welcome(Box::new(self.welcome(&admitted)), admitted)
+    }
+
+    /// Whether it is decided already that this second holder stays out: then nobody is to decide. Where the store does
+    /// not say, it is told as one about whom somebody has to.
+    async fn is_put_out(&self, request: &AdmitRequest) -> bool {
+        let (store, tenant) = (&self.inbound.store, &self.peer.identity.tenant);
+        let forks = store.list_forks(tenant, request.agent_id).await;
+        let mut own = forks.unwrap_or_default().into_iter();
+        let own = own.find(|fork| fork.refused.agent_run_id == request.agent_run_id);
+        let decided = own.and_then(|fork| fork.resolved);
+        decided.is_some_and(|(_at, end)| end != ForkEnd::Kept)
     }
 
     async fn is_fresh(&self) -> Result<(), Refuse> {

@@ -70,6 +70,19 @@ impl Reply {
         Err(PkiError::Exists { path: draft })
     }
 
+    /// Writes the answer under its first name. Whoever named the new file knows of no other.
+    fn begin(&self, bytes: &[u8]) -> Result<(), PkiError> {
+        let written = write_new(&self.draft(), bytes, Secrecy::Secret);
+        written.map_err(|error| {
+            if let PkiError::Write { source, .. } = error {
+                let path = self.out.clone();
+                PkiError::Write { path, source }
+            } else {
+                error
+            }
+        })
+    }
+
     fn finish(&self) -> Result<(), PkiError> {
         files::move_new(&self.draft(), &self.out)?;
         let folder = self
@@ -141,7 +154,7 @@ pub async fn sign(
     let (answer, secrets, gateway) = make(tenant, office, whom, (reply, pins), clock.wall())?;
     let agent_id = answer.agent_id;
     let bytes = answer_file(answer, &secrets);
-    write_new(&reply.draft(), &bytes, Secrecy::Secret)?;
+    reply.begin(&bytes)?;
     let made = store
         .create_gateway(tenant, gateway, actor, clock.line())
         .await;

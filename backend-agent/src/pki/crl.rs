@@ -22,7 +22,7 @@ use viworks_runtime::{blocking, tls};
 use x509_parser::extensions::ParsedExtension;
 
 use super::issue::open_authority;
-use super::{PkiError, signing};
+use super::{PkiError, signing, unwritten};
 use crate::config::Config;
 use crate::data::{Store, WithdrawnCertificate, in_full};
 
@@ -244,7 +244,7 @@ pub fn write(
     let authority = open_authority(config)?;
     let list = authority.revocations(withdrawn, now, LIFE)?;
     // There is no secret in it, and nginx may run as anybody.
-    Ok(files::write_atomic_as(out, list.as_bytes(), 0o644)?)
+    files::write_atomic_as(out, list.as_bytes(), 0o644).map_err(unwritten)
 }
 
 /// Keeps the file of `crl_file` in `[keys]` as the database is.

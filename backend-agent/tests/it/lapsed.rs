@@ -10,10 +10,12 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use viworks_backend_agent::data::{
-    Actor, CertificateRef, NewTicket, Page, TicketBounds, TicketOutcome,
+    Actor, AnsweredChallenge, CertificateRef, NewCertificate, NewTicket, Page, Reissue,
+    ReissueOutcome, TicketBounds, TicketOutcome,
 };
 use viworks_backend_agent::pki::authority::Issued;
 use viworks_backend_agent::pki::issue::{Material, Office};
+use viworks_common::admission::Shown;
 use viworks_common::enrolment::{
     EnrolmentChallenge, EnrolmentRequest, Exchange, GivenAuthorities, LapsedExchange,
     LapsedRenewal, LapsedRequest, NameRule, RENEW_PATH, RedeemRequest, WireChallenge,
@@ -301,6 +303,57 @@ async fn a_gateway_at_the_door_is_given_the_authorities_whatever_comes_of_its_ce
         // They are for this request of this gateway.
         assert_eq!(exchange.given(b"another", &given), None);
     }
+    drop(backend.stop().await);
+}
+
+/// Where it had its share of certificates, the authorities alone may be all that lets it in.
+#[tokio::test]
+async fn a_gateway_that_asks_too_soon_is_given_the_authorities_all_the_same() {
+    let backend = backend().await;
+    let material = backend.join_for("gw-1", SHORT).await;
+    let (identity, facts) = (&material.identity, &material.certificate.facts);
+    // It got one a moment ago, which ends so soon that it counts as ended as well.
+    let (tenant, now) = (Tenant::default_tenant(), SystemClock.wall());
+    let reissue = Reissue {
+        challenge: AnsweredChallenge {
+            challenge: random::bytes(),
+            expires_at: now.saturating_add(Duration::from_secs(60)),
+        },
+        peer: "127.0.0.1".parse().unwrap(),
+        shown: Shown {
+            epoch: 0,
+            token_valid: true,
+            key_generation: 1,
+        },
+        wall: now,
+        certificate: NewCertificate {
+            agent_id: identity.agent_id,
+            spki: facts.spki,
+            serial: facts.serial.clone(),
+            not_after: facts.not_after,
+            fingerprint: random::bytes(),
+        },
+        pem: material.certificate.certificate.clone(),
+    };
+    let done = backend.store.reissue_certificate(&tenant, reissue, now);
+    assert_eq!(done.await.unwrap(), ReissueOutcome::Issued);
+
+    let asks = request(&material, challenge(&backend, &material).await);
+    let key = AgentKey::new(material.agent_key.clone());
+    let exchange = LapsedExchange::new(&key, asks.agent_id, &asks.challenge);
+    let body = serde_json::to_vec(&LapsedRequest::Renew(asks)).unwrap();
+    let proof = exchange.prove(&body);
+    let (status, answer) = asked(&backend, &material, &body, Some(&proof)).await;
+    let code = answer["code"].as_str();
+    assert_eq!((status, code), (429, Some("too_soon")), "{answer}");
+    let given = answer["authorities"].clone();
+    let given: GivenAuthorities = serde_json::from_value(given).unwrap();
+    let bundle = exchange.given(&body, &given).unwrap();
+    let certificate = |pem: &str| tls::one_certificate(pem.as_bytes()).unwrap();
+    assert_eq!(certificate(bundle), certificate(&material.authority));
+    assert_eq!(exchange.given(b"another", &given), None);
+    let noted = refusals(&backend, "certificate.renew_at_door").await;
+    assert_eq!(noted, ["too_soon", "issued"]);
     drop(backend.stop().await);
 }
 

@@ -141,7 +141,25 @@ pub fn told_of_tickets<W: AsRef<str>>(said: &str, words: &[W]) -> Option<String>
         return None;
     }
     let said = hidden.as_deref().unwrap_or(said).trim_end();
-    Some(format!("{said}\n\n{TICKET_SHOWN}"))
+    let shown = ticket_shown(words);
+    Some(format!("{said}\n\n{shown}"))
+}
+
+/// What to do about a ticket among the words of a command line. Of one that is whole the id is no secret, and is named.
+#[must_use]
+pub fn ticket_shown<W: AsRef<str>>(words: &[W]) -> String {
+    let id = words.iter().find_map(|word| id_in(word.as_ref()));
+    id.map_or_else(
+        || TICKET_SHOWN.to_owned(),
+        |id| TICKET_SHOWN.replace("ID", &id.to_string()),
+    )
+}
+
+/// The id of the ticket in a word, such as behind a flag.
+fn id_in(word: &str) -> Option<TicketId> {
+    let (before, _payload) = split_at_ticket(word)?;
+    let ticket = word.get(before.len()..)?.parse::<Ticket>();
+    ticket.ok().map(|ticket| ticket.id)
 }
 
 /// What stands in front of the first ticket of any version, and what behind the prefix of that.
@@ -348,6 +366,16 @@ mod tests {
             let text = ticket.expose();
             prop_assert!(text.len() <= TICKET_CHARS_MAX);
             prop_assert_eq!(text.parse::<Ticket>(), Ok(ticket));
+        }
+
+        #[test]
+        fn one_on_a_command_line_is_named_and_not_shown(ticket in tickets(), is_flag in any::<bool>()) {
+            let secret = ticket.expose();
+            let word = if is_flag { format!("--ticket={}", &*secret) } else { String::clone(&secret) };
+            let told = told_of_tickets("what is that?", &["enroll", word.as_str()]).unwrap();
+            let revoke = format!("viworks ticket revoke {})", ticket.id);
+            prop_assert!(told.contains(&revoke), "{told}");
+            prop_assert!(!told.contains(&*secret), "{told}");
         }
 
         #[test]

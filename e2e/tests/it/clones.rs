@@ -122,6 +122,17 @@ async fn a_live_original_is_not_disturbed_and_can_be_put_out_for_its_copy() {
     copied.signal(Signal::HUP);
     connected(&system, &copy).await;
     refused(&original).await;
+    // Nobody is asked to decide what is decided.
+    eventually("it is told who was kept", PATIENCE, async || {
+        let told = "another holder of this identity was kept";
+        original.log().contains(told).then_some(())
+    })
+    .await;
+    assert!(
+        !original.log().contains("decide who keeps this identity"),
+        "{}",
+        original.log()
+    );
 }
 
 /// The copy was made of a gateway that is connected and does not answer.

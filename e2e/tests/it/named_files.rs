@@ -124,3 +124,59 @@ async fn a_file_that_is_named_and_not_there_ends_every_verb_alike() {
     }
     assert!(!Path::new(new).exists());
 }
+
+/// A new file in a folder that is not there: every verb that writes one says so with the same code, names what was
+/// named and nothing of its own, and what to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_that_is_not_there_is_told_of_with_what_to_do() {
+    let root = tempfile::tempdir().unwrap();
+    let shipped = Binaries::shipped();
+    let (cli, backend, gateway) = (shipped.cli(), shipped.backend(), shipped.gateway());
+    let folder = root.path().join("site");
+    run(&backend, &["pki", "init", "--dir", text(&folder)]);
+    let config = folder.join("backend.toml");
+    let config = ["--config", text(&config)];
+    let (home, request) = (root.path().join("gw"), root.path().join("gw.csr"));
+    let enroll = ["enroll", "--demo", "--out", text(&home), "--request-out"];
+    run(&gateway, &[&enroll[..], &[text(&request)]].concat());
+    let (missing, new) = (root.path().join("missing"), root.path().join("missing/new"));
+    let other = root.path().join("other");
+    let other = ["enroll", "--demo", "--out", text(&other), "--request-out"];
+    let key = ["apikey", "create", "--name", "x", "--scopes", "all"];
+    let url = "wss://127.0.0.1:1/agent/v1/connect";
+    let sign = ["pki", "sign-request", text(&request)];
+    let sign = [&sign[..], &["--name", "gw-1", "--url", url]].concat();
+    let collect = ["diag", "collect"];
+    let nowhere = ["diag", "collect", "--yes", "--server", "http://127.0.0.1:1"];
+    for (program, words) in [
+        (&cli, [&nowhere[..], &["--out"]].concat()),
+        (&backend, [&key[..], &config, &["--out"]].concat()),
+        (&backend, [&sign[..], &config, &["--out"]].concat()),
+        (
+            &backend,
+            [&["pki", "crl"][..], &config, &["--out"]].concat(),
+        ),
+        (&backend, [&collect[..], &config, &["--out"]].concat()),
+        (&gateway, [&collect[..], &config, &["--out"]].concat()),
+        (&gateway, other.to_vec()),
+    ] {
+        let mut command = Command::new(program);
+        command.args(&words).arg(&new).current_dir(root.path());
+        command.env("VIWORKS_CONFIG_DIR", root.path().join("contexts"));
+        let said = finish(command, PATIENCE).await.ended_with(CONFIG);
+        let names = |what: &str| said.stderr.contains(what);
+        assert!(names(text(&new)), "{words:?}: {said:#?}");
+        assert!(!names("unfinished"), "{words:?}: {said:#?}");
+        assert!(
+            names("fix: name a file in a folder"),
+            "{words:?}: {said:#?}"
+        );
+    }
+    assert!(!missing.exists());
+    // The request is still one that can be signed.
+    let answer = root.path().join("gw.answer");
+    run(
+        &backend,
+        &[&sign[..], &config, &["--out", text(&answer)]].concat(),
+    );
+}

@@ -418,7 +418,11 @@ async fn an_address_that_no_gateway_can_use_registers_nothing() {
     let said = key("x", &file).await.ended_with(6);
     assert!(said.stderr.contains("fix: name a new file"), "{said:#?}");
     drop(key("", &system.path().join("b.key")).await.ended_with(2));
-    drop(key("x", Path::new("/proc/b.key")).await.ended_with(1));
+    let said = key("x", Path::new("/proc/b.key")).await.ended_with(78);
+    assert!(
+        said.stderr.contains("fix: name a file in a folder"),
+        "{said:#?}"
+    );
     let listed = backend(&["apikey", "ls", "--config", text(&config)])
         .await
         .ended_with(0);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use viworks_common::enrolment::{Home, Ticket};
-use viworks_common::id::{GatewayName, InstallId};
+use viworks_common::id::GatewayName;
 use viworks_common::time::Monotonic;
 use viworks_common::{human, text};
 use viworks_runtime::clock::{Clock, SystemClock};
@@ -13,11 +13,11 @@ use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::quoted;
 use viworks_runtime::lifecycle::Signals;
-use viworks_runtime::{fault, files, logging, stdout, tls};
+use viworks_runtime::{fault, logging, stdout, tls};
 
 use crate::config::Config;
 use crate::enrol::{EnrolError, Enrolled, Found, Machine, Papers, Places, Staging, redeem};
-use crate::identity::{INSTALL_ID_FILE, known_install_id};
+use crate::identity::known_install_id;
 use crate::material::Material;
 use crate::outbound::dial::{self, Dialler};
 use crate::outbound::look;
@@ -165,10 +165,6 @@ async fn become_gateway(
     let filled = staging.fill(&enrolled.papers, places.home);
     let finished = filled.and_then(|whole| whole.finish(places));
     finished.map_err(|error| error.unkept(asked.by.word()))?;
-    // What root writes there the service's user could not read.
-    if places.home != Home::Installed {
-        keep_install_id(places.state(), install_id);
-    }
     tell(&enrolled)
 }
 
@@ -193,19 +189,6 @@ fn left(staging: Staging, error: EnrolError) -> EnrolError {
         return error;
     }
     error
-}
-
-/// The agent goes on as the installation that enrolled, where that can be written. Where it cannot, the agent draws an
-/// id of its own, which does no harm.
-fn keep_install_id(state: &Path, install_id: InstallId) {
-    let path = state.join(INSTALL_ID_FILE);
-    if files::create_private_folder(state).is_ok() && path.symlink_metadata().is_err() {
-        drop(files::write_new(
-            &path,
-            format!("{install_id}\n").as_bytes(),
-            0o600,
-        ));
-    }
 }
 
 fn tell(enrolled: &Enrolled) -> anyhow::Result<()> {

@@ -18,6 +18,7 @@ use viworks_runtime::{fault, random};
 use zeroize::Zeroizing;
 
 use super::{EnrolError, Papers, Places};
+use crate::identity::INSTALL_ID_FILE;
 
 /// The folder, in that of the configuration.
 pub(super) const FOLDER: &str = ".enrolling";
@@ -212,6 +213,10 @@ impl Whole {
         if places.home != Home::Demo {
             self.room.write_catalogue()?;
         }
+        // What root writes there the service's user could not read.
+        if places.home != Home::Installed {
+            self.room.keep_install_id(places.state())?;
+        }
         for name in MOVED {
             fault::point("enrol.moving");
             let (from, to) = (folder.join(name), target.join(name));
@@ -331,6 +336,29 @@ impl Room {
         }
         files::sync_folder(&begun)?;
         std::fs::rename(&begun, &folder).map_err(|source| io("move", &begun, source))
+    }
+
+    /// The agent goes on as the installation that enrolled, where that can be written. Where it cannot, the agent draws
+    /// an id of its own, which does no harm; but a full disk is in the way of everything that is still to be done.
+    fn keep_install_id(&self, state: &Path) -> Result<(), EnrolError> {
+        let path = state.join(INSTALL_ID_FILE);
+        if !files::is_absent(&path) {
+            return Ok(());
+        }
+        // Nothing else is ever lost of it here, and it is not worth an enrolment.
+        let Ok(bytes) = files::read_private(&self.folder.join(INSTALL_ID)) else {
+            return Ok(());
+        };
+        let Ok(id) = String::from_utf8_lossy(&bytes).trim().parse::<InstallId>() else {
+            return Ok(());
+        };
+        let line = format!("{id}\n");
+        let kept = files::create_private_folder(state)
+            .and_then(|()| files::write_new(&path, line.as_bytes(), 0o600));
+        match kept {
+            Err(error) if error.is_no_room() => Err(error.into()),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     fn write(&self, name: &str, contents: &[u8], mode: u32) -> Result<(), EnrolError> {

@@ -269,6 +269,8 @@ impl Seen {
 
 #[cfg(test)]
 mod tests {
+    use viworks_common::code::KEPT_ANOTHER;
+
     use super::*;
 
     #[test]
@@ -297,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_session_says_whether_its_certificate_alone_was_revoked() {
+    fn an_end_says_whether_its_certificate_alone_was_revoked_and_what_was_decided() {
         let seen = Seen {
             state: AgentState::Established,
             confirmed_for: Some(Duration::from_secs(60)),
@@ -315,6 +317,21 @@ mod tests {
             assert_eq!(signed.fix, framed.fix, "{reason}");
             signed.fix
         };
+        let put_out = |reason: &str| {
+            let closed = Closed {
+                code: Some(CloseCode::IdentityFork),
+                reason: reason.to_owned(),
+                by: End::Backend,
+            };
+            seen.closed(&closed).fix
+        };
+        assert_eq!(put_out("a later session"), CloseCode::IdentityFork.advice());
+        let decided = put_out(KEPT_ANOTHER);
+        assert!(
+            decided.contains("another holder of this identity was kept")
+                && !decided.contains("decide who keeps"),
+            "{decided}"
+        );
         let whole = fix("the gateway was revoked");
         assert_eq!(whole, CloseCode::Revoked.advice());
         let alone = fix("the certificate of this session was revoked");

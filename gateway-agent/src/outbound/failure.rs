@@ -36,6 +36,9 @@ pub(super) const ADD_AUTHORITY: &str = "if the authority of the backend's certif
 /// The same where the door is asked.
 pub(super) const AUTHORITIES_FROM_THE_DOOR: &str = "this gateway asks the door of the backend for the authorities by itself ([outbound] door_url; the condition authorities.door says what came of it); or add the new one to the file that [outbound] ca_file names";
 
+/// The same where the door has just given what was asked for.
+pub(super) const GIVEN_AT_THE_DOOR: &str = "nothing: the door of the backend has given what was missing, and the next attempt to connect uses it";
+
 /// A step of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {

@@ -52,6 +52,9 @@ const NOT_LAPSED: &str = "not_lapsed";
 /// The word of a backend for a key whose certificate was revoked, and whose gateway was not.
 const CERTIFICATE_REVOKED: &str = "certificate_revoked";
 
+/// The word of a backend for a gateway that was revoked.
+const REVOKED: &str = "revoked";
+
 /// A difference of clocks that is told beside what may come of it.
 const SKEW_TOLD: Duration = Duration::from_secs(60);
 
@@ -59,6 +62,7 @@ const FIX_WAIT: &str = "nothing, while it is asked";
 const FIX_REACH: &str = "check [outbound] door_url, and that the backend has a door there (listen in its [enrolment]); it is asked again by itself";
 const FIX_PIN: &str = "if the backend's key was changed on purpose, add its pin to [outbound] pins; otherwise somebody is in between: a proxy in front of the door must pass TLS through";
 const FIX_REVOKED: &str = "if the machine still belongs to the fleet, and no other certificate of its own lets it in, let it in again: viworks gateway replace NAME, then viworks-gateway-agent enroll";
+const FIX_REVOKED_GATEWAY: &str = "if the machine still belongs to the fleet, let it in again: viworks gateway replace NAME, then viworks-gateway-agent enroll";
 const FIX_REFUSED: &str = "do what the backend says; it is asked again by itself";
 const FIX_CLOCK: &str =
     "set this machine's clock, and keep it set (chrony, systemd-timesyncd); nothing else is wrong";
@@ -155,10 +159,10 @@ impl From<DoorFailure> for Vain {
                     AtDoor::Unheard
                 },
                 cause: format!("the backend refuses: {code}: {detail}"),
-                fix: if code == CERTIFICATE_REVOKED {
-                    FIX_REVOKED
-                } else {
-                    FIX_REFUSED
+                fix: match code.as_str() {
+                    REVOKED => FIX_REVOKED_GATEWAY,
+                    CERTIFICATE_REVOKED => FIX_REVOKED,
+                    _ => FIX_REFUSED,
                 },
                 is_of_the_key: matches!(
                     code.as_str(),
@@ -211,6 +215,8 @@ struct State {
     from: Monotonic,
     /// Which of its keys is asked for, the latest first.
     place: usize,
+    /// What the door gave since the last session.
+    gave: Option<Errand>,
 }
 
 /// What becomes of a certificate that has ended, and of an authority that is not known. One set of pauses is kept for
@@ -378,6 +384,39 @@ impl Lapsed {
         *self.state() = State::default();
     }
 
+    /// Says that the door is asked again only after a pause, where nothing is told of that yet: what it gave did not
+    /// help, or it was asked for something else before.
+    pub fn waits(&self, url: &str, errand: Errand, material: &Material, pause: Duration) {
+        if let Some(latest) = latest_first(material).into_iter().next() {
+            self.tell_pause(url, errand, latest.not_after, pause);
+        }
+    }
+
+    fn tell_pause(&self, url: &str, errand: Errand, not_after: Timestamp, pause: Duration) {
+        let condition = errand.condition();
+        let mut told = self.conditions.list().into_iter();
+        if told.any(|known| known.name == condition) {
+            return;
+        }
+        let amiss = self.in_words(errand, not_after);
+        let (wanted, again) = (errand.wanted(), human::span(pause));
+        let (cause, fix) = if self.state().gave == Some(errand) {
+            let cause = format!(
+                "{amiss}; the door at {url} gave {wanted}, and that did not help; asking again in {again}"
+            );
+            let fix = match errand {
+                Errand::Certificate => FIX_ANSWER,
+                Errand::Authorities => FIX_OTHERS,
+            };
+            (cause, fix)
+        } else {
+            let cause = format!("{amiss}; asking the door at {url} for {wanted} in {again}");
+            (cause, FIX_WAIT)
+        };
+        self.conditions
+            .raise(condition, Severity::Fail, &cause, fix);
+    }
+
     /// Asks the door. True when what is asked for was given and is kept.
     pub async fn ask(&self, asking: &Asking<'_>) -> bool {
         let all = latest_first(asking.material);
@@ -403,6 +442,7 @@ impl Lapsed {
             // Where it is not taken either, nobody asks for one after the other.
             let came = AtDoor::Refused(None);
             state.from = now.saturating_add(pause_at_door(came, state.asked, random));
+            state.gave = Some(errand);
             drop(state);
             self.conditions.clear(condition);
             return true;
@@ -426,8 +466,10 @@ impl Lapsed {
         let (again, missed) = (human::span(pause), errand.missed());
         let cause =
             format!("{amiss}; the door at {url} gave {missed}: {cause}; asking again in {again}");
+        // A gateway knows its id, by which every verb finds it as well.
+        let fix = fix.replace("NAME", &asking.material.name.agent_id.to_string());
         self.conditions
-            .raise(condition, Severity::Fail, &cause, fix);
+            .raise(condition, Severity::Fail, &cause, &fix);
         false
     }
 

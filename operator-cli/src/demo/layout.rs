@@ -456,8 +456,12 @@ fn cannot_use(what: &str, path: &Path, error: &std::io::Error) -> Failure {
 
 /// A folder or file that cannot be made, with its cause.
 pub(super) fn cannot_write(error: &files::FileError) -> Failure {
-    Failure::new(error.exit_code(), chain(error))
-        .with("fix: use another place: viworks up --data-dir DIR")
+    let failure = Failure::new(error.exit_code(), chain(error));
+    if error.is_no_room() {
+        return failure
+            .with("fix: make room on its disk, or use another place: viworks up --data-dir DIR");
+    }
+    failure.with("fix: use another place: viworks up --data-dir DIR")
 }
 
 /// What `up` started.

@@ -3,10 +3,9 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 
-use viworks_runtime::exit::ExitCode;
 use viworks_runtime::{files, random};
 
-use super::layout::Layout;
+use super::layout::{Layout, cannot_write};
 use crate::failure::{Failure, chain};
 
 /// Whom the backends are to a server, and what they have there.
@@ -27,7 +26,6 @@ pub(super) struct Named {
 impl Named {
     /// The server's password, made if it is missing.
     pub(super) fn password(&self, layout: &Layout) -> Result<String, Failure> {
-        let failed = |error: &dyn std::error::Error| Failure::new(ExitCode::Error, chain(error));
         let file = layout.backend().join(self.password_file);
         if !file.exists() {
             let text: String = random::bytes::<16>()
@@ -35,9 +33,10 @@ impl Named {
                 .map(|byte| format!("{byte:02x}"))
                 .collect();
             files::write_new(&file, format!("{text}\n").as_bytes(), 0o600)
-                .map_err(|error| failed(&error))?;
+                .map_err(|error| cannot_write(&error))?;
         }
-        let bytes = files::read_private(&file).map_err(|error| failed(&error))?;
+        let bytes = files::read_private(&file)
+            .map_err(|error| Failure::new(error.exit_code(), chain(&error)))?;
         Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
     }
 
@@ -81,8 +80,7 @@ impl Named {
                 format!("{text}\n[{section}]\n{url}\npassword_file = \"{password_file}\"\n")
             }
         };
-        files::write_atomic(config, text.as_bytes())
-            .map_err(|error| Failure::new(ExitCode::Error, chain(&error)))?;
+        files::write_atomic(config, text.as_bytes()).map_err(|error| cannot_write(&error))?;
         Ok(port)
     }
 }

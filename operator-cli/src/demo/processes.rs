@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -91,7 +91,7 @@ pub async fn end_of(
     }
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let failure = Failure::new(
-        ExitCode::Error,
+        exit_of(output.status),
         format!(
             "{name} {} ended with {}",
             arguments.join(" "),
@@ -107,6 +107,16 @@ pub async fn end_of(
         code: output.status.code(),
         failure,
     }))
+}
+
+/// What the demo ends with after one of its programs: what may pass by itself, such as a full disk, does so for both.
+fn exit_of(status: ExitStatus) -> ExitCode {
+    let passes = ExitCode::Unavailable;
+    if status.code() == Some(i32::from(passes.number())) {
+        passes
+    } else {
+        ExitCode::Error
+    }
 }
 
 /// A child that writes its log to a file and is in a process group of its own, so that Ctrl-C reaches `up` alone.
@@ -171,7 +181,7 @@ impl Running {
             return Ok(None);
         };
         let failure = Failure::new(
-            ExitCode::Error,
+            exit_of(status),
             format!("{} ended by itself with {status}", self.name),
         );
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();

@@ -11,10 +11,10 @@ use tokio::time::{Instant, sleep};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::{config, files};
 
-use super::layout::{Layout, QUEUE_SERVER};
+use super::layout::{Layout, QUEUE_SERVER, cannot_write};
 use super::named::{NAME, Named};
 use super::processes::Running;
-use crate::failure::{Failure, chain};
+use crate::failure::Failure;
 use crate::views;
 
 /// The oldest version that the backend works with.
@@ -105,8 +105,7 @@ pub(super) async fn start(
     let port = NAMED.configure(&layout.backend_config())?;
     let file = folder.join("server.conf");
     let text = configuration(port, &password);
-    files::write_atomic(&file, text.as_bytes())
-        .map_err(|error| Failure::new(ExitCode::Error, chain(&error)))?;
+    files::write_atomic(&file, text.as_bytes()).map_err(|error| cannot_write(&error))?;
     let mut server = Command::new(&installed.program);
     server.arg(&file).current_dir(&folder);
     running.push(Running::spawn(layout, QUEUE_SERVER, server)?);

@@ -31,7 +31,7 @@ pub enum Ticket {
     },
     /// Say what stands in a ticket, without its secret; asks no backend
     Inspect {
-        /// The file that holds it; the standard input when left out
+        /// The file that holds it; when left out it is asked for, or read from the standard input
         file: Option<PathBuf>,
     },
 }

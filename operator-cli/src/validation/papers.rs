@@ -90,7 +90,10 @@ impl Papers {
                 ExitCode::Config,
                 format!("{} is no gateway's folder: {why}", folder.display()),
             )
-            .with("fix: name the folder that `viworks-backend-agent pki issue-gateway NAME --out DIR` wrote")
+            .with(
+                "fix: name the folder of a gateway that never ran: one in which `viworks-gateway-agent enroll --out DIR` made \
+                 it, or that `viworks-backend-agent pki issue-gateway NAME --out DIR` wrote",
+            )
         })
     }
 

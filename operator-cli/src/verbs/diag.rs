@@ -68,7 +68,13 @@ pub(super) async fn execute(
         prompt::ask("It would be written now.", "--yes", "nothing was written")?;
     }
     let written = bundle.write(&out);
-    written.map_err(|error| Failure::new(error.exit_code(), chain(&error)))?;
+    written.map_err(|error| {
+        let failure = Failure::new(error.exit_code(), chain(&error));
+        match error.fix() {
+            Some(fix) => failure.with(format!("fix: {fix}")),
+            None => failure,
+        }
+    })?;
     views::diag::written(&bundle, &out, !yes, format)?;
     Ok(ExitCode::Ok)
 }

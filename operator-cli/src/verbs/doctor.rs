@@ -63,7 +63,7 @@ pub(super) async fn execute(
     let shown = walk.end(stop.as_ref(), since(begun), format == Format::Json);
     shown.map_err(|error| match error {
         PrintError::ReaderGone => Failure::reader_gone(),
-        PrintError::Failed(error) => error.into(),
+        PrintError::Failed(error) => Failure::new(ExitCode::Error, error.to_string()),
     })
 }
 

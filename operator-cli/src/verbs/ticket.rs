@@ -1,6 +1,5 @@
 //! `viworks ticket`: what machines become gateways by.
 
-use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::{self, FileError};
 use viworks_runtime::lifecycle::Signals;
+use viworks_runtime::ticket::{self, NoTicket};
 
 use crate::client::Client;
 use crate::failure::{Failure, chain};
@@ -58,7 +58,7 @@ pub(super) async fn execute(
             views::ticket::revoked(ticket, before.as_ref(), format, now)?;
         }
         Ticket::Inspect { file } => {
-            views::ticket::inspected(&read(file.as_deref())?, format, now)?;
+            views::ticket::inspected(&read(file.as_deref()).await?, format, now)?;
         }
     }
     Ok(ExitCode::Ok)
@@ -140,7 +140,11 @@ pub(super) async fn make(
             "the ticket was made and could not be written: {}",
             chain(&error)
         );
-        Failure::new(error.exit_code(), what).with(revoke)
+        let failure = Failure::new(error.exit_code(), what).with(revoke);
+        match error.output_fix() {
+            Some(fix) => failure.with(format!("fix: {fix}")),
+            None => failure,
+        }
     })?;
     Ok(created)
 }
@@ -171,28 +175,35 @@ fn untaken(out: &Path, error: &FileError) -> Failure {
         let fix = "name a new file with --out, or move the one that is there: it may hold a ticket that is in use";
         Failure::new(ExitCode::Conflict, what).with(fix)
     } else {
+        let fix = error.output_fix();
         Failure::new(error.exit_code(), chain(error))
-            .with("name a file in a folder that is there and yours")
+            .with(fix.unwrap_or("name a file in a folder that is there and yours"))
     }
 }
 
-/// The ticket in a file or in the standard input, never on the command line: others can read that.
-fn read(file: Option<&Path>) -> Result<Written, Failure> {
-    let mut text = String::new();
-    match file {
-        Some(path) => {
-            Written::is_file(path).map_err(|shown| Failure::usage(shown.to_string()))?;
-            let bytes = files::read_at_most(path, READ_MAX);
-            let bytes = bytes.map_err(|error| Failure::new(error.exit_code(), chain(&error)))?;
-            text.push_str(&String::from_utf8_lossy(&bytes));
-        }
-        None => {
-            std::io::stdin()
-                .lock()
-                .take(READ_MAX)
-                .read_to_string(&mut text)?;
-        }
-    }
-    let ticket = text.parse::<Written>();
+/// The ticket in a file, in the standard input, or of whoever sits at the terminal, never on the command line: others
+/// can read that.
+async fn read(file: Option<&Path>) -> Result<Written, Failure> {
+    let Some(path) = file else {
+        let mut signals = Signals::listen()?;
+        return tokio::select! {
+            read = ticket::read() => read.map_err(|none| not_read(&none)),
+            // The terminal is as it was.
+            _signal = signals.next() => Err(not_read(&NoTicket::Interrupted)),
+        };
+    };
+    Written::is_file(path).map_err(|shown| Failure::usage(shown.to_string()))?;
+    let bytes = files::read_at_most(path, READ_MAX);
+    let bytes = bytes.map_err(|error| Failure::new(error.exit_code(), chain(&error)))?;
+    let ticket = String::from_utf8_lossy(&bytes).parse::<Written>();
     ticket.map_err(|invalid| Failure::usage(invalid.to_string()))
+}
+
+fn not_read(none: &NoTicket) -> Failure {
+    let exit = match none {
+        NoTicket::Invalid(_) => ExitCode::Usage,
+        NoTicket::Unread(_) => ExitCode::Error,
+        NoTicket::Interrupted => ExitCode::Interrupted,
+    };
+    Failure::new(exit, none.to_string())
 }

@@ -66,13 +66,23 @@ fn beside() -> Result<PathBuf, Failure> {
 
 /// Both reports; what was there of an earlier run is replaced.
 fn write(report: &Report, folder: &Path) -> Result<(), Failure> {
-    let failed = |error: &dyn std::error::Error| {
-        Failure::new(ExitCode::Error, format!("the report: {}", chain(error)))
+    let failed = |exit, error: &dyn std::error::Error| {
+        Failure::new(exit, format!("the report: {}", chain(error)))
     };
-    std::fs::create_dir_all(folder).map_err(|error| failed(&error))?;
-    let json = serde_json::to_string_pretty(report).map_err(|error| failed(&error))?;
+    let fixed = |failure: Failure, fix: Option<&str>| match fix {
+        Some(fix) => failure.with(format!("fix: {fix}")),
+        None => failure,
+    };
+    std::fs::create_dir_all(folder).map_err(|error| {
+        let what = format!("the report: {}: {error}", folder.display());
+        let failure = Failure::new(ExitCode::of_file(&error), what);
+        fixed(failure, files::output_fix(&error))
+    })?;
+    let json = serde_json::to_string_pretty(report);
+    let json = json.map_err(|error| failed(ExitCode::Error, &error))?;
     for (name, text) in [("validation.json", json), ("validation.xml", junit(report))] {
-        files::write_atomic(&folder.join(name), text.as_bytes()).map_err(|error| failed(&error))?;
+        let written = files::write_atomic(&folder.join(name), text.as_bytes());
+        written.map_err(|error| fixed(failed(error.exit_code(), &error), error.output_fix()))?;
     }
     Ok(())
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::json;
-use viworks_api::{Ticket, TicketCreated, TicketList, TicketStatus};
+use serde_json::{Value, json};
+use viworks_api::{ApiVersion, Ticket, TicketCreated, TicketList, TicketStatus};
 use viworks_common::enrolment::Ticket as Written;
 use viworks_common::human;
 use viworks_common::id::TicketId;
@@ -181,9 +181,7 @@ pub fn revoked(
 /// Prints what stands in a ticket, but for its secret.
 pub fn inspected(ticket: &Written, format: Format, now: Timestamp) -> Result<(), Failure> {
     if format == Format::Json {
-        return output::json(&json!({
-            "id": ticket.id, "url": ticket.url, "pins": ticket.pins, "expires_at": ticket.expires_at,
-        }));
+        return output::json(&document(ticket));
     }
     output::line(&format!("id        {}", ticket.id))?;
     output::line(&format!("door      {}", one_line(&ticket.url)))?;
@@ -194,6 +192,17 @@ pub fn inspected(ticket: &Written, format: Format, now: Timestamp) -> Result<(),
         "ends      {}",
         human::relative_and_exact(ticket.expires_at, now)
     ))
+}
+
+/// What stands in a ticket, without its secret, for programs.
+fn document(ticket: &Written) -> Value {
+    json!({
+        "apiVersion": ApiVersion::V1,
+        "id": ticket.id,
+        "url": ticket.url,
+        "pins": ticket.pins,
+        "expires_at": ticket.expires_at,
+    })
 }
 
 fn naming(ticket: &Ticket) -> String {
@@ -246,9 +255,30 @@ const fn status(status: TicketStatus) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use viworks_common::key::Secret;
+    use viworks_common::pin::SpkiPin;
     use viworks_runtime::exit::ExitCode;
 
     use super::*;
+
+    #[test]
+    fn what_stands_in_a_ticket_is_a_document_without_its_secret() {
+        let pin = SpkiPin::from_digest([7; 32]);
+        let written = Written {
+            id: TicketId::from_uuid(viworks_runtime::random::uuid_v4()),
+            secret: Secret::from_bytes([9; 32]),
+            expires_at: Timestamp::from_unix_micros(1_790_000_000_000_000),
+            pins: [pin].into(),
+            url: "https://door.test:8082".to_owned(),
+        };
+        let told = document(&written);
+        assert_eq!(told["apiVersion"], "viworks/v1", "{told}");
+        assert_eq!(told["url"], written.url, "{told}");
+        assert!(
+            !told.to_string().contains(&written.secret.expose_hex()),
+            "{told}"
+        );
+    }
 
     #[test]
     fn a_ticket_that_nobody_got_to_see_is_named_with_what_revokes_it() {

@@ -94,26 +94,7 @@ impl FileError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Locked { .. } => ExitCode::Conflict,
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
-                ExitCode::Conflict
-            }
-            Self::Io { source, .. } => {
-                let stays = matches!(
-                    source.kind(),
-                    io::ErrorKind::NotFound
-                        | io::ErrorKind::PermissionDenied
-                        | io::ErrorKind::NotADirectory
-                        | io::ErrorKind::IsADirectory
-                        | io::ErrorKind::ReadOnlyFilesystem
-                        | io::ErrorKind::InvalidInput
-                        | io::ErrorKind::Unsupported
-                );
-                if stays {
-                    ExitCode::Config
-                } else {
-                    ExitCode::Error
-                }
-            }
+            Self::Io { source, .. } => ExitCode::of_file(source),
             Self::OthersCanRead { .. }
             | Self::OthersCanWrite { .. }
             | Self::Owner { .. }
@@ -247,6 +228,16 @@ impl FileError {
         }
     }
 
+    /// What to do about it where the file was to be made; nothing where the cause says it.
+    #[must_use]
+    pub fn output_fix(&self) -> Option<&'static str> {
+        if let Self::Io { source, .. } = self {
+            output_fix(source)
+        } else {
+            None
+        }
+    }
+
     fn what(&self) -> String {
         let path = self.path().display();
         match self {
@@ -297,6 +288,21 @@ impl std::error::Error for FileError {
             None
         }
     }
+}
+
+/// What to do about a new file that the operating system refuses; nothing where that is for the caller to know, such as
+/// a name that is taken.
+#[must_use]
+pub fn output_fix(refused: &io::Error) -> Option<&'static str> {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    if matches!(refused.kind(), StorageFull | QuotaExceeded) {
+        return Some("make room on its disk, or name a place on another one, and try again");
+    }
+    let code = ExitCode::of_file(refused);
+    if code == ExitCode::Unavailable {
+        return Some("see its disk (dmesg), or name a place on another one, and try again");
+    }
+    (code == ExitCode::Config).then_some("name a file in a folder that is there and yours")
 }
 
 /// A path as a shell takes it.

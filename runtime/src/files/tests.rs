@@ -476,4 +476,21 @@ fn a_name_that_is_taken_is_a_conflict_and_a_file_that_is_missing_one_to_be_named
     let taken = write_new(&path, b"second", 0o600).unwrap_err();
     assert!(taken.is_taken());
     assert_eq!(taken.exit_code(), ExitCode::Conflict);
+    assert_eq!(taken.output_fix(), None);
+}
+
+#[test]
+fn a_file_that_cannot_be_made_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("missing/a.csr");
+    let missing = write_new(&path, b"first", 0o600).unwrap_err();
+    assert_eq!(missing.exit_code(), ExitCode::Config);
+    assert!(missing.output_fix().unwrap().contains("folder"));
+    let full = FileError::io("write", &path)(Errno::NOSPC.into());
+    assert!(full.is_no_room());
+    assert_eq!(full.exit_code(), ExitCode::Unavailable);
+    assert!(full.output_fix().unwrap().contains("make room"));
+    let broken = FileError::io("write", &path)(Errno::IO.into());
+    assert_eq!(broken.exit_code(), ExitCode::Unavailable);
+    assert!(broken.output_fix().unwrap().contains("dmesg"));
 }

@@ -85,3 +85,35 @@ async fn a_ticket_whose_line_was_broken_on_the_way_is_taken_whole() {
     assert!(!terminal.shown().contains(end));
     assert_eq!(gateways(&system).await.len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ticket_that_is_looked_at_is_not_shown_either() {
+    let system = backend().await;
+    let ticket = ticket(&system, &json!({"uses": 1, "name": "gw-1"})).await;
+    let mut terminal = Terminal::open().unwrap();
+    let inspect = |terminal: &Terminal| {
+        let mut command = Command::new(system.binaries().cli());
+        command.args(["ticket", "inspect"]);
+        command.env("VIWORKS_CONFIG_DIR", system.path().join("contexts"));
+        terminal.start(command).unwrap()
+    };
+    let mut process = inspect(&terminal);
+    shows(&mut terminal, "Ticket: ").await;
+    assert!(!terminal.echoes().unwrap());
+    terminal.type_in(&format!("{ticket}\n")).unwrap();
+    // It ends by itself: nobody has to say that this was all.
+    assert!(process.wait(LIMIT).await.success(), "{}", terminal.shown());
+    for part in ticket.as_bytes().chunks_exact(16) {
+        let part = std::str::from_utf8(part).unwrap();
+        assert!(!terminal.shown().contains(part), "{}", terminal.shown());
+    }
+    assert!(terminal.echoes().unwrap(), "it is as it was");
+    let mut process = inspect(&terminal);
+    eventually("it is asked for again", LIMIT, async || {
+        (!terminal.echoes().unwrap()).then_some(())
+    })
+    .await;
+    process.signal(Signal::INT);
+    assert_eq!(process.wait(LIMIT).await.code(), Some(130));
+    assert!(terminal.echoes().unwrap(), "it is as it was");
+}

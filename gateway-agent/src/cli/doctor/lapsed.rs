@@ -77,7 +77,7 @@ impl Doctor {
         }
         self.way(setup).await;
         let (door, time) = self.at_the_door(setup, agent_id).await;
-        self.by_their_clock(not_after, time)?;
+        self.by_their_clock(not_after, (&door, time))?;
         for step in [UPGRADE, CHALLENGE, SESSION] {
             self.walk.skip(step, NEEDS_ONE);
         }
@@ -168,11 +168,10 @@ impl Doctor {
     fn by_their_clock(
         &mut self,
         not_after: Timestamp,
-        time: Option<Timestamp>,
+        (door, time): (&AtDoor, Option<Timestamp>),
     ) -> Result<(), Stop> {
         let Some(time) = time else {
-            let nobody = "the door did not say what time it is";
-            self.walk.skip(CLOCK, nobody);
+            self.walk.skip(CLOCK, no_time(door));
             return Ok(());
         };
         let ahead = SystemClock.wall().unix_millis() - time.unix_millis();
@@ -191,6 +190,16 @@ impl Doctor {
     }
 }
 
+/// Why nobody says what time it is.
+const fn no_time(door: &AtDoor) -> &'static str {
+    match door {
+        AtDoor::Unnamed => {
+            "no door is configured that could say what time it is: set door_url in [outbound]"
+        }
+        AtDoor::Answers { .. } | AtDoor::Amiss { .. } => "the door did not say what time it is",
+    }
+}
+
 fn in_time(limit: Duration) -> String {
     format!(
         "{} ms",
@@ -205,8 +214,9 @@ fn verdict(door: &AtDoor, status: Option<&Value>) -> (String, String) {
         (AtDoor::Unnamed, _) => (
             "no other one comes by itself, because door_url in [outbound] is not set".to_owned(),
             format!(
-                "set door_url in [outbound] to the backend's door (public_url of its [enrolment]) and restart the agent, \
-                 which gets another one there by itself; where there is no door, {BY_HAND}; {clock}"
+                "set door_url in [outbound] to the backend's door (public_url of its [enrolment]): the agent that runs \
+                 takes it over without a restart, at once with SIGHUP, and gets another one there by itself; where there \
+                 is no door, {BY_HAND}; {clock}"
             ),
         ),
         (AtDoor::Amiss { url, cause }, _) => (
@@ -295,6 +305,12 @@ mod tests {
             assert!(!help.contains("replace"), "{door:?} {status:?}: {help}");
             assert!(what.contains(cause), "{door:?} {status:?}: {what}");
             assert!(help.contains(fix), "{door:?} {status:?}: {help}");
+            // What is written into the configuration there is taken over by itself.
+            assert!(!help.contains("restart the agent"), "{help}");
+        }
+        assert!(no_time(&AtDoor::Unnamed).contains("no door is configured"));
+        for door in [&answers, &amiss] {
+            assert!(no_time(door).contains("did not say"), "{door:?}");
         }
     }
 }

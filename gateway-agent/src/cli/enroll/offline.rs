@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use viworks_common::enrolment::{Home, read_answer_file};
+use viworks_common::enrolment::read_answer_file;
 use viworks_common::text;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock as _, SystemClock};
@@ -10,7 +10,7 @@ use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::{self, quoted};
 use viworks_runtime::stdout;
 
-use super::{keep_install_id, left, say, tell_of};
+use super::{left, say, tell_of};
 use crate::enrol::{EnrolError, Papers, Places, Staging};
 use crate::identity::known_install_id;
 
@@ -53,7 +53,7 @@ pub(super) fn answered(staging: Staging, file: &Path, places: &Places) -> anyhow
     }
     let bytes = files::read_private(file).map_err(EnrolError::from)?;
     let known = known_install_id(places.state()).ok().flatten();
-    let (request, install_id) = staging.request(known)?;
+    let (request, _install_id) = staging.request(known)?;
     let read = read_answer_file(&bytes).map_err(|bad| bad.to_string());
     let papers = read.and_then(|(answer, secrets)| {
         let papers = Papers {
@@ -72,9 +72,6 @@ pub(super) fn answered(staging: Staging, file: &Path, places: &Places) -> anyhow
     let filled = staging.fill(&papers, places.home);
     let finished = filled.and_then(|whole| whole.finish(places));
     finished.map_err(|error| error.unkept("answer"))?;
-    if places.home != Home::Installed {
-        keep_install_id(places.state(), install_id);
-    }
     tell_of(&papers)?;
     let file = quoted(file);
     say(

@@ -1,24 +1,13 @@
 //! Where the ticket comes from: a file, the standard input, or whoever sits at the terminal. Never the command line.
 
-use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::path::Path;
-use std::time::Duration;
 
-use rustix::process::{Signal, getpid, kill_process};
-use rustix::termios::{
-    LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr,
-};
-use tokio::signal::unix::{self, SignalKind};
-use viworks_common::enrolment::{InvalidTicket, TICKET_CHARS_MAX, Ticket};
-use viworks_runtime::{blocking, files};
+use viworks_common::enrolment::Ticket;
+use viworks_runtime::files;
+use viworks_runtime::ticket::{self, NoTicket};
 use zeroize::Zeroizing;
 
 use crate::enrol::EnrolError;
-
-/// The most that is read for a ticket, with white space in it.
-const READ_MAX: u64 = 4 * TICKET_CHARS_MAX as u64;
-/// How long somebody may take to look for it.
-const SEARCH_TIME: Duration = Duration::from_secs(3_600);
 
 /// Reads it.
 ///
@@ -26,143 +15,24 @@ const SEARCH_TIME: Duration = Duration::from_secs(3_600);
 ///
 /// When there is none, or it is none.
 pub(super) async fn read(file: Option<&Path>) -> Result<Ticket, EnrolError> {
-    let text = match file {
-        Some(path) if path != Path::new("-") => {
-            Ticket::is_file(path)?;
-            let bytes = files::read_private(path)?;
-            Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned())
-        }
-        None if std::io::stdin().is_terminal() => return prompt().await,
-        Some(_) | None => read_input().await?,
+    let Some(path) = file else {
+        return Ok(ticket::read().await?);
     };
+    if path == Path::new("-") {
+        return Ok(ticket::read_input().await?);
+    }
+    Ticket::is_file(path)?;
+    let bytes = files::read_private(path)?;
+    let text = Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned());
     Ok(text.parse::<Ticket>()?)
 }
 
-async fn read_input() -> Result<Zeroizing<String>, EnrolError> {
-    reading(|text| std::io::stdin().lock().take(READ_MAX).read_to_string(text)).await
-}
-
-/// On a thread of its own, so that an interrupt is heard meanwhile.
-async fn reading(
-    read: impl FnOnce(&mut String) -> std::io::Result<usize> + Send + 'static,
-) -> Result<Zeroizing<String>, EnrolError> {
-    let read = blocking::call("ticket", SEARCH_TIME, move || {
-        let mut text = Zeroizing::new(String::new());
-        read(&mut text).map(|_bytes| text)
-    });
-    match read.await {
-        Ok(Ok(text)) => Ok(text),
-        Ok(Err(error)) => Err(EnrolError::NoTicket(error.to_string())),
-        Err(unanswered) => Err(EnrolError::NoTicket(unanswered.to_string())),
-    }
-}
-
-/// A terminal that does not show what is typed, until this is dropped.
-struct Unseen(Termios);
-
-impl Unseen {
-    fn begin() -> Option<Self> {
-        let before = tcgetattr(std::io::stdin()).ok()?;
-        let mut unseen = before.clone();
-        unseen.local_modes.remove(LocalModes::ECHO);
-        // Neither of them stops or ends the process meanwhile, which would leave the terminal like this; an interrupt
-        // is heard.
-        for key in [SpecialCodeIndex::VSUSP, SpecialCodeIndex::VQUIT] {
-            unseen.special_codes[key] = 0;
-        }
-        tcsetattr(std::io::stdin(), OptionalActions::Flush, &unseen).ok()?;
-        Some(Self(before))
-    }
-}
-
-impl Drop for Unseen {
-    fn drop(&mut self) {
-        // A terminal that is gone shows nothing either. What was not read may be the rest of a ticket: it goes to no
-        // shell.
-        let _gone = tcsetattr(std::io::stdin(), OptionalActions::Flush, &self.0);
-    }
-}
-
-/// Signals from elsewhere that stop or end a process without a word, which would leave the terminal as it is. Of an
-/// interrupt hears whoever waits for the ticket.
-struct Disturbed {
-    hung_up: unix::Signal,
-    quit: unix::Signal,
-    stopped: unix::Signal,
-    continued: unix::Signal,
-}
-
-impl Disturbed {
-    fn listen() -> std::io::Result<Self> {
-        let listen = |signal: Signal| unix::signal(SignalKind::from_raw(signal.as_raw()));
-        Ok(Self {
-            hung_up: listen(Signal::HUP)?,
-            quit: listen(Signal::QUIT)?,
-            stopped: listen(Signal::TSTP)?,
-            continued: listen(Signal::CONT)?,
-        })
-    }
-
-    /// Completes when the process is to be stopped.
-    ///
-    /// # Errors
-    ///
-    /// When it is to end.
-    async fn stop(&mut self) -> Result<(), EnrolError> {
-        tokio::select! {
-            _ = self.hung_up.recv() => Err(EnrolError::Interrupted),
-            _ = self.quit.recv() => Err(EnrolError::Interrupted),
-            _ = self.stopped.recv() => Ok(()),
+impl From<NoTicket> for EnrolError {
+    fn from(none: NoTicket) -> Self {
+        match none {
+            NoTicket::Invalid(invalid) => Self::Ticket(invalid),
+            NoTicket::Unread(why) => Self::NoTicket(why),
+            NoTicket::Interrupted => Self::Interrupted,
         }
     }
-
-    /// Stops the process until somebody lets it go on.
-    async fn stand_still(&mut self) {
-        if kill_process(getpid(), Signal::STOP).is_ok() {
-            // Another one of its threads may be the first that stops.
-            let _continued = self.continued.recv().await;
-        }
-    }
-}
-
-/// Asks for it, line by line while it is cut off: mail breaks long lines.
-async fn prompt() -> Result<Ticket, EnrolError> {
-    let disturbed = Disturbed::listen();
-    let mut disturbed = disturbed.map_err(|error| EnrolError::NoTicket(error.to_string()))?;
-    let mut unseen = Unseen::begin();
-    let mut text = Zeroizing::new(String::new());
-    let mut question = "Ticket: ".to_owned();
-    loop {
-        ask(&question)?;
-        let mut read = Box::pin(reading(|line| {
-            std::io::stdin().lock().take(READ_MAX).read_line(line)
-        }));
-        let line = loop {
-            tokio::select! {
-                line = &mut read => break line?,
-                stop = disturbed.stop() => stop?,
-            }
-            drop(unseen.take());
-            disturbed.stand_still().await;
-            unseen = Unseen::begin();
-            ask(&question)?;
-        };
-        // The line break was not shown either; nobody misses it where there is no terminal.
-        drop(writeln!(std::io::stderr()));
-        text.push_str(&line);
-        match text.parse::<Ticket>() {
-            Err(InvalidTicket::Truncated { have, whole }) if !line.trim().is_empty() => {
-                question =
-                    format!("{have} of its {whole} characters; the rest, or Enter to leave it: ");
-            }
-            read => return Ok(read?),
-        }
-    }
-}
-
-fn ask(what: &str) -> Result<(), EnrolError> {
-    let mut error = std::io::stderr();
-    write!(error, "{what}")
-        .and_then(|()| error.flush())
-        .map_err(|error| EnrolError::NoTicket(error.to_string()))
 }

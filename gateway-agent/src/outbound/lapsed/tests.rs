@@ -4,6 +4,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, PKCS_ECDSA_P256_SHA256};
 use uuid::Uuid;
 use viworks_common::id::AgentId;
 use viworks_common::key::{AgentKey, Secret};
+use viworks_runtime::clock::SystemClock;
 
 use super::*;
 
@@ -61,6 +62,11 @@ fn what_is_said_at_the_door_decides_when_it_is_asked_again_and_for_which_key() {
         revoked.fix.contains("viworks gateway replace NAME"),
         "{}",
         revoked.fix
+    );
+    let thrown_out = refused("revoked", true).fix;
+    assert!(
+        thrown_out.contains("viworks gateway replace NAME, then viworks-gateway-agent enroll"),
+        "{thrown_out}"
     );
     for (code, of_the_agent_key) in [
         ("bad_proof", true),
@@ -133,6 +139,42 @@ fn only_other_authorities_help_against_one_that_is_not_known() {
     for is_other in [None, Some(false), Some(true)] {
         assert!(suffices(Errand::Certificate, is_other).is_ok());
     }
+}
+
+#[test]
+fn whoever_waits_at_the_door_says_for_what_and_why() {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let conditions = Conditions::new(Arc::clone(&clock));
+    let folder = tempfile::tempdir().unwrap();
+    let lapsed = Lapsed::new(folder.path().to_owned(), conditions.clone(), clock);
+    let (url, pause) = ("https://door.test:8082", Duration::from_secs(85));
+    let told = |errand: Errand| {
+        let mut all = conditions.list().into_iter();
+        all.find(|known| known.name == errand.condition())
+            .map(|known| (known.cause, known.fix))
+    };
+    // What came did not help: that is told while nobody is asked.
+    lapsed.state().gave = Some(Errand::Authorities);
+    for (errand, cause, fix) in [
+        (Errand::Authorities, "did not help", FIX_OTHERS),
+        (Errand::Certificate, "asking the door at", FIX_WAIT),
+    ] {
+        assert_eq!(told(errand), None);
+        lapsed.tell_pause(url, errand, at(100), pause);
+        let (said, help) = told(errand).unwrap();
+        assert!(
+            said.contains(cause) && said.contains("in 1 min 25 s"),
+            "{said}"
+        );
+        assert_eq!(help, fix);
+    }
+    // What the door said stands until it is asked again.
+    let condition = Errand::Authorities.condition();
+    conditions.raise(condition, Severity::Fail, "refused", FIX_REFUSED);
+    lapsed.tell_pause(url, Errand::Authorities, at(100), pause);
+    assert_eq!(told(Errand::Authorities).unwrap().0, "refused");
+    lapsed.settle();
+    assert_eq!(told(Errand::Authorities), None);
 }
 
 #[test]
