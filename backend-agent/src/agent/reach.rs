@@ -37,6 +37,13 @@ const FIX: &str = "show no server certificate of a new authority before this is 
                    says who they are: those that are off learn it when they connect, or revoke those that are \
                    gone; those of an earlier version need it in their ca_file, by hand";
 
+/// The condition while another backend of the database gives other authorities.
+const BACKENDS: &str = "trust.backends";
+
+const BACKENDS_FIX: &str = "put the same certificates into the file of client_ca_file on every backend and reload each \
+                            (SIGHUP): a gateway that one of them lets in another one refuses, and which authorities a \
+                            gateway knows depends on where it connects; viworks authority status names them";
+
 /// Watches how far the authorities have come.
 pub struct Reach {
     /// Where it is stored.
@@ -54,28 +61,52 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// Stores what is in the bundle that is given now.
+    /// Stores what is in the bundle that is given now, and tells the other backends which one it is.
     ///
     /// # Errors
     ///
     /// When the store cannot be asked.
     pub async fn note(&self) -> StoreResult<()> {
-        let Some(bundle) = self.trust.current().noted() else {
+        let current = self.trust.current();
+        self.store.note_authorities(current.digest());
+        let Some(bundle) = current.noted() else {
             return Ok(());
         };
         let now = self.clock.line();
         self.store.note_bundle(&self.tenant, bundle, now).await
     }
 
-    /// Counts who has what, and says who lacks what.
+    /// Counts who has what, and says who lacks what, and which backends give others.
     async fn tell(&self) {
-        if let Err(error) = self.look().await {
-            // Health says what is wrong with the store.
-            debug!(
-                error = in_full(&error),
-                "who has which authorities could not be counted"
-            );
+        for done in [self.look().await, self.compare().await] {
+            if let Err(error) = done {
+                // Health says what is wrong with the store.
+                debug!(
+                    error = in_full(&error),
+                    "who has which authorities could not be looked at"
+                );
+            }
         }
+    }
+
+    /// Says which other backends give other authorities.
+    async fn compare(&self) -> StoreResult<()> {
+        let own = *self.store.instance().borrow();
+        let Some(own) = own else {
+            return Ok(());
+        };
+        let all = self.store.list_instances().await?;
+        let current = self.trust.current();
+        let others = all.iter();
+        let others = others.filter(|one| one.gives_others(own, current.digest()));
+        let others: Vec<&str> = others.map(|one| one.name.as_str()).collect();
+        if others.is_empty() {
+            self.conditions.clear(BACKENDS);
+            return Ok(());
+        }
+        self.conditions
+            .raise(BACKENDS, Severity::Warn, &differ(&others), BACKENDS_FIX);
+        Ok(())
     }
 
     async fn look(&self) -> StoreResult<()> {
@@ -151,6 +182,14 @@ impl Reach {
     }
 }
 
+fn differ(others: &[&str]) -> String {
+    let backends = human::counted(others.len(), "other backend has", "other backends have");
+    format!(
+        "{backends} other authorities in client_ca_file than this one: {}",
+        others.join("; ")
+    )
+}
+
 fn cause(lacking: Tally, named: &BTreeSet<GatewayName>) -> String {
     let gateways = human::counted_all(lacking.gateways, "gateway is", "gateways are");
     let off = match lacking.off() {
@@ -173,6 +212,17 @@ fn cause(lacking: Tally, named: &BTreeSet<GatewayName>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn backends_that_give_others_are_named() {
+        assert_eq!(
+            differ(&["host-a, process 7"]),
+            "1 other backend has other authorities in client_ca_file than this one: host-a, process 7"
+        );
+        let told = differ(&["a, process 7", "b, process 9"]);
+        assert!(told.starts_with("2 other backends have "), "{told}");
+        assert!(told.ends_with(": a, process 7; b, process 9"), "{told}");
+    }
 
     #[test]
     fn whoever_lacks_an_authority_is_counted_named_and_said_to_be_off() {
