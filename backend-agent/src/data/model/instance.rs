@@ -23,7 +23,7 @@ pub struct Instance {
     pub draining: bool,
     /// For how long it is set to keep telemetry; `None` until it told.
     pub retention: Option<Retention>,
-    /// The bundle of authorities that it gives gateways, by its digest; `None` until it told, and of an earlier version.
+    /// The bundle of authorities that it gives gateways, by its digest; `None` until it told, and by earlier versions.
     pub authorities: Option<String>,
 }
 
