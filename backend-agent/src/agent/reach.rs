@@ -23,6 +23,11 @@ const TELL_EVERY: Duration = Duration::from_secs(20);
 /// How soon after others are given: whoever is connected has reported by then.
 const TELL_SOON: Duration = Duration::from_secs(2);
 
+/// How often it is counted for so long behind that, while somebody lacks one: each that comes by is taken from those
+/// that are named, and an operator who replaces an authority looks on.
+const TELL_EAGERLY: Duration = Duration::from_secs(5);
+const EAGER_LOOKS: u32 = 24;
+
 /// How often it is said that the bundle is still given; often enough for one that no gateway has yet to be kept.
 const NOTE_EVERY: Duration = Duration::from_secs(200);
 const _: () = assert!(NOTE_EVERY.as_secs() * 2 < BUNDLE_KEPT_FOR.as_secs());
@@ -76,24 +81,30 @@ impl Reach {
         self.store.note_bundle(&self.tenant, bundle, now).await
     }
 
-    /// Counts who has what, and says who lacks what, and which backends give others.
-    async fn tell(&self) {
+    /// Counts who has what, and says who lacks what, and which backends give others. True when nobody does either.
+    async fn tell(&self) -> bool {
+        let mut is_well = true;
         for done in [self.look().await, self.compare().await] {
-            if let Err(error) = done {
-                // Health says what is wrong with the store.
-                debug!(
-                    error = in_full(&error),
-                    "who has which authorities could not be looked at"
-                );
+            match done {
+                Ok(well) => is_well &= well,
+                Err(error) => {
+                    is_well = false;
+                    // Health says what is wrong with the store.
+                    debug!(
+                        error = in_full(&error),
+                        "who has which authorities could not be looked at"
+                    );
+                }
             }
         }
+        is_well
     }
 
-    /// Says which other backends give other authorities.
-    async fn compare(&self) -> StoreResult<()> {
+    /// Says which other backends give other authorities. True when none does.
+    async fn compare(&self) -> StoreResult<bool> {
         let own = *self.store.instance().borrow();
         let Some(own) = own else {
-            return Ok(());
+            return Ok(true);
         };
         let all = self.store.list_instances().await?;
         let current = self.trust.current();
@@ -102,14 +113,15 @@ impl Reach {
         let others: Vec<&str> = others.map(|one| one.name.as_str()).collect();
         if others.is_empty() {
             self.conditions.clear(BACKENDS);
-            return Ok(());
+            return Ok(true);
         }
         self.conditions
             .raise(BACKENDS, Severity::Warn, &differ(&others), BACKENDS_FIX);
-        Ok(())
+        Ok(false)
     }
 
-    async fn look(&self) -> StoreResult<()> {
+    /// Says who lacks what. True when nobody is told of.
+    async fn look(&self) -> StoreResult<bool> {
         let current = self.trust.current();
         let known = self.store.authority_trust(&self.tenant).await?;
         let lacking = known.lacking(&current.ids());
@@ -124,12 +136,12 @@ impl Reach {
         };
         if told.gateways == 0 {
             self.conditions.clear(GATEWAYS);
-            return Ok(());
+            return Ok(true);
         }
         let named = self.named(&current, &known).await?;
         self.conditions
             .raise(GATEWAYS, Severity::Warn, &cause(told, &named), FIX);
-        Ok(())
+        Ok(false)
     }
 
     /// The first few of those that lack one and are told of, by their names.
@@ -160,26 +172,49 @@ impl Reach {
         for ticks in [&mut notes, &mut tells] {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
+        let mut eager = 0_u32;
         loop {
-            let is_noted_now = tokio::select! {
+            let woken = tokio::select! {
                 () = lifecycle.stopping() => return,
                 // What is given lives as long as this.
-                _changed = given.changed() => true,
-                _ = notes.tick() => true,
-                _ = tells.tick() => false,
+                _changed = given.changed() => Woken::Changed,
+                _ = notes.tick() => Woken::Note,
+                _ = tells.tick() => Woken::Tell,
             };
-            if is_noted_now && let Err(error) = self.note().await {
+            if woken != Woken::Tell
+                && let Err(error) = self.note().await
+            {
                 debug!(
                     error = in_full(&error),
                     "which authorities are given could not be noted"
                 );
             }
-            self.tell().await;
-            if is_noted_now {
+            if woken == Woken::Changed {
+                // Nobody has reported of it yet, and everybody would be named.
+                eager = EAGER_LOOKS;
                 tells.reset_after(TELL_SOON);
+                continue;
+            }
+            let is_well = self.tell().await;
+            if woken == Woken::Note {
+                tells.reset_after(TELL_SOON);
+            } else if !is_well && let Some(left) = eager.checked_sub(1) {
+                eager = left;
+                tells.reset_after(TELL_EAGERLY);
             }
         }
     }
+}
+
+/// Why there is something to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    /// Others are given.
+    Changed,
+    /// It is time to say that these are still given.
+    Note,
+    /// It is time to look.
+    Tell,
 }
 
 fn differ(others: &[&str]) -> String {
