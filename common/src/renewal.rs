@@ -372,8 +372,8 @@ mod tests {
         assert_eq!(choose(&[one(1, 0, 9), one(1, 0, 9)], &refused), Some(0));
     }
 
-    /// Attempts in a row that each follow the one before at once, of a gateway all of whose certificates are refused, as
-    /// `against` has it: up to the one behind which there is a pause.
+    /// Attempts that each follow the one before at once, of a gateway all of whose certificates are refused, as `against`
+    /// has it: up to the one behind which there is a pause.
     fn attempts(
         all: &[Candidate],
         refused: &mut RefusedOnes,
@@ -399,13 +399,13 @@ mod tests {
     fn whoever_is_told_of_a_later_certificate_tries_that_and_the_earlier_ones_in_turn() {
         // One that renewed twice, at a backend that does not know the authority of the latest.
         let all = [one(1, 0, 90), one(2, 60, 150), one(3, 120, 210)];
-        let against = |shown| match shown {
+        let against = |shown: u8| match shown {
             3 => Against::Refused,
             _ => Against::Retired,
         };
         let mut refused = RefusedOnes::default();
-        assert_eq!(attempts(&all, &mut refused, against), [3, 2, 3, 1, 3]);
-        for round in [[2, 3], [1, 3], [2, 3], [1, 3]] {
+        assert_eq!(attempts(&all, &mut refused, against), [3_u8, 2, 3, 1, 3]);
+        for round in [[2_u8, 3], [1, 3], [2, 3], [1, 3]] {
             assert_eq!(attempts(&all, &mut refused, against), round);
         }
         // A lie about every one of them shuts none of them out.
@@ -422,7 +422,7 @@ mod tests {
         let twice = [one(1, 0, 90), one(1, 0, 90)];
         let mut refused = RefusedOnes::default();
         let tried = attempts(&twice, &mut refused, |_shown| Against::Retired);
-        assert_eq!(tried, [1]);
+        assert_eq!(tried, [1_u8]);
     }
 
     #[test]

@@ -193,7 +193,7 @@ impl Site {
         let [agents, enrolment, api] = names;
         // The file that ends TLS has no door: machines enrol past it, at whatever name.
         let has_door = end == TlsEnd::Backend;
-        if agents == api || has_door && (enrolment == api || agents == enrolment) {
+        if agents == api || (has_door && (enrolment == api || agents == enrolment)) {
             let twice = if agents == api { api } else { enrolment };
             return Err(RenderError::SameName(twice.clone()));
         }
