@@ -59,4 +59,17 @@ pub struct AuthorityStatus {
     pub lacking_off: u64,
     /// The authorities.
     pub authorities: Vec<Authority>,
+    /// The other backends of the database that give gateways another bundle.
+    #[serde(default)]
+    pub backends: Vec<AuthorityBackend>,
+}
+
+/// A backend that gives gateways other authorities than the one that answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AuthorityBackend {
+    /// Its machine and process.
+    pub name: String,
+    /// SHA-256 of the bundle that it gives, 64 hexadecimal digits.
+    pub bundle: String,
 }

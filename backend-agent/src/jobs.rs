@@ -295,6 +295,8 @@ impl Jobs {
         match &health {
             Ok(health) => {
                 let problem = health.problem.as_deref();
+                // What still fits is stored; what does not is refused, so whoever looks for a place to ask is told.
+                let problem = problem.or_else(|| health.full.then_some(ROOM_CAUSE));
                 self.store_latch
                     .set(problem.is_none(), problem.unwrap_or("open"));
             }

@@ -110,6 +110,13 @@ impl CloseCode {
         matches!(self, Self::IdentityFork | Self::CertUntrusted)
     }
 
+    /// Whether it refuses a certificate because the gateway has connected with a later one since. Every version says so
+    /// in these words.
+    #[must_use]
+    pub fn is_of_a_retired_one(self, reason: &str) -> bool {
+        self == Self::CertUntrusted && reason.contains("was replaced by a later one")
+    }
+
     /// What a person should do, where the reason that came with the code tells more than the code does. A backend that
     /// revoked a gateway names no certificate in it, and one that revoked a certificate alone does, in every version.
     #[must_use]
@@ -118,7 +125,7 @@ impl CloseCode {
             ONLY_THE_CERTIFICATE
         } else if self == Self::CertUntrusted && reason.contains("has this gateway's place") {
             REPLACED
-        } else if self == Self::CertUntrusted && reason.contains("was replaced by a later one") {
+        } else if self.is_of_a_retired_one(reason) {
             RETIRED
         } else if self == Self::IdentityFork && reason.contains(KEPT_ANOTHER) {
             PUT_OUT

@@ -206,6 +206,15 @@ pub struct Candidate {
     pub life: Life,
 }
 
+/// What was said against a certificate that was shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Against {
+    /// It is not taken, for whatever reason.
+    Refused,
+    /// A later one of the same gateway has its place.
+    Retired,
+}
+
 /// The certificates that were refused where they were shown, the one of longest ago first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RefusedOnes(Vec<[u8; 32]>);
@@ -215,6 +224,20 @@ impl RefusedOnes {
     pub fn note(&mut self, fingerprint: [u8; 32]) {
         self.forget(&fingerprint);
         self.0.push(fingerprint);
+    }
+
+    /// Notes one that a later one has the place of. Where the latest of these is such a one, it is tried next, whatever
+    /// was said of it before: that was somebody else, or another time. Nobody signed either, so this one is refused and
+    /// not more: it has its turn again, and the latest one can call for none that is later.
+    pub fn retired(&mut self, fingerprint: [u8; 32], candidates: &[Candidate]) {
+        self.note(fingerprint);
+        let own = candidates.iter().find(|it| it.fingerprint == fingerprint);
+        let latest = candidates.iter().max_by_key(|it| it.life);
+        if let Some((own, latest)) = own.zip(latest)
+            && own.life < latest.life
+        {
+            self.forget(&latest.fingerprint);
+        }
     }
 
     /// Notes that one was taken.
@@ -347,6 +370,59 @@ mod tests {
         assert_eq!(choose(&[], &refused), None);
         // The same one from two places is the first of them.
         assert_eq!(choose(&[one(1, 0, 9), one(1, 0, 9)], &refused), Some(0));
+    }
+
+    /// Attempts that each follow the one before at once, of a gateway all of whose certificates are refused, as `against`
+    /// has it: up to the one behind which there is a pause.
+    fn attempts(
+        all: &[Candidate],
+        refused: &mut RefusedOnes,
+        against: impl Fn(u8) -> Against,
+    ) -> Vec<u8> {
+        let mut tried = Vec::new();
+        loop {
+            let shown = all[choose(all, refused).unwrap()].fingerprint;
+            tried.push(shown[0]);
+            assert!(tried.len() < 10, "there is no end: {tried:?}");
+            match against(shown[0]) {
+                Against::Refused => refused.note(shown),
+                Against::Retired => refused.retired(shown, all),
+            }
+            let next = &all[choose(all, refused).unwrap()];
+            if refused.has(&next.fingerprint) {
+                return tried;
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_is_told_of_a_later_certificate_tries_that_and_the_earlier_ones_in_turn() {
+        // One that renewed twice, at a backend that does not know the authority of the latest.
+        let all = [one(1, 0, 90), one(2, 60, 150), one(3, 120, 210)];
+        let against = |shown: u8| match shown {
+            3 => Against::Refused,
+            _ => Against::Retired,
+        };
+        let mut refused = RefusedOnes::default();
+        assert_eq!(attempts(&all, &mut refused, against), [3_u8, 2, 3, 1, 3]);
+        for round in [[2_u8, 3], [1, 3], [2, 3], [1, 3]] {
+            assert_eq!(attempts(&all, &mut refused, against), round);
+        }
+        // A lie about every one of them shuts none of them out.
+        let mut refused = RefusedOnes::default();
+        let mut tried: Vec<u8> = Vec::new();
+        for _round in 0..4 {
+            tried.extend(attempts(&all, &mut refused, |_shown| Against::Retired));
+        }
+        for number in [1, 2, 3] {
+            let turns = tried.iter().filter(|it| **it == number).count();
+            assert!(turns >= 2, "{number}: {tried:?}");
+        }
+        // One alone has no later one, and one that came from two places is not later than itself.
+        let twice = [one(1, 0, 90), one(1, 0, 90)];
+        let mut refused = RefusedOnes::default();
+        let tried = attempts(&twice, &mut refused, |_shown| Against::Retired);
+        assert_eq!(tried, [1_u8]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tokio::sync::{Mutex, watch};
 use tracing::info;
 use viworks_common::certificate::{Life, life};
 use viworks_common::human;
-use viworks_common::renewal::RefusedOnes;
+use viworks_common::renewal::{Against, RefusedOnes};
 use viworks_common::rotation::RefusedKeys;
 use viworks_runtime::blocking::Worker;
 use viworks_runtime::clock::{Clock, sleep_until};
@@ -148,14 +148,18 @@ impl Credentials {
         taken.is_some_and(|taken| later(taken.generation))
     }
 
-    /// Notes that the certificate that was shown was refused. True when another one is shown from here on that was not.
-    pub fn refused(&self, shown: &[u8; 32]) -> bool {
+    /// Notes that the certificate that was shown was refused, and as what. True when another one is shown from here on
+    /// that was not.
+    pub fn refused(&self, shown: &[u8; 32], against: Against) -> bool {
         let mut material = Material::clone(&self.get());
         let mut refused = self.refused_ones();
         if material.all.len() < 2 {
             return false;
         }
-        refused.note(*shown);
+        match against {
+            Against::Refused => refused.note(*shown),
+            Against::Retired => refused.retired(*shown, &material.candidates()),
+        }
         material.show(&refused);
         let fresh = !refused.has(&material.shown.fingerprint);
         self.current.send_replace(Arc::new(material));

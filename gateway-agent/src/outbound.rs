@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 use viworks_common::code::CloseCode;
+use viworks_common::renewal::Against;
 use viworks_common::session::backoff::Backoff;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, sleep_until};
@@ -255,7 +256,7 @@ fn told(ended: &Ended, at: Timestamp) -> Failure {
 /// Whether an attempt failed because of what was shown, and this gateway has another key or certificate to show.
 fn shows_another(
     ended: &Ended,
-    is_of_the_certificate: bool,
+    against: Option<Against>,
     material: &Material,
     credentials: &Credentials,
 ) -> bool {
@@ -267,7 +268,8 @@ fn shows_another(
         );
         return true;
     }
-    let another = is_of_the_certificate && credentials.refused(&material.shown.fingerprint);
+    let refused = |against| credentials.refused(&material.shown.fingerprint, against);
+    let another = against.is_some_and(refused);
     if another {
         warn!(path = %material.shown.path.display(), "this certificate is refused; another one that this gateway has is tried");
     }

@@ -23,6 +23,11 @@ const TELL_EVERY: Duration = Duration::from_secs(20);
 /// How soon after others are given: whoever is connected has reported by then.
 const TELL_SOON: Duration = Duration::from_secs(2);
 
+/// How often it is counted for so long behind that, while somebody lacks one: each that comes by is taken from those
+/// that are named, and an operator who replaces an authority looks on.
+const TELL_EAGERLY: Duration = Duration::from_secs(5);
+const EAGER_LOOKS: u32 = 24;
+
 /// How often it is said that the bundle is still given; often enough for one that no gateway has yet to be kept.
 const NOTE_EVERY: Duration = Duration::from_secs(200);
 const _: () = assert!(NOTE_EVERY.as_secs() * 2 < BUNDLE_KEPT_FOR.as_secs());
@@ -36,6 +41,13 @@ const GATEWAYS: &str = "trust.gateways";
 const FIX: &str = "show no server certificate of a new authority before this is gone; viworks authority status \
                    says who they are: those that are off learn it when they connect, or revoke those that are \
                    gone; those of an earlier version need it in their ca_file, by hand";
+
+/// The condition while another backend of the database gives other authorities.
+const BACKENDS: &str = "trust.backends";
+
+const BACKENDS_FIX: &str = "put the same certificates into the file of client_ca_file on every backend and reload each \
+                            (SIGHUP): a gateway that one of them lets in another one refuses, and which authorities a \
+                            gateway knows depends on where it connects; viworks authority status names them";
 
 /// Watches how far the authorities have come.
 pub struct Reach {
@@ -54,31 +66,62 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// Stores what is in the bundle that is given now.
+    /// Stores what is in the bundle that is given now, and tells the other backends which one it is.
     ///
     /// # Errors
     ///
     /// When the store cannot be asked.
     pub async fn note(&self) -> StoreResult<()> {
-        let Some(bundle) = self.trust.current().noted() else {
+        let current = self.trust.current();
+        self.store.note_authorities(current.digest());
+        let Some(bundle) = current.noted() else {
             return Ok(());
         };
         let now = self.clock.line();
         self.store.note_bundle(&self.tenant, bundle, now).await
     }
 
-    /// Counts who has what, and says who lacks what.
-    async fn tell(&self) {
-        if let Err(error) = self.look().await {
-            // Health says what is wrong with the store.
-            debug!(
-                error = in_full(&error),
-                "who has which authorities could not be counted"
-            );
+    /// Counts who has what, and says who lacks what, and which backends give others. True when nobody does either.
+    async fn tell(&self) -> bool {
+        let mut is_well = true;
+        for done in [self.look().await, self.compare().await] {
+            match done {
+                Ok(well) => is_well &= well,
+                Err(error) => {
+                    is_well = false;
+                    // Health says what is wrong with the store.
+                    debug!(
+                        error = in_full(&error),
+                        "who has which authorities could not be looked at"
+                    );
+                }
+            }
         }
+        is_well
     }
 
-    async fn look(&self) -> StoreResult<()> {
+    /// Says which other backends give other authorities. True when none does.
+    async fn compare(&self) -> StoreResult<bool> {
+        let own = *self.store.instance().borrow();
+        let Some(own) = own else {
+            return Ok(true);
+        };
+        let all = self.store.list_instances().await?;
+        let current = self.trust.current();
+        let others = all.iter();
+        let others = others.filter(|one| one.gives_others(own, current.digest()));
+        let others: Vec<&str> = others.map(|one| one.name.as_str()).collect();
+        if others.is_empty() {
+            self.conditions.clear(BACKENDS);
+            return Ok(true);
+        }
+        self.conditions
+            .raise(BACKENDS, Severity::Warn, &differ(&others), BACKENDS_FIX);
+        Ok(false)
+    }
+
+    /// Says who lacks what. True when nobody is told of.
+    async fn look(&self) -> StoreResult<bool> {
         let current = self.trust.current();
         let known = self.store.authority_trust(&self.tenant).await?;
         let lacking = known.lacking(&current.ids());
@@ -93,12 +136,12 @@ impl Reach {
         };
         if told.gateways == 0 {
             self.conditions.clear(GATEWAYS);
-            return Ok(());
+            return Ok(true);
         }
         let named = self.named(&current, &known).await?;
         self.conditions
             .raise(GATEWAYS, Severity::Warn, &cause(told, &named), FIX);
-        Ok(())
+        Ok(false)
     }
 
     /// The first few of those that lack one and are told of, by their names.
@@ -129,26 +172,57 @@ impl Reach {
         for ticks in [&mut notes, &mut tells] {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
+        let mut eager = 0_u32;
         loop {
-            let is_noted_now = tokio::select! {
+            let woken = tokio::select! {
                 () = lifecycle.stopping() => return,
                 // What is given lives as long as this.
-                _changed = given.changed() => true,
-                _ = notes.tick() => true,
-                _ = tells.tick() => false,
+                _changed = given.changed() => Woken::Changed,
+                _ = notes.tick() => Woken::Note,
+                _ = tells.tick() => Woken::Tell,
             };
-            if is_noted_now && let Err(error) = self.note().await {
+            if woken != Woken::Tell
+                && let Err(error) = self.note().await
+            {
                 debug!(
                     error = in_full(&error),
                     "which authorities are given could not be noted"
                 );
             }
-            self.tell().await;
-            if is_noted_now {
+            if woken == Woken::Changed {
+                // Nobody has reported of it yet, and everybody would be named.
+                eager = EAGER_LOOKS;
                 tells.reset_after(TELL_SOON);
+                continue;
+            }
+            let is_well = self.tell().await;
+            if woken == Woken::Note {
+                tells.reset_after(TELL_SOON);
+            } else if !is_well && let Some(left) = eager.checked_sub(1) {
+                eager = left;
+                tells.reset_after(TELL_EAGERLY);
             }
         }
     }
+}
+
+/// Why there is something to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    /// Others are given.
+    Changed,
+    /// It is time to say that these are still given.
+    Note,
+    /// It is time to look.
+    Tell,
+}
+
+fn differ(others: &[&str]) -> String {
+    let backends = human::counted(others.len(), "other backend has", "other backends have");
+    format!(
+        "{backends} other authorities in client_ca_file than this one: {}",
+        others.join("; ")
+    )
 }
 
 fn cause(lacking: Tally, named: &BTreeSet<GatewayName>) -> String {
@@ -173,6 +247,17 @@ fn cause(lacking: Tally, named: &BTreeSet<GatewayName>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn backends_that_give_others_are_named() {
+        assert_eq!(
+            differ(&["host-a, process 7"]),
+            "1 other backend has other authorities in client_ca_file than this one: host-a, process 7"
+        );
+        let told = differ(&["a, process 7", "b, process 9"]);
+        assert!(told.starts_with("2 other backends have "), "{told}");
+        assert!(told.ends_with(": a, process 7; b, process 9"), "{told}");
+    }
 
     #[test]
     fn whoever_lacks_an_authority_is_counted_named_and_said_to_be_off() {

@@ -23,6 +23,10 @@ const WAYS_OUT: &str = "\"targets\": {\"all_except\": [names]}, or \"skip_unable
 /// Gateways that one refusal names; a run may be for thousands.
 const GATEWAYS_NAMED_MAX: usize = 50;
 
+/// What a database without room means for a revocation.
+const NOT_REVOKED: &str = "the database cannot grow, so nothing is revoked; until it has room, stopping every backend \
+                           ends the sessions that there are";
+
 /// What a caller is told to wait when nothing better is known.
 pub(super) const RETRY_SOON: Duration = Duration::from_secs(1);
 
@@ -52,6 +56,16 @@ impl ApiError {
 
     pub(super) fn not_found(what: &str) -> Self {
         Self::new(ProblemCode::NotFound, format!("there is no such {what}"))
+    }
+
+    /// For a revocation that came to nothing: whose machine was stolen has to know what helps meanwhile.
+    pub(super) fn of_revocation(error: StoreError) -> Self {
+        let is_full = matches!(error, StoreError::Full(_));
+        let mut own = Self::from(error);
+        if is_full {
+            NOT_REVOKED.clone_into(&mut own.detail);
+        }
+        own
     }
 
     pub(super) fn forbidden(scope: Scope) -> Self {
@@ -432,4 +446,20 @@ fn gateway_ref(which: &data::GatewayRef) -> String {
 
 pub(super) fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_revokes_where_there_is_no_room_is_told_what_helps_meanwhile() {
+        let told = |error| ApiError::of_revocation(error).document("req_1");
+        let full = told(StoreError::Full("no room".into()));
+        assert_eq!(full.status, 507);
+        assert!(full.detail.contains("stopping every backend"), "{full:?}");
+        let away = told(StoreError::Unavailable("gone".into()));
+        assert_eq!(away.status, 503);
+        assert!(!away.detail.contains("stopping"), "{away:?}");
+    }
 }

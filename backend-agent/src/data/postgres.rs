@@ -302,6 +302,12 @@ impl Engine for Postgres {
         }
     }
 
+    fn note_authorities(&self, bundle: &str) {
+        if let Some(lease) = &self.lease {
+            lease.note_authorities(bundle);
+        }
+    }
+
     async fn note_masters(&self, masters: MasterIds) -> StoreResult<()> {
         if let Some(lease) = &self.lease {
             lease.note_masters(masters);

@@ -252,6 +252,8 @@ impl Engine for Sqlite {
 
     fn note_load(&self, _load: InstanceLoad) {}
 
+    fn note_authorities(&self, _bundle: &str) {}
+
     async fn note_masters(&self, masters: MasterIds) -> StoreResult<()> {
         let note = move |view: &View<'_>| site::note_masters(view, masters);
         self.write(&Tenant::default_tenant(), Urgency::Prompt, note)

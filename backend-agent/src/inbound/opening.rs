@@ -292,7 +292,7 @@ fn refusal(outcome: &AdmitOutcome) -> Refuse {
     match outcome {
         AdmitOutcome::Late => refuse(
             CloseCode::Superseded,
-            "a newer session of this process exists",
+            "a newer session of this gateway exists",
         ),
         AdmitOutcome::Fork => refuse(
             CloseCode::IdentityFork,

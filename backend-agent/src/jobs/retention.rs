@@ -99,6 +99,7 @@ mod tests {
                 records_days,
                 rollups_days,
             }),
+            authorities: None,
         }
     }
 

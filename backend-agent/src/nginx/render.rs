@@ -16,6 +16,12 @@ const SILENCE_MIN: Duration = Duration::from_secs(90);
 /// The list of revoked certificates, where a backend keeps none: nginx does not start without the file.
 const SHIPPED_LIST: &str = "# ssl_crl /var/lib/viworks-backend/gateways.crl;";
 
+/// Why that list is not gone by, in front of the line that would.
+const LEFT_OUT: &str = "\
+# Left out: client_ca_file has an authority of which the list is none, and nginx would refuse every gateway that
+        # has a certificate of that one. Render this file again once it is taken out of client_ca_file.
+        # ";
+
 /// What is particular about a site.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Site {
@@ -37,6 +43,8 @@ pub struct Site {
     pub key_file: PathBuf,
     /// The list of revoked certificates that the backend keeps, if it does.
     pub crl_file: Option<PathBuf>,
+    /// Whether it is to be left out, because gateways may have certificates of authorities of which it is none.
+    pub crl_is_left_out: bool,
 }
 
 /// What cannot stand in a configuration of nginx.
@@ -46,7 +54,10 @@ pub enum RenderError {
     #[error("{0:?} is no DNS name in lower case, such as agents.example.org")]
     Name(String),
     /// One name for two purposes: nginx tells them apart by it.
-    #[error("{0} is to be the name of two things, which nginx tells apart by their names")]
+    #[error(
+        "{0} is to be the name of two things, which nginx tells apart by their names: give --enrolment-name or \
+         --api-name another one"
+    )]
     SameName(String),
     /// An address that is none, or has no port that is known.
     #[error("{0:?} is no HOST:PORT of a backend")]
@@ -70,7 +81,7 @@ pub enum RenderError {
 ///
 /// When something of the site cannot stand in it.
 pub fn render(end: TlsEnd, site: &Site, agents: &AgentsConfig) -> Result<String, RenderError> {
-    site.check()?;
+    site.check(end)?;
     let shipped = match end {
         TlsEnd::Backend => PASS_THROUGH,
         TlsEnd::Proxy => {
@@ -103,7 +114,10 @@ pub fn render(end: TlsEnd, site: &Site, agents: &AgentsConfig) -> Result<String,
     let list = site.crl_file.as_ref();
     let list = list.map_or_else(
         || SHIPPED_LIST.to_owned(),
-        |path| format!("ssl_crl {};", file(path)),
+        |path| {
+            let left_out = if site.crl_is_left_out { LEFT_OUT } else { "" };
+            format!("{left_out}ssl_crl {};", file(path))
+        },
     );
     let silence = agents.silence.as_millis().div_ceil(1_000);
     let timeout = SILENCE_MIN
@@ -171,14 +185,16 @@ pub fn render(end: TlsEnd, site: &Site, agents: &AgentsConfig) -> Result<String,
 }
 
 impl Site {
-    fn check(&self) -> Result<(), RenderError> {
+    fn check(&self, end: TlsEnd) -> Result<(), RenderError> {
         let names = [&self.agents_name, &self.enrolment_name, &self.api_name];
         if let Some(name) = names.iter().find(|name| !is_name(name)) {
             return Err(RenderError::Name((**name).clone()));
         }
         let [agents, enrolment, api] = names;
-        if agents == api || enrolment == api || agents == enrolment {
-            let twice = if agents == enrolment { agents } else { api };
+        // The file that ends TLS has no door: machines enrol past it, at whatever name.
+        let has_door = end == TlsEnd::Backend;
+        if agents == api || (has_door && (enrolment == api || agents == enrolment)) {
+            let twice = if agents == api { api } else { enrolment };
             return Err(RenderError::SameName(twice.clone()));
         }
         let doors = self.enrolment.iter();

@@ -117,6 +117,7 @@ fn site() -> Site {
         certificate_file: PathBuf::from("/etc/viworks/nginx/api.crt"),
         key_file: PathBuf::from("/etc/viworks/nginx/api.key"),
         crl_file: None,
+        crl_is_left_out: false,
     }
 }
 
@@ -229,6 +230,15 @@ fn nothing_is_rendered_that_nginx_would_read_as_something_else() {
         with(|site| site.api_name = site.agents_name.clone()),
         RenderError::SameName(_)
     ));
+    let one_name = with(|site| site.enrolment_name = site.agents_name.clone());
+    let told = one_name.to_string();
+    assert!(told.contains("--enrolment-name"), "{told}");
+    // The file that ends TLS has no door.
+    let one_name = Site {
+        enrolment_name: site().agents_name,
+        ..site()
+    };
+    assert!(render(TlsEnd::Proxy, &one_name, &agents).is_ok());
     assert!(matches!(
         with(|site| site.agents.push("10.0.0.1".to_owned())),
         RenderError::Address(_)

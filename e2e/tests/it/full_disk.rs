@@ -289,10 +289,14 @@ async fn a_backend_whose_disk_is_full_refuses_what_it_cannot_keep_and_goes_on_wh
         runs.len(),
         "what was refused never ran"
     );
-    eventually("it is ready again", PATIENCE, async || {
-        let (status, _body) = system.request("GET", "/readyz", None).await.ok()?;
-        (status == 200).then_some(())
-    })
+    eventually(
+        "it is ready again a minute later",
+        2 * PATIENCE,
+        async || {
+            let (status, _body) = system.request("GET", "/readyz", None).await.ok()?;
+            (status == 200).then_some(())
+        },
+    )
     .await;
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
     assert!(

@@ -14,6 +14,7 @@ use viworks_testkit::postgres::{Database, Own};
 use viworks_testkit::process::{Process, eventually};
 use viworks_testkit::proxy::Proxy;
 
+use crate::authority::Authority;
 use crate::verb;
 
 /// A command that is still there after any test.
@@ -522,4 +523,42 @@ async fn an_embedded_database_has_one_backend() {
         refused.stderr.contains("is in use by process"),
         "{refused:#?}"
     );
+}
+
+/// How many other backends this one says have other authorities, and whether its health says so.
+async fn apart(backend: &Deployment) -> (usize, bool) {
+    let status = backend.get("/v1/authorities").await;
+    let named = status["backends"].as_array().unwrap().len();
+    let health = backend.get("/v1/health").await;
+    let mut checks = health["checks"].as_array().unwrap().iter();
+    (named, checks.any(|check| check["name"] == "trust.backends"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_with_other_authorities_is_told_of_by_each_of_them() {
+    let Some(mut site) = Site::start(Binaries::shipped()).await else {
+        return;
+    };
+    site.start_both().await;
+    let folder = site.one.path().join("backend");
+    let old = Authority::of(&folder);
+    for backend in [&site.one, &site.other] {
+        assert_eq!(apart(backend).await, (0, false));
+    }
+    // One of them has read its file again, and the other one has not.
+    Authority::create("the next authority").signs_beside(&folder, &[&old]);
+    site.one.backend().signal(Signal::HUP);
+    for backend in [&site.one, &site.other] {
+        eventually("it names the other one", PATIENCE, async || {
+            (apart(backend).await == (1, true)).then_some(())
+        })
+        .await;
+    }
+    site.other.backend().signal(Signal::HUP);
+    for backend in [&site.one, &site.other] {
+        eventually("they have the same", PATIENCE, async || {
+            (apart(backend).await == (0, false)).then_some(())
+        })
+        .await;
+    }
 }

@@ -236,6 +236,9 @@ async fn a_database_whose_disk_is_full_is_told_of_and_goes_on_when_there_is_room
         })
         .await;
         assert_eq!(health(&site.system).await["status"], "fail");
+        let in_the_way = reasons(&site.system).await;
+        let named = in_the_way.as_array().unwrap();
+        assert!(named.contains(&json!("store.room")), "{in_the_way}");
         std::fs::remove_file(ballast).unwrap();
         site.more(3).await;
         eventually(
@@ -244,6 +247,7 @@ async fn a_database_whose_disk_is_full_is_told_of_and_goes_on_when_there_is_room
             async || (health(&site.system).await["status"] == "pass").then_some(()),
         )
         .await;
+        assert_eq!(readiness(&site.system).await, 200);
         site.over.store(true, Ordering::SeqCst);
     };
     let ((), runs, fed) = tokio::join!(script, site.submit(), site.feed());

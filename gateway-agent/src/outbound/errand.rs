@@ -1,6 +1,7 @@
 //! What a gateway comes to the door of the backend for.
 
 use viworks_common::code::CloseCode;
+use viworks_common::renewal::Against;
 use viworks_common::time::Timestamp;
 
 use super::ending::Ended;
@@ -48,8 +49,8 @@ impl Errand {
 /// What an attempt to connect failed for, as far as the door and other files may help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Blame {
-    /// Another certificate may fare better.
-    pub(super) certificate: bool,
+    /// What was said against the certificate, where another one may fare better.
+    pub(super) certificate: Option<Against>,
     /// The other end says that the certificate has ended, and this clock does not.
     pub(super) disputed: bool,
     /// The server has a pinned key, and a certificate of an authority that is not known here.
@@ -58,9 +59,10 @@ pub(super) struct Blame {
 
 impl Blame {
     /// That of a session, or of an attempt that came as far as one.
-    pub(super) const fn of_session(ended: &Ended) -> Self {
+    pub(super) fn of_session(ended: &Ended) -> Self {
+        let refused = ended.is_of_the_certificate();
         Self {
-            certificate: ended.is_of_the_certificate(),
+            certificate: refused.then_some(Against::Refused),
             disputed: false,
             authority: false,
         }
@@ -69,8 +71,9 @@ impl Blame {
     /// That of an attempt that showed this certificate.
     pub(super) fn of_attempt(failure: &DialFailure, material: &Material) -> Self {
         let proved = material.shown.origin != Origin::Issued;
+        let refused = failure.is_of_the_certificate(proved);
         Self {
-            certificate: failure.is_of_the_certificate(proved),
+            certificate: refused.then(|| failure.against()),
             disputed: matches!(failure, DialFailure::CertificateDisputed { .. }),
             authority: matches!(failure, DialFailure::AuthorityUnknown { .. }),
         }
@@ -114,7 +117,7 @@ mod tests {
     #[test]
     fn the_door_is_asked_for_what_an_attempt_failed_for_and_for_nothing_else() {
         let none = Blame {
-            certificate: true,
+            certificate: Some(Against::Refused),
             disputed: false,
             authority: false,
         };

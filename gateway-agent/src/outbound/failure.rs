@@ -11,6 +11,7 @@ use tokio_tungstenite::tungstenite::error::ProtocolError;
 use viworks_common::code::CloseCode;
 use viworks_common::limits::DETAIL_BYTES_MAX;
 use viworks_common::pin::SpkiPin;
+use viworks_common::renewal::Against;
 use viworks_common::session::backoff::FailureClass;
 use viworks_common::text;
 use viworks_common::time::Timestamp;
@@ -328,6 +329,18 @@ impl DialFailure {
             | Self::Subprotocol
             | Self::NotWebSocket { .. } => false,
         }
+    }
+
+    /// What it says against the certificate, if it is of that.
+    #[must_use]
+    pub fn against(&self) -> Against {
+        if let Self::Declined { said, .. } = self
+            && let Some(code) = said.known()
+            && code.is_of_a_retired_one(&said.detail)
+        {
+            return Against::Retired;
+        }
+        Against::Refused
     }
 
     /// The code for it, where there is one.

@@ -18,7 +18,7 @@ pub(super) async fn execute(
         Authority::Status => {
             let status = client.authorities().await?;
             views::authority::status(&status, format, SystemClock.wall())?;
-            Ok(if status.lacking == 0 {
+            Ok(if status.lacking == 0 && status.backends.is_empty() {
                 ExitCode::Ok
             } else {
                 ExitCode::NoGo

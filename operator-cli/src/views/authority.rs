@@ -38,6 +38,9 @@ pub fn status(status: &AuthorityStatus, format: Format, now: Timestamp) -> Resul
     )?;
     output::note(&together(status));
     output::note(&standing(status));
+    if let Some(differ) = differ(status) {
+        output::note(&differ);
+    }
     let lacking = lacking(status);
     if lacking.is_empty() {
         return Ok(());
@@ -102,6 +105,26 @@ fn standing(status: &AuthorityStatus) -> String {
     format!("{gateways}, {off} of them off; a server's certificate of it would cut them off")
 }
 
+/// Which other backends give others: what is said here is what one of them has.
+fn differ(status: &AuthorityStatus) -> Option<String> {
+    let others = status.backends.iter();
+    let others = others.map(|one| format!("{} ({})", one_line(&one.name), short(&one.bundle)));
+    let others: Vec<String> = others.collect();
+    if others.is_empty() {
+        return None;
+    }
+    let backends = human::counted(
+        others.len(),
+        "other backend has another bundle",
+        "other backends have another bundle",
+    );
+    Some(format!(
+        "{backends}: {}; a gateway that one lets in another one refuses: put the same certificates into client_ca_file \
+         on each, and reload each",
+        others.join("; ")
+    ))
+}
+
 fn connected(gateway: &AuthorityGateway, now: Timestamp) -> String {
     if gateway.online {
         return "is connected".to_owned();
@@ -119,6 +142,7 @@ pub fn short(digest: &str) -> String {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
+    use viworks_api::AuthorityBackend;
 
     use super::*;
 
@@ -166,6 +190,18 @@ mod tests {
             standing(&of(&json!([]))),
             "nobody would be cut off by one of these: 3 gateways"
         );
+        let mut apart = of(&json!([]));
+        assert_eq!(differ(&apart), None);
+        apart.backends.push(AuthorityBackend {
+            name: "host-b, process 7".to_owned(),
+            bundle: "d".repeat(64),
+        });
+        let told = differ(&apart).unwrap();
+        let begins = format!(
+            "1 other backend has another bundle: host-b, process 7 ({}); ",
+            "d".repeat(DIGITS)
+        );
+        assert!(told.starts_with(&begins), "{told}");
         let bundle = "c".repeat(DIGITS);
         assert_eq!(short(&status.bundle), bundle);
         let told = together(&status);

@@ -2,8 +2,9 @@
 
 use axum::Json;
 use axum::extract::State;
-use viworks_api::{Authority, AuthorityGateway, AuthorityStatus, Kind};
+use viworks_api::{Authority, AuthorityBackend, AuthorityGateway, AuthorityStatus, Kind};
 
+use crate::api::ApiState;
 use crate::api::extract::{NoParams, Params};
 use crate::api::problem::ApiResult;
 use crate::api::request::Api;
@@ -50,7 +51,23 @@ pub(in crate::api) async fn show(
         lacking: lacking.gateways,
         lacking_off: lacking.off(),
         authorities,
+        backends: backends(&state, current.digest()).await?,
     }))
+}
+
+/// The other backends of the database that give another bundle than this one.
+async fn backends(state: &ApiState, bundle: &str) -> ApiResult<Vec<AuthorityBackend>> {
+    let own = *state.store.instance().borrow();
+    let Some(own) = own else {
+        return Ok(Vec::new());
+    };
+    let all = state.store.list_instances().await?.into_iter();
+    let others = all.filter(|one| one.gives_others(own, bundle));
+    let told = others.map(|one| AuthorityBackend {
+        name: one.name,
+        bundle: one.authorities.unwrap_or_default(),
+    });
+    Ok(told.collect())
 }
 
 fn gateway(found: Unaware) -> AuthorityGateway {

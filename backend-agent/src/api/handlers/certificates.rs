@@ -66,7 +66,8 @@ pub(in crate::api) async fn revoke(
     let revoked = state
         .commands
         .revoke_certificate(found.agent_id, &certificate, reason, &actor)
-        .await?;
+        .await
+        .map_err(ApiError::of_revocation)?;
     let revoked = match revoked {
         CertificateRevocation::Revoked(revoked) => *revoked,
         CertificateRevocation::Unknown => return Err(ApiError::not_found("certificate")),

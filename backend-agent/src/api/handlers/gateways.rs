@@ -117,7 +117,8 @@ pub(in crate::api) async fn revoke(
     let revoked = state
         .commands
         .revoke_gateway(found.agent_id, reason, &actor)
-        .await?
+        .await
+        .map_err(ApiError::of_revocation)?
         .ok_or_else(|| ApiError::not_found("gateway"))?;
     let ended_as = |how: CommandState| {
         let so = revoked.ended.iter().filter(|ended| ended.state == how);

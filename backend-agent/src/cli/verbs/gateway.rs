@@ -31,6 +31,12 @@ pub(super) async fn execute(command: GatewayCommand) -> anyhow::Result<ExitCode>
     }
     .await;
     store.close().await;
+    if matches!(revoked, Err(StoreError::Full(_))) {
+        say(
+            "nothing is revoked: the database cannot grow; until it has room, stopping every backend ends the \
+             sessions that there are",
+        );
+    }
     match revoked? {
         Some((revoked, found, now)) if revoked.already => print(&format!(
             "{} was revoked already{}",

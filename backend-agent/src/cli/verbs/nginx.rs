@@ -73,6 +73,7 @@ pub(super) async fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
                 key_file: std::path::absolute(&key).unwrap_or(key),
                 agents_name,
                 crl_file: config.keys.crl_file.clone(),
+                crl_is_left_out: crl::warning(&config).is_some(),
             };
             let rendered = match render(
                 mode.unwrap_or(config.agents.tls_ends_at),
@@ -182,7 +183,10 @@ fn tell_rest(mode: Option<TlsEnd>, config: &Config, site: &Site) {
     }
     if mode.unwrap_or(own) == TlsEnd::Proxy {
         if let Some(warning) = crl::warning(config) {
-            say(&format!("warning: {warning}"));
+            say(&format!("warning: {}", warning.line()));
+            say(
+                "  ssl_crl is left out of the file for nginx; render it again once that one is out of client_ca_file",
+            );
         }
         if own == TlsEnd::Backend {
             say(

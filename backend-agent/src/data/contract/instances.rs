@@ -24,6 +24,8 @@ pub trait InstanceStore: Send + Sync {
     fn promised(&self) -> Option<Retention>;
     /// Tells the others of this one, with the next renewal of its lease.
     fn note_load(&self, load: InstanceLoad);
+    /// Says which bundle of authorities this one gives gateways, by its digest: with each renewal of its lease.
+    fn note_authorities(&self, bundle: &str);
     /// Says which master keys this one has: with each renewal of its lease, where there are several, and else at once.
     async fn note_masters(&self, masters: MasterIds) -> StoreResult<()>;
     /// The backends that are there, by name, and which master keys each has.

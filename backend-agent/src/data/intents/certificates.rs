@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use viworks_common::code::CloseCode;
+use viworks_common::command::format_digest;
 use viworks_common::id::AgentId;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
@@ -45,7 +46,7 @@ FROM certificates WHERE tenant = :tenant AND agent_id = :agent_id";
 
 pub(super) const RENEW: &str = "\
 INSERT INTO certificates (tenant, spki, agent_id, serial, not_after, fingerprint, registered_at, renewed_at, unproved)
-VALUES (:tenant, :spki, :agent_id, :serial, :not_after, :fingerprint, :now, :now, :pem)";
+VALUES (:tenant, :spki, :agent_id, :serial, :not_after, :fingerprint, :now, :now, :pem) ON CONFLICT DO NOTHING";
 
 pub(super) const PROVED: &str = "\
 UPDATE certificates SET unproved = NULL
@@ -172,6 +173,12 @@ pub(super) fn is_registered(view: &View<'_>, spki: &[u8; 32]) -> StoreResult<boo
     Ok(found.is_some())
 }
 
+/// Has a key to itself until the transaction ends: of two that ask for one key at two backends at once, the second one
+/// sees what came of the first. Before gateways are locked, so that nobody waits in a circle.
+pub(super) fn lock(tx: &Tx<'_>, spki: &[u8; 32]) -> StoreResult<()> {
+    tx.lock_name(&format!("key {}", format_digest(spki)))
+}
+
 /// Registers a key for one gateway, forever.
 pub(super) fn register(tx: &Tx<'_>, new: &NewCertificate, actor: &Actor) -> StoreResult<()> {
     let NewCertificate {
@@ -218,6 +225,7 @@ pub(super) fn renew(tx: &Tx<'_>, renewal: &Renewal) -> StoreResult<RenewalOutcom
         not_after,
         fingerprint,
     } = &renewal.certificate;
+    lock(tx, spki)?;
     fence(tx, *agent_id, renewal.epoch)?;
     if let Some(known) = tx.optional(BY_KEY, params! { spki }, read_known)? {
         return Ok(match known.unproved {
@@ -237,10 +245,11 @@ pub(super) fn renew(tx: &Tx<'_>, renewal: &Renewal) -> StoreResult<RenewalOutcom
     tx.execute(FORGET, params! { agent_id, until })?;
     earlier::forget(tx, *agent_id)?;
     let pem = &renewal.pem;
-    tx.execute(
-        RENEW,
-        params! { spki, agent_id, serial, not_after, fingerprint, pem },
-    )?;
+    let params = params! { spki, agent_id, serial, not_after, fingerprint, pem };
+    if tx.execute(RENEW, params)? == 0 {
+        // Who registers one for an operator, or is of an earlier version, locks nothing.
+        return Ok(RenewalOutcome::KeyInUse);
+    }
     let detail = json!({ "serial": serial, "not_after": not_after });
     let actor = Actor::gateway(*agent_id);
     agents::note(tx, &actor, "certificate.renew", *agent_id, &detail)?;

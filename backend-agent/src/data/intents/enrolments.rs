@@ -165,6 +165,7 @@ fn try_redeem(tx: &Tx<'_>, redemption: &Redemption) -> StoreResult<RedeemOutcome
     if ticket.revoked_at.is_some() {
         return refused(TicketRefusal::Revoked);
     }
+    certificates::lock(tx, spki)?;
     if let Some(enrolled) = tx.optional(BY_KEY, params! { spki }, read)? {
         return again(tx, redemption, &ticket, enrolled);
     }

@@ -22,7 +22,7 @@ const SESSIONS_AT_ONCE: usize = 200;
 
 pub(super) const LIST: Sql = Sql::of_server(
     "\
-SELECT instance, name, sessions, draining, retention_days, rollup_days,
+SELECT instance, name, sessions, draining, retention_days, rollup_days, authorities,
        CASE WHEN ended THEN 0
             ELSE greatest(0, 1000 * extract(epoch FROM lease_until - clock_timestamp()))::bigint END AS lease_ms
 FROM instances ORDER BY name, instance",
@@ -109,6 +109,7 @@ fn read(row: &Row<'_>) -> StoreResult<Instance> {
         sessions: row.get("sessions")?,
         draining: row.get("draining")?,
         retention: Option::zip(records, rollups).map(retention),
+        authorities: row.get("authorities")?,
     })
 }
 

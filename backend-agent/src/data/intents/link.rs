@@ -301,6 +301,9 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// Tells the other backends of itself.
     fn note_load(&self, load: InstanceLoad);
 
+    /// Tells the other backends which bundle of authorities this one gives gateways.
+    fn note_authorities(&self, bundle: &str);
+
     /// Says which master keys this backend has: at once where it is alone, and else with its lease.
     fn note_masters(&self, masters: MasterIds) -> impl Future<Output = StoreResult<()>> + Send;
 

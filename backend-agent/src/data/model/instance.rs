@@ -23,6 +23,17 @@ pub struct Instance {
     pub draining: bool,
     /// For how long it is set to keep telemetry; `None` until it told.
     pub retention: Option<Retention>,
+    /// The bundle of authorities that it gives gateways, by its digest; `None` until it told, and by earlier versions.
+    pub authorities: Option<String>,
+}
+
+impl Instance {
+    /// Whether it is another one than this, is there, and gives gateways another bundle of authorities.
+    #[must_use]
+    pub fn gives_others(&self, own: InstanceId, bundle: &str) -> bool {
+        let told = self.authorities.as_deref();
+        self.id != own && !self.lease.is_zero() && told.is_some_and(|told| told != bundle)
+    }
 }
 
 /// Which master keys a backend has.

@@ -41,6 +41,8 @@ pub(super) struct Held {
     load: Mutex<InstanceLoad>,
     /// Which master keys it has, from when it says so.
     masters: Mutex<Option<MasterIds>>,
+    /// Which bundle of authorities it gives gateways, from when it says so.
+    authorities: Mutex<Option<String>>,
     /// The others, as they were at the last renewal.
     neighbours: watch::Sender<Vec<Neighbour>>,
     /// The longest that one of the others promised to keep telemetry, as it was then.
@@ -71,6 +73,12 @@ impl Held {
     fn masters(&self) -> MutexGuard<'_, Option<MasterIds>> {
         // Nothing panics while it is held.
         self.masters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn authorities(&self) -> MutexGuard<'_, Option<String>> {
+        // Nothing panics while it is held.
+        let authorities = self.authorities.lock();
+        authorities.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn promised(&self) -> MutexGuard<'_, Option<Retention>> {
@@ -107,6 +115,7 @@ impl Lease {
             instance: watch::Sender::new(None),
             load: Mutex::default(),
             masters: Mutex::default(),
+            authorities: Mutex::default(),
             neighbours: watch::Sender::default(),
             promised: Mutex::default(),
             doubted: AtomicBool::new(false),
@@ -155,6 +164,15 @@ impl Lease {
     pub(super) fn note_masters(&self, masters: MasterIds) {
         *self.held.masters() = Some(masters);
         self.held.doubt();
+    }
+
+    /// Which bundle of authorities this backend gives gateways; told at once where it is another one, and with each
+    /// renewal.
+    pub(super) fn note_authorities(&self, bundle: &str) {
+        let before = self.held.authorities().replace(bundle.to_owned());
+        if before.as_deref() != Some(bundle) {
+            self.held.doubt();
+        }
     }
 
     /// The others.
@@ -245,15 +263,19 @@ impl Keeper {
             }
         };
         let held = &self.held;
-        let (load, masters) = (*held.load(), *held.masters());
+        let load = *held.load();
+        let kinds = Kinds {
+            masters: *held.masters(),
+            authorities: held.authorities().clone(),
+        };
         let known = held.instance();
         let renewed = match known {
-            Some(instance) => renew(&connection, instance, load, masters)?.then_some(instance),
+            Some(instance) => renew(&connection, instance, load, &kinds)?.then_some(instance),
             None => None,
         };
         let instance = match renewed {
             Some(instance) => instance,
-            None => take(&connection, load, masters)?,
+            None => take(&connection, load, &kinds)?,
         };
         if let (Some(lost), None) = (known, renewed) {
             promises::hand_over(&connection, lost, instance)?;
@@ -301,16 +323,22 @@ impl Keeper {
     }
 }
 
+/// Of what kind a backend is: what should be the same of all of them, and is told so that whoever differs is seen.
+struct Kinds {
+    masters: Option<MasterIds>,
+    authorities: Option<String>,
+}
+
 /// Answers whether there was something to renew.
 fn renew(
     connection: &Connection,
     instance: InstanceId,
     load: InstanceLoad,
-    masters: Option<MasterIds>,
+    kinds: &Kinds,
 ) -> Result<bool, Error> {
     const RENEW: &str = "\
         UPDATE instances SET sessions = $2, connections_max = $3, openings_per_second = $4, draining = $5,
-               retention_days = $7, rollup_days = $8, masters = $9,
+               retention_days = $7, rollup_days = $8, masters = $9, authorities = $10,
                lease_until = clock_timestamp() + make_interval(secs => $6),
                since = CASE WHEN lease_until BETWEEN clock_timestamp() AND clock_timestamp() + make_interval(secs => $6)
                             AND since <= clock_timestamp() THEN since ELSE clock_timestamp() END
@@ -326,21 +354,18 @@ fn renew(
         let query = query.bind(f64::from(LEASE_SECONDS));
         let [records, rollups] = kept(load);
         let query = query.bind(records).bind(rollups);
-        let query = query.bind(masters.map(MasterIds::to_bytes));
+        let query = query.bind(kinds.masters.map(MasterIds::to_bytes));
+        let query = query.bind(kinds.authorities.as_deref());
         Ok(query.execute(inner).await?.rows_affected() == 1)
     })
 }
 
 /// Takes a lease as a new instance.
-fn take(
-    connection: &Connection,
-    load: InstanceLoad,
-    masters: Option<MasterIds>,
-) -> Result<InstanceId, Error> {
+fn take(connection: &Connection, load: InstanceLoad, kinds: &Kinds) -> Result<InstanceId, Error> {
     const TAKE: &str = "\
         INSERT INTO instances (instance, name, sessions, connections_max, openings_per_second, draining, lease_until,
-                               retention_days, rollup_days, masters)
-        VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + make_interval(secs => $7), $8, $9, $10)";
+                               retention_days, rollup_days, masters, authorities)
+        VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + make_interval(secs => $7), $8, $9, $10, $11)";
     let instance = InstanceId::from_uuid(random::uuid_v4());
     let machine = rustix::system::uname();
     let machine = machine.nodename().to_string_lossy().into_owned();
@@ -356,7 +381,8 @@ fn take(
         let [records, rollups] = kept(load);
         let query = query.bind(f64::from(LEASE_SECONDS));
         let query = query.bind(records).bind(rollups);
-        let query = query.bind(masters.map(MasterIds::to_bytes));
+        let query = query.bind(kinds.masters.map(MasterIds::to_bytes));
+        let query = query.bind(kinds.authorities.as_deref());
         query.execute(inner).await?;
         Ok(instance)
     })

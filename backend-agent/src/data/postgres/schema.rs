@@ -52,6 +52,10 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         "../../../migrations/postgres",
         "0011_keep_which_authorities_gateways_have.sql"
     ),
+    migration!(
+        "../../../migrations/postgres",
+        "0012_say_which_authorities.sql"
+    ),
 ];
 
 /// How often a migration is tried that other transactions stand in the way of.

@@ -493,6 +493,43 @@ pub(crate) async fn a_ticket_that_is_no_good_is_refused_and_recorded(bed: &Bed) 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_backends_one_alone_takes_a_key_whatever_it_comes_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other, database)) = two_backends(&folder).await else {
+        return;
+    };
+    for round in 0..20 {
+        // By two tickets, each of another gateway.
+        create(&one, new_ticket(2 * round, 1)).await;
+        create(&one, new_ticket(2 * round + 1, 1)).await;
+        let barrier = Arc::new(Barrier::new(2));
+        let racing = [(&one, 0), (&other, 1)];
+        let racing = racing.map(|(bed, n)| {
+            let barrier = Arc::clone(&barrier);
+            let mut wanted = redemption(2 * round + n, 1_000 * (n + 1) + round);
+            wanted.spki = bytes(5_000 + round);
+            if let Some(first) = &mut wanted.gateway.certificate {
+                first.spki = wanted.spki;
+            }
+            async move {
+                barrier.wait().await;
+                redeem(bed, wanted, 1).await
+            }
+        });
+        let outcomes = join_all(racing).await;
+        let enrolled = outcomes.iter().filter(|it| **it == RedeemOutcome::Enrolled);
+        assert_eq!(enrolled.count(), 1, "{outcomes:?}");
+        assert!(
+            outcomes.contains(&refused(TicketRefusal::KeyInUse)),
+            "{outcomes:?}"
+        );
+    }
+    one.store.close().await;
+    other.store.close().await;
+    drop(database);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_backends_one_alone_gives_a_ticket_s_only_use() {
     let folder = tempfile::tempdir().unwrap();
     let Some((one, other, database)) = two_backends(&folder).await else {

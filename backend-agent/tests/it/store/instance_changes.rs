@@ -131,6 +131,41 @@ async fn whatever_instance_a_backend_is_the_others_know_which_master_keys_it_has
 }
 
 #[tokio::test]
+async fn whatever_instance_a_backend_is_the_others_know_which_authorities_it_gives() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other, database)) = two_backends(&folder).await else {
+        return;
+    };
+    let hand = Hand { database };
+    let (bundle, another) = ("a".repeat(64), "b".repeat(64));
+    one.store.note_authorities(&bundle);
+    let differs = async |expected: bool| {
+        eventually("it is known", PATIENCE, async || {
+            let all = one.store.list_instances().await.unwrap();
+            let others = all.iter();
+            let others = others.filter(|it| it.gives_others(instance(&one), &bundle));
+            let told: Vec<_> = others.map(|it| it.authorities.as_deref()).collect();
+            let right = if expected {
+                told == [Some(another.as_str())]
+            } else {
+                told.is_empty()
+            };
+            (all.len() == 2 && right).then_some(())
+        })
+        .await;
+    };
+    // Of one that said nothing it is not known that they differ.
+    differs(false).await;
+    other.store.note_authorities(&another);
+    differs(true).await;
+    lose_lease(&hand, &other, 1).await;
+    differs(true).await;
+    other.store.note_authorities(&bundle);
+    differs(false).await;
+    finish(&folder, one, other).await;
+}
+
+#[tokio::test]
 async fn a_backend_that_becomes_another_instance_while_it_starts_goes_on_as_that() {
     let folder = tempfile::tempdir().unwrap();
     let Some((one, other, database)) = two_backends(&folder).await else {

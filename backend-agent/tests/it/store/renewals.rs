@@ -9,6 +9,8 @@ use viworks_common::time::Timestamp;
 
 use super::bed::{Bed, Session, agent, at};
 use super::gateways::new_certificate;
+use super::instances::two_backends;
+use super::postgres_only::finish;
 
 /// A certificate for gateway 1, with a key and a text of its own.
 pub(crate) fn renewal(epoch: u64, key: u8) -> Renewal {
@@ -237,4 +239,41 @@ pub(crate) async fn certificates_that_ended_long_ago_are_forgotten_once_they_are
     assert_eq!(certificate(bed, 1).await, None);
     // In use, whatever its end says.
     assert!(certificate(bed, 2).await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_gateways_that_ask_two_backends_for_one_key_one_gets_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other, _database)) = two_backends(&folder).await else {
+        return;
+    };
+    for n in [1, 2] {
+        one.gateway(n).await;
+    }
+    let first = one.session(1, 1).await.holder.epoch;
+    let second = other.session(2, 2).await.holder.epoch;
+    for key in 10..30 {
+        // Each gets as many in an hour as it may.
+        let now = at(3_600 * i64::from(key));
+        let of_second = renewal(second, key);
+        let of_second = Renewal {
+            certificate: NewCertificate {
+                agent_id: agent(2),
+                fingerprint: [key + 100; 32],
+                ..of_second.certificate
+            },
+            ..of_second
+        };
+        let outcomes = tokio::join!(
+            renewed(&one, renewal(first, key), now),
+            renewed(&other, of_second, now)
+        );
+        let (issued, in_use) = (RenewalOutcome::Issued, RenewalOutcome::KeyInUse);
+        let [here, there] = [outcomes.0, outcomes.1];
+        assert!(
+            (here == issued && there == in_use) || (here == in_use && there == issued),
+            "{key}: {here:?} and {there:?}"
+        );
+    }
+    finish(&folder, one, other).await;
 }

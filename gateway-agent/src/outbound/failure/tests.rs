@@ -144,6 +144,35 @@ fn what_may_be_chance_speaks_only_against_a_certificate_that_is_still_to_be_prov
 }
 
 #[test]
+fn a_certificate_in_whose_place_there_is_a_later_one_is_told_from_others_that_are_refused() {
+    let declined = |code: &str, detail: &str| DialFailure::Declined {
+        status: 403,
+        said: Said {
+            code: code.to_owned(),
+            detail: detail.to_owned(),
+        },
+        retry_after: None,
+    };
+    let said = "this certificate was replaced by a later one of the same gateway, which has connected with that";
+    for (code, detail, against) in [
+        ("cert_untrusted", said, Against::Retired),
+        (
+            "cert_untrusted",
+            "no certificate was shown",
+            Against::Refused,
+        ),
+        ("revoked", said, Against::Refused),
+        ("a_word_of_a_proxy", said, Against::Refused),
+    ] {
+        assert_eq!(
+            declined(code, detail).against(),
+            against,
+            "{code}: {detail}"
+        );
+    }
+}
+
+#[test]
 fn a_port_without_tls_is_told_from_a_fault_of_tls() {
     let plain = TlsError::InvalidMessage(InvalidMessage::InvalidContentType);
     let failure = DialFailure::of_tls(&plain);

@@ -37,6 +37,10 @@ impl<E: Engine> InstanceStore for SqlStore<E> {
         });
     }
 
+    fn note_authorities(&self, bundle: &str) {
+        self.engine.note_authorities(bundle);
+    }
+
     async fn note_masters(&self, masters: MasterIds) -> StoreResult<()> {
         self.note_masters_of(masters).await
     }
