@@ -372,8 +372,8 @@ mod tests {
         assert_eq!(choose(&[one(1, 0, 9), one(1, 0, 9)], &refused), Some(0));
     }
 
-    /// Attempts that each follow the one before at once, of a gateway all of whose certificates are refused, as `against`
-    /// has it: up to the one behind which there is a pause.
+    /// Attempts that each follow the one before at once, of a gateway all of whose certificates are refused, as
+    /// `against` has it: up to the one behind which there is a pause.
     fn attempts(
         all: &[Candidate],
         refused: &mut RefusedOnes,
