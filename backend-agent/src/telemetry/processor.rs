@@ -427,7 +427,7 @@ impl Worker {
             match stored {
                 Ok(outcomes) => return Some(outcomes.into_iter().map(Some).collect()),
                 Err(error) if error.is_about_what_was_given() => {
-                    lock(&self.watch).refuses(agent_id, &in_full(&error));
+                    lock(&self.watch).refuses(agent_id, &said(&error));
                     return Some(writes.iter().map(|_write| None).collect());
                 }
                 Err(error) => self.put_off(&error, writes.len(), &mut pause).await?,
@@ -449,6 +449,15 @@ impl Worker {
             () = self.lifecycle.stopping() => None,
             () = tokio::time::sleep(pause.next()) => Some(()),
         }
+    }
+}
+
+/// What the database said where it refused something: it is not unavailable.
+fn said(error: &StoreError) -> String {
+    if let StoreError::Unavailable(cause) = error {
+        in_full(&**cause)
+    } else {
+        in_full(error)
     }
 }
 

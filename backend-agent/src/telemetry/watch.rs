@@ -46,7 +46,7 @@ pub(super) struct Watch {
     /// Whose telemetry waits until the database does not refuse it any more.
     withheld: BTreeMap<AgentId, GatewayName>,
     withheld_logged: BTreeMap<AgentId, Monotonic>,
-    /// What the database said last of such.
+    /// What the database said last of one of them.
     refusal: String,
 }
 
@@ -70,7 +70,14 @@ impl Watch {
 
     /// The database refuses what a gateway hands in, for this reason.
     pub(super) fn refuses(&mut self, agent_id: AgentId, reason: &str) {
-        self.refusal = reason.chars().take(REASON_CHARS_MAX).collect();
+        let refusal = in_one_line(reason);
+        if self.refusal != refusal {
+            self.refusal = refusal;
+            // Of whom it is the first time is told once what that one handed in is kept.
+            if !self.withheld.is_empty() {
+                self.tell_withheld();
+            }
+        }
         if is_news(&mut self.withheld_logged, agent_id, self.clock.now()) {
             warn!(%agent_id, reason, "the database refuses a gateway's telemetry: it waits and is tried again; more of it within the hour is not logged");
         }
@@ -102,12 +109,13 @@ impl Watch {
         };
         let more = if count > 1 { ", …" } else { "" };
         let cause = format!(
-            "the database refuses the telemetry of {}: {first}{more}",
+            "the database refuses the telemetry of {}: {first}{more}; it says: {}",
             human::counted_all(
                 u64::try_from(count).unwrap_or(u64::MAX),
                 "gateway",
                 "gateways"
-            )
+            ),
+            self.refusal
         );
         self.conditions
             .raise(WITHHELD, Severity::Warn, &cause, WITHHELD_FIX);
@@ -156,6 +164,13 @@ impl Watch {
     }
 }
 
+/// The beginning of what somebody says, for a line that others write.
+fn in_one_line(said: &str) -> String {
+    let said = said.chars().take(REASON_CHARS_MAX);
+    said.map(|it| if it.is_control() { ' ' } else { it })
+        .collect()
+}
+
 /// Whether a gateway was not logged within the hour; it is now.
 fn is_news(logged: &mut BTreeMap<AgentId, Monotonic>, agent_id: AgentId, now: Monotonic) -> bool {
     let last = logged.get(&agent_id).copied();
@@ -199,6 +214,27 @@ mod tests {
         let text = metrics.encode().unwrap();
         let counted = "records_total{reason=\"epoch_limit\"} 10007";
         assert!(text.contains(counted), "{text}");
+    }
+
+    #[test]
+    fn health_has_what_the_database_says_and_no_more_of_it_than_a_line() {
+        let metrics = Metrics::new("test", "0", Timestamp::from_unix_micros(0));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let conditions = Conditions::new(Arc::clone(&clock));
+        let own = BackendMetrics::register(&metrics);
+        let mut watch = Watch::new(own, clock, conditions.clone());
+        let agent = AgentId::from_uuid(Uuid::from_u128(1));
+        watch.refuses(agent, "not this one");
+        watch.withheld(agent, &"gw-1".parse().unwrap());
+        let cause = || conditions.list().remove(0).cause;
+        let told = "the database refuses the telemetry of 1 gateway: gw-1; it says: not this one";
+        assert_eq!(cause(), told);
+        // Another reason is told while the same gateways wait.
+        watch.refuses(agent, &format!("nor\n{}", "this ".repeat(200)));
+        assert!(cause().contains("it says: nor this this"), "{}", cause());
+        assert!(cause().len() < 2 * REASON_CHARS_MAX);
+        watch.released(agent);
+        assert!(conditions.list().is_empty());
     }
 
     #[test]
