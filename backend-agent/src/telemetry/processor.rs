@@ -427,7 +427,7 @@ impl Worker {
             match stored {
                 Ok(outcomes) => return Some(outcomes.into_iter().map(Some).collect()),
                 Err(error) if error.is_about_what_was_given() => {
-                    lock(&self.watch).refuses(agent_id, &said(&error));
+                    lock(&self.watch).refuses(agent_id, error.refused_by(), &said(&error));
                     return Some(writes.iter().map(|_write| None).collect());
                 }
                 Err(error) => self.put_off(&error, writes.len(), &mut pause).await?,

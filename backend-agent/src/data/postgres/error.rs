@@ -165,6 +165,23 @@ impl Error {
         matches!(self, Self::Constraint { .. } | Self::Panicked)
     }
 
+    /// By which code the server refused something, and by which rule of the schema, where that has a name: no value is
+    /// in it, as there may be in what the server says.
+    #[must_use]
+    pub fn refused_by(&self) -> Option<String> {
+        if let Self::Constraint {
+            name, source_error, ..
+        } = self
+        {
+            let code = code_of(source_error).unwrap_or_default();
+            return Some(format!("{code} {name}").trim().to_owned());
+        }
+        if let Self::Other(source) = self {
+            return code_of(source);
+        }
+        None
+    }
+
     /// Whether a statement named a table that is not there.
     #[must_use]
     pub fn is_missing_table(&self) -> bool {
