@@ -141,8 +141,12 @@ impl Pending {
     /// Takes in a batch. Whoever hands one in has a session, so those of before are fenced.
     pub(super) fn take(&mut self, mut waiting: Waiting<Note>) {
         let (agent_id, epoch) = (waiting.agent_id, waiting.epoch);
+        let had_place = self.withheld.has(agent_id);
         self.fence(agent_id, epoch, Vec::new());
         self.settle_withheld(agent_id);
+        if had_place && !self.withheld.has(agent_id) {
+            self.withheld.reserve(agent_id, Instant::now());
+        }
         if self.withheld.has(agent_id) {
             waiting.note.stands(Standing::Kept);
         }
