@@ -124,6 +124,23 @@ impl StoreError {
         file.is_some_and(FileError::is_about_what_it_was_given)
             || server.is_some_and(postgres::Error::is_about_what_it_was_given)
     }
+
+    /// By which code or rule the database refused what was given, without its words: they may quote a value, which not
+    /// everybody may read who may know of a refusal.
+    #[must_use]
+    pub fn refused_by(&self) -> String {
+        if let Self::Inconsistent { table, column, .. } = self {
+            return format!("{table}.{column}");
+        }
+        let mut code = None;
+        if let Self::Unavailable(cause) = self {
+            let file = cause.downcast_ref::<FileError>();
+            let server = cause.downcast_ref::<postgres::Error>();
+            code = file.and_then(FileError::refused_by);
+            code = code.or_else(|| server.and_then(postgres::Error::refused_by));
+        }
+        code.unwrap_or_else(|| "a fault of this program".to_owned())
+    }
 }
 
 /// What lies beneath a store error.

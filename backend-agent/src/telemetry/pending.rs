@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio::time::Instant;
 use tracing::debug;
 use viworks_common::id::{AgentId, GatewayName};
@@ -29,11 +29,24 @@ pub enum Answer {
     Unstorable,
 }
 
+/// What becomes of what a session hands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is stored when its turn comes.
+    InTurn,
+    /// The database refuses it: it is kept until it does not, and takes nothing of what may wait in the process.
+    Kept,
+    /// The database refuses it, and there is no room to keep it: nothing more of this session is stored.
+    Outside,
+}
+
 /// What is remembered of a batch until it is dealt with.
 #[derive(Debug)]
 pub(super) struct Note {
     gateway: GatewayName,
     answer: oneshot::Sender<Answer>,
+    /// Tells the session how it stands: what it has not handed in yet waits as this does.
+    standing: watch::Sender<Standing>,
     /// What its parts came to so far.
     so_far: Option<TelemetryCommit>,
     share: Option<OwnedSemaphorePermit>,
@@ -86,6 +99,10 @@ impl Pending {
         let waits = notes.any(|note| !note.answer.is_closed());
         drop(notes);
         if !waits {
+            // What is on its way here yet would be stored past what is forgotten.
+            if let Some(epoch) = parts.writes.iter().map(|write| write.epoch).max() {
+                self.line.spoil(agent_id, epoch, &Why::Unstorable);
+            }
             self.line.forget(agent_id);
         }
         waits
@@ -113,6 +130,8 @@ impl Pending {
                     note: one.note,
                     reason,
                 }),
+                // Its session has ended.
+                Why::Unstorable if one.note.answer.is_closed() => {}
                 Why::Unstorable => self.leave_outside((one.agent_id, one.epoch), [one.note]),
             }
         }
@@ -122,11 +141,14 @@ impl Pending {
     /// Takes in a batch. Whoever hands one in has a session, so those of before are fenced.
     pub(super) fn take(&mut self, mut waiting: Waiting<Note>) {
         let (agent_id, epoch) = (waiting.agent_id, waiting.epoch);
+        let had_place = self.withheld.has(agent_id);
         self.fence(agent_id, epoch, Vec::new());
         self.settle_withheld(agent_id);
+        if had_place && !self.withheld.has(agent_id) {
+            self.withheld.reserve(agent_id, Instant::now());
+        }
         if self.withheld.has(agent_id) {
-            // What is withheld has a bound of its own, and takes nothing from others.
-            waiting.note.share = None;
+            waiting.note.stands(Standing::Kept);
         }
         self.line.push(waiting);
     }
@@ -143,6 +165,9 @@ impl Pending {
     /// Lets a gateway take its turns again when nothing of it is withheld any more.
     pub(super) fn settle_withheld(&mut self, agent_id: AgentId) {
         if self.withheld.settle(agent_id) {
+            for note in self.line.withheld(agent_id) {
+                note.stands(Standing::InTurn);
+            }
             self.line.release(agent_id);
         }
         if self.withheld.knows_nothing_of(agent_id) {
@@ -212,6 +237,8 @@ impl Pending {
         }
         for mut note in ending.into_values() {
             if let Some(commit) = note.so_far.take() {
+                // Of whom something is refused, nothing ends here.
+                note.stands(Standing::InTurn);
                 tell(note, Answer::Committed(commit));
             }
         }
@@ -239,7 +266,7 @@ impl Pending {
         }
         let notes = parts.ending.values_mut();
         for note in notes.chain(self.line.withheld(agent_id)) {
-            note.share = None;
+            note.stands(Standing::Kept);
             lock(&self.watch).withheld(agent_id, &note.gateway);
         }
         let now = Instant::now();
@@ -253,7 +280,7 @@ impl Pending {
         notes: impl IntoIterator<Item = Note>,
     ) {
         let notes = notes.into_iter().map(|mut note| {
-            note.share = None;
+            note.stands(Standing::Outside);
             lock(&self.watch).withheld(agent_id, &note.gateway);
             note
         });
@@ -284,14 +311,31 @@ impl Note {
     pub(super) const fn new(
         gateway: GatewayName,
         share: Option<OwnedSemaphorePermit>,
+        standing: watch::Sender<Standing>,
         answer: oneshot::Sender<Answer>,
     ) -> Self {
         Self {
             gateway,
             answer,
+            standing,
             so_far: None,
             share,
         }
+    }
+
+    /// Tells the session how it stands. What is withheld has a bound of its own, and takes nothing from others. Whoever
+    /// is outside stays there: something of that session is not kept, and what is behind it would leave a gap.
+    fn stands(&mut self, now: Standing) {
+        if now != Standing::InTurn {
+            self.share = None;
+        }
+        self.standing.send_if_modified(|standing| {
+            let changes = *standing != now && *standing != Standing::Outside;
+            if changes {
+                *standing = now;
+            }
+            changes
+        });
     }
 
     fn add(&mut self, part: TelemetryCommit) {

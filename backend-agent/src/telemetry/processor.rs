@@ -9,7 +9,7 @@ use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 use viworks_common::id::{AgentId, GatewayName, Tenant};
@@ -24,7 +24,7 @@ use viworks_runtime::lifecycle::Lifecycle;
 use super::composed::{Composed, Dropped, Room};
 use super::line::Waiting;
 use super::pause::Pause;
-pub use super::pending::Answer;
+pub use super::pending::{Answer, Standing};
 use super::pending::{Malformed, Note, Pending, Stored, Written, tell};
 use super::watch::{Watch, lock};
 use crate::config::TelemetryConfig;
@@ -75,6 +75,8 @@ pub struct HandedIn {
     pub batch: PackedBatch,
     /// Its share of the budget, given back when the batch is dealt with; none for the first batch of a session.
     pub share: Option<OwnedSemaphorePermit>,
+    /// Where its session is told how it stands.
+    pub standing: watch::Sender<Standing>,
 }
 
 struct Worker {
@@ -176,7 +178,12 @@ impl Place {
             epoch: handed_in.epoch,
             skew_ms: handed_in.skew_ms,
             batch: handed_in.batch,
-            note: Note::new(handed_in.gateway, handed_in.share, answer),
+            note: Note::new(
+                handed_in.gateway,
+                handed_in.share,
+                handed_in.standing,
+                answer,
+            ),
         }));
         outcome
     }
@@ -420,7 +427,7 @@ impl Worker {
             match stored {
                 Ok(outcomes) => return Some(outcomes.into_iter().map(Some).collect()),
                 Err(error) if error.is_about_what_was_given() => {
-                    lock(&self.watch).refuses(agent_id, &in_full(&error));
+                    lock(&self.watch).refuses(agent_id, error.refused_by(), &said(&error));
                     return Some(writes.iter().map(|_write| None).collect());
                 }
                 Err(error) => self.put_off(&error, writes.len(), &mut pause).await?,
@@ -445,6 +452,15 @@ impl Worker {
     }
 }
 
+/// What the database said where it refused something: it is not unavailable.
+fn said(error: &StoreError) -> String {
+    if let StoreError::Unavailable(cause) = error {
+        in_full(&**cause)
+    } else {
+        in_full(error)
+    }
+}
+
 /// Whether a gateway has a session of this epoch.
 fn has(gateway: &Gateway, epoch: u64) -> bool {
     let session = gateway.session.as_ref();
@@ -458,4 +474,29 @@ fn by_gateway(writes: &[TelemetryWrite]) -> BTreeMap<AgentId, Vec<usize>> {
         places.entry(write.agent_id).or_default().push(place);
     }
     places
+}
+
+#[cfg(test)]
+mod tests {
+    use viworks_runtime::clock::{Clock, SystemClock};
+    use viworks_runtime::metrics::Metrics;
+
+    use super::*;
+
+    impl TelemetryProcessor {
+        /// One that nobody serves: what is handed in waits in what comes beside it.
+        pub(crate) fn unserved(waiting_bytes_max: usize) -> (Self, impl Sized) {
+            let metrics = Metrics::new("test", "0", Timestamp::from_unix_micros(0));
+            let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+            let conditions = Conditions::new(Arc::clone(&clock));
+            let watch = Watch::new(BackendMetrics::register(&metrics), clock, conditions);
+            let (lane, waiting) = mpsc::channel(64);
+            let processor = Self {
+                lanes: [lane].into(),
+                budget: Arc::new(Semaphore::new(waiting_bytes_max)),
+                watch: Arc::new(Mutex::new(watch)),
+            };
+            (processor, waiting)
+        }
+    }
 }

@@ -21,11 +21,9 @@ const CONDITION: &str = "telemetry.refused";
 const WITHHELD: &str = "telemetry.withheld";
 
 const WITHHELD_FIX: &str = "nothing of it is lost while it fits into their spools, their commands go on, and it is tried again \
-                            every 5 minutes at least; take out what somebody added to the tables (a trigger, a rule), or put \
-                            the row right that is damaged; a value that the database does not take is a fault to be reported";
-
-/// So much of what the database says is told.
-const REASON_CHARS_MAX: usize = 300;
+                            every 5 minutes at least; the code is the database's; take out what somebody added to the \
+                            tables (a trigger, a rule), or put the row right that is damaged; a value that the database \
+                            does not take is a fault to be reported";
 
 /// How long after the last refusal health speaks of it, and how often a gateway's refusals are logged.
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -46,8 +44,8 @@ pub(super) struct Watch {
     /// Whose telemetry waits until the database does not refuse it any more.
     withheld: BTreeMap<AgentId, GatewayName>,
     withheld_logged: BTreeMap<AgentId, Monotonic>,
-    /// What the database said last of such.
-    refusal: String,
+    /// By which code or rule that was refused last.
+    refused_by: String,
 }
 
 impl Watch {
@@ -64,13 +62,20 @@ impl Watch {
             logged: BTreeMap::new(),
             withheld: BTreeMap::new(),
             withheld_logged: BTreeMap::new(),
-            refusal: String::new(),
+            refused_by: String::new(),
         }
     }
 
-    /// The database refuses what a gateway hands in, for this reason.
-    pub(super) fn refuses(&mut self, agent_id: AgentId, reason: &str) {
-        self.refusal = reason.chars().take(REASON_CHARS_MAX).collect();
+    /// The database refuses what a gateway hands in, by this code or rule, and for this reason. That may quote a value,
+    /// so only the log has it: whoever may read health may not read telemetry.
+    pub(super) fn refuses(&mut self, agent_id: AgentId, by: String, reason: &str) {
+        if self.refused_by != by {
+            self.refused_by = by;
+            // Of whom it is the first time is told once what that one handed in is kept.
+            if !self.withheld.is_empty() {
+                self.tell_withheld();
+            }
+        }
         if is_news(&mut self.withheld_logged, agent_id, self.clock.now()) {
             warn!(%agent_id, reason, "the database refuses a gateway's telemetry: it waits and is tried again; more of it within the hour is not logged");
         }
@@ -102,12 +107,13 @@ impl Watch {
         };
         let more = if count > 1 { ", …" } else { "" };
         let cause = format!(
-            "the database refuses the telemetry of {}: {first}{more}",
+            "the database refuses the telemetry of {}: {first}{more}; its code is {}, its words are in the log",
             human::counted_all(
                 u64::try_from(count).unwrap_or(u64::MAX),
                 "gateway",
                 "gateways"
-            )
+            ),
+            self.refused_by
         );
         self.conditions
             .raise(WITHHELD, Severity::Warn, &cause, WITHHELD_FIX);
@@ -199,6 +205,27 @@ mod tests {
         let text = metrics.encode().unwrap();
         let counted = "records_total{reason=\"epoch_limit\"} 10007";
         assert!(text.contains(counted), "{text}");
+    }
+
+    #[test]
+    fn health_has_by_what_telemetry_is_refused_and_nothing_of_its_values() {
+        let metrics = Metrics::new("test", "0", Timestamp::from_unix_micros(0));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let conditions = Conditions::new(Arc::clone(&clock));
+        let own = BackendMetrics::register(&metrics);
+        let mut watch = Watch::new(own, clock, conditions.clone());
+        let agent = AgentId::from_uuid(Uuid::from_u128(1));
+        watch.refuses(agent, "P0001".to_owned(), "not the value 17");
+        watch.withheld(agent, &"gw-1".parse().unwrap());
+        let cause = || conditions.list().remove(0).cause;
+        let told = "the database refuses the telemetry of 1 gateway: gw-1; its code is P0001, its words are in the log";
+        assert_eq!(cause(), told);
+        // Another rule is told while the same gateways wait.
+        watch.refuses(agent, "23514 spoilt".to_owned(), "nor the value 18");
+        let told = told.replace("P0001", "23514 spoilt");
+        assert_eq!(cause(), told);
+        watch.released(agent);
+        assert!(conditions.list().is_empty());
     }
 
     #[test]

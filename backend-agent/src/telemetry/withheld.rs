@@ -14,6 +14,10 @@ pub(super) const GATEWAYS_MAX: usize = 16;
 /// The first and the longest wait before it is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
+/// How long the place of a gateway is kept whose next session hands in: until then it is known whether that is refused
+/// as well.
+const RESERVED: Duration = Duration::from_secs(10);
+
 /// What is withheld of one gateway.
 #[derive(Debug)]
 struct One<T> {
@@ -36,6 +40,8 @@ struct Outside<T> {
 pub(super) struct Withheld<T> {
     of: BTreeMap<AgentId, One<T>>,
     outside: BTreeMap<AgentId, Outside<T>>,
+    /// Whose place is kept, and until when.
+    reserved: BTreeMap<AgentId, Instant>,
 }
 
 impl<T> Withheld<T> {
@@ -43,6 +49,7 @@ impl<T> Withheld<T> {
         Self {
             of: BTreeMap::new(),
             outside: BTreeMap::new(),
+            reserved: BTreeMap::new(),
         }
     }
 
@@ -53,11 +60,23 @@ impl<T> Withheld<T> {
 
     /// Whether there is room for this gateway.
     pub(super) fn takes(&self, agent_id: AgentId) -> bool {
-        self.of.len() < GATEWAYS_MAX || self.has(agent_id)
+        self.room() > 0 || self.has(agent_id) || self.reserved.contains_key(&agent_id)
+    }
+
+    /// For how many more there is room.
+    fn room(&self) -> usize {
+        GATEWAYS_MAX.saturating_sub(self.of.len() + self.reserved.len())
+    }
+
+    /// Keeps the place of a gateway of which nothing is kept any more, because another session of it hands in: somebody
+    /// outside would be sent away for a place that is taken again at once.
+    pub(super) fn reserve(&mut self, agent_id: AgentId, now: Instant) {
+        self.reserved.insert(agent_id, now + RESERVED);
     }
 
     /// Keeps what is refused of a gateway, behind what there is of it.
     pub(super) fn keep(&mut self, agent_id: AgentId, parts: Parts<T>, now: Instant) {
+        self.reserved.remove(&agent_id);
         let one = self.of.entry(agent_id).or_insert_with(|| One {
             parts: Parts::default(),
             pause: RETRY.0,
@@ -98,10 +117,11 @@ impl<T> Withheld<T> {
         !self.has(agent_id) && !self.outside.contains_key(&agent_id)
     }
 
-    /// When the next attempt is due, or the next one that waits outside.
+    /// When the next attempt is due, the next one that waits outside, or a place that is kept for nobody.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let of = self.of.values().map(|one| one.due);
         of.chain(self.outside.values().map(|outside| outside.due))
+            .chain(self.reserved.values().copied())
             .min()
     }
 
@@ -123,8 +143,13 @@ impl<T> Withheld<T> {
     /// Those outside whose time has come, and as many others as there is room for: with another session, they hand in
     /// again.
     pub(super) fn let_in(&mut self, now: Instant) -> Vec<(AgentId, Vec<T>)> {
-        let room = GATEWAYS_MAX.saturating_sub(self.of.len());
-        let next = self.outside.keys().take(room).copied().collect::<Vec<_>>();
+        self.reserved.retain(|_, until| *until > now);
+        let next = self
+            .outside
+            .keys()
+            .take(self.room())
+            .copied()
+            .collect::<Vec<_>>();
         let due = self.outside.iter().filter(|(_, it)| it.due <= now);
         let due = due.map(|(agent_id, _)| *agent_id).collect::<Vec<_>>();
         let all = next.into_iter().chain(due);
@@ -217,6 +242,28 @@ mod tests {
         withheld.keep(agent(100), parts(100, 1), began);
         assert!(withheld.let_in(began).is_empty());
         assert_eq!(withheld.let_in(began + RETRY.1), [(agent(101), vec![()])]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_place_of_one_that_comes_again_is_kept_for_a_while() {
+        let mut withheld = Withheld::new();
+        let began = Instant::now();
+        for n in 0..u128::try_from(GATEWAYS_MAX).unwrap() {
+            withheld.keep(agent(n), parts(n, 1), began);
+        }
+        withheld.leave_outside((agent(100), 1), [()], began);
+        for kept in [true, false] {
+            assert_eq!(withheld.fence(agent(0), 9), [()]);
+            assert!(withheld.settle(agent(0)));
+            withheld.reserve(agent(0), began);
+            assert!(withheld.takes(agent(0)) && !withheld.takes(agent(200)));
+            assert!(withheld.let_in(began).is_empty());
+            if kept {
+                withheld.keep(agent(0), parts(0, 1), began);
+                assert!(withheld.let_in(began + RESERVED).is_empty());
+            }
+        }
+        assert_eq!(withheld.let_in(began + RESERVED), [(agent(100), vec![()])]);
     }
 
     #[test]

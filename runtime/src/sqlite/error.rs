@@ -145,6 +145,16 @@ impl Error {
         }
     }
 
+    /// By which code SQLite refused something: no value is in it, as there may be in what a trigger says.
+    #[must_use]
+    pub fn refused_by(&self) -> Option<String> {
+        let (Self::Constraint { source, .. } | Self::Other(source)) = self else {
+            return None;
+        };
+        let code = source.sqlite_error()?.extended_code;
+        Some(code.to_string())
+    }
+
     /// Whether the same may work a little later without anybody doing anything.
     #[must_use]
     pub const fn is_transient(&self) -> bool {

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
+use viworks_common::rate::{Bucket, Quota, Taken};
 use viworks_common::time::Monotonic;
 use viworks_runtime::clock::{Clock as _, SystemClock};
 
@@ -17,6 +18,12 @@ use crate::data::{StoreError, StoreHealth, StoreResult, in_full};
 
 /// Failures in a row that are told.
 const TOLD: u64 = 2;
+
+/// How often the log is told that something was refused: whoever gave it has the reason as well.
+const REFUSALS: Quota = Quota {
+    per_minute: 1,
+    burst: 10,
+};
 
 /// How long something counts that a statement met: whatever needs it is tried again within that time.
 const LATELY: Duration = Duration::from_secs(30);
@@ -35,6 +42,7 @@ struct Met {
     unfit: Option<(Monotonic, String)>,
     held: Option<Monotonic>,
     was_lacking: bool,
+    refusals: Bucket,
 }
 
 impl Outage {
@@ -47,10 +55,13 @@ impl Outage {
             Err(StoreError::Held(_)) => self.met().held = Some(SystemClock.now()),
             // It can be used; somebody asked of it what it does not take.
             Err(error) if error.is_outage() && error.is_about_what_was_given() => {
-                warn!(
-                    error = in_full(error),
-                    "the database refused what it was given"
-                );
+                let told = self.met().refusals.take(REFUSALS, SystemClock.now());
+                let error = in_full(error);
+                if matches!(told, Taken::Allowed { .. }) {
+                    warn!(error, "the database refused what it was given");
+                } else {
+                    debug!(error, "the database refused what it was given");
+                }
             }
             Err(error) if error.is_outage() => {
                 if self.is_news() {

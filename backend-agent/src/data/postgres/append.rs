@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde_json::json;
 use viworks_common::id::Tenant;
@@ -64,6 +65,8 @@ impl Connection {
                 .and_modify(|known: &mut i64| *known = stored.min(*known))
                 .or_insert(stored);
         }
+        // What is looked for in this transaction is there until it ends.
+        let remembered = self.remembers_any(&needed);
         self.ensure_days(&needed)?;
         if self.known.careful.get() {
             self.insert_each(&numbered)?;
@@ -71,22 +74,39 @@ impl Connection {
             return Ok(());
         }
         self.copy(COPY, binary(&numbered))
-            .map_err(|error| LinkError::Postgres(self.again_if_known(error)))
+            .map_err(|error| LinkError::Postgres(self.again_if_known(error, remembered)))
+    }
+
+    /// Whether the table of one of these days is taken to be there from before this transaction.
+    fn remembers_any(&self, days: &BTreeMap<i64, i64>) -> bool {
+        let known = self.known.days.borrow();
+        days.keys().any(|day| known.contains(day))
     }
 
     /// What another way of doing the same would not meet.
-    fn again_if_known(&self, error: Error) -> Error {
-        if error.is_constraint(Constraint::PrimaryKey) {
-            self.known.careful.set(true);
-        } else if !error.is_constraint(Constraint::Check) {
-            return error;
-        }
-        // Otherwise it was a day that this connection knew, and that was deleted meanwhile: it is forgotten with the
-        // transaction.
-        let Error::Constraint { source_error, .. } = error else {
+    fn again_if_known(&self, error: Error, remembered: bool) -> Error {
+        let Error::Constraint {
+            kind,
+            name,
+            source_error,
+        } = &error
+        else {
             return error;
         };
-        self.met(Error::Again(source_error))
+        match kind {
+            Constraint::PrimaryKey => self.known.careful.set(true),
+            // Perhaps a day that this connection remembered, and that was deleted meanwhile: it is forgotten with the
+            // transaction, so the next one looks.
+            Constraint::Check if remembered && name.is_empty() => {}
+            // Where nothing was remembered, or the rule has a name, it is one that somebody added, which says the same
+            // again: of one gateway's records, and of no others.
+            Constraint::Check
+            | Constraint::Unique
+            | Constraint::ForeignKey
+            | Constraint::NotNull
+            | Constraint::Other => return error,
+        }
+        self.met(Error::Again(Arc::clone(source_error)))
     }
 
     fn insert_each(&self, numbered: &[Numbered<'_>]) -> Result<(), LinkError> {

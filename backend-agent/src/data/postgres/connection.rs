@@ -267,7 +267,7 @@ impl Connection {
         let run = async { Ok(inner.execute(sqlx::raw_sql(text)).await.map(drop)?) };
         let run = self.runtime.block_on(within(ANSWER_TIME, run));
         self.open.set(true);
-        self.note(run)
+        self.note(run.map_err(Error::while_beginning))
     }
 
     /// Ends it; when the connection breaks meanwhile, nobody knows whether it was committed.

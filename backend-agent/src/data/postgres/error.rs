@@ -16,6 +16,31 @@ const WRONG_PASSWORD: &str = "28P01";
 /// What it answers where a table is not there.
 const NO_TABLE: &str = "42P01";
 
+/// What it answers to a division by zero.
+const DIVISION_BY_ZERO: &str = "22012";
+
+/// Classes of what it answers that speak of itself, of the connection, or of the schema as everybody meets it: to give
+/// it something else does not help. Whatever else there is speaks of a value, of a row, or of a rule that somebody made
+/// for them: of those there are many, `P0` (a plain RAISE), `22`, `23`, `38`, `39`, `44` and `54` among them, and
+/// anybody who writes a trigger may think of one more, so what is left is not listed.
+const OF_THE_SERVER: [&str; 23] = [
+    // No error at all, or a statement that is none.
+    "00", "01", "02", "03",
+    // The connection; what it does not support, such as a statement that was prepared before a table changed; how
+    // transactions begin.
+    "08", "0A", "0B",
+    // The state of a transaction; a prepared statement or a portal that somebody between us took away; who we are, and
+    // which database and schema that is.
+    "25", "26", "28", "34", "3D", "3F",
+    // Transactions that meet; statements that do not fit the schema, and rights.
+    "40", "42",
+    // Memory, disks, connections; what is not in the state for this, or locked; an operator; the system beneath.
+    "53", "55", "57", "58",
+    // Snapshots that are too old; its configuration; another server that it asks; a fault of its own. Where it finds
+    // damage (`XX001`, `XX002`), that is of a row or of an index: whoever does not need it goes on.
+    "72", "F0", "HV", "XX000",
+];
+
 /// A failure of the server, of the way to it, or of what it was asked to do.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
@@ -134,13 +159,27 @@ impl Error {
     /// work.
     #[must_use]
     pub fn is_about_what_it_was_given(&self) -> bool {
-        // Values that are none, rules of the schema, and what is too large for a row or an index.
-        let classes = ["22", "23", "54"];
         if let Self::Other(source) = self {
-            let code = code_of(source).unwrap_or_default();
-            return classes.iter().any(|class| code.starts_with(class));
+            return code_of(source).is_some_and(|code| is_about_what_was_given(&code));
         }
         matches!(self, Self::Constraint { .. } | Self::Panicked)
+    }
+
+    /// By which code the server refused something, and by which rule of the schema, where that has a name: no value is
+    /// in it, as there may be in what the server says.
+    #[must_use]
+    pub fn refused_by(&self) -> Option<String> {
+        if let Self::Constraint {
+            name, source_error, ..
+        } = self
+        {
+            let code = code_of(source_error).unwrap_or_default();
+            return Some(format!("{code} {name}").trim().to_owned());
+        }
+        if let Self::Other(source) = self {
+            return code_of(source);
+        }
+        None
     }
 
     /// Whether a statement named a table that is not there.
@@ -211,8 +250,22 @@ impl Error {
         self
     }
 
+    /// The same about the beginning of a transaction, which divides by zero where there is no lease, see `Begin`.
+    pub(super) fn while_beginning(self) -> Self {
+        if let Self::Other(source) = &self
+            && code_of(source).as_deref() == Some(DIVISION_BY_ZERO)
+        {
+            return Self::NoLease(Arc::clone(source));
+        }
+        self
+    }
+
     /// The same about a commit: where the way to the server broke, nobody knows whether it was made.
     pub(super) fn while_committing(self) -> Self {
+        // A rule that looks at the end only: the server says that there is nothing of it.
+        if self.is_about_what_it_was_given() {
+            return self;
+        }
         match self {
             Self::Lost(source) | Self::Other(source) => Self::Unknown(source),
             Self::Unfit(why) => Self::Unknown(Arc::new(sqlx::Error::Protocol(why))),
@@ -269,8 +322,6 @@ impl Error {
             "23514" => constraint(Constraint::Check),
             // Serialization failure, deadlock.
             "40001" | "40P01" => Self::Again(source),
-            // Only the beginning of a transaction divides, see `Begin`.
-            "22012" => Self::NoLease(source),
             // Lock timeout, statement timeout: it took long enough.
             "55P03" => Self::Held(source),
             "57014" => Self::Slow(source),
@@ -288,6 +339,13 @@ impl Error {
             _ => Self::Other(source),
         }
     }
+}
+
+/// Whether what a server answers speaks of what it was given, by
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
+fn is_about_what_was_given(code: &str) -> bool {
+    let of_the_server = OF_THE_SERVER.iter().any(|class| code.starts_with(class));
+    !code.is_empty() && !of_the_server
 }
 
 impl From<sqlx::Error> for Error {
@@ -375,6 +433,32 @@ impl From<Error> for StoreError {
             | Error::Closed
             | Error::Busy
             | Error::Other(_) => Self::Unavailable(Box::new(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_not_about_the_server_is_about_what_it_was_given() {
+        for given in [
+            // Values, rules, and what is too large.
+            "22012", "22P02", "22P05", "23000", "23P01", "44000", "54000", "54001", "21000",
+            // Triggers: a plain RAISE, an ASSERT, a function in another language, and codes of somebody's own.
+            "P0000", "P0001", "P0004", "09000", "27000", "2F003", "38000", "39P01", "U0001",
+            "VW001", "99999", // A row that is damaged, or an index.
+            "XX001", "XX002",
+        ] {
+            assert!(is_about_what_was_given(given), "{given}");
+        }
+        for server in [
+            "08006", "0A000", "25P02", "26000", "28000", "34000", "3D000", "40001", "42804",
+            "53200", "53400", "55000", "55006", "57014", "57P04", "58030", "72000", "F0001",
+            "HV00N", "XX000", "",
+        ] {
+            assert!(!is_about_what_was_given(server), "{server}");
         }
     }
 }

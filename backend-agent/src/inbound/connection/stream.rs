@@ -7,7 +7,7 @@ use std::pin::Pin;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use viworks_common::code::CloseCode;
 use viworks_common::id::{AgentId, GatewayName};
 use viworks_common::limits::BULK_BODY_BYTES_MAX;
@@ -16,7 +16,7 @@ use viworks_common::wire::message::{BackendMessage, Refuse, TelemetryAck};
 
 use super::live::Live;
 use crate::data::Holder;
-use crate::telemetry::processor::{Answer, HandedIn, Place, TelemetryProcessor};
+use crate::telemetry::processor::{Answer, HandedIn, Place, Standing, TelemetryProcessor};
 
 /// Bytes, unpacked, that one session may have handed in at a time: enough to fill a transaction, and two of the
 /// largest.
@@ -57,6 +57,9 @@ pub(super) struct Stream {
     pending: FuturesOrdered<oneshot::Receiver<Answer>>,
     /// Unpacked bytes of each that is handed in.
     handed_in: VecDeque<usize>,
+    /// How it stands with all of them, as whoever stores them says, and whether that changed.
+    standing: watch::Sender<Standing>,
+    told: watch::Receiver<Standing>,
 }
 
 /// What moved.
@@ -69,6 +72,7 @@ pub(super) enum Progress {
 
 impl Stream {
     pub(super) fn new(holder: &Holder, gateway: &GatewayName) -> Self {
+        let (standing, told) = watch::channel(Standing::InTurn);
         Self {
             gateway: gateway.clone(),
             agent_id: holder.agent_id,
@@ -79,6 +83,8 @@ impl Stream {
             placing: None,
             pending: FuturesOrdered::new(),
             handed_in: VecDeque::new(),
+            standing,
+            told,
         }
     }
 
@@ -89,17 +95,51 @@ impl Stream {
 
     fn park(&mut self, batch: PackedBatch, processor: &TelemetryProcessor) {
         let bytes = batch.wire_bytes();
-        // One batch of each session may always wait: nobody is kept from the line by others.
-        let first = self.parked.is_empty() && self.pending.is_empty();
-        let share = if first {
-            None
-        } else {
-            processor.try_share(bytes)
+        let standing = *self.standing.borrow();
+        let needs_share = match standing {
+            // One batch of each session may always wait: nobody is kept from the line by others.
+            Standing::InTurn => !(self.parked.is_empty() && self.pending.is_empty()),
+            // It waits for the database, and so do few: the session's credit is its bound.
+            Standing::Kept => false,
+            // It comes again with the next session.
+            Standing::Outside => return,
         };
-        if !first && share.is_none() {
+        let share = if needs_share {
+            processor.try_share(bytes)
+        } else {
+            None
+        };
+        if needs_share && share.is_none() {
             self.sharing = Some(Box::pin(processor.clone().share(bytes)));
         }
         self.parked.push_back(Parked { batch, share });
+    }
+
+    /// Does with what is parked as the session stands now.
+    fn follow(&mut self, processor: &TelemetryProcessor) {
+        let standing = *self.standing.borrow();
+        match standing {
+            // As far as there is room; it is handed in soon.
+            Standing::InTurn if self.sharing.is_none() => {
+                let without = self.parked.iter_mut().filter(|it| it.share.is_none());
+                for parked in without {
+                    parked.share = processor.try_share(parked.batch.wire_bytes());
+                }
+            }
+            Standing::InTurn => {}
+            // Or sessions whose telemetry is refused used up what all have together, and were not read.
+            Standing::Kept => {
+                self.sharing = None;
+                for parked in &mut self.parked {
+                    parked.share = None;
+                }
+            }
+            Standing::Outside => {
+                self.sharing = None;
+                self.placing = None;
+                self.parked.clear();
+            }
+        }
     }
 
     /// Whether the next batch may be handed in.
@@ -125,6 +165,7 @@ impl Stream {
             skew_ms: self.skew_ms,
             batch,
             share,
+            standing: self.standing.clone(),
         }));
     }
 
@@ -137,6 +178,7 @@ impl Stream {
             sharing,
             placing,
             pending,
+            told,
             ..
         } = self;
         tokio::select! {
@@ -144,6 +186,11 @@ impl Stream {
             answer = next_answer(pending) => {
                 self.handed_in.pop_front();
                 Progress::Done(answer)
+            }
+            // There is a sender, in this.
+            Ok(()) = told.changed() => {
+                self.follow(processor);
+                Progress::Moved
             }
             share = next_of(sharing) => {
                 self.sharing = None;
@@ -211,5 +258,97 @@ impl Live {
                 retry_after_ms: Some(UNSTORABLE_PAUSE_MS),
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+    use uuid::Uuid;
+    use viworks_common::id::AgentRunId;
+    use viworks_common::telemetry::{BatchColumns, FieldValue};
+
+    use super::*;
+
+    fn stream(n: u128) -> Stream {
+        let holder = Holder {
+            agent_id: AgentId::from_uuid(Uuid::from_u128(n)),
+            epoch: 1,
+            agent_run_id: AgentRunId::from_uuid(Uuid::from_u128(n)),
+        };
+        Stream::new(&holder, &"gw-1".parse().unwrap())
+    }
+
+    fn batch() -> PackedBatch {
+        PackedBatch::pack(&BatchColumns {
+            spool_epoch: AgentRunId::from_uuid(Uuid::from_u128(1)),
+            from_seq: 1,
+            to_seq: 1,
+            gaps: Vec::new(),
+            streams: vec!["a".parse().unwrap()],
+            stream: vec![0],
+            observed_at: vec![1],
+            fields: BTreeMap::from([("v".parse().unwrap(), vec![Some(FieldValue::Integer(1))])]),
+        })
+    }
+
+    fn park(stream: &mut Stream, batches: usize, processor: &TelemetryProcessor) {
+        for _ in 0..batches {
+            stream.park(batch(), processor);
+        }
+    }
+
+    /// Everything that moves by itself.
+    async fn settle(stream: &mut Stream, processor: &TelemetryProcessor) {
+        let moment = Duration::from_millis(10);
+        while timeout(moment, stream.progress(processor)).await.is_ok() {}
+    }
+
+    /// Commands, results and heartbeats come over the same socket, and others want to wait as well.
+    #[tokio::test(start_paused = true)]
+    async fn whose_telemetry_is_kept_is_read_and_takes_nothing_from_others() {
+        let share = batch().wire_bytes();
+        let (processor, _line) = TelemetryProcessor::unserved(HANDED_IN_MAX * share);
+        let (mut refused, mut other) = (stream(1), stream(2));
+        // Of one batch nothing is wanted; the one without a share is the last.
+        park(&mut refused, HANDED_IN_MAX + 2, &processor);
+        park(&mut other, 2, &processor);
+        settle(&mut refused, &processor).await;
+        settle(&mut other, &processor).await;
+        assert_eq!((refused.parked.len(), other.parked.len()), (2, 0));
+        assert!(refused.is_full() && other.is_full());
+        refused.standing.send_replace(Standing::Kept);
+        settle(&mut refused, &processor).await;
+        settle(&mut other, &processor).await;
+        assert!(!refused.is_full() && !other.is_full());
+        assert!(processor.try_share(share).is_some());
+        park(&mut refused, 10, &processor);
+        assert_eq!((refused.parked.len(), refused.is_full()), (12, false));
+        assert!(processor.try_share(share).is_some());
+        // What is there is taken, and nobody waits for the rest.
+        refused.standing.send_replace(Standing::InTurn);
+        settle(&mut refused, &processor).await;
+        assert_eq!((refused.parked.len(), refused.is_full()), (12, false));
+        assert!(processor.try_share(share).is_none());
+        park(&mut refused, 1, &processor);
+        assert!(refused.is_full());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_whom_nothing_more_is_stored_nothing_is_parked() {
+        let share = batch().wire_bytes();
+        let (processor, _line) = TelemetryProcessor::unserved(HANDED_IN_MAX * share);
+        let mut outside = stream(1);
+        park(&mut outside, HANDED_IN_MAX + 2, &processor);
+        settle(&mut outside, &processor).await;
+        assert!(outside.is_full());
+        outside.standing.send_replace(Standing::Outside);
+        settle(&mut outside, &processor).await;
+        assert!(processor.try_share(share).is_some());
+        park(&mut outside, 10, &processor);
+        assert_eq!((outside.parked.len(), outside.is_full()), (0, false));
     }
 }

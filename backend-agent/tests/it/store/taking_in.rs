@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use viworks_backend_agent::config::TelemetryConfig;
 use viworks_backend_agent::data::{Page, TelemetryLimits, TelemetryQuery};
 use viworks_backend_agent::metrics::BackendMetrics;
-use viworks_backend_agent::telemetry::processor::{Answer, HandedIn, TelemetryProcessor};
+use viworks_backend_agent::telemetry::processor::{Answer, HandedIn, Standing, TelemetryProcessor};
 use viworks_common::telemetry::BatchColumns;
 use viworks_common::wire::PackedBatch;
 use viworks_runtime::clock::{SystemClock, Timeline};
@@ -29,6 +29,7 @@ const WITHHELD: &str = "viworks_telemetry_withheld_gateways";
 struct Processor {
     processor: TelemetryProcessor,
     metrics: Metrics,
+    conditions: Conditions,
     lifecycle: Lifecycle,
 }
 
@@ -51,27 +52,29 @@ impl Processor {
             bed.tenant.clone(),
             clock,
             BackendMetrics::register(&metrics),
-            conditions,
+            conditions.clone(),
             config,
             &lifecycle,
         );
         Self {
             processor,
             metrics,
+            conditions,
             lifecycle,
         }
     }
 
     async fn hand_in(&self, n: u64, epoch: u64, packed: PackedBatch) -> oneshot::Receiver<Answer> {
-        self.hand_in_with(n, epoch, packed, None).await
+        let standing = watch::Sender::new(Standing::InTurn);
+        self.hand_in_with((n, epoch), packed, None, &standing).await
     }
 
     async fn hand_in_with(
         &self,
-        n: u64,
-        epoch: u64,
+        (n, epoch): (u64, u64),
         packed: PackedBatch,
         share: Option<OwnedSemaphorePermit>,
+        standing: &watch::Sender<Standing>,
     ) -> oneshot::Receiver<Answer> {
         let place = self.processor.clone().place(agent(n)).await.unwrap();
         place.hand_in(HandedIn {
@@ -81,6 +84,7 @@ impl Processor {
             skew_ms: None,
             batch: packed,
             share,
+            standing: standing.clone(),
         })
     }
 
@@ -89,6 +93,13 @@ impl Processor {
         let text = self.metrics.encode().unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(WITHHELD));
         line.unwrap().trim().to_owned()
+    }
+
+    /// What health says of them.
+    fn told(&self) -> String {
+        let found = self.conditions.list().into_iter();
+        let mut causes = found.filter(|it| it.name == "telemetry.withheld");
+        causes.next().map(|it| it.cause).unwrap_or_default()
     }
 }
 
@@ -124,6 +135,7 @@ async fn stored(bed: &Bed, n: u64) -> usize {
 /// at the same time. Once the rule is gone, all of them are stored in their order, and nothing is missing.
 async fn nobody_waits_for_what_the_database_refuses(
     bed: &Bed,
+    code: &str,
     spoil: impl FnOnce(&str),
     mend: impl FnOnce(),
 ) {
@@ -149,6 +161,9 @@ async fn nobody_waits_for_what_the_database_refuses(
     assert_eq!((stored(bed, 1).await, stored(bed, other).await), (0, 7));
     assert_eq!(gaps(bed, 1).await, []);
     assert_eq!(processor.withheld(), "1");
+    let told = processor.told();
+    let code = format!(": gw-1; its code is {code}, ");
+    assert!(told.contains(&code), "{told} {code}");
     for answer in &mut spoilt {
         let answer = answer.try_recv();
         assert!(answer.is_err(), "{answer:?}");
@@ -187,15 +202,91 @@ async fn nobody_waits_for_what_the_file_refuses() {
             alter_file(&folder, &rule);
         };
         let mend = || alter_file(&folder, "DROP TRIGGER spoilt");
-        nobody_waits_for_what_the_database_refuses(&bed, spoil, mend).await;
+        nobody_waits_for_what_the_database_refuses(&bed, "1811", spoil, mend).await;
         bed.store.close().await;
     }
 }
 
+/// Rules on a server that refuse what one gateway hands in: how each comes and goes, and by what it refuses.
+const RULES: &[(&str, &str, &str)] = &[
+    // Values that are none, a row that is too large, a rule that is no constraint: by triggers that name a code.
+    (
+        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry_positions FOR EACH ROW
+             WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse('22P05')",
+        "DROP TRIGGER spoilt ON telemetry_positions",
+        "22P05",
+    ),
+    (
+        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry_positions FOR EACH ROW
+             WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse('54000')",
+        "DROP TRIGGER spoilt ON telemetry_positions",
+        "54000",
+    ),
+    (
+        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry_positions FOR EACH ROW
+             WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse('23514')",
+        "DROP TRIGGER spoilt ON telemetry_positions",
+        "23514",
+    ),
+    // A division by zero, which is no lease that is over, and a code of somebody's own.
+    (
+        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry_positions FOR EACH ROW
+             WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse('22012')",
+        "DROP TRIGGER spoilt ON telemetry_positions",
+        "22012",
+    ),
+    (
+        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry_positions FOR EACH ROW
+             WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse('U0001')",
+        "DROP TRIGGER spoilt ON telemetry_positions",
+        "U0001",
+    ),
+    // What nearly everybody writes, at the row, and when all is done.
+    (
+        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry_positions FOR EACH ROW
+             WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse_plainly()",
+        "DROP TRIGGER spoilt ON telemetry_positions",
+        "P0001",
+    ),
+    (
+        "CREATE CONSTRAINT TRIGGER spoilt AFTER INSERT ON telemetry_positions DEFERRABLE INITIALLY DEFERRED
+             FOR EACH ROW WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse_plainly()",
+        "DROP TRIGGER spoilt ON telemetry_positions",
+        "P0001",
+    ),
+    // The records themselves, where a day without a table has the code of a rule.
+    (
+        "CREATE TRIGGER spoilt AFTER INSERT ON telemetry FOR EACH ROW
+             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION refuse_plainly()",
+        "DROP TRIGGER spoilt ON telemetry",
+        "P0001",
+    ),
+    (
+        "CREATE TRIGGER spoilt AFTER INSERT ON telemetry FOR EACH ROW
+             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION refuse('23514')",
+        "DROP TRIGGER spoilt ON telemetry",
+        "23514",
+    ),
+    (
+        "ALTER TABLE telemetry ADD CONSTRAINT spoilt CHECK (is_sound(agent))",
+        "ALTER TABLE telemetry DROP CONSTRAINT spoilt",
+        "23514 spoilt",
+    ),
+];
+
+/// What these rules call.
+const FUNCTIONS: &str = "
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN RAISE EXCEPTION 'not this one' USING ERRCODE = TG_ARGV[0]; END $$;
+CREATE FUNCTION refuse_plainly() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN RAISE EXCEPTION 'not this one'; END $$;
+CREATE FUNCTION is_sound(number int) RETURNS boolean LANGUAGE plpgsql AS $$
+    BEGIN RETURN NOT EXISTS (SELECT FROM telemetry_agent_ids WHERE id = number AND agent_id = 'GATEWAY'); END $$;
+";
+
 #[tokio::test]
 async fn nobody_waits_for_what_the_server_refuses() {
-    // A rule of the schema, a value that is none, and a row that is too large.
-    for code in ["23514", "22P05", "54000"] {
+    for (rule, gone, code) in RULES {
         let folder = tempfile::tempdir().unwrap();
         let Some(store) = super::postgres(&folder).await else {
             return;
@@ -203,19 +294,13 @@ async fn nobody_waits_for_what_the_server_refuses() {
         let (server, database) = super::database(&folder).unwrap();
         let bed = Bed::new(store);
         let spoil = |agent_id: &str| {
-            let rule = format!(
-                "CREATE FUNCTION spoilt() RETURNS trigger LANGUAGE plpgsql AS \
-                 $$ BEGIN RAISE EXCEPTION 'not this one' USING ERRCODE = '{code}'; END $$; \
-                 CREATE TRIGGER spoilt BEFORE INSERT ON telemetry_positions FOR EACH ROW \
-                 WHEN (NEW.agent_id = '{agent_id}') EXECUTE FUNCTION spoilt()"
-            );
-            server.psql(&database, &rule).unwrap();
+            let all = format!("{FUNCTIONS}{rule}").replace("GATEWAY", agent_id);
+            server.psql(&database, &all).unwrap();
         };
         let mend = || {
-            let gone = "DROP TRIGGER spoilt ON telemetry_positions";
             server.psql(&database, gone).unwrap();
         };
-        nobody_waits_for_what_the_database_refuses(&bed, spoil, mend).await;
+        nobody_waits_for_what_the_database_refuses(&bed, code, spoil, mend).await;
         bed.store.close().await;
         server.drop(&database);
     }
@@ -336,16 +421,88 @@ async fn what_is_withheld_gives_its_share_back() {
         "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry BEGIN SELECT RAISE(ABORT, 'no'); END";
     alter_file(&folder, rule);
     let processor = Processor::over(&bed);
+    let standing = watch::Sender::new(Standing::InTurn);
+    let mut all = Vec::new();
     for from_seq in [1, 4] {
         let everything = processor.processor.try_share(WAITING_BYTES_MAX);
         let everything = everything.expect("nothing else waits");
         let batch = packed(from_seq, from_seq + 2);
-        let waits = processor.hand_in_with(1, 1, batch, Some(everything)).await;
+        let share = Some(everything);
+        let waits = processor
+            .hand_in_with((1, 1), batch, share, &standing)
+            .await;
         let is_back = || processor.processor.try_share(WAITING_BYTES_MAX).is_some();
         until(is_back).await;
         assert!(!waits.is_terminated());
+        // What the session has not handed in yet is to wait without a share as well.
+        assert_eq!(*standing.borrow(), Standing::Kept);
+        all.push(waits);
     }
     assert_eq!(processor.withheld(), "1");
+    alter_file(&folder, "DROP TRIGGER spoilt");
+    for waits in all {
+        assert!(matches!(answered(waits).await, Answer::Committed(_)));
+    }
+    assert_eq!(*standing.borrow(), Standing::InTurn);
+    bed.store.close().await;
+}
+
+/// Of more gateways than are kept it is told that nothing of their sessions is stored any more, whatever comes.
+#[tokio::test]
+async fn a_session_is_told_that_nothing_more_of_it_is_stored() {
+    const GATEWAYS: u64 = 17;
+    let folder = tempfile::tempdir().unwrap();
+    let bed = Bed::new(super::sqlite(&folder).await.unwrap());
+    let rule =
+        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry BEGIN SELECT RAISE(ABORT, 'no'); END";
+    alter_file(&folder, rule);
+    let processor = Processor::over(&bed);
+    let mut sessions = Vec::new();
+    for n in 1..=GATEWAYS {
+        bed.gateway(n).await;
+        bed.session(n, n).await;
+        let standing = watch::Sender::new(Standing::InTurn);
+        let batch = packed(1, 3);
+        let answer = processor.hand_in_with((n, 1), batch, None, &standing).await;
+        sessions.push((answer, standing));
+    }
+    until(|| processor.withheld() == GATEWAYS.to_string()).await;
+    let stand = sessions.iter().map(|(_, standing)| *standing.borrow());
+    let outside = stand.filter(|it| *it == Standing::Outside).count();
+    assert_eq!(outside, 1);
+    alter_file(&folder, "DROP TRIGGER spoilt");
+    for (answer, standing) in sessions {
+        let before = *standing.borrow();
+        let answer = answered(answer).await;
+        if before == Standing::Outside {
+            assert_eq!(answer, Answer::Unstorable);
+        } else {
+            assert!(matches!(answer, Answer::Committed(_)), "{answer:?}");
+            assert_eq!(*standing.borrow(), Standing::InTurn);
+        }
+    }
+    bed.store.close().await;
+}
+
+/// A batch of a session that has ended is on its way yet when what it would be stored behind is forgotten.
+#[tokio::test]
+async fn nothing_of_a_session_is_stored_past_what_was_forgotten_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let bed = Bed::new(super::sqlite(&folder).await.unwrap());
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let rule = "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry WHEN new.seq <= 3 \
+                BEGIN SELECT RAISE(ABORT, 'no'); END";
+    alter_file(&folder, rule);
+    let processor = Processor::over(&bed);
+    let refused = processor.hand_in(1, 1, packed(1, 3)).await;
+    until(|| processor.withheld() == "1").await;
+    drop(refused);
+    until(|| processor.withheld() == "0").await;
+    let late = processor.hand_in(1, 1, packed(4, 6)).await;
+    assert_eq!(answered(late).await, Answer::Unstorable);
+    assert_eq!(stored(&bed, 1).await, 0);
+    assert_eq!(gaps(&bed, 1).await, []);
     bed.store.close().await;
 }
 
