@@ -80,11 +80,12 @@ WHERE tenant = :tenant AND session_instance IN (SELECT * FROM json_array_element
 ORDER BY agent_id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED",
 );
 
+/// The sessions of each are looked for by themselves, or a plan for empty tables would read those of all instances.
 pub(super) const FORGET: Sql = Sql::of_server(
     "\
 DELETE FROM instances AS i
 WHERE i.ended AND i.instance IN (SELECT * FROM json_array_elements_text(:dead))
-      AND NOT EXISTS (SELECT 1 FROM gateways AS g WHERE g.session_instance = i.instance)",
+      AND (SELECT g.session_instance FROM gateways AS g WHERE g.session_instance = i.instance LIMIT 1) IS NULL",
 );
 
 /// The instances that there are.
