@@ -90,6 +90,17 @@ pub fn relative_and_exact(at: Timestamp, now: Timestamp) -> String {
     format!("{} ({})", relative(at, now), to_the_second(at))
 }
 
+/// When something happened, behind a sentence about it, with the exact time behind that. By a clock that is behind the
+/// one that noted it, it may not have happened yet: then it just did.
+#[must_use]
+pub fn happened(at: Timestamp, now: Timestamp) -> String {
+    let behind = now.saturating_since(at);
+    if behind < Duration::from_secs(1) {
+        return format!("just now ({})", to_the_second(at));
+    }
+    relative_and_exact(at, now)
+}
+
 /// A time of this day, in UTC: the clock that every machine of a fleet shares.
 #[must_use]
 pub fn clock_utc(at: Timestamp) -> String {

@@ -7,7 +7,7 @@ use viworks_api::{
 };
 use viworks_common::enrolment::{NAME_PREFIX_BYTES_MAX, NameRule};
 use viworks_common::human;
-use viworks_common::id::{InvalidId, LabelKey, check_label_value};
+use viworks_common::id::{AgentRunId, InvalidId, LabelKey, check_label_value};
 use viworks_common::network::{InvalidNetwork, IpNetwork};
 use viworks_common::telemetry::steps::{Aggregate, InvalidStep, Step};
 
@@ -28,6 +28,24 @@ pub(super) fn rows(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|rows| *rows > 0)
         .ok_or_else(|| "expected a whole number from 1".to_owned())
+}
+
+/// Reads the number of a record of the audit trail.
+pub(super) fn record(text: &str) -> Result<u64, String> {
+    text.parse()
+        .ok()
+        .filter(|number| (1..i64::MAX.unsigned_abs()).contains(number))
+        .ok_or_else(|| {
+            "expected the number of a record, from 1, as viworks audit ls has it".to_owned()
+        })
+}
+
+/// Reads who keeps an identity: a process, or an installation, which is written as one.
+pub(super) fn holder(text: &str) -> Result<AgentRunId, String> {
+    text.parse().map_err(|_invalid: InvalidId| {
+        "expected the id of a process or of an installation, as viworks gateway forks shows both"
+            .to_owned()
+    })
 }
 
 /// Reads a span of time such as `30s`, `15m`, `2h` or `500ms`.

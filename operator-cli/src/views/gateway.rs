@@ -489,7 +489,7 @@ pub fn all_revoked(
 fn fate(revoked: &GatewayRevoked, now: Timestamp) -> String {
     let name = &revoked.gateway.name;
     if revoked.already {
-        let when = human::relative_and_exact(revoked.gateway.since, now);
+        let when = human::happened(revoked.gateway.since, now);
         return format!("{name} was revoked already, {when}");
     }
     revocation_told(
