@@ -63,7 +63,7 @@ pub enum Gateway {
         /// Its name or id
         gateway: String,
     },
-    /// Throw a gateway out at once: its session ends, its commands end with it, and only `gateway replace` lets it in again
+    /// Throw a gateway out at once: its session and its commands end, and only `gateway replace` lets it in again
     #[command(
         group(ArgGroup::new("whom").required(true).args(["gateway", "of_ticket"])),
         after_help = "Examples:\n  viworks gateway revoke gw-berlin-07 --reason 'the machine was stolen'\n  viworks gateway revoke gw-berlin-07 --reason 'taken out of service' --yes -o json\n  viworks gateway revoke gw-berlin-07 --certificate 5f0e3c1b2a4d6e8f90a1b2c3d4e5f607 --reason 'its key was copied'\n  viworks gateway revoke --of-ticket 01940f5e-7000-7000-8000-0000000000d1 --reason 'the ticket leaked'"

@@ -32,7 +32,7 @@ pub(super) fn rows(text: &str) -> Result<usize, String> {
 
 /// Reads the number of a record of the audit trail.
 pub(super) fn record(text: &str) -> Result<u64, String> {
-    text.parse()
+    text.parse::<u64>()
         .ok()
         .filter(|number| (1..i64::MAX.unsigned_abs()).contains(number))
         .ok_or_else(|| {

@@ -96,9 +96,9 @@ pub(in crate::api) async fn show(
     Ok(Json(whole(&state, found).await?))
 }
 
-/// Throws a gateway out at once: its session ends, wherever it is, its commands end with it, and it gets no other session
-/// unless a machine takes its place by a ticket for that. Its name can go to a new identity. Revoking twice is revoking
-/// once.
+/// Throws a gateway out at once: its session ends, wherever it is, its commands end with it, and it gets no other one
+/// unless a machine takes its place by a ticket for that. Its name can go to a new identity. Revoking twice is
+/// revoking once.
 #[utoipa::path(post, path = "/v1/gateways/{gateway}/revoke", operation_id = "revokeGateway", tag = "gateways",
     params(("gateway" = String, Path, description = "Its id or its name")),
     request_body = RevokeRequest,

@@ -1,5 +1,5 @@
-//! When a gateway was last refused a session, or a certificate at the door, and why: found in the audit log, which is all
-//! that keeps it.
+//! When a gateway was last refused a session, or a certificate at the door, and why: found in the audit log, which is
+//! all that keeps it.
 
 use serde_json::Value;
 use viworks_common::id::AgentId;
