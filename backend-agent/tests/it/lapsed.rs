@@ -277,7 +277,7 @@ async fn the_door_says_that_a_certificate_was_revoked_and_its_gateway_was_not() 
     for words in [
         "was revoked",
         "the gateway itself was not",
-        "gateway replace",
+        "gateway replace gw-1",
     ] {
         assert!(detail.contains(words), "{detail}");
     }

@@ -80,6 +80,32 @@ pub fn is_open(list: &ForkList) -> bool {
     list.items.iter().any(|fork| fork.resolution.is_none())
 }
 
+/// How many holders somebody has to decide about, and about how many somebody has.
+fn counted(list: &ForkList) -> String {
+    let all = list.items.len();
+    let decided = list.items.iter().filter(|fork| fork.resolution.is_some());
+    let decided = decided.count();
+    let holders = |count| {
+        let counted = human::counted(count, "second holder", "second holders");
+        format!("{counted} of this identity")
+    };
+    match (all - decided, decided) {
+        (open, 0) => holders(open),
+        (0, 1) => format!(
+            "nothing is to be decided: {}, which is decided about",
+            holders(1)
+        ),
+        (0, all) => format!(
+            "nothing is to be decided: {}, and all are decided about",
+            holders(all)
+        ),
+        (open, others) => {
+            let others = human::counted(others, "more is", "more are");
+            format!("{}; {others} decided about", holders(open))
+        }
+    }
+}
+
 /// Says who keeps the identity, who stays out, and what is to be done on the other machine.
 pub fn resolved(
     resolved: &ForkResolved,
