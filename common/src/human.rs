@@ -203,6 +203,16 @@ mod tests {
     }
 
     #[test]
+    fn what_has_happened_is_never_ahead() {
+        let now = at(100);
+        assert_eq!(happened(at(97), now), relative_and_exact(at(97), now));
+        for then in [at(100), at(103)] {
+            let exact = to_the_second(then);
+            assert_eq!(happened(then, now), format!("just now ({exact})"));
+        }
+    }
+
+    #[test]
     fn clocks_that_are_apart_are_told_as_people_tell_it() {
         for (ahead, told) in [
             (0, "level with"),

@@ -157,7 +157,7 @@ pub(super) fn status(text: &str) -> Result<GatewayStatus, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, REASON_BYTES_MAX, absence, reason, span};
+    use super::{Duration, REASON_BYTES_MAX, absence, holder, reason, record, span};
 
     #[test]
     fn spans_of_time_are_read_or_refused_with_the_expected_form() {
@@ -166,6 +166,18 @@ mod tests {
         for text in ["", "5", "m", "5 m", "-5s", "5w", "99999999999999999999d"] {
             assert!(span(text).unwrap_err().contains("such as 30s"), "{text:?}");
         }
+    }
+
+    #[test]
+    fn what_a_number_or_an_id_has_to_be_is_said_in_words() {
+        assert_eq!(record("81"), Ok(81));
+        for text in ["", "abc", "0", "-1", "9223372036854775807"] {
+            let told = record(text).unwrap_err();
+            assert!(told.contains("number of a record"), "{text:?}: {told}");
+        }
+        assert!(holder("01940f5e-0003-7000-8000-0000000000f3").is_ok());
+        let told = holder("nosuch").unwrap_err();
+        assert!(told.contains("a process or of an installation"), "{told}");
     }
 
     #[test]
