@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::page::{Kind, list};
+use viworks_common::human;
 use viworks_common::id::{
     AgentId, AgentRunId, BootId, GatewayName, InstallId, InvalidId, SessionId,
 };
@@ -167,14 +168,17 @@ pub struct GatewayRevocation {
     pub reason: Option<String>,
 }
 
-/// The last time that somebody who showed a certificate of a gateway got no session.
+/// The last time that somebody who showed a certificate of a gateway got no session, or that somebody who says to be it
+/// got no certificate at the door.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct GatewayRefusal {
     /// When.
     pub at: Timestamp,
     /// Why, as one word: `fork`, `bad_token`, `stale_key`, `revoked`, `hello_replayed`, `wrong_agent_key`,
-    /// `retired_certificate`, `unregistered_certificate`, `revoked_certificate`, `replaced_certificate`, or one that a later version adds.
+    /// `retired_certificate`, `unregistered_certificate`, `revoked_certificate`, `replaced_certificate`; at the door
+    /// `bad_proof`, `bad_token`, `stale_agent_key`, `revoked`, `unknown_key`, `certificate_revoked`, `retired_key`,
+    /// `not_lapsed`, `challenge` or `too_soon`; or one that a later version adds.
     pub why: String,
     /// The same in words.
     pub cause: String,
@@ -245,6 +249,14 @@ pub struct Gateway {
     /// Since when the backend knows that certificate.
     #[serde(default)]
     pub certificate_since: Option<Timestamp>,
+    /// When the last of its certificates was revoked, where none is left that is accepted and the gateway itself is not
+    /// revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_revoked_at: Option<Timestamp>,
+    /// Whether this backend has a door at which it gets another certificate by itself once its own has ended, if its
+    /// agent knows where that is (`door_url`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renews_at_door: Option<bool>,
     /// The lowest generation of its agent key that is still accepted.
     #[serde(default)]
     pub key_generation: u32,
@@ -277,6 +289,9 @@ pub struct Gateway {
     pub spool: Option<GatewaySpool>,
     /// How often a second holder of its identity was seen.
     pub forks: u64,
+    /// Second holders of its identity about which somebody has to decide; none of a gateway that is revoked.
+    #[serde(default)]
+    pub undecided_forks: u64,
     /// Results that it reported of commands that the backend does not have, as many as are kept.
     #[serde(default)]
     pub orphans: u64,
@@ -292,6 +307,10 @@ pub struct Gateway {
     /// which are not looked through; only where one gateway is shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_refusal_among: Option<u64>,
+    /// When it, or whoever says to be it, was last refused a certificate at the door; only where one gateway is shown,
+    /// and as long as it is among the latest 50,000 records of the audit trail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_refusal_at_door: Option<GatewayRefusal>,
 }
 
 /// The longest reason that is kept, in bytes.
@@ -323,6 +342,36 @@ pub struct GatewayRevoked {
     pub indeterminate: u64,
     /// The gateway as it stands.
     pub gateway: Gateway,
+}
+
+/// What became of a gateway that was just revoked, as one sentence: the same wherever it was revoked.
+#[must_use]
+pub fn revocation_told(
+    name: &GatewayName,
+    session_ended: bool,
+    cancelled: u64,
+    indeterminate: u64,
+) -> String {
+    let mut parts = vec![format!("{name} is revoked")];
+    if session_ended {
+        parts.push("its session ends within a second".to_owned());
+    }
+    if cancelled > 0 {
+        parts.push(human::counted_all(
+            cancelled,
+            "waiting command was cancelled",
+            "waiting commands were cancelled",
+        ));
+    }
+    if indeterminate > 0 {
+        let begun = human::counted_all(
+            indeterminate,
+            "command that may have begun is",
+            "commands that may have begun are",
+        );
+        parts.push(format!("{begun} indeterminate"));
+    }
+    parts.join("; ")
 }
 
 /// The answer to whoever gives a gateway another key.

@@ -37,7 +37,7 @@ pub use gateway::{
     Fork, ForkEnd, ForkHolder, ForkList, ForkResolved, Gateway, GatewayAuthorities, GatewayKey,
     GatewayKeyRotated, GatewayList, GatewayRef, GatewayRefusal, GatewayRevocation, GatewayRevoked,
     GatewaySession, GatewaySpool, GatewayStatus, KeptBy, Label, LabelSource, NamedGateway,
-    REASON_BYTES_MAX, ResolveForkRequest, RevokeRequest,
+    REASON_BYTES_MAX, ResolveForkRequest, RevokeRequest, revocation_told,
 };
 pub use health::{Health, HealthCheck, HealthPast, HealthStatus, NotReady, NotReadyStatus};
 pub use orphan::{OrphanList, OrphanResult};

@@ -90,6 +90,17 @@ pub fn relative_and_exact(at: Timestamp, now: Timestamp) -> String {
     format!("{} ({})", relative(at, now), to_the_second(at))
 }
 
+/// When something happened, behind a sentence about it, with the exact time behind that. By a clock that is behind the
+/// one that noted it, it may not have happened yet: then it just did.
+#[must_use]
+pub fn happened(at: Timestamp, now: Timestamp) -> String {
+    let behind = now.saturating_since(at);
+    if behind < Duration::from_secs(1) {
+        return format!("just now ({})", to_the_second(at));
+    }
+    relative_and_exact(at, now)
+}
+
 /// A time of this day, in UTC: the clock that every machine of a fleet shares.
 #[must_use]
 pub fn clock_utc(at: Timestamp) -> String {
@@ -189,6 +200,16 @@ mod tests {
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_unix_micros(seconds * 1_000_000 + 1_234)
+    }
+
+    #[test]
+    fn what_has_happened_is_never_ahead() {
+        let now = at(100);
+        assert_eq!(happened(at(97), now), relative_and_exact(at(97), now));
+        for then in [at(100), at(103)] {
+            let exact = to_the_second(then);
+            assert_eq!(happened(then, now), format!("just now ({exact})"));
+        }
     }
 
     #[test]

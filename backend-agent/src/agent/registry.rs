@@ -107,6 +107,19 @@ impl Unrecognised {
         }
     }
 
+    /// The gateway whose certificate it is, or was, where there is such a one.
+    #[must_use]
+    pub fn gateway(&self) -> Option<&GatewayName> {
+        match self {
+            Self::NotRegistered(peer) => peer.as_deref().map(|peer| &peer.name),
+            Self::Revoked(peer)
+            | Self::CertificateRevoked(peer)
+            | Self::Retired(peer)
+            | Self::Replaced(peer) => Some(&peer.name),
+            Self::NoName(_) | Self::NotShown | Self::ForeignTrustDomain(_) | Self::Store(_) => None,
+        }
+    }
+
     /// The code that says so.
     #[must_use]
     pub const fn code(&self) -> CloseCode {

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use viworks_api::{Health, HealthCheck, HealthPast, HealthStatus, Kind};
 use viworks_common::command::CommandState;
 use viworks_common::human;
+use viworks_common::id::GatewayName;
 use viworks_common::time::Timestamp;
 use viworks_runtime::conditions::{Condition, Past, Severity, is_of};
 use viworks_runtime::probe::Check;
@@ -15,7 +16,7 @@ use self::figures::figures;
 use super::ApiState;
 use super::problem::millis;
 use crate::command::dead_letters;
-use crate::data::{StoreError, StoreResult, in_full};
+use crate::data::{Counts, StoreError, StoreResult, in_full};
 
 mod figures;
 
@@ -277,7 +278,7 @@ async fn fleet(state: &ApiState, patience: Duration) -> Vec<HealthCheck> {
         human::count(counts.connected),
         human::counted_all(counts.gateways, "gateway", "gateways"),
         human::counted_all(open, "command", "commands"),
-        human::counted_all(counts.forks, "fork", "forks"),
+        forks(&counts),
         human::counted_all(counts.orphans, "orphaned result", "orphaned results"),
     );
     let fleet = HealthCheck {
@@ -305,6 +306,28 @@ async fn fleet(state: &ApiState, patience: Duration) -> Vec<HealthCheck> {
         ..check("queued", HealthStatus::Pass, detail)
     };
     vec![fleet, queue]
+}
+
+/// So many second holders somebody has to decide about, of which gateways, and the command to begin with.
+fn forks(counts: &Counts) -> String {
+    let forks = human::counted_all(counts.forks, "fork", "forks");
+    let Some(first) = counts.forked_first.first() else {
+        return forks;
+    };
+    let named: Vec<&str> = counts
+        .forked_first
+        .iter()
+        .map(GatewayName::as_str)
+        .collect();
+    let shown = u64::try_from(named.len()).unwrap_or(u64::MAX);
+    let more = match counts.forked.saturating_sub(shown) {
+        0 => String::new(),
+        more => format!(" and {} more", human::count(more)),
+    };
+    format!(
+        "{forks} to decide about, of {}{more} (viworks gateway forks {first})",
+        named.join(", ")
+    )
 }
 
 /// So many commands, and how long the oldest of them has waited.
@@ -398,6 +421,28 @@ mod tests {
             check("disk", HealthStatus::Pass, "7 bytes free"),
         );
         assert_eq!(checks[0].detail, "it fills up");
+    }
+
+    #[test]
+    fn whose_forks_somebody_has_to_decide_about_is_told_with_the_command() {
+        let told = |names: &[&str], forked| {
+            let forked_first = names.iter().map(|name| name.parse().unwrap()).collect();
+            forks(&Counts {
+                forks: forked,
+                forked,
+                forked_first,
+                ..Counts::default()
+            })
+        };
+        assert_eq!(told(&[], 0), "0 forks");
+        assert_eq!(
+            told(&["gw-b"], 1),
+            "1 fork to decide about, of gw-b (viworks gateway forks gw-b)"
+        );
+        assert_eq!(
+            told(&["gw-b", "gw-a"], 1_002),
+            "1,002 forks to decide about, of gw-b, gw-a and 1,000 more (viworks gateway forks gw-b)"
+        );
     }
 
     #[test]

@@ -354,7 +354,7 @@ pub(super) enum PkiCommand {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum GatewayCommand {
-    /// Revoke a gateway: its session ends, and it never gets another one
+    /// Revoke a gateway: its session ends, and it gets no other one unless `viworks gateway replace` lets it in again
     Revoke {
         #[command(flatten)]
         config: ConfigFlag,

@@ -50,9 +50,7 @@ fn row(key: &ApiKey, now: Timestamp) -> [String; 6] {
 
 /// Since when something that was there already is, where that is known.
 pub(super) fn since_when(at: Option<Timestamp>, now: Timestamp) -> String {
-    at.map_or_else(String::new, |at| {
-        format!(", {}", human::relative_and_exact(at, now))
-    })
+    at.map_or_else(String::new, |at| format!(", {}", human::happened(at, now)))
 }
 
 const fn status(status: ApiKeyStatus) -> &'static str {

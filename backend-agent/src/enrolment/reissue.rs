@@ -32,8 +32,8 @@ use super::refusal::Refusal;
 use super::sign::sign;
 use crate::agent::authorities::Trust;
 use crate::data::{
-    AnsweredChallenge, NewCertificate, RefusedReissue, Reissue, ReissueOutcome, ReissueRefusal,
-    Store, StoreError, in_full,
+    AnsweredChallenge, GatewayRef, NewCertificate, RefusedReissue, Reissue, ReissueOutcome,
+    ReissueRefusal, Store, StoreError, in_full,
 };
 use crate::pki::request::CertificateRequest;
 
@@ -363,8 +363,25 @@ impl Reissues {
 
     /// Consumes the challenge, records a refusal that the store did not come to itself, and says it.
     async fn refuse(&self, proved: &Proved, refusal: Refusal, peer: IpAddr) -> Refusal {
-        let spent = self.spend(proved, Some(refusal.code), peer).await;
-        spent.err().unwrap_or(refusal)
+        match self.spend(proved, Some(refusal.code), peer).await {
+            Ok(()) => self.named(proved, refusal).await,
+            Err(other) => other,
+        }
+    }
+
+    /// A command in what the gateway is told has its name, which it knows: whoever is told of one has proved to be it.
+    async fn named(&self, proved: &Proved, refusal: Refusal) -> Refusal {
+        if !refusal.detail.contains("NAME") {
+            return refusal;
+        }
+        let which = GatewayRef::Id(proved.agent_id());
+        match self.store.gateway(&self.tenant, &which).await {
+            Ok(Some(gateway)) => Refusal {
+                detail: refusal.detail.replace("NAME", gateway.name.as_str()),
+                ..refusal
+            },
+            Ok(None) | Err(_) => refusal,
+        }
     }
 
     /// Consumes the challenge, and records why nothing came of it, where nothing did.

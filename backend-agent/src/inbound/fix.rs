@@ -4,6 +4,7 @@ use std::io;
 
 use rustls::{CertificateError, Error as TlsError};
 use viworks_common::code::CloseCode;
+use viworks_common::id::GatewayName;
 use viworks_common::session::HELLO_UNPROVED;
 
 use crate::agent::registry::Unrecognised;
@@ -19,7 +20,7 @@ pub(super) fn of_tls(error: &io::Error) -> Option<&'static str> {
         TlsError::InvalidCertificate(
             CertificateError::Expired | CertificateError::ExpiredContext { .. },
         ) => Some(
-            "the gateway's certificate has ended: see which one in `viworks gateway ls`, and give it a renewed one, or compare both clocks",
+            "the gateway's certificate has ended: it gets another one by itself at the door of [enrolment], if its door_url is set and it reaches it; otherwise see which one in `viworks gateway expiring`, which says what to do, or compare both clocks",
         ),
         TlsError::InvalidCertificate(
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
@@ -45,6 +46,11 @@ pub(super) fn is_of_an_end(error: &io::Error) -> bool {
     )
 }
 
+/// The same about a gateway whose name is known.
+pub(super) fn about(fix: &str, gateway: Option<&GatewayName>) -> String {
+    gateway.map_or_else(|| fix.to_owned(), |name| fix.replace("NAME", name.as_str()))
+}
+
 /// Of a certificate that leads to our authority.
 pub(super) const fn of_certificate(unrecognised: &Unrecognised) -> &'static str {
     match unrecognised {
@@ -58,7 +64,7 @@ pub(super) const fn of_certificate(unrecognised: &Unrecognised) -> &'static str 
             "see that this backend uses the database in which the gateway is; if it does, somebody made a certificate without registering it, or the database is older than the gateway: let the machine in anew"
         }
         Unrecognised::CertificateRevoked(_) => {
-            "no action if it was revoked on purpose and the gateway goes on with another one; otherwise let the machine in anew"
+            "no action if it was revoked on purpose and the gateway goes on with another one; otherwise let the machine in anew: viworks gateway replace NAME"
         }
         Unrecognised::Replaced(_) => {
             "no action if the machine behind the address was replaced by another one: switch its agent off; otherwise look for whoever has the gateway's files"
@@ -67,7 +73,7 @@ pub(super) const fn of_certificate(unrecognised: &Unrecognised) -> &'static str 
             "no action if it was thrown out on purpose; to let the machine in again: viworks gateway replace NAME"
         }
         Unrecognised::Retired(_) => {
-            "look for the machine behind the address: it has a copy of the gateway's files, or its own were put back; where it is the right one, let it in anew"
+            "look for the machine behind the address: it has a copy of the gateway's files, or its own were put back; where it is the right one, let it in anew: viworks gateway replace NAME"
         }
         Unrecognised::Store(_) => "see that the database answers",
     }
@@ -128,6 +134,14 @@ mod tests {
         assert_eq!(BTreeSet::from(all).len(), all.len(), "{all:#?}");
         assert!(all[2].contains("stop the agent here"), "{}", all[2]);
         assert!(all[3].contains("resolve NAME --keep"), "{}", all[3]);
+    }
+
+    #[test]
+    fn a_gateway_that_is_known_is_named_in_the_command() {
+        let fix = of_certificate(&Unrecognised::Revoked(peer()));
+        let told = about(fix, Unrecognised::Revoked(peer()).gateway());
+        assert!(told.ends_with("viworks gateway replace gw-1"), "{told}");
+        assert_eq!(about(fix, None), fix);
     }
 
     fn tls(error: CertificateError) -> &'static str {

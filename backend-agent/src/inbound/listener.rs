@@ -494,6 +494,7 @@ impl Handshake {
             debug!(%address, "whose certificate was shown cannot be looked up while the database is away");
         } else if let Some(left_out) = self.lines.refused.take(self.inbound.clock.now()) {
             let fix = fix::of_certificate(unrecognised);
+            let fix = fix::about(fix, unrecognised.gateway());
             warn!(%address, error = %unrecognised, fix, left_out, "refused a client certificate");
         }
     }

@@ -178,6 +178,12 @@ async fn a_gateway_whose_certificate_has_ended_gets_another_and_a_session_with_i
     assert_eq!((status, said["code"].as_str()), (409, Some("not_lapsed")));
     let noted = refusals(&backend, "certificate.renew_at_door").await;
     assert_eq!(noted, ["not_lapsed", "issued"]);
+    let tenant = Tenant::default_tenant();
+    let agent_id = material.identity.agent_id;
+    let looked = backend.store.last_refusal(&tenant, agent_id).await.unwrap();
+    let at_door = looked.at_door.unwrap();
+    assert_eq!(at_door.why, "not_lapsed");
+    assert!(at_door.peer_address.is_some() && looked.last.is_none());
     drop(backend.stop().await);
 }
 
@@ -273,7 +279,7 @@ async fn the_door_says_that_a_certificate_was_revoked_and_its_gateway_was_not() 
     for words in [
         "was revoked",
         "the gateway itself was not",
-        "gateway replace",
+        "gateway replace gw-1",
     ] {
         assert!(detail.contains(words), "{detail}");
     }

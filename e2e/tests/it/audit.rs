@@ -89,7 +89,9 @@ async fn the_audit_trail_is_listed_searched_and_shown() {
     let nothing = desk.run(&["audit", "ls", "--by", "nobody"]).await;
     let nothing = nothing.ended_with(0);
     assert!(
-        nothing.stderr.contains("there is no such record"),
+        nothing
+            .stderr
+            .contains("there is no such record: by \"nobody\""),
         "{nothing:#?}"
     );
     drop(desk.run(&["audit", "ls", "-g", "gw-9"]).await.ended_with(5));

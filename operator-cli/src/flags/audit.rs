@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::value::{rows, some_time};
+use super::value::{record, rows, some_time};
 
 /// What to do with the audit trail.
 #[derive(Debug, Subcommand)]
@@ -18,7 +18,7 @@ pub enum Audit {
     #[command(after_help = "Example:\n  viworks audit show 81")]
     Show {
         /// Its number, as the list has it
-        #[arg(value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..i64::MAX.unsigned_abs()))]
+        #[arg(value_name = "NUMBER", value_parser = record)]
         id: u64,
     },
 }

@@ -8,7 +8,7 @@ use viworks_api::{CertificateRef, GatewayStatus};
 use viworks_common::id::{AgentRunId, TicketId};
 use viworks_common::network::IpNetwork;
 
-use super::value::{network, reason, some_time, status, ticket_life};
+use super::value::{holder, network, reason, some_time, status, ticket_life};
 
 /// What to do with gateways.
 #[derive(Debug, Subcommand)]
@@ -47,7 +47,7 @@ pub enum Gateway {
         /// Its name or id
         gateway: String,
         /// Who keeps it: its process, or its installation, as forks shows them; a session of the other ends at once
-        #[arg(long, value_name = "ID")]
+        #[arg(long, value_name = "ID", value_parser = holder)]
         keep: Option<AgentRunId>,
         /// The one that was accepted goes on, and the other gets an identity of its own
         #[arg(long)]
@@ -63,7 +63,7 @@ pub enum Gateway {
         /// Its name or id
         gateway: String,
     },
-    /// Throw a gateway out, at once and for good: its session ends, and its commands with it
+    /// Throw a gateway out at once: its session and its commands end, and only `gateway replace` lets it in again
     #[command(
         group(ArgGroup::new("whom").required(true).args(["gateway", "of_ticket"])),
         after_help = "Examples:\n  viworks gateway revoke gw-berlin-07 --reason 'the machine was stolen'\n  viworks gateway revoke gw-berlin-07 --reason 'taken out of service' --yes -o json\n  viworks gateway revoke gw-berlin-07 --certificate 5f0e3c1b2a4d6e8f90a1b2c3d4e5f607 --reason 'its key was copied'\n  viworks gateway revoke --of-ticket 01940f5e-7000-7000-8000-0000000000d1 --reason 'the ticket leaked'"

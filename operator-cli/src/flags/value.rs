@@ -7,7 +7,7 @@ use viworks_api::{
 };
 use viworks_common::enrolment::{NAME_PREFIX_BYTES_MAX, NameRule};
 use viworks_common::human;
-use viworks_common::id::{InvalidId, LabelKey, check_label_value};
+use viworks_common::id::{AgentRunId, InvalidId, LabelKey, check_label_value};
 use viworks_common::network::{InvalidNetwork, IpNetwork};
 use viworks_common::telemetry::steps::{Aggregate, InvalidStep, Step};
 
@@ -28,6 +28,24 @@ pub(super) fn rows(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|rows| *rows > 0)
         .ok_or_else(|| "expected a whole number from 1".to_owned())
+}
+
+/// Reads the number of a record of the audit trail.
+pub(super) fn record(text: &str) -> Result<u64, String> {
+    text.parse::<u64>()
+        .ok()
+        .filter(|number| (1..i64::MAX.unsigned_abs()).contains(number))
+        .ok_or_else(|| {
+            "expected the number of a record, from 1, as viworks audit ls has it".to_owned()
+        })
+}
+
+/// Reads who keeps an identity: a process, or an installation, which is written as one.
+pub(super) fn holder(text: &str) -> Result<AgentRunId, String> {
+    text.parse().map_err(|_invalid: InvalidId| {
+        "expected the id of a process or of an installation, as viworks gateway forks shows both"
+            .to_owned()
+    })
 }
 
 /// Reads a span of time such as `30s`, `15m`, `2h` or `500ms`.
@@ -139,7 +157,7 @@ pub(super) fn status(text: &str) -> Result<GatewayStatus, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, REASON_BYTES_MAX, absence, reason, span};
+    use super::{Duration, REASON_BYTES_MAX, absence, holder, reason, record, span};
 
     #[test]
     fn spans_of_time_are_read_or_refused_with_the_expected_form() {
@@ -148,6 +166,18 @@ mod tests {
         for text in ["", "5", "m", "5 m", "-5s", "5w", "99999999999999999999d"] {
             assert!(span(text).unwrap_err().contains("such as 30s"), "{text:?}");
         }
+    }
+
+    #[test]
+    fn what_a_number_or_an_id_has_to_be_is_said_in_words() {
+        assert_eq!(record("81"), Ok(81));
+        for text in ["", "abc", "0", "-1", "9223372036854775807"] {
+            let told = record(text).unwrap_err();
+            assert!(told.contains("number of a record"), "{text:?}: {told}");
+        }
+        assert!(holder("01940f5e-0003-7000-8000-0000000000f3").is_ok());
+        let told = holder("nosuch").unwrap_err();
+        assert!(told.contains("a process or of an installation"), "{told}");
     }
 
     #[test]

@@ -334,6 +334,7 @@ impl Doctor {
             );
             self.walk.warn(GATEWAYS, found, fix);
         }
+        self.undecided(list);
         if all == 0 {
             self.walk
                 .warn(GATEWAYS, "no gateway is registered", FIRST_FIX);
@@ -371,7 +372,52 @@ impl Doctor {
             self.walk
                 .warn(GATEWAYS, found, "viworks gateway ls lists them");
         }
+        self.without_certificate(list);
         self.certificates(list, now);
+    }
+
+    /// Those that are in, or away, while a second holder of their identity waits for a decision.
+    fn undecided(&mut self, list: &GatewayList) {
+        let open = list.items.iter().filter(|gateway| {
+            gateway.undecided_forks > 0 && gateway.status != GatewayStatus::Blocked
+        });
+        let open: Vec<_> = open.collect();
+        for gateway in open.iter().take(NAMED_MAX) {
+            let name = &gateway.name;
+            let holders = human::counted_all(
+                gateway.undecided_forks,
+                "second holder of its identity was refused",
+                "second holders of its identity were refused",
+            );
+            let found = format!("{name}: {holders}, and nobody has decided who keeps it");
+            let fix = format!(
+                "see both: viworks gateway forks {name}; decide: viworks gateway resolve {name}"
+            );
+            self.walk.warn(GATEWAYS, found, fix);
+        }
+        let more = open.len().saturating_sub(NAMED_MAX);
+        if more > 0 {
+            let found = format!(
+                "{} a second holder as well",
+                human::counted(more, "more has", "more have")
+            );
+            self.walk
+                .warn(GATEWAYS, found, "viworks gateway ls marks them");
+        }
+    }
+
+    /// Those whose only certificate was revoked: they cannot connect, and get no other one by themselves.
+    fn without_certificate(&mut self, list: &GatewayList) {
+        let out = list.items.iter();
+        let out = out.filter(|gateway| gateway.certificate_revoked_at.is_some());
+        for gateway in out.take(NAMED_MAX) {
+            let name = &gateway.name;
+            let found = format!("{name} has no certificate that is accepted: it was revoked");
+            let fix = format!(
+                "nothing if that is meant to stay so; to let a machine in again: viworks gateway replace {name}"
+            );
+            self.walk.warn(GATEWAYS, found, fix);
+        }
     }
 
     /// Those that should have been renewed by now.
@@ -385,7 +431,7 @@ impl Doctor {
             let word = if *until < now { "ended" } else { "ends" };
             let at = human::relative(*until, now);
             let found = format!("the certificate of {} {word} {at}", gateway.name);
-            self.walk.warn(GATEWAYS, found, *why);
+            self.walk.warn(GATEWAYS, found, why.as_str());
         }
         let more = overdue.len().saturating_sub(NAMED_MAX);
         if more > 0 {

@@ -5,10 +5,11 @@ use std::time::Duration;
 use viworks_api::{GatewayStatus, ReplaceRequest, ResolveForkRequest};
 use viworks_common::human;
 use viworks_common::id::TicketId;
+use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
-use crate::client::Client;
+use crate::client::{Client, Sought};
 use crate::failure::Failure;
 use crate::flags::{Gateway, ReplaceGateway};
 use crate::output::{self, Format};
@@ -44,10 +45,7 @@ pub(super) async fn execute(
             expiry::list(&gateways, within, format, now)?;
         }
         Gateway::Show { gateway } => show(client, &gateway, format).await?,
-        Gateway::Forks { gateway } => {
-            let forks = client.forks(&gateway).await?;
-            views::forks::list(&forks, &gateway, format, SystemClock.wall())?;
-        }
+        Gateway::Forks { gateway } => forks(client, &gateway, format).await?,
         Gateway::Resolve {
             gateway,
             keep,
@@ -192,6 +190,38 @@ async fn meant(client: &Client, reference: &str) -> Result<String, Failure> {
         prompt::ask(&question, "--yes", "nothing was changed")?;
     }
     Ok(found.id.to_string())
+}
+
+/// Before a decision was recorded the clocks of backend and database may have been apart.
+const DECISION_SLACK: Duration = Duration::from_secs(3_600);
+
+/// A person is told as well whether there is anything to decide, and who decided, where the key may read that.
+async fn forks(client: &Client, reference: &str, format: Format) -> Result<(), Failure> {
+    let list = client.forks(reference).await?;
+    let mut beside = views::forks::Beside::default();
+    if format == Format::Table {
+        if views::forks::is_open(&list) {
+            let gateway = client.gateway(reference).await?;
+            beside.revoked = gateway.status == GatewayStatus::Revoked;
+        }
+        if let Some(at) = views::forks::decided_at(&list) {
+            beside.decided_by = decided_by(client, reference, at).await;
+        }
+    }
+    views::forks::list(&list, reference, &beside, format, SystemClock.wall())
+}
+
+/// Who decided last, if that is found; a key may lack `audit:read`.
+async fn decided_by(client: &Client, reference: &str, at: Timestamp) -> Option<String> {
+    let sought = Sought {
+        gateway: Some(reference.to_owned()),
+        action: Some("identity.resolve".to_owned()),
+        since: Some(at.saturating_sub(DECISION_SLACK)),
+        ..Sought::default()
+    };
+    let found = client.audit(sought, 1).await.ok()?;
+    let record = found.items.into_iter().next()?;
+    Some(record.actor_name.unwrap_or(record.actor))
 }
 
 /// A person is shown the latest fork as well: whoever has one looks for it.

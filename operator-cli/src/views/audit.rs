@@ -8,8 +8,8 @@ use viworks_common::time::Timestamp;
 use crate::failure::Failure;
 use crate::output::{self, Format, one_line, plain, short};
 
-/// Prints a row for each.
-pub fn list(list: &AuditList, format: Format, now: Timestamp) -> Result<(), Failure> {
+/// Prints a row for each; `wanted` says what was looked for, and is empty where that is everything.
+pub fn list(list: &AuditList, wanted: &str, format: Format, now: Timestamp) -> Result<(), Failure> {
     if format == Format::Json {
         return output::json(list);
     }
@@ -29,7 +29,8 @@ pub fn list(list: &AuditList, format: Format, now: Timestamp) -> Result<(), Fail
     )?;
     let rows = list.items.len();
     output::note(&match (rows, &list.next) {
-        (0, None) => "there is no such record".to_owned(),
+        (0, None) if wanted.is_empty() => "there is no such record".to_owned(),
+        (0, None) => format!("there is no such record: {}", one_line(wanted)),
         (_, Some(_more)) => format!("the latest {rows}; more with --limit or --all"),
         (_, None) => human::counted(rows, "record", "records"),
     });

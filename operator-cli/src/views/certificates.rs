@@ -109,9 +109,7 @@ fn fate(revoked: &CertificateRevoked, now: Timestamp) -> String {
     }
     if revoked.already {
         let when = revoked.certificate.since;
-        let when = when.map_or_else(String::new, |at| {
-            format!(", {}", human::relative_and_exact(at, now))
-        });
+        let when = when.map_or_else(String::new, |at| format!(", {}", human::happened(at, now)));
         return format!("{which} was revoked already{when}");
     }
     if revoked.session_ended {

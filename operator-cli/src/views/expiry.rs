@@ -9,6 +9,7 @@ use viworks_common::time::Timestamp;
 
 use crate::failure::Failure;
 use crate::output::{self, Format};
+use crate::program;
 
 /// Whether the certificate of a gateway that is not revoked ends within this time, or has ended.
 pub fn ends_within(gateway: &Gateway, within: Duration, now: Timestamp) -> bool {
@@ -18,16 +19,22 @@ pub fn ends_within(gateway: &Gateway, within: Duration, now: Timestamp) -> bool 
 }
 
 /// Why a certificate that ends within this time is not renewed by itself, where that is so.
-pub fn reason(gateway: &Gateway, within: Duration, now: Timestamp) -> Option<&'static str> {
+pub fn reason(gateway: &Gateway, within: Duration, now: Timestamp) -> Option<String> {
     if !ends_within(gateway, within, now) {
         return None;
     }
     match gateway.status {
-        GatewayStatus::Offline => {
-            Some("it is away: it renews when it is back, at the door once it has ended")
+        GatewayStatus::Offline => Some(back(gateway, "it is away", "when it is back", now)),
+        GatewayStatus::Blocked => {
+            let (program, name) = (program::name(), &gateway.name);
+            Some(format!(
+                "two machines hold its identity: {program} gateway forks {name}"
+            ))
         }
-        GatewayStatus::Blocked => Some("two machines hold its identity: viworks gateway forks"),
-        GatewayStatus::Never => Some("it never connected: enrol it anew when it is needed"),
+        GatewayStatus::Never => {
+            let started = "once its agent is started";
+            Some(back(gateway, "it never connected", started, now))
+        }
         GatewayStatus::Revoked => None,
         // It is connected, and would have done it by now.
         GatewayStatus::Online => {
@@ -36,7 +43,8 @@ pub fn reason(gateway: &Gateway, within: Duration, now: Timestamp) -> Option<&'s
                 .zip(gateway.certificate_not_after)?;
             match life(since, until, now) {
                 Life::EndsSoon { .. } | Life::Ended => Some(
-                    "it is connected and has not renewed it: its version may not know how, or it is refused; see its log",
+                    "it is connected and has not renewed it: its version may not know how, or it is refused; see its log"
+                        .to_owned(),
                 ),
                 Life::Good | Life::NotYet => None,
             }
@@ -44,8 +52,38 @@ pub fn reason(gateway: &Gateway, within: Duration, now: Timestamp) -> Option<&'s
     }
 }
 
+/// How one that is not connected gets another certificate: over a session, or at the door once its own has ended, if
+/// there is one.
+fn back(gateway: &Gateway, is: &str, when: &str, now: Timestamp) -> String {
+    let has_ended = gateway.certificate_not_after.is_some_and(|at| at <= now);
+    match (has_ended, gateway.renews_at_door) {
+        (false, Some(false)) => format!("{is}: it renews {when}, before its certificate has ended"),
+        (false, Some(true) | None) => {
+            format!("{is}: it renews {when}, at the door once its certificate has ended")
+        }
+        (true, Some(true)) => {
+            format!(
+                "{is}: it gets another one at the door by itself {when}, if its door_url is set"
+            )
+        }
+        (true, Some(false)) => format!(
+            "{is}, and this backend has no door at which it would get another one: let a machine take its place when it \
+             is needed: {} gateway replace {}",
+            program::name(),
+            gateway.name
+        ),
+        // A backend of before does not say whether it has one.
+        (true, None) => format!(
+            "{is}: it gets another one at the door {when}, if the backend has one and its door_url is set; otherwise: {} \
+             gateway replace {}",
+            program::name(),
+            gateway.name
+        ),
+    }
+}
+
 /// Why a certificate that should have been renewed by now was not: it ends soon, as `life` judges it, or has ended.
-pub fn overdue(gateway: &Gateway, now: Timestamp) -> Option<&'static str> {
+pub fn overdue(gateway: &Gateway, now: Timestamp) -> Option<String> {
     let (since, until) = gateway
         .certificate_since
         .zip(gateway.certificate_not_after)?;
@@ -72,7 +110,7 @@ pub fn list(
             [
                 gateway.name.to_string(),
                 ends.map_or_else(|| "–".to_owned(), |at| human::relative_and_exact(at, now)),
-                reason(gateway, within, now).unwrap_or_default().to_owned(),
+                reason(gateway, within, now).unwrap_or_default(),
             ]
         }),
     )?;
@@ -121,6 +159,32 @@ mod tests {
         // From a third of its life before the end it renews by itself; in the last quarter it should have.
         assert!(!told("online", "2026-03-30T00:00:00Z"));
         assert!(told("online", "2026-03-08T00:00:00Z"));
+    }
+
+    #[test]
+    fn one_that_comes_back_by_itself_is_not_to_be_enrolled_anew() {
+        let now = Timestamp::parse("2026-03-01T00:00:00Z").unwrap();
+        let (since, ended) = ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z");
+        let told = |status, until, door| {
+            let mut gateway = gateway(status, since, until);
+            gateway.renews_at_door = door;
+            reason(&gateway, DAY * 30, now).unwrap()
+        };
+        for status in ["never", "offline"] {
+            let comes = told(status, ended, Some(true));
+            assert!(comes.contains("at the door by itself"), "{comes}");
+            assert!(!comes.contains("gateway replace"), "{comes}");
+            let stays = told(status, ended, Some(false));
+            assert!(stays.contains("gateway replace gw-1"), "{stays}");
+            let unknown = told(status, ended, None);
+            for way in ["door_url", "gateway replace gw-1"] {
+                assert!(unknown.contains(way), "{unknown}");
+            }
+            let renews = told(status, "2026-03-08T00:00:00Z", Some(true));
+            assert!(renews.contains("it renews "), "{renews}");
+        }
+        let blocked = told("blocked", ended, Some(true));
+        assert!(blocked.ends_with("gateway forks gw-1"), "{blocked}");
     }
 
     #[test]

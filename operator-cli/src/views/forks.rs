@@ -8,8 +8,23 @@ use crate::failure::Failure;
 use crate::output::{self, Format, one_line};
 use crate::program;
 
+/// What else is known of a gateway with second holders.
+#[derive(Debug, Clone, Default)]
+pub struct Beside {
+    /// It was thrown out, so that nothing is to be decided.
+    pub revoked: bool,
+    /// Who decided last, where that is known.
+    pub decided_by: Option<String>,
+}
+
 /// Prints all of them.
-pub fn list(list: &ForkList, gateway: &str, format: Format, now: Timestamp) -> Result<(), Failure> {
+pub fn list(
+    list: &ForkList,
+    gateway: &str,
+    beside: &Beside,
+    format: Format,
+    now: Timestamp,
+) -> Result<(), Failure> {
     if format == Format::Json {
         return output::json(list);
     }
@@ -20,13 +35,49 @@ pub fn list(list: &ForkList, gateway: &str, format: Format, now: Timestamp) -> R
         side_by_side(fork, now)?;
     }
     output::note(&counted(list));
-    if list.items.iter().any(|fork| fork.resolution.is_none()) {
-        output::note(&format!(
-            "to decide: {program} gateway resolve {gateway} --keep PROCESS, or --replace where the refused one is to get an identity of its own",
-            program = program::name()
-        ));
+    for told in ways_on(list, gateway, beside) {
+        output::note(&one_line(&told));
     }
     Ok(())
+}
+
+/// Who decided what is decided, and how the others are decided about.
+fn ways_on(list: &ForkList, gateway: &str, beside: &Beside) -> Vec<String> {
+    let program = program::name();
+    let is_decided = |fork: &Fork| fork.resolution.is_some();
+    let mut told = Vec::new();
+    if list.items.iter().any(is_decided) {
+        told.push(match &beside.decided_by {
+            Some(who) => format!("decided by {who}"),
+            None => {
+                format!("who decided: {program} audit ls -g {gateway} --action identity.resolve")
+            }
+        });
+    }
+    if !list.items.iter().all(is_decided) {
+        told.push(if beside.revoked {
+            format!(
+                "the gateway is revoked, so that nobody keeps its identity and nothing is to be decided; to let one of \
+                 the machines in again: {program} gateway replace {gateway}"
+            )
+        } else {
+            format!(
+                "to decide: {program} gateway resolve {gateway} --keep PROCESS, or --replace where the refused one is to \
+                 get an identity of its own"
+            )
+        });
+    }
+    told
+}
+
+/// When the last of them was decided about.
+pub fn decided_at(list: &ForkList) -> Option<Timestamp> {
+    list.items.iter().filter_map(|fork| fork.resolved_at).max()
+}
+
+/// Whether somebody is to decide about one of them, unless the gateway is revoked.
+pub fn is_open(list: &ForkList) -> bool {
+    list.items.iter().any(|fork| fork.resolution.is_none())
 }
 
 /// How many holders somebody has to decide about, and about how many somebody has.
@@ -141,9 +192,10 @@ const REISSUED: &str = "its key has now";
 /// The certificate that a holder's key has now, where it got another one at the door since it was seen.
 fn reissued(holder: &ForkHolder, now: Timestamp) -> Option<String> {
     let serial = holder.reissued_serial.as_ref()?;
-    let ends = holder
-        .reissued_not_after
-        .map(|at| format!(", ends {}", human::relative_and_exact(at, now)));
+    let ends = holder.reissued_not_after.map(|at| {
+        let word = if at <= now { "ended" } else { "ends" };
+        format!(", {word} {}", human::relative_and_exact(at, now))
+    });
     Some(format!("{serial}{}", ends.unwrap_or_default()))
 }
 
@@ -301,6 +353,35 @@ mod tests {
     }
 
     #[test]
+    fn who_decided_is_told_and_a_revoked_gateway_is_not_decided_about() {
+        let fork = |resolution: Option<&str>| {
+            json!({
+                "times": 1, "refused": holder(10, "192.0.2.1:1"), "accepted": holder(20, "192.0.2.2:2"),
+                "resolved_at": resolution.map(|_decided| "1970-01-01T00:00:01Z"), "resolution": resolution,
+            })
+        };
+        let told = |forks: Value, beside: &Beside| {
+            let list = ForkList::new(serde_json::from_value(forks).unwrap(), None);
+            ways_on(&list, "gw-1", beside).join("; ")
+        };
+        let open = told(json!([fork(None)]), &Beside::default());
+        assert!(open.contains("gateway resolve gw-1 --keep"), "{open}");
+        let revoked = Beside {
+            revoked: true,
+            decided_by: Some("desk".to_owned()),
+        };
+        let gone = told(json!([fork(None)]), &revoked);
+        assert!(!gone.contains("resolve"), "{gone}");
+        assert!(gone.ends_with("gateway replace gw-1"), "{gone}");
+        assert_eq!(
+            told(json!([fork(Some("out"))]), &revoked),
+            "decided by desk"
+        );
+        let unknown = told(json!([fork(Some("out"))]), &Beside::default());
+        assert!(unknown.contains("--action identity.resolve"), "{unknown}");
+    }
+
+    #[test]
     fn who_keeps_an_identity_and_who_stays_out_is_told() {
         let now = Timestamp::from_unix_micros(0);
         let told = fate(&decided(true, false), now);
@@ -347,6 +428,9 @@ mod tests {
         seen["reissued_not_after"] = json!("1970-01-01T01:00:00Z");
         let told = told(&seen).unwrap();
         assert!(told.starts_with("0b2e, ends "), "{told}");
+        seen["reissued_not_after"] = json!("1969-12-31T23:00:00Z");
+        let told = reissued(&serde_json::from_value(seen).unwrap(), now).unwrap();
+        assert!(told.starts_with("0b2e, ended "), "{told}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Gateways: who they are and whether they answer.
 
-use viworks_api::{Gateway, GatewayList, GatewayRevoked, GatewayStatus};
+use viworks_api::{Gateway, GatewayList, GatewayRevoked, GatewayStatus, revocation_told};
 use viworks_common::human;
 use viworks_common::id::TicketId;
 use viworks_common::time::Timestamp;
@@ -9,6 +9,8 @@ use super::authority::short;
 use crate::failure::Failure;
 use crate::output::{self, Format, one_line};
 use crate::program;
+
+mod refusal;
 
 /// Prints a row for each, and how many of them are how. `only` says of which kind they are, where some may have been
 /// left out.
@@ -41,9 +43,7 @@ pub fn list(list: &GatewayList, only: &str, format: Format, now: Timestamp) -> R
                             .round_trip_us
                             .map_or_else(|| "–".to_owned(), milliseconds),
                         gateway.queued_commands.to_string(),
-                        gateway
-                            .certificate_not_after
-                            .map_or_else(|| "–".to_owned(), |at| human::relative(at, now)),
+                        certificate_ends(gateway, now),
                         gateway
                             .last_seen
                             .map_or_else(|| "never".to_owned(), |at| human::relative(at, now)),
@@ -52,6 +52,9 @@ pub fn list(list: &GatewayList, only: &str, format: Format, now: Timestamp) -> R
                 }),
             )?;
             output::note(&counts(&list.items, only));
+            if let Some(told) = undecided(&list.items) {
+                output::note(&told);
+            }
             Ok(())
         }
     }
@@ -82,13 +85,53 @@ fn milliseconds(us: u64) -> String {
     format!("{}.{} ms", us / 1_000, us % 1_000 / 100)
 }
 
-/// Of one that was thrown out, when that was: nothing else of it matters.
+/// Of one that was thrown out, when that was: nothing else of it matters. One with a second holder about which nobody
+/// has decided is marked.
 fn standing(gateway: &Gateway, now: Timestamp) -> String {
     let word = word(gateway.status);
     if gateway.status == GatewayStatus::Revoked {
-        format!("{word} {}", human::relative(gateway.since, now))
-    } else {
-        word.to_owned()
+        return format!("{word} {}", human::relative(gateway.since, now));
+    }
+    match gateway.undecided_forks {
+        0 => word.to_owned(),
+        forks => format!("{word}, {}", human::counted_all(forks, "fork", "forks")),
+    }
+}
+
+/// Gateways with a second holder that are named below the list.
+const FORKED_NAMED: usize = 5;
+
+/// About whose second holders somebody has to decide, and how.
+fn undecided(gateways: &[Gateway]) -> Option<String> {
+    let open = gateways
+        .iter()
+        .filter(|gateway| gateway.undecided_forks > 0);
+    let open: Vec<&str> = open.map(|gateway| gateway.name.as_str()).collect();
+    let first = open.first()?;
+    let named = open.get(..FORKED_NAMED).unwrap_or(&open).join(", ");
+    let more = match open.len().saturating_sub(FORKED_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let begin = match open.len() {
+        1 => "",
+        _ => ", and so on",
+    };
+    Some(format!(
+        "a second holder of the identity waits for a decision: {named}{more}; see both: {} gateway forks {first}{begin}",
+        program::name()
+    ))
+}
+
+/// When its certificate ends, or that there is none because it was revoked.
+fn certificate_ends(gateway: &Gateway, now: Timestamp) -> String {
+    match (
+        gateway.certificate_not_after,
+        gateway.certificate_revoked_at,
+    ) {
+        (Some(at), _) => human::relative(at, now),
+        (None, Some(at)) => format!("revoked {}", human::relative(at, now)),
+        (None, None) => "–".to_owned(),
     }
 }
 
@@ -129,7 +172,7 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
     if gateway.status == GatewayStatus::Revoked {
         rows.extend(revocation(gateway));
     }
-    rows.extend(refusal(gateway, now));
+    rows.extend(refusal::rows(gateway, now));
     rows.extend([
         (
             "version",
@@ -137,9 +180,14 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
         ),
         (
             "certificate",
-            gateway
-                .certificate_not_after
-                .map_or_else(unknown, |at| certificate(at, now)),
+            match (
+                gateway.certificate_not_after,
+                gateway.certificate_revoked_at,
+            ) {
+                (Some(at), _) => certificate(at, now),
+                (None, Some(at)) => no_certificate(gateway, at, now),
+                (None, None) => unknown(),
+            },
         ),
     ]);
     rows.extend(expired(gateway, now));
@@ -176,8 +224,16 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
                 .clone()
                 .unwrap_or_else(|| "not reported yet".to_owned()),
         ),
-        ("forks", gateway.forks.to_string()),
+        ("forks", forks(gateway)),
     ]);
+    rows.extend(work(gateway));
+    rows.into_iter()
+        .try_for_each(|(name, value)| output::line(&format!("{name:<11} {}", one_line(&value))))
+}
+
+/// What it did and does: results that nobody knows, its session, and what waits in its spool.
+fn work(gateway: &Gateway) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
     if gateway.orphans > 0 {
         rows.push((
             "orphans",
@@ -215,8 +271,7 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
             ),
         ));
     }
-    rows.into_iter()
-        .try_for_each(|(name, value)| output::line(&format!("{name:<11} {}", one_line(&value))))
+    rows
 }
 
 /// Which pin set it trusts.
@@ -282,12 +337,46 @@ fn certificate(not_after: Timestamp, now: Timestamp) -> String {
     }
 }
 
+/// That it has none that is accepted, and what lets it in again.
+fn no_certificate(gateway: &Gateway, revoked_at: Timestamp, now: Timestamp) -> String {
+    let when = human::relative_and_exact(revoked_at, now);
+    let (program, name) = (program::name(), &gateway.name);
+    format!(
+        "none is accepted: the last one was revoked {when} ({program} gateway certificates {name}); to let a machine in \
+         again: {program} gateway replace {name}"
+    )
+}
+
+/// How many second holders there were, and about how many somebody has to decide.
+fn forks(gateway: &Gateway) -> String {
+    let all = human::count(gateway.forks);
+    match gateway.undecided_forks {
+        0 => all,
+        open => format!(
+            "{all}, to decide about: {} ({} gateway forks {})",
+            human::count(open),
+            program::name(),
+            gateway.name
+        ),
+    }
+}
+
 /// What to do where its certificate has ended: whoever shows it is refused before anybody knows whose it is, so that
 /// there is no record of that.
 fn expired(gateway: &Gateway, now: Timestamp) -> Option<(&'static str, String)> {
     let name = &gateway.name;
     let has_ended = gateway.certificate_not_after.is_some_and(|at| at <= now);
     let fix = match gateway.status {
+        GatewayStatus::Never | GatewayStatus::Offline | GatewayStatus::Blocked
+            if has_ended && gateway.renews_at_door == Some(false) =>
+        {
+            format!(
+                "no session is opened with it, and this backend has no door at which it would get another one: sign a \
+                 request for the key that it has (docs/errors/cert_untrusted.md), or let a machine take its place: {} \
+                 gateway replace {name}",
+                program::name()
+            )
+        }
         GatewayStatus::Never | GatewayStatus::Offline | GatewayStatus::Blocked if has_ended => {
             format!(
                 "no session is opened with it. Where door_url is set in its configuration, it gets another one at the \
@@ -310,30 +399,6 @@ fn expired(gateway: &Gateway, now: Timestamp) -> Option<(&'static str, String)> 
     Some(("to renew it", fix))
 }
 
-/// When it was last refused, why, and what to do; or that not everything was looked through.
-fn refusal(gateway: &Gateway, now: Timestamp) -> Vec<(&'static str, String)> {
-    let Some(last) = &gateway.last_refusal else {
-        let among = gateway.no_refusal_among.map(|records| {
-            let records = human::counted_all(records, "record", "records");
-            let (program, name) = (program::name(), &gateway.name);
-            format!(
-                "not among the latest {records} of the audit trail; {program} audit ls -g {name} --outcome refused \
-                 looks through older ones"
-            )
-        });
-        return among.map(|told| ("refused", told)).into_iter().collect();
-    };
-    let mut when = human::relative_and_exact(last.at, now);
-    if let Some(address) = &last.peer_address {
-        when = format!("{when}, from {address}");
-    }
-    vec![
-        ("refused", format!("last {when}")),
-        ("because", format!("{} ({})", last.cause, last.why)),
-        ("what to do", last.fix.clone()),
-    ]
-}
-
 /// What is asked before a gateway is thrown out.
 pub fn farewell(gateway: &Gateway) -> String {
     let session = if gateway.session.is_some() {
@@ -342,7 +407,7 @@ pub fn farewell(gateway: &Gateway) -> String {
         "it gets no session any more"
     };
     format!(
-        "{} is thrown out for good: {session}, {}; a machine comes back only by a new ticket.",
+        "{} is thrown out: {session}, {}; a machine comes back only by a new ticket.",
         gateway.name,
         unfinished([gateway])
     )
@@ -351,7 +416,7 @@ pub fn farewell(gateway: &Gateway) -> String {
 /// The same of all that came of a ticket.
 pub fn farewell_of(ticket: TicketId, gateways: &[Gateway]) -> String {
     format!(
-        "What came of the ticket {ticket} is thrown out for good: {}, {}.",
+        "What came of the ticket {ticket} is thrown out: {}, {}.",
         human::counted(gateways.len(), "gateway", "gateways"),
         unfinished(gateways)
     )
@@ -424,29 +489,15 @@ pub fn all_revoked(
 fn fate(revoked: &GatewayRevoked, now: Timestamp) -> String {
     let name = &revoked.gateway.name;
     if revoked.already {
-        let when = human::relative_and_exact(revoked.gateway.since, now);
+        let when = human::happened(revoked.gateway.since, now);
         return format!("{name} was revoked already, {when}");
     }
-    let mut parts = vec![format!("{name} is revoked")];
-    if revoked.session_ended {
-        parts.push("its session is ended".to_owned());
-    }
-    if revoked.cancelled > 0 {
-        parts.push(human::counted_all(
-            revoked.cancelled,
-            "waiting command was cancelled",
-            "waiting commands were cancelled",
-        ));
-    }
-    if revoked.indeterminate > 0 {
-        let begun = human::counted_all(
-            revoked.indeterminate,
-            "command that may have begun is",
-            "commands that may have begun are",
-        );
-        parts.push(format!("{begun} indeterminate"));
-    }
-    parts.join("; ")
+    revocation_told(
+        name,
+        revoked.session_ended,
+        revoked.cancelled,
+        revoked.indeterminate,
+    )
 }
 
 #[cfg(test)]
@@ -484,11 +535,11 @@ mod tests {
         assert_eq!(gone(false, false, 0, 0), "gw-1 is revoked");
         assert_eq!(
             gone(false, true, 1, 0),
-            "gw-1 is revoked; its session is ended; 1 waiting command was cancelled"
+            "gw-1 is revoked; its session ends within a second; 1 waiting command was cancelled"
         );
         assert_eq!(
             gone(false, true, 2, 3),
-            "gw-1 is revoked; its session is ended; 2 waiting commands were cancelled; \
+            "gw-1 is revoked; its session ends within a second; 2 waiting commands were cancelled; \
              3 commands that may have begun are indeterminate"
         );
         let again = gone(true, false, 0, 0);
@@ -561,34 +612,6 @@ mod tests {
     }
 
     #[test]
-    fn the_last_refusal_is_shown_with_its_cause_and_its_fix() {
-        let now = Timestamp::parse("2026-01-02T02:00:00Z").unwrap();
-        assert!(refusal(&gateway(&json!({})), now).is_empty());
-        let last = json!({"last_refusal": {
-            "at": "2026-01-02T01:00:00Z", "why": "fork", "cause": "another machine has a copy",
-            "fix": "decide who keeps it", "peer_address": "192.0.2.7:4000",
-        }});
-        let rows = refusal(&gateway(&last), now);
-        let at = Timestamp::parse("2026-01-02T01:00:00Z").unwrap();
-        let when = human::relative_and_exact(at, now);
-        assert_eq!(
-            rows[0],
-            ("refused", format!("last {when}, from 192.0.2.7:4000"))
-        );
-        assert_eq!(rows[1].1, "another machine has a copy (fork)");
-        assert_eq!(rows[2], ("what to do", "decide who keeps it".to_owned()));
-    }
-
-    #[test]
-    fn that_older_records_were_not_looked_through_is_said() {
-        let now = Timestamp::parse("2026-01-02T02:00:00Z").unwrap();
-        let rows = refusal(&gateway(&json!({"no_refusal_among": 50_000})), now);
-        assert_eq!(rows.len(), 1);
-        let told = rows[0].1.contains("not among the latest 50,000 records");
-        assert!(told && rows[0].0 == "refused", "{rows:?}");
-    }
-
-    #[test]
     fn a_certificate_that_has_ended_is_told_with_the_way_to_another_one() {
         let now = Timestamp::parse("2026-03-01T00:00:00Z").unwrap();
         let told = |status: &str, until: &str| {
@@ -603,6 +626,10 @@ mod tests {
             }
             assert_eq!(told(status, after), None, "{status}");
         }
+        let more =
+            json!({"status": "never", "certificate_not_after": before, "renews_at_door": false});
+        let (_name, fix) = expired(&gateway(&more), now).unwrap();
+        assert!(!fix.contains("door_url"), "{fix}");
         assert!(told("online", before).is_some());
         assert_eq!(told("online", after), None);
         assert_eq!(told("revoked", before), None);
@@ -620,5 +647,41 @@ mod tests {
         assert_eq!(revoked, format!("✕ revoked {ago}"));
         let online = gateway(&json!({"status": "online"}));
         assert_eq!(standing(&online, now), "● online");
+    }
+
+    #[test]
+    fn a_second_holder_that_waits_for_a_decision_is_marked_and_the_command_is_said() {
+        let now = Timestamp::parse("2026-01-02T02:00:00Z").unwrap();
+        let forked = |name: &str, open: u64| {
+            gateway(&json!({"status": "online", "name": name, "forks": 2, "undecided_forks": open}))
+        };
+        let (one, none) = (forked("gw-1", 1), forked("gw-2", 0));
+        assert_eq!(standing(&one, now), "● online, 1 fork");
+        assert_eq!(standing(&none, now), "● online");
+        assert_eq!(forks(&none), "2");
+        let told = forks(&one);
+        assert!(told.starts_with("2, to decide about: 1 ("), "{told}");
+        assert!(told.ends_with("gateway forks gw-1)"), "{told}");
+        assert_eq!(undecided(std::slice::from_ref(&none)), None);
+        let told = undecided(&[none, one]).unwrap();
+        assert!(told.ends_with("gateway forks gw-1"), "{told}");
+        let many: Vec<_> = (0..7).map(|n| forked(&format!("gw-{n}"), 1)).collect();
+        let told = undecided(&many).unwrap();
+        assert!(told.contains("gw-4 and 2 more; "), "{told}");
+        assert!(!told.contains("gw-5"), "{told}");
+    }
+
+    #[test]
+    fn that_the_only_certificate_was_revoked_is_said() {
+        let now = Timestamp::parse("2026-01-02T02:00:00Z").unwrap();
+        let revoked =
+            json!({"status": "offline", "certificate_revoked_at": "2026-01-02T01:59:00Z"});
+        let revoked = gateway(&revoked);
+        assert_eq!(certificate_ends(&revoked, now), "revoked 1 min 0 s ago");
+        let at = revoked.certificate_revoked_at.unwrap();
+        let told = no_certificate(&revoked, at, now);
+        assert!(told.ends_with("gateway replace gw-1"), "{told}");
+        let unknown = gateway(&json!({"status": "never"}));
+        assert_eq!(certificate_ends(&unknown, now), "–");
     }
 }

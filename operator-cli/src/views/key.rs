@@ -141,7 +141,10 @@ pub fn status(gateways: &[Gateway], format: Format) -> Result<(), Failure> {
             .map(|(generation, gateways)| [generation.to_string(), gateways.to_string()]),
     )?;
     if waiting.is_empty() {
-        output::note("nobody is to use a later key");
+        output::note(
+            "no gateway is asked to use a key of a later generation; which of them still have a key of an earlier \
+             master key says: viworks-backend-agent pki rotate-master-key --dry-run",
+        );
         return Ok(());
     }
     output::line("")?;

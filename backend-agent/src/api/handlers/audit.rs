@@ -32,7 +32,11 @@ pub(in crate::api) struct ListParams {
     #[param(min_length = 1, max_length = 256)]
     object: Option<String>,
     /// This action, or all of a family: `gateway` for `gateway.revoke` and the others that begin like it.
-    #[param(min_length = 1, max_length = 256)]
+    #[param(
+        min_length = 1,
+        max_length = 256,
+        pattern = "^[a-z0-9_]+([.][a-z0-9_]+)*$"
+    )]
     action: Option<String>,
     /// What ended like this: `done`, `refused` or `noted`.
     #[param(value_type = Option<String>, pattern = "^(done|refused|noted)$")]
@@ -83,7 +87,7 @@ pub(in crate::api) async fn list(
         agent_id,
         actor: sought("actor", params.actor)?,
         object: sought("object", params.object)?,
-        action: sought("action", params.action)?,
+        action: action(params.action)?,
         outcome: params.outcome.map(Into::into),
         since: params.since,
     };
@@ -104,6 +108,26 @@ fn sought(name: &str, text: Option<String>) -> ApiResult<Option<String>> {
         Some(text) if !(1..=SOUGHT_MAX).contains(&text.chars().count()) => {
             let allowed = format!("1 to {SOUGHT_MAX} characters");
             Err(ApiError::parameter(name, "too short or too long", allowed))
+        }
+        text => Ok(text),
+    }
+}
+
+/// An action, or a family of them. What no action is written like is found in no record, and a mistake.
+fn action(text: Option<String>) -> ApiResult<Option<String>> {
+    let text = sought("action", text)?;
+    let is_part = |part: &str| {
+        let letter = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_';
+        !part.is_empty() && part.bytes().all(letter)
+    };
+    match text {
+        Some(text) if !text.split('.').all(is_part) => {
+            let allowed = "an action such as gateway.revoke, or a whole family such as gateway";
+            Err(ApiError::parameter(
+                "action",
+                "no action is written so",
+                allowed,
+            ))
         }
         text => Ok(text),
     }

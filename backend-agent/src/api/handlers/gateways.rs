@@ -96,8 +96,9 @@ pub(in crate::api) async fn show(
     Ok(Json(whole(&state, found).await?))
 }
 
-/// Throws a gateway out, at once and for good: its session ends, wherever it is, its commands end with it, and it never
-/// gets another session. Its name can go to a new identity. Revoking twice is revoking once.
+/// Throws a gateway out at once: its session ends, wherever it is, its commands end with it, and it gets no other one
+/// unless a machine takes its place by a ticket for that. Its name can go to a new identity. Revoking twice is
+/// revoking once.
 #[utoipa::path(post, path = "/v1/gateways/{gateway}/revoke", operation_id = "revokeGateway", tag = "gateways",
     params(("gateway" = String, Path, description = "Its id or its name")),
     request_body = RevokeRequest,
@@ -168,8 +169,11 @@ pub(in crate::api) async fn whole(state: &ApiState, found: data::Gateway) -> Api
         } else {
             Vec::new()
         };
-        gateway.last_refusal = Some(refusal::told(last, &gateway.name, &forks));
+        let revoked = gateway.status == GatewayStatus::Revoked;
+        gateway.last_refusal = Some(refusal::told(last, &gateway.name, &forks, revoked));
     }
+    let at_door = looked.at_door;
+    gateway.last_refusal_at_door = at_door.map(|last| refusal::at_door(last, &gateway.name));
     let among = looked.among.map(u64::try_from);
     gateway.no_refusal_among = among.map(|records| records.unwrap_or(u64::MAX));
     Ok(gateway)
@@ -337,6 +341,10 @@ async fn view(
 ) -> ApiResult<Gateway> {
     let (status, since) = status(state, &gateway).await?;
     let keys = gateway.keys();
+    let revoked = status == GatewayStatus::Revoked;
+    // A certificate that is accepted, or was until it ended, is what the door gives another one for.
+    let door = state.tickets.door().is_some() && state.tickets.signs();
+    let renews_at_door = door && !revoked && gateway.certificate_not_after.is_some();
     let figures = gateway.session.as_ref().map(|session| session.figures);
     Ok(Gateway {
         kind: Kind::Gateway,
@@ -348,6 +356,8 @@ async fn view(
         agent_version: gateway.agent_version,
         certificate_not_after: gateway.certificate_not_after,
         certificate_since: gateway.certificate_since,
+        certificate_revoked_at: gateway.certificate_revoked_at.filter(|_at| !revoked),
+        renews_at_door: Some(renews_at_door),
         key_generation: gateway.key_generation,
         pin_set_version: gateway.pin_set_version,
         key: Some(GatewayKey {
@@ -389,10 +399,12 @@ async fn view(
             bytes: figures.spool_bytes,
         }),
         forks: gateway.forks,
+        undecided_forks: if revoked { 0 } else { gateway.undecided_forks },
         orphans: gateway.orphans,
         revocation: None,
         last_refusal: None,
         no_refusal_among: None,
+        last_refusal_at_door: None,
     })
 }
 
@@ -407,7 +419,7 @@ async fn status(
     if let Some(session) = &gateway.session {
         return Ok((GatewayStatus::Online, session.confirmed_at));
     }
-    if gateway.forks > 0 {
+    if gateway.undecided_forks > 0 {
         // When the last thing heard of it was a second holder of its identity about which nobody has decided, it waits
         // for that.
         let forks = state

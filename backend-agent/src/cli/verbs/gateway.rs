@@ -1,7 +1,7 @@
 //! `gateway`: revokes one.
 
+use viworks_api::revocation_told;
 use viworks_common::command::CommandState;
-use viworks_common::human;
 use viworks_common::id::{GatewayName, Tenant};
 use viworks_runtime::exit::ExitCode;
 
@@ -56,32 +56,14 @@ pub(super) async fn execute(command: GatewayCommand) -> anyhow::Result<ExitCode>
 fn done(name: &GatewayName, revoked: &Revoked) -> String {
     let ended_as = |how: CommandState| {
         let so = revoked.ended.iter().filter(|ended| ended.state == how);
-        so.count()
+        u64::try_from(so.count()).unwrap_or(u64::MAX)
     };
-    let mut parts = vec![format!("{name} is revoked")];
-    if revoked.live_session.is_some() {
-        parts.push("its session ends within a second".to_owned());
-    }
-    let (cancelled, begun) = (
+    revocation_told(
+        name,
+        revoked.live_session.is_some(),
         ended_as(CommandState::Cancelled),
         ended_as(CommandState::Indeterminate),
-    );
-    if cancelled > 0 {
-        parts.push(human::counted(
-            cancelled,
-            "waiting command was cancelled",
-            "waiting commands were cancelled",
-        ));
-    }
-    if begun > 0 {
-        let begun = human::counted(
-            begun,
-            "command that may have begun is",
-            "commands that may have begun are",
-        );
-        parts.push(format!("{begun} indeterminate"));
-    }
-    parts.join("; ")
+    )
 }
 
 #[cfg(test)]

@@ -36,7 +36,11 @@ macro_rules! rows {
           AND k.retired_at IS NULL AND k.unproved IS NULL AND k.revoked_at IS NULL) AS certificate_not_after, \
          (SELECT max(coalesce(k.renewed_at, k.registered_at)) FROM certificates AS k WHERE k.tenant = g.tenant AND k.agent_id = g.agent_id \
           AND k.retired_at IS NULL AND k.unproved IS NULL AND k.revoked_at IS NULL) AS certificate_since, \
+         (SELECT CASE WHEN count(*) = count(k.retired_at) THEN max(k.revoked_at) END FROM certificates AS k \
+          WHERE k.tenant = g.tenant AND k.agent_id = g.agent_id) AS certificate_revoked_at, \
          (SELECT count(*) FROM forks AS f WHERE f.tenant = g.tenant AND f.agent_id = g.agent_id) AS forks, \
+         (SELECT count(*) FROM forks AS f WHERE f.tenant = g.tenant AND f.agent_id = g.agent_id \
+          AND f.resolved_at IS NULL) AS undecided_forks, \
          (SELECT count(*) FROM orphan_results AS o INDEXED BY orphan_results_by_gateway \
           WHERE o.tenant = g.tenant AND o.agent_id = g.agent_id) AS orphans \
          FROM gateways AS g \
@@ -360,6 +364,7 @@ fn read(row: &Row<'_>) -> StoreResult<Gateway> {
         agent_version: row.get("agent_version")?,
         certificate_not_after: row.get("certificate_not_after")?,
         certificate_since: row.get("certificate_since")?,
+        certificate_revoked_at: row.get("certificate_revoked_at")?,
         catalogue_digest: row.get("catalogue_digest")?,
         pin_set_version: row.get("pin_set_version")?,
         authorities: row.get("authorities")?,
@@ -368,6 +373,7 @@ fn read(row: &Row<'_>) -> StoreResult<Gateway> {
         next_order: row.get("next_order")?,
         low_water: row.get("low_water")?,
         forks: row.get("forks")?,
+        undecided_forks: row.get("undecided_forks")?,
         orphans: row.get("orphans")?,
     })
 }

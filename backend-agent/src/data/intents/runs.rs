@@ -29,6 +29,9 @@ pub(super) const KEY_LIFE: Duration = Duration::from_secs(24 * 3_600);
 /// How long health speaks of what a gateway did wrong. A second holder that goes on comes back within the hour.
 const RECENT: Duration = Duration::from_secs(24 * 3_600);
 
+/// Gateways with a second holder that are named.
+const FORKED_NAMED: usize = 5;
+
 /// The columns that [`read_run`] reads, but for the states of its commands.
 macro_rules! run_columns {
     ($find:literal) => {
@@ -122,6 +125,13 @@ SELECT :tenant AS tenant,
         )
     };
 }
+
+/// Whose forks those are, the latest first.
+pub(super) const FORKED: &str = "\
+SELECT g.name, count(*) OVER () AS gateways FROM forks AS f CROSS JOIN gateways AS g
+WHERE g.tenant = f.tenant AND g.agent_id = f.agent_id AND f.tenant = :tenant AND f.at > :since AND f.resolved_at IS NULL
+  AND g.revoked_at IS NULL
+GROUP BY g.name ORDER BY max(f.at) DESC, g.name LIMIT :limit";
 
 /// A run is open while one of its commands is: an index of open runs would have to be written by each end.
 pub(super) const COUNTS: Sql = Sql {
@@ -260,7 +270,7 @@ pub(super) fn cancel(tx: &Tx<'_>, run_id: RunId, actor: &Actor) -> StoreResult<O
 /// How many of what there is.
 pub(super) fn counts(view: &View<'_>, now: Timestamp) -> StoreResult<Counts> {
     let since = now.saturating_sub(RECENT);
-    view.one(COUNTS, params! { since }, |row| {
+    let mut counts = view.one(COUNTS, params! { since }, |row| {
         let row = Reader::new("commands", row);
         // Of each state how many there are, and when the oldest of them was submitted.
         let open: BTreeMap<CommandState, (u64, i64)> = row.json("open_commands")?;
@@ -278,8 +288,21 @@ pub(super) fn counts(view: &View<'_>, now: Timestamp) -> StoreResult<Counts> {
             dead_letters: row.get("dead_letters")?,
             orphans: row.get("orphans")?,
             forks: row.get("forks")?,
+            forked: 0,
+            forked_first: Vec::new(),
         })
-    })
+    })?;
+    if counts.forks > 0 {
+        let limit = FORKED_NAMED;
+        let mut gateways = 0;
+        counts.forked_first = view.all(FORKED, params! { since, limit }, |row| {
+            let row = Reader::new("forks", row);
+            gateways = row.get("gateways")?;
+            row.get("name")
+        })?;
+        counts.forked = gateways;
+    }
+    Ok(counts)
 }
 
 pub(super) fn read_run(row: &Row<'_>) -> StoreResult<Run> {

@@ -467,6 +467,11 @@ pub struct Counts {
     pub dead_letters: u64,
     /// Outcomes of unknown commands that gateways which are not revoked reported within a day.
     pub orphans: u64,
-    /// Second holders of the identities of such gateways that were seen within a day.
+    /// Second holders of the identities of such gateways that were seen within a day, and about which nobody has
+    /// decided.
     pub forks: u64,
+    /// Of how many gateways those are.
+    pub forked: u64,
+    /// The first few of these gateways, those whose second holder spoke last before others.
+    pub forked_first: Vec<GatewayName>,
 }

@@ -130,6 +130,8 @@ pub struct Gateway {
     pub certificate_not_after: Option<Timestamp>,
     /// When that certificate was registered.
     pub certificate_since: Option<Timestamp>,
+    /// When the last certificate of it was revoked, where there is none left that is accepted or may come to be.
+    pub certificate_revoked_at: Option<Timestamp>,
     /// The digest of the stored catalogue.
     pub catalogue_digest: Option<String>,
     /// The version of the pin set it trusts, by its last report.
@@ -146,6 +148,8 @@ pub struct Gateway {
     pub low_water: u64,
     /// Recorded forks.
     pub forks: u64,
+    /// Those of them about which nobody has decided.
+    pub undecided_forks: u64,
     /// Kept outcomes of commands that nobody knows.
     pub orphans: u64,
 }
@@ -249,6 +253,9 @@ pub struct LookedForRefusal {
     pub last: Option<LastRefusal>,
     /// Among how many of the latest audit records none was, where there are older ones: one may be there.
     pub among: Option<usize>,
+    /// The last time that the gateway, or whoever says to be it, got no certificate at the door, where that is among
+    /// the same records.
+    pub at_door: Option<LastRefusal>,
 }
 
 /// A HELLO whose MAC was right, with what the connection says about its sender.

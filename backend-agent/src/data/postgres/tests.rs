@@ -209,6 +209,7 @@ const OF_ALL: &[&str] = &[
     "recount::GATEWAYS",
     "recount::SHORT",
     "runs::COUNTS",
+    "runs::FORKED",
     "targets::ALL",
     "sessions::UNOWNED",
     "sessions::VACATE_ALL",

@@ -411,6 +411,7 @@ impl Refused {
             info!(gateway = %line.peer.name, %agent_id, %address, "a gateway left before its session was confirmed");
         } else if let Some(left_out) = line.inbound.manager.may_log(agent_id, line.now()) {
             let fix = fix::of_opening(closed.code, reason);
+            let fix = fix::about(fix, Some(&line.peer.name));
             warn!(gateway = %line.peer.name, %agent_id, %address, code, reason, fix, left_out, "refused a session");
         }
         line.close(&closed).await;

@@ -48,6 +48,9 @@ async fn records_are_found_by_whom_and_what_they_are_about() {
         ("actor=", "actor"),
         ("object=", "object"),
         (long.as_str(), "action"),
+        ("action=gateway.", "action"),
+        ("action=gateway.*", "action"),
+        ("action=Gateway", "action"),
         ("outcome=well", "outcome"),
         ("since=yesterday", "since"),
     ] {

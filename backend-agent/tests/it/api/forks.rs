@@ -28,7 +28,13 @@ async fn an_operator_decides_which_of_two_holders_keeps_an_identity() {
         json!(holder.agent_run_id)
     );
     assert_eq!(undecided[0]["resolution"], Value::Null);
-    assert_eq!(health_of_the_fleet(&backend).await["figures"]["forks"], 1);
+    let fleet = health_of_the_fleet(&backend).await;
+    assert_eq!(fleet["figures"]["forks"], 1);
+    let told = fleet["detail"].as_str().unwrap();
+    let named = "1 fork to decide about, of gw-1 (viworks gateway forks gw-1)";
+    assert!(told.contains(named), "{fleet:#}");
+    let listed = backend.get("/v1/gateways").await.json();
+    assert_eq!(listed["items"][0]["undecided_forks"], 1, "{listed:#}");
     let whole = backend.get("/v1/gateways/gw-1").await.json();
     assert_eq!(whole["last_refusal"]["why"], "fork", "{whole:#}");
     let fix = |whole: &Value| whole["last_refusal"]["fix"].as_str().unwrap().to_owned();
@@ -46,7 +52,13 @@ async fn an_operator_decides_which_of_two_holders_keeps_an_identity() {
     assert_eq!(told["out"]["agent_run_id"], json!(holder.agent_run_id));
     // It waits for nobody any more, and its kept holder is on its way.
     assert_eq!(told["gateway"]["status"], "offline");
-    assert_eq!(health_of_the_fleet(&backend).await["figures"]["forks"], 0);
+    let fleet = health_of_the_fleet(&backend).await;
+    assert_eq!(fleet["figures"]["forks"], 0);
+    assert!(
+        fleet["detail"].as_str().unwrap().contains(" 0 forks"),
+        "{fleet:#}"
+    );
+    assert_eq!(told["gateway"]["undecided_forks"], 0);
     let again = backend.post(path, &json!({"keep": second})).await.json();
     assert_eq!(again["already"], true);
     // If the first answer was lost between database and backend, the session was not told.
@@ -109,4 +121,33 @@ async fn a_decision_is_for_one_of_the_two_and_not_for_both_ways() {
     assert!(told.contains("an identity of its own"), "{whole:#}");
     assert!(told.contains("--name gw-1-2"), "{whole:#}");
     assert!(!told.contains("decide who keeps"), "{whole:#}");
+}
+
+#[tokio::test]
+async fn nobody_decides_who_keeps_the_identity_of_a_revoked_gateway() {
+    let backend = Backend::new().await;
+    let holder = backend.connect("gw-1", catalogue()).await;
+    let second = backend.second_holder(holder.agent_id).await;
+    let body = json!({"reason": "stolen"});
+    let revoked = backend.post("/v1/gateways/gw-1/revoke", &body).await;
+    assert!(revoked.status.is_success(), "{}", revoked.text);
+    let path = "/v1/gateways/gw-1/forks/resolve";
+    for body in [json!({"keep": second}), json!({"replace": true})] {
+        let refused = backend.post(path, &body).await;
+        let problem = refused.problem(409, "VW-N-002");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(
+            detail.contains("was revoked: nobody keeps it"),
+            "{problem:#}"
+        );
+    }
+    let whole = backend.get("/v1/gateways/gw-1").await.json();
+    assert_eq!(
+        (&whole["forks"], &whole["undecided_forks"]),
+        (&json!(1), &json!(0))
+    );
+    let fix = whole["last_refusal"]["fix"].as_str().unwrap();
+    assert!(!fix.contains("resolve"), "{whole:#}");
+    assert!(fix.contains("gateway replace gw-1"), "{whole:#}");
+    assert_eq!(health_of_the_fleet(&backend).await["figures"]["forks"], 0);
 }

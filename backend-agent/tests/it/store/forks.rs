@@ -322,6 +322,11 @@ pub(crate) async fn a_decision_that_means_nobody_changes_nothing(bed: &Bed) {
     bed.open(copied(bed, 9, 1)).await;
     assert_eq!(bed.admit(bed.hello(1, 1, 1)).await, AdmitOutcome::Fork);
     let before = (bed.gateway_now(1).await, forks(bed).await);
+    assert_eq!((before.0.forks, before.0.undecided_forks), (1, 1));
+    let counts = async || bed.store.counts(&bed.tenant, at(7)).await.unwrap();
+    let open = counts().await;
+    assert_eq!((open.forks, open.forked), (1, 1));
+    assert_eq!(open.forked_first, [before.0.name.clone()]);
     assert_eq!(decide(bed, keep(4)).await, ForkResolution::NoSuchHolder);
     // A copied disk has the installation of the original.
     let installation = ForkDecision::Keep(AgentRunId::from_uuid(Uuid::from_u128(7)));
@@ -333,6 +338,10 @@ pub(crate) async fn a_decision_that_means_nobody_changes_nothing(bed: &Bed) {
         .revoke_gateway(&bed.tenant, agent(1), None, &actor, at(6));
     revoked.await.unwrap();
     assert_eq!(decide(bed, keep(1)).await, ForkResolution::Revoked);
+    let replaced = decide(bed, ForkDecision::Replace).await;
+    assert_eq!(replaced, ForkResolution::Revoked);
+    let none = counts().await;
+    assert!(none.forks == 0 && none.forked_first.is_empty(), "{none:?}");
     let unknown = bed
         .store
         .resolve_fork(&bed.tenant, agent(2), keep(1), &actor, at(6));

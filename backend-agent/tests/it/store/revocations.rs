@@ -5,6 +5,7 @@ use viworks_backend_agent::data::{
     NewCertificate, RenewalOutcome, RevokedCertificate, StoreError,
 };
 use viworks_common::code::CloseCode;
+use viworks_common::time::Timestamp;
 
 use super::bed::{Bed, LEASE, agent, at};
 use super::gateways::new_certificate;
@@ -59,6 +60,11 @@ async fn certificate(bed: &Bed, key: u8) -> Certificate {
     known.await.unwrap().unwrap()
 }
 
+/// When the last certificate of gateway 1 was revoked, where it has none any more.
+async fn none_since(bed: &Bed) -> Option<Timestamp> {
+    bed.gateway_now(1).await.certificate_revoked_at
+}
+
 pub(crate) async fn a_revoked_certificate_ends_its_session_and_no_other(bed: &Bed) {
     gateway(bed, &[1, 2]).await;
     let session = bed.open(hello(bed, 2).await).await;
@@ -69,12 +75,16 @@ pub(crate) async fn a_revoked_certificate_ends_its_session_and_no_other(bed: &Be
     let held = bed.gateway_now(1).await.session.unwrap();
     assert_eq!(held.session_id, session.session_id);
 
+    assert_eq!(none_since(bed).await, None, "the other one is good");
+
     let epoch = session.holder.epoch;
     let first = revoked(bed, 2).await;
     assert!(!first.already && first.session_ended && first.epoch == Some(epoch));
     assert_eq!(first.certificate.revoked_at, Some(at(5)));
     let gateway = bed.gateway_now(1).await;
     assert!(gateway.session.is_none() && gateway.revoked_at.is_none());
+    assert_eq!(gateway.certificate_not_after, None);
+    assert_eq!(gateway.certificate_revoked_at, Some(at(5)));
     assert_eq!(
         gateway.open_commands, 1,
         "{waiting} waits for the gateway, not for a certificate"

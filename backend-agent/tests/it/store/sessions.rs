@@ -15,6 +15,7 @@ use viworks_common::telemetry::Position;
 
 use super::bed::{Bed, LEASE, agent, at, process};
 use super::records::bearer;
+use super::reissues;
 
 pub(crate) async fn an_unknown_gateway_is_not_admitted(bed: &Bed) {
     assert_eq!(bed.admit(bed.hello(1, 1, 0)).await, AdmitOutcome::Unknown);
@@ -636,6 +637,22 @@ pub(crate) async fn why_a_gateway_was_last_refused_is_found(bed: &Bed) {
     // What it reports, or is refused within a session, is something else.
     note("gateway.event", AuditOutcome::Noted, 71).await;
     note("gateway.frame_replayed", AuditOutcome::Refused, 72).await;
+    assert_eq!(last(1).await.unwrap(), told);
+    assert_eq!(last(2).await, None);
+    // The door refuses a certificate, which hides no refusal of a session, and the other way round.
+    let at_door = async |n| {
+        let looked = bed.store.last_refusal(&bed.tenant, agent(n)).await.unwrap();
+        looked.at_door
+    };
+    assert_eq!(at_door(1).await, None);
+    for n in [1, 2] {
+        let refused = reissues::refusal(None, n);
+        let noted = bed.store.refuse_reissue(&bed.tenant, refused, at(73));
+        assert!(noted.await.unwrap());
+        let door = at_door(n).await.unwrap();
+        assert_eq!((&*door.why, door.at), ("csr_key", newest().await));
+        assert_eq!(door.peer_address.as_deref(), Some("192.0.2.7"));
+    }
     assert_eq!(last(1).await.unwrap(), told);
     assert_eq!(last(2).await, None);
 }
