@@ -165,6 +165,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("pins::UNTRUSTING_COUNT", pins::UNTRUSTING_COUNT),
         one("refusals::BEYOND", refusals::BEYOND),
         one("refusals::EVER", refusals::EVER),
+        one("refusals::GRAVE", refusals::GRAVE),
         one("refusals::LAST", refusals::LAST),
         one("reports::HAS_ORPHAN", reports::HAS_ORPHAN),
         one("reports::KEEP_LATE_OUTCOME", reports::KEEP_LATE_OUTCOME),
