@@ -110,6 +110,7 @@ impl ServerMaterial {
             warnings.push(Problem::of_file(ca, message, help));
         }
         warnings.extend(crl::warning(config));
+        warnings.extend(crl::strange_place(config));
         warnings.extend(strange_urls(config));
         warnings
     }

@@ -3,7 +3,7 @@
 use std::io;
 
 use rustls::{CertificateError, Error as TlsError};
-use viworks_common::code::CloseCode;
+use viworks_common::code::{CloseCode, RETIRED};
 use viworks_common::id::GatewayName;
 use viworks_common::session::HELLO_UNPROVED;
 
@@ -72,9 +72,7 @@ pub(super) const fn of_certificate(unrecognised: &Unrecognised) -> &'static str 
         Unrecognised::Revoked(_) => {
             "no action if it was thrown out on purpose; to let the machine in again: viworks gateway replace NAME"
         }
-        Unrecognised::Retired(_) => {
-            "look for the machine behind the address: it has a copy of the gateway's files, or its own were put back; where it is the right one, let it in anew: viworks gateway replace NAME"
-        }
+        Unrecognised::Retired(_) => RETIRED,
         Unrecognised::Store(_) => "see that the database answers",
     }
 }
@@ -132,8 +130,19 @@ mod tests {
             told(&Unrecognised::NotRegistered(None)),
         ];
         assert_eq!(BTreeSet::from(all).len(), all.len(), "{all:#?}");
-        assert!(all[2].contains("stop the agent here"), "{}", all[2]);
-        assert!(all[3].contains("resolve NAME --keep"), "{}", all[3]);
+        // Whoever knocks may be a thief: nothing is offered to him first.
+        let place = |word: &str| all[2].find(word).unwrap();
+        assert!(
+            place("stop the agent here") < place("ticket create"),
+            "{}",
+            all[2]
+        );
+        assert!(all[2].contains("is yours"), "{}", all[2]);
+        // As it is typed, and for whom there is no fork as well.
+        for way in ["resolve NAME --keep ID", "gateway replace NAME"] {
+            assert!(all[3].contains(way), "{}", all[3]);
+        }
+        assert_eq!(all[3], of_certificate(&Unrecognised::Retired(peer())));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::config::Problem;
-use viworks_runtime::files::{self, FileError};
+use viworks_runtime::files;
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::{blocking, tls};
 use x509_parser::extensions::ParsedExtension;
@@ -25,6 +25,10 @@ use super::issue::open_authority;
 use super::{PkiError, signing, unwritten};
 use crate::config::Config;
 use crate::data::{Store, WithdrawnCertificate, in_full};
+
+mod place;
+
+pub use place::{may_replace, strange_place};
 
 /// How long a list is valid. With one that has ended nginx refuses every gateway, so that a backend may be away for
 /// weeks; what is revoked meanwhile is refused by the backend itself.
@@ -207,40 +211,18 @@ pub fn issuers(text: &[u8]) -> Result<BTreeSet<Signatory>, String> {
     Ok(found)
 }
 
-/// Whether a list may be put there: over one of before, or where nothing is.
-///
-/// # Errors
-///
-/// When something else is there, such as a key.
-pub fn may_replace(out: &Path) -> Result<(), FileError> {
-    // Whatever else is wrong with the place is told when it is written.
-    let Ok(there) = std::fs::read(out) else {
-        return Ok(());
-    };
-    if there.is_empty() || CertificateRevocationListDer::from_pem_slice(&there).is_ok() {
-        return Ok(());
-    }
-    Err(FileError::Io {
-        action: "write",
-        path: out.to_owned(),
-        source: std::io::Error::new(
-            std::io::ErrorKind::AlreadyExists,
-            "there is a file that is no list of revoked certificates: name another one",
-        ),
-    })
-}
-
 /// Signs the list, and puts it where it belongs: the old one or the new one is there, whole.
 ///
 /// # Errors
 ///
-/// When this backend has no authority, or a file is not what it should be.
+/// When something else than a list is there, this backend has no authority, or a file is not what it should be.
 pub fn write(
     config: &Config,
     withdrawn: &[WithdrawnCertificate],
     out: &Path,
     now: Timestamp,
 ) -> Result<(), PkiError> {
+    may_replace(out)?;
     let authority = open_authority(config)?;
     let list = authority.revocations(withdrawn, now, LIFE)?;
     // There is no secret in it, and nginx may run as anybody.
@@ -469,23 +451,5 @@ mod tests {
             at(100 + day)
         ));
         assert!(!is_as_it_should_be(&written, &[one], at(99)));
-    }
-
-    #[test]
-    fn a_list_takes_the_place_of_a_list_and_of_nothing_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let place = folder.path().join("list");
-        assert!(may_replace(&place).is_ok());
-        std::fs::write(
-            &place,
-            "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
-        )
-        .unwrap();
-        assert!(may_replace(&place).unwrap_err().is_taken());
-        let now = Timestamp::parse("2026-03-01T00:00:00Z").unwrap();
-        let (authority, _key) = super::super::authority::Authority::create(now).unwrap();
-        let list = authority.revocations(&[], now, LIFE).unwrap();
-        std::fs::write(&place, list).unwrap();
-        assert!(may_replace(&place).is_ok());
     }
 }

@@ -501,6 +501,47 @@ async fn health_says_of_which_authorities_the_list_is_not() {
     store.close().await;
 }
 
+#[tokio::test]
+async fn a_file_that_is_no_list_is_kept_and_told_where_one_was_to_be_written() {
+    let folder = initialised();
+    let mut config = config(&folder);
+    let key = config.keys.master_key_file.clone();
+    let written = std::fs::read(&key).unwrap();
+    config.keys.crl_file = Some(key.clone());
+    // By whoever checks the configuration, and at a start.
+    let now = SystemClock.wall();
+    let warned = ServerMaterial::load(&config)
+        .unwrap()
+        .warnings(&config, now);
+    let told = warned.iter().any(|it| it.message.contains("is no list"));
+    assert!(told, "{warned:?}");
+    let (conditions, lifecycle) = (Conditions::new(Arc::new(SystemClock)), Lifecycle::new());
+    let store = store(&config).await;
+    let refused = crl::write(&config, &[], &key, now).unwrap_err();
+    assert!(
+        matches!(&refused, PkiError::File(error) if error.is_taken()),
+        "{refused:?}"
+    );
+    let keeper = crl::Keeper {
+        config: Arc::new(config),
+        store: Arc::clone(&store),
+        tenant: Tenant::default_tenant(),
+        clock: Arc::new(Timeline::unstored(Arc::new(SystemClock))),
+        conditions: conditions.clone(),
+    };
+    drop(lifecycle.spawn("revocation list", keeper.run(lifecycle.clone())));
+    let found = eventually("it is told", Duration::from_secs(20), async || {
+        let mut told = conditions.list().into_iter();
+        told.find(|condition| condition.name == "pki.crl")
+    });
+    let found = found.await;
+    assert!(found.cause.contains("is no list"), "{found:?}");
+    lifecycle.stop();
+    let _outcome = lifecycle.shutdown(Duration::from_secs(10)).await;
+    store.close().await;
+    assert_eq!(std::fs::read(&key).unwrap(), written);
+}
+
 #[test]
 fn a_list_that_nothing_can_sign_is_refused_with_its_place() {
     let folder = initialised();

@@ -211,3 +211,27 @@ async fn a_revoked_certificate_is_cut_off_and_its_gateway_is_not_revoked() {
     assert!(noted("gateway.revoked_certificate"), "{actions:?}");
     drop(backend.stop().await);
 }
+
+#[tokio::test]
+async fn whoever_knocks_after_its_gateway_was_revoked_is_a_security_event() {
+    let backend = backend().await;
+    let material = backend.join("gw-1").await;
+    let (tenant, actor) = (Tenant::default_tenant(), Actor::system());
+    let (agent_id, now) = (material.identity.agent_id, SystemClock.wall());
+    let store = &backend.store;
+    let revoked = store.revoke_gateway(&tenant, agent_id, None, &actor, now);
+    revoked.await.unwrap();
+    let shown = Some(&material.certificate);
+    for _knock in 0..2 {
+        let status = backend.status(shown, "/agent/v1/connect", true).await;
+        assert_eq!(status, Some(403));
+    }
+    let actions = actions(&backend).await;
+    let count = |wanted: &str| actions.iter().filter(|action| *action == wanted).count();
+    // The second one within a minute is counted in memory alone.
+    assert_eq!(count("gateway.revoked_certificate"), 1, "{actions:?}");
+    assert_eq!(count("gateway.replaced_certificate"), 0, "{actions:?}");
+    let looked = store.last_refusal(&tenant, agent_id).await.unwrap();
+    assert_eq!(looked.last.unwrap().why, "revoked_certificate");
+    drop(backend.stop().await);
+}

@@ -254,6 +254,8 @@ suite! {
         a_session_that_waits_to_be_confirmed_is_not_with_a_revoked_certificate,
         a_certificate_is_found_as_other_programs_print_its_serial_number,
         a_revoked_certificate_is_neither_handed_out_again_nor_in_use,
+        whoever_was_revoked_or_replaced_is_recorded_once_an_hour,
+        a_knock_that_is_expected_does_not_hide_a_graver_refusal,
     }
     gateways {
         a_gateway_is_found_by_id_and_by_name,

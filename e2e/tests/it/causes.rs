@@ -387,6 +387,9 @@ async fn a_gateway_is_thrown_out_by_an_operator_and_knows_at_once() {
         &["was revoked", "viworks gateway replace gw-1"],
     )
     .await;
+    let shown = system.get("/v1/gateways/gw-1").await;
+    let why = &shown["last_refusal"]["why"];
+    assert_eq!(*why, "revoked_certificate", "{shown:#}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,5 @@
-//! A file that is named on a command line and is not there: every verb of every program ends with the same code.
+//! A file that is named on a command line and is not there: every verb of every program ends with the same code. One
+//! that is there and is to be written stays, unless it is what is written.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,6 +10,9 @@ use viworks_testkit::process::finish;
 
 /// The configuration is to be mended, or what a flag names.
 const CONFIG: i32 = 78;
+
+/// Something is there that would be lost.
+const CONFLICT: i32 = 6;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_is_named_and_not_there_ends_every_verb_alike() {
@@ -179,4 +183,42 @@ async fn a_folder_that_is_not_there_is_told_of_with_what_to_do() {
         &backend,
         &[&sign[..], &config, &["--out", text(&answer)]].concat(),
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_of_revoked_certificates_takes_the_place_of_a_list_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let backend = Binaries::shipped().backend();
+    let folder = root.path().join("site");
+    run(&backend, &["pki", "init", "--dir", text(&folder)]);
+    let config = folder.join("backend.toml");
+    let write = async |out: &Path| {
+        let mut command = Command::new(&backend);
+        command.args(["pki", "crl", "--config", text(&config), "--out", text(out)]);
+        finish(command, PATIENCE).await
+    };
+    // Where nothing is, and again over what was written.
+    let list = folder.join("gateways.crl");
+    for _time in 0..2 {
+        write(&list).await.ended_with(0);
+    }
+    let written = std::fs::read_to_string(&list).unwrap();
+    // A key, and what was put together for an authority that is an intermediate.
+    let together = root.path().join("together.crl");
+    std::fs::write(&together, format!("{written}{written}")).unwrap();
+    for (kept, why) in [
+        (folder.join("ca.key"), "no list of revoked certificates"),
+        (together, "several lists"),
+    ] {
+        let before = std::fs::read(&kept).unwrap();
+        let said = write(&kept).await.ended_with(CONFLICT);
+        assert!(said.stderr.contains(why), "{said:#?}");
+        assert_eq!(std::fs::read(&kept).unwrap(), before, "{}", kept.display());
+    }
+    // Nobody waits for what is no file.
+    let pipe = root.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let said = write(&pipe).await.ended_with(CONFIG);
+    assert!(said.stderr.contains("not a regular file"), "{said:#?}");
 }

@@ -12,6 +12,7 @@ use viworks_testkit::process::{Process, Said, eventually, finish};
 use crate::causes::{cause, fails_with};
 use crate::desk::viworks;
 use crate::enrolment::{backend, enroll, folder, ticket};
+use crate::lapsed::audited;
 
 async fn typed(system: &Deployment, words: &[&str]) -> Said {
     let key = system.path().join("operator.key");
@@ -61,6 +62,22 @@ async fn is_told(system: &Deployment, folder: &Path) {
     assert!(cause(&told).contains("another machine"), "{told:#}");
 }
 
+/// Whoever knocks is a security event of this name alone of those that follow from what an operator did, and `show` has
+/// it for the gateway that is meant.
+async fn is_noted(system: &Deployment, gateway: &str, (kind, other): (&str, &str)) {
+    let noted = eventually("it is recorded", PATIENCE, async || {
+        let count = audited(system, &format!("gateway.{kind}"), "refused").await;
+        (count > 0).then_some(())
+    });
+    noted.await;
+    let others = audited(system, &format!("gateway.{other}"), "refused").await;
+    assert_eq!(others, 0, "{other}");
+    let shown = system.get(&format!("/v1/gateways/{gateway}")).await;
+    let last = &shown["last_refusal"];
+    assert_eq!(last["why"], kind, "{shown:#}");
+    assert!(last["peer_address"].is_string(), "{shown:#}");
+}
+
 fn same(before: &Value, after: &Value) {
     for field in ["id", "name", "labels", "created_at"] {
         assert_eq!(before[field], after[field], "{field}: {after:#}");
@@ -88,6 +105,8 @@ async fn a_machine_that_died_is_replaced_and_stays_the_same_gateway() {
     // The machine before was repaired.
     let mut repaired = start(&system, &old);
     is_told(&system, &old).await;
+    let replaced = ("replaced_certificate", "revoked_certificate");
+    is_noted(&system, "gw-1", replaced).await;
     assert!(repaired.stop(Duration::from_secs(30)).await.success());
     answers(&system, "all the same").await;
 

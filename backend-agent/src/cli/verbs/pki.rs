@@ -132,7 +132,6 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<ExitCode> {
                 .await;
             store.close().await;
             let listed = listed?;
-            crl::may_replace(&out)?;
             crl::write(&config, &listed, &out, now)?;
             print(&format!(
                 "{}  {}, until {}",

@@ -15,6 +15,8 @@ use crate::data::StoreResult;
 pub(super) struct Budget {
     kind: &'static str,
     quota: Quota,
+    /// How much of the quota one takes.
+    each: u32,
 }
 
 /// Records of the audit log that a gateway causes by what it reports.
@@ -29,8 +31,22 @@ const WARNINGS: Quota = Quota {
     burst: 60,
 };
 
+/// How much of a quota one of what is expected takes: an hour's of one in a minute.
+const EXPECTED: u32 = 60;
+
+/// Records of what an operator's own action makes a gateway do, such as to knock after it was revoked: ten at once, and
+/// one in an hour. That action is to end what the gateway can add for good, and nobody has to learn more often of it.
+const KNOCKS: Quota = Quota {
+    per_minute: 1,
+    burst: 10 * EXPECTED,
+};
+
 /// The records of one action that a gateway causes.
 pub(super) fn notes(action: &str) -> Budget {
+    let each = match action {
+        "gateway.replaced_certificate" | "gateway.revoked_certificate" => EXPECTED,
+        _ => 1,
+    };
     let (kind, quota) = match action {
         "session.open" => ("note:session.open", WARNINGS),
         "identity.fork" => ("note:identity.fork", WARNINGS),
@@ -44,13 +60,13 @@ pub(super) fn notes(action: &str) -> Budget {
         "certificate.renew_at_door" => ("note:certificate.renew_at_door", WARNINGS),
         "gateway.retired_certificate" => ("note:gateway.retired_certificate", WARNINGS),
         "gateway.unregistered_certificate" => ("note:gateway.unregistered_certificate", WARNINGS),
-        "gateway.replaced_certificate" => ("note:gateway.replaced_certificate", WARNINGS),
-        "gateway.revoked_certificate" => ("note:gateway.revoked_certificate", WARNINGS),
+        "gateway.replaced_certificate" => ("note:gateway.replaced_certificate", KNOCKS),
+        "gateway.revoked_certificate" => ("note:gateway.revoked_certificate", KNOCKS),
         "command.orphan" => ("note:command.orphan", NOTES),
         // What it reports by itself, in words that it chooses.
         _ => ("note", NOTES),
     };
-    Budget { kind, quota }
+    Budget { kind, quota, each }
 }
 
 /// Results of commands that nobody knows: at once as many as a journal holds, so that none is lost with a database that
@@ -61,6 +77,7 @@ pub(super) const ORPHANS: Budget = Budget {
         per_minute: 1,
         burst: 256,
     },
+    each: 1,
 };
 const _: () = assert!(ORPHANS.quota.burst as usize == COMMANDS_UNREPORTED_MAX);
 
@@ -82,7 +99,7 @@ pub(super) fn take(tx: &Tx<'_>, agent_id: AgentId, budget: Budget) -> StoreResul
         Ok((Bucket::full_at(full_at), row.get::<u64>("left_out")?))
     })?;
     let (mut bucket, left_out) = known.unwrap_or_default();
-    let kept = match bucket.take(budget.quota, on_line(tx.now)) {
+    let kept = match bucket.take_many(budget.quota, budget.each, on_line(tx.now)) {
         Taken::Allowed { .. } => Some(left_out),
         Taken::Refused { .. } => None,
     };

@@ -166,6 +166,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("refusals::BEYOND", refusals::BEYOND),
         one("refusals::EVER", refusals::EVER),
         one("refusals::EVER_AT_DOOR", refusals::EVER_AT_DOOR),
+        one("refusals::GRAVE", refusals::GRAVE),
         one("refusals::LAST", refusals::LAST),
         one("refusals::LAST_AT_DOOR", refusals::LAST_AT_DOOR),
         one("reports::HAS_ORPHAN", reports::HAS_ORPHAN),

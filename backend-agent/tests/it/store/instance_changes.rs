@@ -150,7 +150,7 @@ async fn whatever_instance_a_backend_is_the_others_know_which_authorities_it_giv
             } else {
                 told.is_empty()
             };
-            (all.len() == 2 && right).then_some(())
+            (all.len() >= 2 && right).then_some(())
         })
         .await;
     };

@@ -1,8 +1,9 @@
 //! One certificate of a gateway that is revoked: what ends with it, and what goes on.
 
 use viworks_backend_agent::data::{
-    Actor, AdmitRequest, Certificate, CertificateRef, CertificateRevocation, ConfirmOutcome,
-    NewCertificate, RenewalOutcome, RevokedCertificate, StoreError,
+    Actor, AdmitRequest, AuditOutcome, Certificate, CertificateRef, CertificateRevocation,
+    ConfirmOutcome, NewAuditRecord, NewCertificate, Page, RenewalOutcome, RevokedCertificate,
+    StoreError,
 };
 use viworks_common::code::CloseCode;
 use viworks_common::time::Timestamp;
@@ -222,4 +223,79 @@ pub(crate) async fn a_revoked_certificate_is_neither_handed_out_again_nor_in_use
     assert!(revoked(bed, 1).await.session_ended);
     let now = bed.gateway_now(1).await;
     assert_eq!(now.certificate_not_after, None);
+}
+
+/// Records that the gateway with this number was refused, as the listener does; whether it was kept.
+async fn refused(bed: &Bed, action: &str, seconds: i64) -> bool {
+    let actor = Actor::gateway(agent(1));
+    let record = NewAuditRecord {
+        object: actor.to_string(),
+        actor,
+        action: action.to_owned(),
+        outcome: AuditOutcome::Refused,
+        detail: serde_json::json!({ "address": "192.0.2.7:4000", "left_out": 0 }),
+    };
+    let noted = bed
+        .store
+        .note_gateway(&bed.tenant, agent(1), record, at(seconds));
+    noted.await.unwrap()
+}
+
+pub(crate) async fn whoever_was_revoked_or_replaced_is_recorded_once_an_hour(bed: &Bed) {
+    const HOUR: i64 = 3_600;
+    bed.gateway(1).await;
+    for action in [
+        "gateway.revoked_certificate",
+        "gateway.replaced_certificate",
+    ] {
+        for n in 0..10 {
+            assert!(refused(bed, action, n).await, "{action} {n}");
+        }
+        let mut kept = 0;
+        // Three times an hour, for ten hours.
+        for n in 1..=30 {
+            kept += u32::from(refused(bed, action, n * HOUR / 3).await);
+        }
+        assert_eq!(kept, 10, "{action}");
+        let log = bed.store.list_audit(&bed.tenant, Page::first(1)).await;
+        let latest = log.unwrap().items.remove(0).record;
+        assert_eq!(latest.action, action);
+        assert_eq!(latest.detail["left_out"], 2, "{latest:?}");
+        // After a long time all are back.
+        let later = 30 * HOUR;
+        for n in 0..10 {
+            assert!(refused(bed, action, later + n).await, "{action} {n}");
+        }
+        assert!(!refused(bed, action, later + 10).await);
+    }
+    // It uses up nothing of what an auditor looks for.
+    for n in 0..60 {
+        assert!(refused(bed, "gateway.wrong_agent_key", n).await, "{n}");
+    }
+}
+
+pub(crate) async fn a_knock_that_is_expected_does_not_hide_a_graver_refusal(bed: &Bed) {
+    bed.gateway(1).await;
+    let last = async || {
+        let looked = bed.store.last_refusal(&bed.tenant, agent(1)).await;
+        looked.unwrap().last.unwrap().why
+    };
+    assert!(refused(bed, "gateway.wrong_agent_key", 100).await);
+    assert!(refused(bed, "gateway.replaced_certificate", 200).await);
+    assert_eq!(last().await, "wrong_agent_key");
+    assert!(refused(bed, "gateway.revoked_certificate", 3_700).await);
+    assert_eq!(last().await, "wrong_agent_key");
+    // Long ago it says nothing about today.
+    assert!(refused(bed, "gateway.replaced_certificate", 3_701).await);
+    assert_eq!(last().await, "replaced_certificate");
+    assert!(refused(bed, "identity.fork", 3_702).await);
+    assert!(refused(bed, "gateway.replaced_certificate", 3_703).await);
+    assert_eq!(last().await, "fork");
+    // An operator has done something about it since.
+    let revoked =
+        bed.store
+            .revoke_gateway(&bed.tenant, agent(1), None, &Actor::system(), at(3_704));
+    revoked.await.unwrap();
+    assert!(refused(bed, "gateway.revoked_certificate", 3_705).await);
+    assert_eq!(last().await, "revoked_certificate");
 }

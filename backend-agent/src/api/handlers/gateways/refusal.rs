@@ -2,7 +2,7 @@
 //! what to do about it.
 
 use viworks_api::GatewayRefusal;
-use viworks_common::code::CloseCode;
+use viworks_common::code::{CloseCode, RETIRED};
 use viworks_common::id::GatewayName;
 
 use crate::data::{Fork, ForkEnd, LastRefusal};
@@ -113,13 +113,13 @@ fn words(why: &str) -> (&'static str, &'static str) {
         ),
         "retired_certificate" => (
             "it showed a certificate that a later one has replaced",
-            "look for the machine behind the address: it has a copy of the gateway's files, or its own were put back; \
-             where it is the right one, let it in anew: viworks gateway replace NAME",
+            RETIRED,
         ),
         "replaced_certificate" => (
             "the machine that was the gateway before another one took its place still knocks, or a copy of its files",
-            "stop the agent on the machine behind the address, or make it a gateway of its own: viworks ticket create \
-             --name NAME-2",
+            "stop the agent on the machine behind the address; where that is none of yours, somebody has files that open \
+             nothing any more; only where it is yours and is to go on, make it a gateway of its own: viworks ticket \
+             create --name NAME-2",
         ),
         "unregistered_certificate" => (
             "it showed a certificate of this backend's authority that is registered for nobody",
@@ -239,8 +239,9 @@ mod tests {
             peer_address: None,
         };
         let told = told(last, &"gw-berlin".parse().unwrap(), &[], false);
-        let ends = told.fix.ends_with("viworks gateway replace gw-berlin");
-        assert!(ends, "{}", told.fix);
+        let names = told.fix.contains("viworks gateway replace gw-berlin,");
+        assert!(names && !told.fix.contains("NAME"), "{}", told.fix);
+        assert_eq!(told.fix, RETIRED.replace("NAME", "gw-berlin"));
     }
 
     fn refused(why: &str) -> LastRefusal {
