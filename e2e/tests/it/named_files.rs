@@ -200,7 +200,8 @@ async fn a_list_of_revoked_certificates_takes_the_place_of_a_list_alone() {
     // Where nothing is, and again over what was written.
     let list = folder.join("gateways.crl");
     for _time in 0..2 {
-        write(&list).await.ended_with(0);
+        let said = write(&list).await.ended_with(0);
+        assert!(list.is_file(), "{said:#?}");
     }
     let written = std::fs::read_to_string(&list).unwrap();
     // A key, and what was put together for an authority that is an intermediate.
