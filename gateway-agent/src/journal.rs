@@ -158,8 +158,10 @@ impl Journal {
         let mut gave_up = reserve.make_room_to_start();
         let mut opened = Database::open(sqlite::Options::new(path), MIGRATIONS).await;
         // A quota is met that nobody sees beforehand.
-        let no_room = matches!(&opened, Err(sqlite::Error::Full(_) | sqlite::Error::Io(_)));
-        if no_room && reserve.give_up() {
+        let made_room = opened
+            .as_ref()
+            .is_err_and(|error| makes_room(&reserve, error));
+        if made_room {
             gave_up = true;
             opened = Database::open(sqlite::Options::new(path), MIGRATIONS).await;
         }
@@ -477,14 +479,15 @@ impl Journal {
         Ok(self.database.close().await?)
     }
 
-    /// Gives the reserve up, on a thread that may wait for the disk; false if there was none to give.
-    async fn give_up_reserve(&self) -> bool {
-        let reserve = self.reserve.clone();
-        let give_up = move || reserve.give_up();
+    /// Gives the reserve up where there was no room, on a thread that may wait for the disk; false if there was none to
+    /// give, or it is not what is missing.
+    async fn give_up_reserve(&self, error: sqlite::Error) -> bool {
+        let (reserve, refused) = (self.reserve.clone(), error.clone());
+        let give_up = move || makes_room(&reserve, &refused);
         match blocking::call("journal reserve", RESERVE_TIME, give_up).await {
             Ok(given) => given,
             // Commands need it more than this thread needs to be quick.
-            Err(Unanswered::NoThread(_)) => self.reserve.give_up(),
+            Err(Unanswered::NoThread(_)) => makes_room(&self.reserve, &error),
             Err(Unanswered::Late(_) | Unanswered::Hanging(_) | Unanswered::Panicked) => false,
         }
     }
@@ -514,13 +517,15 @@ impl Journal {
         if let Err(JournalError::Database(sqlite::Error::Io(_))) = &written {
             self.lookout.write().await?;
         }
-        let no_room = matches!(
-            &written,
+        let refused = match &written {
             Err(JournalError::Database(
-                sqlite::Error::Full(_) | sqlite::Error::Io(_)
-            ))
-        );
-        if no_room && self.give_up_reserve().await {
+                error @ (sqlite::Error::Full(_) | sqlite::Error::Io(_)),
+            )) => Some(error.clone()),
+            Ok(_) | Err(_) => None,
+        };
+        if let Some(refused) = refused
+            && self.give_up_reserve(refused).await
+        {
             let again = move |connection: &Connection| again(connection);
             written = self.database.write(again).await;
         }
@@ -551,6 +556,16 @@ impl Journal {
         } else {
             JournalError::Unusable { path, cause, fix }
         }
+    }
+}
+
+/// Gives the reserve up where that is what the database lacks. Of a disk that is full it says so, or only that it failed,
+/// as of one that broke: then room is tried for.
+fn makes_room(reserve: &Reserve, error: &sqlite::Error) -> bool {
+    if matches!(error, sqlite::Error::Full(_)) {
+        reserve.give_up()
+    } else {
+        matches!(error, sqlite::Error::Io(_)) && reserve.give_up_if_full()
     }
 }
 

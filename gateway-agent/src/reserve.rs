@@ -46,7 +46,8 @@ impl Reserve {
     /// Holds the space back again if it was given up and the disk has twice as much: the reserve must not be what
     /// fills it.
     pub fn restore(&self) {
-        if self.path.exists() || self.free_bytes() < 2 * RESERVE_BYTES {
+        let has_room = |free: u64| free >= 2 * RESERVE_BYTES;
+        if self.path.exists() || !self.free_bytes().is_some_and(has_room) {
             return;
         }
         if self.set_aside() {
@@ -56,13 +57,38 @@ impl Reserve {
 
     /// Gives the space up where there is hardly any other; false if there is, or there was none to give.
     pub fn make_room_to_start(&self) -> bool {
-        self.is_held() && self.free_bytes() < START_BYTES && self.give_up()
+        self.is_held() && is_short(self.free_bytes()) && self.give_up()
     }
 
-    /// Bytes that this process could still write there; none when nobody can tell.
-    fn free_bytes(&self) -> u64 {
+    /// Gives the space up after a write failed, where it failed for want of room: the disk may have broken, or a quota
+    /// may be met, and SQLite does not say which. False where there is room, or none was held back.
+    pub fn give_up_if_full(&self) -> bool {
+        self.is_held() && self.finds_no_room() && self.give_up()
+    }
+
+    /// Bytes that this process could still write there; `None` when nobody can tell.
+    fn free_bytes(&self) -> Option<u64> {
         let folder = self.path.parent().unwrap_or(&self.path);
-        statvfs(folder).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+        let disk = statvfs(folder).ok()?;
+        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    /// Whether the system refuses a little room here, because of the disk or of a quota, which no count of free bytes
+    /// shows.
+    fn finds_no_room(&self) -> bool {
+        let probe = files::with_suffix(&self.path, ".probe");
+        // One that a process left when it was killed has its room already.
+        drop(fs::remove_file(&probe));
+        let tried = files::open_write(&probe).and_then(|file| {
+            let tried = fallocate(&file, FallocateFlags::empty(), 0, START_BYTES);
+            tried.map_err(|error| FileError::Io {
+                action: "allocate",
+                path: probe.clone(),
+                source: error.into(),
+            })
+        });
+        drop(fs::remove_file(&probe));
+        tried.is_err_and(|error| error.is_no_room())
     }
 
     /// Whether the space is held back.
@@ -87,6 +113,12 @@ impl Reserve {
         // Real blocks, not a hole: a sparse file would free nothing when it is removed.
         Ok(fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES)?)
     }
+}
+
+/// Whether there is less room than a start takes. Where nobody can tell, there may be enough: what is held back is for
+/// want of room alone.
+fn is_short(free: Option<u64>) -> bool {
+    free.is_some_and(|free| free < START_BYTES)
 }
 
 /// Writes a small file of the state folder without which a gateway is lost one day, such as a key: when the disk is
@@ -133,6 +165,24 @@ mod tests {
             fs::metadata(folder.path().join("r")).unwrap().ino(),
             back.ino()
         );
+    }
+
+    #[test]
+    fn the_reserve_is_kept_where_a_write_fails_and_there_is_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let reserve = Reserve::new(folder.path().join(FILE));
+        assert!(!reserve.give_up_if_full(), "there is none");
+        assert!(reserve.set_aside());
+        assert!(!reserve.give_up_if_full());
+        assert!(!reserve.make_room_to_start());
+        assert!(reserve.is_held());
+        // What was tried is gone.
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert!(is_short(Some(0)) && is_short(Some(START_BYTES - 1)));
+        assert!(!is_short(Some(START_BYTES)) && !is_short(None));
+        let nowhere = Reserve::new(folder.path().join("missing/reserve"));
+        assert_eq!(nowhere.free_bytes(), None);
+        assert!(!nowhere.finds_no_room());
     }
 
     #[test]

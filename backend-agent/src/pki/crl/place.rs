@@ -49,14 +49,14 @@ pub fn may_replace(out: &Path) -> Result<(), FileError> {
     }
     match lists(&there) {
         Some(1) => Ok(()),
-        Some(several) if several > 1 => Err(taken(
+        Some(0) | None => Err(taken(
+            out,
+            "there is a file that is no list of revoked certificates: name another one",
+        )),
+        Some(_several) => Err(taken(
             out,
             "there is a file with several lists, of which only one would be left: name another file, and put the lists \
              together behind a name of their own, which no list is written to",
-        )),
-        _ => Err(taken(
-            out,
-            "there is a file that is no list of revoked certificates: name another one",
         )),
     }
 }
@@ -221,7 +221,7 @@ mod tests {
         let below = may_replace(&place.join("list")).unwrap_err();
         assert_eq!(below.exit_code(), ExitCode::Config);
         assert!(below.cause().contains("cannot be looked at"), "{below}");
-        std::fs::set_permissions(&place, Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&place, Permissions::from_mode(0o000)).unwrap();
         file.set_len(7).unwrap();
         if std::fs::read(&place).is_ok() {
             return;

@@ -292,9 +292,10 @@ pub(crate) async fn a_knock_that_is_expected_does_not_hide_a_graver_refusal(bed:
     assert!(refused(bed, "gateway.replaced_certificate", 3_703).await);
     assert_eq!(last().await, "fork");
     // An operator has done something about it since.
-    let revoked =
-        bed.store
-            .revoke_gateway(&bed.tenant, agent(1), None, &Actor::system(), at(3_704));
+    let actor = Actor::system();
+    let revoked = bed
+        .store
+        .revoke_gateway(&bed.tenant, agent(1), None, &actor, at(3_704));
     revoked.await.unwrap();
     assert!(refused(bed, "gateway.revoked_certificate", 3_705).await);
     assert_eq!(last().await, "revoked_certificate");
