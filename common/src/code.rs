@@ -88,8 +88,8 @@ const REPLACED: &str = "nothing, if that was meant: stop the agent here; if it w
 const PUT_OUT: &str = "nothing, if that was meant: another holder of this identity was kept, and this machine is no gateway any more: stop the agent here, or make this machine a gateway of its own: viworks ticket create --name NAME-2, then viworks-gateway-agent enroll into another folder; if it was not meant: viworks gateway resolve NAME --keep takes the decision back";
 
 /// What to do where another holder of the gateway's files connected with the certificate that came after the one that
-/// is shown. Whoever shows it is refused before it could be told as a second holder, unless it was one before. Operators
-/// are told the same as the gateway.
+/// is shown. Whoever shows it is refused before it could be told as a second holder, unless it was one before.
+/// Operators are told the same as the gateway.
 pub const RETIRED: &str = "a copy of the gateway's files, or older ones that were put back, were shown: see who has its session (viworks gateway show NAME); where the refused machine is yours and is to go on, viworks gateway resolve NAME --keep ID lets it in if viworks gateway forks NAME lists it, and otherwise viworks gateway replace NAME, then viworks-gateway-agent enroll there; where it is a copy, stop its agent, or look for whoever has the files";
 
 /// The same where a certificate was revoked, and its gateway was not.

@@ -559,8 +559,8 @@ impl Journal {
     }
 }
 
-/// Gives the reserve up where that is what the database lacks. Of a disk that is full it says so, or only that it failed,
-/// as of one that broke: then room is tried for.
+/// Gives the reserve up where that is what the database lacks. Of a disk that is full it says so, or only that it
+/// failed, as of one that broke: then room is tried for.
 fn makes_room(reserve: &Reserve, error: &sqlite::Error) -> bool {
     if matches!(error, sqlite::Error::Full(_)) {
         reserve.give_up()

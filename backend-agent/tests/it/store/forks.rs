@@ -326,7 +326,7 @@ pub(crate) async fn a_decision_that_means_nobody_changes_nothing(bed: &Bed) {
     let counts = async || bed.store.counts(&bed.tenant, at(7)).await.unwrap();
     let open = counts().await;
     assert_eq!((open.forks, open.forked), (1, 1));
-    assert_eq!(open.forked_first, [before.0.name.clone()]);
+    assert_eq!(open.forked_first, std::slice::from_ref(&before.0.name));
     assert_eq!(decide(bed, keep(4)).await, ForkResolution::NoSuchHolder);
     // A copied disk has the installation of the original.
     let installation = ForkDecision::Keep(AgentRunId::from_uuid(Uuid::from_u128(7)));
