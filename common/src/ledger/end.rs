@@ -9,11 +9,13 @@ use super::permit::{CANCELLED, LATE};
 use super::record::{Record, Stance};
 use crate::code::RejectCode;
 use crate::command::{CommandEvent, CommandState, Outcome, OutcomeState, Transition};
-use crate::id::{AgentId, CommandId};
+use crate::id::{AgentId, AgentRunId, CommandId};
 use crate::time::Timestamp;
 
 const UNHEARD: &str = "its gateway did not report an outcome in the allowed time";
 const REVOKED: &str = "its gateway was revoked";
+const STARTED_ELSEWHERE: &str = "its gateway says that it never started, and another process with the same identity said before that it had: \
+     a disk was set back or copied";
 
 /// The gateway refused a command on arrival; it may be offered again at `again_at` when the refusal is of the moment.
 #[must_use]
@@ -74,11 +76,25 @@ pub enum Reported {
     Orphan(Record),
 }
 
-/// A gateway reported an outcome; `command` is what the store has of it.
+/// Whether an outcome that process `run` reports says that nothing started, where another process has said that it did:
+/// the journal is then an older one, or that of a copy. What the same process says is true: it may have told of a start
+/// that came to nothing.
+fn is_contradicted(command: &Command, run: AgentRunId, it: &Outcome) -> bool {
+    let unstarted = matches!(
+        it.state,
+        OutcomeState::Expired | OutcomeState::Cancelled | OutcomeState::Rejected
+    );
+    command.state == CommandState::Running
+        && command.released_to != Some(run)
+        && unstarted
+        && it.started_at.is_none()
+}
+
+/// Process `run` of a gateway reported an outcome; `command` is what the store has of it.
 #[must_use]
 pub fn report(
     command: Option<Command>,
-    (agent_id, command_id): (AgentId, CommandId),
+    (agent_id, command_id, run): (AgentId, CommandId, AgentRunId),
     outcome: &Outcome,
     now: Timestamp,
 ) -> Reported {
@@ -93,6 +109,15 @@ pub fn report(
             detail: json!({ "agent_id": agent_id, "state": outcome.state }),
         });
     };
+    if is_contradicted(&command, run, outcome) {
+        let unsure = Outcome::without_run(OutcomeState::Indeterminate, STARTED_ELSEWHERE);
+        let mut course = Course::new(command);
+        course.because(CommandEvent::Ended(unsure.state), STARTED_ELSEWHERE, now);
+        let change = course.change(by, now);
+        return change.map_or(Reported::Repeated, |change| {
+            Reported::Ends(Box::new(kept(change, &unsure)))
+        });
+    }
     let is_first = !command.has_result && !command.has_late_outcome;
     let run_id = command.run_id;
     let mut course = Course::new(command);
@@ -177,7 +202,7 @@ pub fn revoke(command: Command, now: Timestamp) -> Option<Change> {
 mod tests {
     use std::borrow::Cow;
 
-    use super::super::command::tests::{NOW, agent, command};
+    use super::super::command::tests::{NOW, agent, command, run};
     use super::*;
 
     fn after(change: Option<Change>) -> CommandState {
@@ -185,8 +210,9 @@ mod tests {
     }
 
     fn told(known: Command, state: OutcomeState) -> Reported {
-        let whose = (known.agent_id, known.command_id);
-        report(Some(known), whose, &Outcome::without_run(state, ""), NOW)
+        let whose = (known.agent_id, known.command_id, run(1));
+        let outcome = Outcome::without_run(state, "");
+        report(Some(known), whose, &outcome, NOW)
     }
 
     #[test]
@@ -270,6 +296,46 @@ mod tests {
     }
 
     #[test]
+    fn nobody_says_that_what_another_process_started_never_did() {
+        let of = |process: u128| Command {
+            released_to: Some(run(process)),
+            ..command(CommandState::Running, false)
+        };
+        let ended = |known: Command, state| {
+            let Reported::Ends(change) = told(known, state) else {
+                panic!("it ends");
+            };
+            (change.command.state, change.result.is_some())
+        };
+        for (state, own) in [
+            (OutcomeState::Expired, CommandState::Expired),
+            (OutcomeState::Cancelled, CommandState::Cancelled),
+            (OutcomeState::Rejected, CommandState::Rejected),
+        ] {
+            assert_eq!(ended(of(2), state), (CommandState::Indeterminate, true));
+            // A start of its own that came to nothing, and what nobody said to have started.
+            assert_eq!(ended(of(1), state), (own, true));
+            let silent = Command {
+                state: CommandState::Released,
+                ..of(2)
+            };
+            assert_eq!(ended(silent, state), (own, true));
+        }
+        // What ran is told by whoever has its journal.
+        let ran = ended(of(2), OutcomeState::Succeeded);
+        assert_eq!(ran, (CommandState::Succeeded, true));
+        let stopped = Outcome {
+            started_at: Some(NOW),
+            ..Outcome::without_run(OutcomeState::Cancelled, "")
+        };
+        let whose = (agent(), of(2).command_id, run(1));
+        let Reported::Ends(change) = report(Some(of(2)), whose, &stopped, NOW) else {
+            panic!("it ends");
+        };
+        assert_eq!(change.command.state, CommandState::Cancelled);
+    }
+
+    #[test]
     fn an_outcome_after_the_end_is_kept_beside_it_once() {
         let given_up = command(CommandState::Indeterminate, false);
         let late = told(given_up.clone(), OutcomeState::Succeeded);
@@ -292,7 +358,7 @@ mod tests {
     #[test]
     fn an_outcome_of_an_unknown_command_is_kept_by_itself() {
         let known = command(CommandState::Running, false);
-        let whose = (known.agent_id, known.command_id);
+        let whose = (known.agent_id, known.command_id, run(1));
         let outcome = Outcome::without_run(OutcomeState::Failed, "");
         let told = report(None, whose, &outcome, NOW);
         assert!(matches!(told, Reported::Orphan(record) if record.action == "command.orphan"));

@@ -83,7 +83,9 @@ impl Older {
         }
         if command.released_to.is_some() && command.cancel_requested {
             self.cancel_requested.push(id);
-        } else if command.state == CommandState::Released && here {
+        } else if command.state == CommandState::Released && here && !command.idempotent {
+            // Of any other the gateway's own opinion is to be stored first, which it says again: by its catalogue it
+            // may be one that must not run twice.
             self.released.push((id, command.deadline));
         }
     }
@@ -170,6 +172,9 @@ mod tests {
         let older = settle(command(CommandState::Released, false), true);
         assert_eq!(older.released.len(), 1);
         assert!(older.changes.is_empty());
+        // Whether it may run twice after all is said by the gateway first.
+        let older = settle(command(CommandState::Released, true), true);
+        assert!(older.released.is_empty() && older.changes.is_empty());
         // Without a trace of it: what may not run twice was journalled before its permit, and is asked about again.
         let older = settle(command(CommandState::Released, false), false);
         assert_eq!(older.released.len(), 1);

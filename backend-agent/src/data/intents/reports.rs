@@ -125,7 +125,8 @@ pub(super) fn complete(
     let low_water = fence(tx, holder.agent_id, holder.epoch)?;
     let standing = settle::load(tx, holder.agent_id, command_id)?;
     let whose = (holder.agent_id, command_id);
-    let completed = match end::report(standing, whose, outcome, tx.now) {
+    let by = (holder.agent_id, command_id, holder.agent_run_id);
+    let completed = match end::report(standing, by, outcome, tx.now) {
         Reported::Ends(change) => {
             let written = settle::write(tx, [&*change], &Actor::system())?;
             outputs::keep(tx, command_id, outcome)?;

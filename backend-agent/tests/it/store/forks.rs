@@ -3,7 +3,7 @@
 use uuid::Uuid;
 use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, CertificateRef, CertificateRevocation, Fork, ForkDecision,
-    ForkEnd, ForkResolution, ForkResolved, Letter, NewCertificate, RenewalOutcome,
+    ForkEnd, ForkResolution, ForkResolved, Gateway, Letter, NewCertificate, RenewalOutcome,
 };
 use viworks_common::fork::Apart;
 use viworks_common::id::{AgentRunId, BootId, InstallId};
@@ -200,7 +200,12 @@ pub(crate) async fn a_holder_that_gets_another_identity_is_no_fork_any_more(bed:
         panic!("not resolved");
     };
     assert_eq!(replaced.out.unwrap().agent_run_id, process(1));
-    assert_eq!(bed.gateway_now(1).await, before);
+    assert_eq!(before.undecided_forks, 1);
+    let decided = Gateway {
+        undecided_forks: 0,
+        ..before
+    };
+    assert_eq!(bed.gateway_now(1).await, decided);
     assert_eq!(end_of(bed, 1).await, Some(ForkEnd::Replaced));
     let ForkResolution::Resolved(again) = decide(bed, ForkDecision::Replace).await else {
         panic!("not resolved");

@@ -242,6 +242,7 @@ impl Process {
         };
         let outcome = Outcome {
             exit_code: Some(0),
+            started_at: Some(host.wall(core)),
             duration_ms: number,
             reason: None,
             ..Outcome::without_run(state, "")

@@ -214,7 +214,7 @@ impl Tx<'_> {
         self.fence(holder)?;
         self.recorder.outcome_committed(outcome.duration_ms);
         let held = self.store.held(holder, id);
-        match end::report(held, (holder.agent, id), outcome, self.now) {
+        match end::report(held, (holder.agent, id, holder.run), outcome, self.now) {
             Reported::Ends(change) => self.write([*change], Some(outcome)),
             Reported::Late(..) => {
                 if let Some(command) = self.store.commands.get_mut(&id) {

@@ -396,11 +396,12 @@ impl Backend {
     /// A gateway reports how a command ended; answered with its low-water mark.
     pub(super) fn report(&mut self, at: usize, id: CommandId, now: Timestamp) -> u64 {
         let agent = self.identities[at].agent;
+        let (_, run) = self.identities[at].live.expect("it reports over a session");
         let mut outcome = Outcome::without_run(OutcomeState::Succeeded, "");
         outcome.exit_code = Some(0);
         // What is final is not among those that are open, and is known for sure.
         if let Some(held) = self.held(at, id) {
-            match end::report(Some(held), (agent, id), &outcome, now) {
+            match end::report(Some(held), (agent, id, run), &outcome, now) {
                 Reported::Ends(change) => self.write(at, [*change]),
                 other @ (Reported::Late(..) | Reported::Repeated | Reported::Orphan(_)) => {
                     panic!("{id} was open, and its outcome came to {other:?}");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use viworks_common::command::Outcome;
-use viworks_common::id::CommandId;
+use viworks_common::id::{AgentRunId, CommandId};
 use viworks_common::ledger::end::{self, Reported};
 use viworks_common::ledger::{Change, Command, Record};
 use viworks_common::time::Timestamp;
@@ -128,14 +128,19 @@ struct Ending<'o> {
 
 impl<'o> Ending<'o> {
     /// By the outcome that is reported; none where that is not what it comes to.
-    fn judged(reporting: Reporting, outcome: &'o Outcome, now: Timestamp) -> Option<Self> {
+    fn judged(
+        reporting: Reporting,
+        run: AgentRunId,
+        outcome: &'o Outcome,
+        now: Timestamp,
+    ) -> Option<Self> {
         let Reporting {
             command,
             command_version,
             gateway,
             is_only,
         } = reporting;
-        let whose = (command.agent_id, command.command_id);
+        let whose = (command.agent_id, command.command_id, run);
         let Reported::Ends(change) = end::report(Some(command), whose, outcome, now) else {
             return None;
         };
@@ -199,7 +204,7 @@ pub(in crate::data::intents) fn complete(
         let Some(reporting) = reporting else {
             return Ok(None);
         };
-        let Some(ending) = Ending::judged(reporting?, outcome, tx.now) else {
+        let Some(ending) = Ending::judged(reporting?, holder.agent_run_id, outcome, tx.now) else {
             return Ok(None);
         };
         let Some(written) = write(tx, std::slice::from_ref(&ending))? else {
@@ -226,7 +231,8 @@ pub(super) fn complete_all(
     let (mut places, mut endings) = (Vec::new(), Vec::new());
     for (place, &(now, holder, command_id, outcome)) in reports.iter().enumerate() {
         let reporting = remembered(view, recent, holder, command_id, now);
-        let judged = reporting.and_then(|reporting| Ending::judged(reporting, outcome, now));
+        let run = holder.agent_run_id;
+        let judged = reporting.and_then(|it| Ending::judged(it, run, outcome, now));
         if let Some(ending) = judged {
             places.push(place);
             endings.push(ending);
