@@ -151,8 +151,9 @@ pub enum EnrolError {
     },
     /// Somebody else answers there.
     #[error(
-        "the server at {place} shows the key {seen}, which is not in the ticket: the ticket is of another backend, or \
-         something on the way ends TLS; nothing was sent, ask whoever runs the backend"
+        "the server at {place} shows the key {seen}, which is not in the ticket: the ticket is of another backend, or of \
+         before the server's key was replaced (ask for a new one: viworks ticket create), or something on the way ends \
+         TLS; nothing was sent"
     )]
     OtherServer {
         /// Where.

@@ -91,10 +91,21 @@ fn together(status: &AuthorityStatus) -> String {
     )
 }
 
+/// What is no reason to take an authority out.
+const NOT_TOLD: &str = "whose own certificate is of which is not told here: before one is taken out of client_ca_file, \
+                        wait until every gateway has renewed under the other (viworks gateway ls has when each ends)";
+
 fn standing(status: &AuthorityStatus) -> String {
     if status.lacking == 0 {
         let gateways = human::counted_all(status.gateways, "gateway", "gateways");
-        return format!("nobody would be cut off by one of these: {gateways}");
+        let served = format!(
+            "nobody would be cut off by a server's certificate of one of these: {gateways}"
+        );
+        return if status.authorities.len() > 1 {
+            format!("{served}; {NOT_TOLD}")
+        } else {
+            served
+        };
     }
     let gateways = human::counted_all(
         status.lacking,
@@ -186,10 +197,12 @@ mod tests {
             standing(&status),
             "2 gateways lack one of these, 1 of them off; a server's certificate of it would cut them off"
         );
-        assert_eq!(
-            standing(&of(&json!([]))),
-            "nobody would be cut off by one of these: 3 gateways"
-        );
+        let served =
+            "nobody would be cut off by a server's certificate of one of these: 3 gateways";
+        let mut trusted = of(&json!([]));
+        assert_eq!(standing(&trusted), format!("{served}; {NOT_TOLD}"));
+        trusted.authorities.pop();
+        assert_eq!(standing(&trusted), served);
         let mut apart = of(&json!([]));
         assert_eq!(differ(&apart), None);
         apart.backends.push(AuthorityBackend {
