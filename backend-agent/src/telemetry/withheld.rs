@@ -14,9 +14,9 @@ pub(super) const GATEWAYS_MAX: usize = 16;
 /// The first and the longest wait before it is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
-/// How long the place of a gateway is kept whose next session hands in: until then it is known whether that is refused
-/// as well.
-const RESERVED: Duration = Duration::from_secs(10);
+/// How long the place of a gateway is kept whose next session hands in, or is to come: until then it is known whether
+/// that is refused as well.
+const RESERVED: Duration = Duration::from_secs(30);
 
 /// What is withheld of one gateway.
 #[derive(Debug)]
@@ -97,6 +97,7 @@ impl<T> Withheld<T> {
             notes: Vec::new(),
             due: now + RETRY.1,
         });
+        outside.epoch = outside.epoch.max(epoch);
         outside.notes.extend(notes);
     }
 
@@ -141,7 +142,7 @@ impl<T> Withheld<T> {
     }
 
     /// Those outside whose time has come, and as many others as there is room for: with another session, they hand in
-    /// again.
+    /// again. Their places are kept for them meanwhile, or all would be sent away for the same one.
     pub(super) fn let_in(&mut self, now: Instant) -> Vec<(AgentId, Vec<T>)> {
         self.reserved.retain(|_, until| *until > now);
         let next = self
@@ -150,6 +151,9 @@ impl<T> Withheld<T> {
             .take(self.room())
             .copied()
             .collect::<Vec<_>>();
+        for agent_id in &next {
+            self.reserve(*agent_id, now);
+        }
         let due = self.outside.iter().filter(|(_, it)| it.due <= now);
         let due = due.map(|(agent_id, _)| *agent_id).collect::<Vec<_>>();
         let all = next.into_iter().chain(due);
@@ -239,6 +243,8 @@ mod tests {
         let (first, _parts) = withheld.due(began + RETRY.0).unwrap();
         assert!(withheld.settle(first));
         assert_eq!(withheld.let_in(began), [(agent(100), vec![()])]);
+        // One place is for one.
+        assert!(withheld.let_in(began).is_empty());
         withheld.keep(agent(100), parts(100, 1), began);
         assert!(withheld.let_in(began).is_empty());
         assert_eq!(withheld.let_in(began + RETRY.1), [(agent(101), vec![()])]);

@@ -410,13 +410,23 @@ impl Doctor {
     fn without_certificate(&mut self, list: &GatewayList) {
         let out = list.items.iter();
         let out = out.filter(|gateway| gateway.certificate_revoked_at.is_some());
-        for gateway in out.take(NAMED_MAX) {
+        let out: Vec<_> = out.collect();
+        for gateway in out.iter().take(NAMED_MAX) {
             let name = &gateway.name;
             let found = format!("{name} has no certificate that is accepted: it was revoked");
             let fix = format!(
                 "nothing if that is meant to stay so; to let a machine in again: viworks gateway replace {name}"
             );
             self.walk.warn(GATEWAYS, found, fix);
+        }
+        let more = out.len().saturating_sub(NAMED_MAX);
+        if more > 0 {
+            let found = format!(
+                "{} no certificate that is accepted",
+                human::counted(more, "more has", "more have")
+            );
+            self.walk
+                .warn(GATEWAYS, found, "viworks gateway ls tells of each");
         }
     }
 

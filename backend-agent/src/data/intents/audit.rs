@@ -196,13 +196,15 @@ pub(super) fn note(
     mut record: NewAuditRecord,
 ) -> StoreResult<bool> {
     tx.lock([agent_id])?;
-    let Some(earlier) = budget::take(tx, agent_id, budget::notes(&record.action))? else {
+    let own = record.detail.get("left_out").and_then(Value::as_u64);
+    let own = own.unwrap_or(0);
+    let budget = budget::notes(&record.action);
+    let Some(earlier) = budget::take(tx, agent_id, budget, own)? else {
         return Ok(false);
     };
     if earlier > 0
         && let Value::Object(detail) = &mut record.detail
     {
-        let own = detail.get("left_out").and_then(Value::as_u64).unwrap_or(0);
         detail.insert("left_out".to_owned(), own.saturating_add(earlier).into());
     }
     append_record(tx, &record)?;

@@ -90,8 +90,13 @@ VALUES (:tenant, :agent_id, :kind, :full_at, :left_out)
 ON CONFLICT (tenant, agent_id, kind) DO UPDATE SET full_at = excluded.full_at, left_out = excluded.left_out";
 
 /// Takes one from what a gateway has left, and says how many were left out since the last that was kept. `None` when
-/// this one is left out, too, and only counted.
-pub(super) fn take(tx: &Tx<'_>, agent_id: AgentId, budget: Budget) -> StoreResult<Option<u64>> {
+/// this one is left out, too, and only counted, with as many as stand for it, which were left out before they came here.
+pub(super) fn take(
+    tx: &Tx<'_>,
+    agent_id: AgentId,
+    budget: Budget,
+    before: u64,
+) -> StoreResult<Option<u64>> {
     let kind = budget.kind;
     let known = tx.optional(LOAD, params! { agent_id, kind }, |row| {
         let row = Reader::new("gateway_budgets", row);
@@ -103,7 +108,8 @@ pub(super) fn take(tx: &Tx<'_>, agent_id: AgentId, budget: Budget) -> StoreResul
         Taken::Allowed { .. } => Some(left_out),
         Taken::Refused { .. } => None,
     };
-    let left_out = kept.map_or_else(|| left_out.saturating_add(1), |_told| 0);
+    let now_left_out = left_out.saturating_add(1).saturating_add(before);
+    let left_out = kept.map_or(now_left_out, |_told| 0);
     let full_at = bucket.is_full_at().as_duration().as_micros();
     let full_at = u64::try_from(full_at).unwrap_or(u64::MAX);
     tx.execute(SAVE, params! { agent_id, kind, full_at, left_out })?;

@@ -169,7 +169,7 @@ fn keep_orphan(
     if known.is_some() {
         return Ok(true);
     }
-    let Some(left_out) = budget::take(tx, agent_id, ORPHANS)? else {
+    let Some(left_out) = budget::take(tx, agent_id, ORPHANS, 0)? else {
         return Ok(false);
     };
     let text = to_json(outcome);

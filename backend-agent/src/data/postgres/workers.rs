@@ -352,7 +352,11 @@ impl Worker {
                 Err(error @ Error::Again(_)) => (Fate::Again(error), true),
                 // A read changed nothing, whatever became of it.
                 Err(Error::Unknown(_)) if self.purpose != Purpose::Write => (Fate::Done, false),
-                Err(error) => (Fate::Failed(error), false),
+                Err(error) => {
+                    // A rule that looks at the end only: the server has undone it, and goes on.
+                    let usable = error.is_about_what_it_was_given();
+                    (Fate::Failed(error), usable)
+                }
             };
         }
         match connection.trouble() {
