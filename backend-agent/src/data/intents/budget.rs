@@ -90,7 +90,7 @@ VALUES (:tenant, :agent_id, :kind, :full_at, :left_out)
 ON CONFLICT (tenant, agent_id, kind) DO UPDATE SET full_at = excluded.full_at, left_out = excluded.left_out";
 
 /// Takes one from what a gateway has left, and says how many were left out since the last that was kept. `None` when
-/// this one is left out, too, and only counted, with as many as stand for it, which were left out before they came here.
+/// this one is left out, too, and only counted, with those `before` it that were left out on their way here.
 pub(super) fn take(
     tx: &Tx<'_>,
     agent_id: AgentId,
