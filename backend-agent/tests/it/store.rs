@@ -302,6 +302,7 @@ suite! {
     }
     forks {
         an_original_that_is_kept_comes_back_and_its_copy_stays_out,
+        what_was_permitted_to_a_copy_is_not_told_by_the_journal_of_the_original,
         a_live_holder_that_is_kept_is_not_disturbed,
         a_decision_can_be_taken_back,
         of_two_processes_of_one_boot_the_one_that_is_named_is_kept,

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use uuid::Uuid;
+
 use super::command::{By, Change, Command, Course};
 use super::permit::CANCELLED;
 use crate::command::{CommandEvent, CommandState};
@@ -19,6 +21,30 @@ pub fn may_write(rules: impl Rulebook, confirmed: u64, revoked: bool, epoch: u64
     (confirmed == epoch && !revoked) || !rules.keeps(Rule::EpochFence)
 }
 
+/// The process that speaks for a gateway from now on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Successor {
+    /// The process.
+    pub run: AgentRunId,
+    /// The commands in its journal whose outcome it has not reported, or of which it has none yet.
+    pub unreported: BTreeSet<CommandId>,
+    /// It has the identity by the decision of an operator, and another holder had it before: its journal knows nothing
+    /// of what that one did.
+    pub by_decision: bool,
+}
+
+impl Successor {
+    /// Another machine, which is still to come and has no journal.
+    #[must_use]
+    pub const fn to_come() -> Self {
+        Self {
+            run: AgentRunId::from_uuid(Uuid::nil()),
+            unreported: BTreeSet::new(),
+            by_decision: false,
+        }
+    }
+}
+
 /// What older sessions and processes left behind, once a newer session is confirmed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Older {
@@ -32,21 +58,22 @@ pub struct Older {
     pub waiting: bool,
 }
 
-/// Settles what is open of a gateway, in order, for its process `run`, which has a journal of `unreported` commands.
+/// Settles what is open of a gateway, in order, for the process that speaks for it from now on.
 #[must_use]
 pub fn settle_older(
     rules: impl Rulebook,
     open: impl IntoIterator<Item = Command>,
-    run: AgentRunId,
-    unreported: &BTreeSet<CommandId>,
+    successor: &Successor,
     now: Timestamp,
 ) -> Older {
     let mut older = Older::default();
     for command in open {
         let mut course = Course::new(command);
-        let journalled = unreported.contains(&course.command.command_id);
         let bound = rules.keeps(Rule::PermitBoundToRun);
-        let here = course.command.released_to == Some(run) || !bound;
+        let here = course.command.released_to == Some(successor.run) || !bound;
+        // What was permitted to the holder that was put out may have started there, whatever a copied journal says.
+        let elsewhere = successor.by_decision && !here && !course.command.idempotent;
+        let known = successor.unreported.contains(&course.command.command_id) && !elsewhere;
         match course.command.state {
             CommandState::Dispatched => {
                 course.on(CommandEvent::SessionLost, now);
@@ -54,7 +81,7 @@ pub fn settle_older(
             CommandState::Released | CommandState::Running => {
                 // The same process without a trace of it: an inline permit that never arrived may be given again. One
                 // that is not idempotent was journalled before its permit, so it is asked about once more.
-                if !journalled && (!here || course.command.idempotent) {
+                if !known && (!here || course.command.idempotent) {
                     run_gone(&mut course, now);
                 }
                 older.sort(&course.command, here);
@@ -135,14 +162,17 @@ mod tests {
     use crate::rules::Complete;
 
     fn settle(open: Command, journalled: bool) -> Older {
+        settle_for(open, journalled, false)
+    }
+
+    fn settle_for(open: Command, journalled: bool, by_decision: bool) -> Older {
         let unreported = journalled.then_some(open.command_id);
-        settle_older(
-            Complete,
-            [open],
-            run(1),
-            &unreported.into_iter().collect(),
-            NOW,
-        )
+        let successor = Successor {
+            run: run(1),
+            unreported: unreported.into_iter().collect(),
+            by_decision,
+        };
+        settle_older(Complete, [open], &successor, NOW)
     }
 
     fn of_another(state: CommandState, idempotent: bool) -> Command {
@@ -196,6 +226,22 @@ mod tests {
             let older = settle(of_another(state, false), true);
             assert!(older.changes.is_empty());
         }
+    }
+
+    #[test]
+    fn who_has_the_identity_by_a_decision_cannot_tell_what_the_other_holder_did() {
+        for state in [CommandState::Released, CommandState::Running] {
+            let older = settle_for(of_another(state, false), true, true);
+            assert_eq!(older.changes[0].command.state, CommandState::Indeterminate);
+            // What may run twice is told by its journal, or offered again.
+            let older = settle_for(of_another(state, true), true, true);
+            assert!(older.changes.is_empty());
+            // What was permitted to the one that is kept, nobody else has started.
+            let older = settle_for(command(state, false), true, true);
+            assert!(older.changes.is_empty());
+        }
+        let older = settle_for(command(CommandState::Dispatched, false), true, true);
+        assert_eq!(older.changes[0].command.state, CommandState::Queued);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use viworks_common::admission::{Confirmation, IdentityRow, confirm as decide};
 use viworks_common::code::CloseCode;
 use viworks_common::id::AgentId;
-use viworks_common::ledger::session::settle_older;
+use viworks_common::ledger::session::{Successor, settle_older};
 use viworks_common::rules::Complete;
 use viworks_runtime::sqlite::params;
 
@@ -71,6 +71,13 @@ pub(super) fn confirm(tx: &Tx<'_>, request: &ConfirmRequest) -> StoreResult<Conf
     let Some(known) = opening::identity(tx, agent_id, Some(session))? else {
         return Ok(ConfirmOutcome::Superseded);
     };
+    let by_decision = known.kept.as_ref();
+    let successor = Successor {
+        run: request.agent_run_id,
+        unreported: request.unreported.iter().copied().collect(),
+        // Its own confirmation, which moves the epoch, is the one that follows the decision.
+        by_decision: by_decision.is_some_and(|kept| kept.epoch == known.row.confirmed),
+    };
     let mut low_water = if known.live == Some((request.session_id, epoch)) {
         // Confirmed before, and the answer to that was lost.
         known.row.low_water
@@ -82,8 +89,7 @@ pub(super) fn confirm(tx: &Tx<'_>, request: &ConfirmRequest) -> StoreResult<Conf
         after.low_water
     };
     let open = settle::load_open(tx, agent_id, u64::MAX)?;
-    let unreported = request.unreported.iter().copied().collect();
-    let older = settle_older(Complete, open, request.agent_run_id, &unreported, tx.now);
+    let older = settle_older(Complete, open, &successor, tx.now);
     let mut ended = Vec::new();
     for change in &older.changes {
         let written = settle::write(tx, [change], &Actor::system())?;

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use serde_json::json;
 use tracing::warn;
-use uuid::Uuid;
 use viworks_common::code::CloseCode;
-use viworks_common::id::{AgentId, AgentRunId};
-use viworks_common::ledger::session::settle_older;
+use viworks_common::id::AgentId;
+use viworks_common::ledger::session::{Successor, settle_older};
 use viworks_common::rotation;
 use viworks_common::rules::Complete;
 use viworks_common::time::Timestamp;
@@ -177,9 +176,8 @@ fn replace(
 
 /// What was with the machine before is what an earlier process left without a trace: the new one has no journal of it.
 fn end_what_ran(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<Vec<Settled>> {
-    let nobody = AgentRunId::from_uuid(Uuid::nil());
     let open = settle::load_open(tx, agent_id, u64::MAX)?;
-    let older = settle_older(Complete, open, nobody, &BTreeSet::new(), tx.now);
+    let older = settle_older(Complete, open, &Successor::to_come(), tx.now);
     let mut ended = Vec::new();
     for change in &older.changes {
         let written = settle::write(tx, [change], &Actor::system())?;

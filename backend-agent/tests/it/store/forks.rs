@@ -5,6 +5,7 @@ use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, CertificateRef, CertificateRevocation, Fork, ForkDecision,
     ForkEnd, ForkResolution, ForkResolved, Gateway, Letter, NewCertificate, RenewalOutcome,
 };
+use viworks_common::command::{CommandState, OutcomeState};
 use viworks_common::fork::Apart;
 use viworks_common::id::{AgentRunId, BootId, InstallId};
 
@@ -96,6 +97,36 @@ pub(crate) async fn an_original_that_is_kept_comes_back_and_its_copy_stays_out(b
     let audited = bed.audited().await;
     let resolved = audited.iter().filter(|it| *it == "identity.resolve");
     assert_eq!(resolved.count(), 1);
+}
+
+pub(crate) async fn what_was_permitted_to_a_copy_is_not_told_by_the_journal_of_the_original(
+    bed: &Bed,
+) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let copy = bed.open(copied(bed, 9, 1)).await;
+    // It may have started, and is told of by nobody: the copy is put out before.
+    let permitted = bed.released(1, &copy).await;
+    assert_eq!(bed.admit(bed.hello(1, 1, 1)).await, AdmitOutcome::Fork);
+    keep(bed, process(1)).await;
+    assert_eq!(bed.state(permitted).await, CommandState::Released);
+    let journal_of_both = AdmitRequest {
+        unreported: vec![permitted],
+        ..bed.hello(1, 1, 1)
+    };
+    let original = bed.open(journal_of_both).await;
+    assert_eq!(bed.state(permitted).await, CommandState::Indeterminate);
+    assert_eq!(original.confirmed.ended.len(), 1);
+    bed.complete(&original, permitted, OutcomeState::Expired)
+        .await;
+    let ended = bed.command_now(permitted).await;
+    assert_eq!(ended.state, CommandState::Indeterminate);
+    assert_eq!(ended.late_outcome.unwrap().state, OutcomeState::Expired);
+
+    // Its own, from then on, is told by its journal again.
+    let own = bed.released(1, &original).await;
+    bed.session_with(1, 2, &[own]).await;
+    assert_eq!(bed.state(own).await, CommandState::Released);
 }
 
 pub(crate) async fn a_live_holder_that_is_kept_is_not_disturbed(bed: &Bed) {

@@ -1,14 +1,11 @@
 //! What an operator decides about an identity, as the real stores write it: who of several holders keeps it, and that
 //! its agent key is to be another one.
 
-use std::collections::BTreeSet;
-
-use uuid::Uuid;
 use viworks_common::admission::{IdentityRow, give_under};
 use viworks_common::claims::Standing;
 use viworks_common::fork::{Apart, Holder as Party, Kept};
 use viworks_common::id::{AgentId, AgentRunId};
-use viworks_common::ledger::session::settle_older;
+use viworks_common::ledger::session::{Successor, settle_older};
 use viworks_common::rotation;
 
 use super::super::core::Owner;
@@ -157,9 +154,8 @@ impl Tx<'_> {
         gateway.standing = Standing::default();
         (gateway.kept, gateway.key_wanted) = (None, None);
         // The new one has no journal of what was with the machine before.
-        let (nobody, none) = (AgentRunId::from_uuid(Uuid::nil()), BTreeSet::new());
         let open = self.store.open_facts(agent, u64::MAX);
-        let older = settle_older(rules, open, nobody, &none, self.now);
+        let older = settle_older(rules, open, &Successor::to_come(), self.now);
         self.write(older.changes, None);
         self.recorder.counts.replaced += 1;
         Some((given, generation))

@@ -8,7 +8,7 @@ use viworks_common::code::CloseCode;
 use viworks_common::fork::{Holder as Party, Kept};
 use viworks_common::id::{AgentId, AgentRunId, CommandId};
 use viworks_common::ledger::end;
-use viworks_common::ledger::session::{Older, lose, settle_older, settle_rolled_back};
+use viworks_common::ledger::session::{Older, Successor, lose, settle_older, settle_rolled_back};
 use viworks_common::telemetry::Position;
 
 use super::super::core::Owner;
@@ -134,6 +134,9 @@ impl Tx<'_> {
         let Holder { agent, epoch, run } = request.holder;
         let owner = request.owner;
         let gateway = self.store.gateways.get_mut(&agent)?;
+        let kept = gateway
+            .kept
+            .filter(|kept| kept.epoch == gateway.row.confirmed);
         match decide_confirm(&gateway.row, request.presented, epoch, run) {
             Confirmation::Confirmed(row) => gateway.row = row,
             Confirmation::Superseded => return None,
@@ -152,8 +155,12 @@ impl Tx<'_> {
         self.recorder.wrote(agent, epoch);
         self.recorder.settled(agent, run);
         let open = self.store.open_facts(agent, u64::MAX);
-        let unreported = request.unreported.iter().copied().collect();
-        let older = settle_older(self.store.rules, open, run, &unreported, self.now);
+        let successor = Successor {
+            run,
+            unreported: request.unreported.iter().copied().collect(),
+            by_decision: kept.is_some(),
+        };
+        let older = settle_older(self.store.rules, open, &successor, self.now);
         self.write(older.changes.clone(), None);
         Some(older)
     }

@@ -336,7 +336,12 @@ impl Backend {
             return;
         };
         let open = identity.open.values().cloned();
-        let older = session::settle_older(Complete, open, run, unreported, now);
+        let successor = session::Successor {
+            run,
+            unreported: unreported.clone(),
+            by_decision: false,
+        };
+        let older = session::settle_older(Complete, open, &successor, now);
         self.write(at, older.changes);
     }
 
