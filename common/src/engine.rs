@@ -266,6 +266,8 @@ struct Known {
     stage: Stage,
     /// Until when it may start.
     deadline: Option<Monotonic>,
+    /// When this process launched it, as sessions are told.
+    started_at: Option<Timestamp>,
     /// What was asked meanwhile.
     held: VecDeque<Asked>,
 }
@@ -337,7 +339,7 @@ impl<R: Rulebook> Engine<R> {
             Input::LeftoversEnded => self.settle_leftovers(),
             Input::Attached(low_water) => {
                 self.forget(low_water);
-                self.announce(now);
+                self.announce();
             }
             Input::Asked(id, asked) => self.asked(id, asked, now),
             Input::Checked(id, verdict) => self.checked(id, &verdict, now),

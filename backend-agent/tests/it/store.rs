@@ -366,6 +366,7 @@ suite! {
         a_permit_of_the_same_process_is_given_again_after_confirm,
         a_command_completes_once,
         output_is_kept_beside_the_command,
+        an_outcome_that_denies_what_another_process_started_takes_no_room,
         an_outcome_after_indeterminate_is_kept_beside_it,
         an_unknown_result_is_an_orphan,
         orphans_are_listed_by_page_the_latest_first,

@@ -96,7 +96,7 @@ impl<R: Rulebook> Engine<R> {
             }
             // It has its permit already; or it is over, and the journal cannot say so.
             OnCommand::Announce { .. } => self.say_accepted(id, false),
-            OnCommand::ResendStarted => self.say_started(id, now),
+            OnCommand::ResendStarted => self.say_started(id),
             OnCommand::ResendResult => self.effects.push_back(Effect::Resend(id)),
             OnCommand::SecurityEvent => {
                 let detail = format!("command {id} came again with another digest");
@@ -132,6 +132,7 @@ impl<R: Rulebook> Engine<R> {
             entry,
             stage: Stage::Checking(command, deadline),
             deadline: Some(deadline),
+            started_at: None,
             held: self
                 .known
                 .remove(&id)
@@ -281,10 +282,14 @@ impl<R: Rulebook> Engine<R> {
         }));
     }
 
-    pub(super) fn say_started(&mut self, command_id: CommandId, now: Now) {
-        self.say(AgentMessage::CommandStarted(CommandStarted {
-            command_id,
-            started_at: now.wall,
-        }));
+    /// Of what was launched; that the journal says *started* may have come to nothing since.
+    pub(super) fn say_started(&mut self, command_id: CommandId) {
+        let known = self.known.get(&command_id);
+        if let Some(started_at) = known.and_then(|known| known.started_at) {
+            self.say(AgentMessage::CommandStarted(CommandStarted {
+                command_id,
+                started_at,
+            }));
+        }
     }
 }

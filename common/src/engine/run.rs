@@ -171,10 +171,14 @@ impl<R: Rulebook> Engine<R> {
         self.finish(id, outcome);
     }
 
-    pub(super) fn exited(&mut self, id: CommandId, outcome: Outcome) {
-        let Some(Stage::Running(wanted)) = self.stage(id) else {
+    pub(super) fn exited(&mut self, id: CommandId, mut outcome: Outcome) {
+        let known = self.known.get(&id);
+        let started_at = known.and_then(|known| known.started_at);
+        let Some(Stage::Running(wanted)) = known.map(|known| &known.stage) else {
             return;
         };
+        // Its start was told: an outcome that the next process reports must not deny it.
+        outcome.started_at = outcome.started_at.or(started_at);
         // What came to its end by itself meanwhile has an end of its own.
         if *wanted == Some(Wanted::ByStop) && outcome.state == OutcomeState::Cancelled {
             self.interrupt(id, outcome);
@@ -340,10 +344,14 @@ impl<R: Rulebook> Engine<R> {
             self.interrupt(id, outcome);
         } else {
             self.set_stage(id, Stage::Running(None));
-            let deadline = self.known.get(&id).and_then(|known| known.deadline);
+            let mut deadline = None;
+            if let Some(known) = self.known.get_mut(&id) {
+                known.started_at = Some(now.wall);
+                deadline = known.deadline;
+            }
             let deadline = deadline.filter(|_| self.rules.keeps(Rule::DeadlineAtStart));
             self.effects.push_back(Effect::Launch(id, deadline));
-            self.say_started(id, now);
+            self.say_started(id);
         }
     }
 

@@ -34,6 +34,7 @@ impl<R: Rulebook> Engine<R> {
                 entry,
                 stage,
                 deadline: None,
+                started_at: None,
                 held: VecDeque::new(),
             };
             self.known.insert(id, known);
@@ -70,7 +71,7 @@ impl<R: Rulebook> Engine<R> {
     }
 
     /// Tells a new session what the journal holds, by order. What is being written is told when it is durable.
-    pub(super) fn announce(&mut self, now: Now) {
+    pub(super) fn announce(&mut self) {
         let mut ids: Vec<(u64, CommandId)> = self
             .known
             .iter()
@@ -88,7 +89,7 @@ impl<R: Rulebook> Engine<R> {
                 }
                 (Stage::Running(_) | Stage::Interrupted(_), _)
                 | (Stage::Finishing(_) | Stage::Unkept, EntryState::Started) => {
-                    self.say_started(id, now);
+                    self.say_started(id);
                 }
                 (Stage::Finished, _) if self.rules.keeps(Rule::ResultsResent) => {
                     self.effects.push_back(Effect::Resend(id));

@@ -100,6 +100,8 @@ struct World {
     ended: BTreeSet<CommandId>,
     launches: BTreeMap<CommandId, usize>,
     over: BTreeSet<CommandId>,
+    /// What the backend was told to have started, by whichever process.
+    told: BTreeSet<CommandId>,
     /// What the backend was told that it is not taken.
     rejected: Vec<(CommandId, RejectCode)>,
 }
@@ -120,6 +122,7 @@ impl World {
             ended: BTreeSet::new(),
             launches: BTreeMap::new(),
             over: BTreeSet::new(),
+            told: BTreeSet::new(),
             rejected: Vec::new(),
         }
     }
@@ -212,6 +215,11 @@ impl World {
             AgentMessage::CommandStarted(it) => {
                 let entry = self.disk.get(&it.command_id).expect("journalled");
                 assert_eq!(entry.state, EntryState::Started);
+                assert!(
+                    self.launches.contains_key(&it.command_id),
+                    "nobody launched it"
+                );
+                self.told.insert(it.command_id);
             }
             AgentMessage::CommandRejected(it) => self.rejected.push((it.command_id, it.code)),
             AgentMessage::CommandResult(it) => {
@@ -263,7 +271,13 @@ impl World {
                 entry.state = next.unwrap_or_else(|| panic!("{step:?} of {entry:?}"));
                 match step {
                     Step::Start(_, run) | Step::AwaitAgain(_, run) => entry.agent_run_id = run,
-                    Step::Finish(_, outcome) => entry.outcome = Some((*outcome).clone()),
+                    Step::Finish(_, outcome) => {
+                        let denies = outcome.state != OutcomeState::Indeterminate
+                            && outcome.started_at.is_none();
+                        let told = self.told.contains(&id) && !may_run_twice(id);
+                        assert!(!(told && denies), "{id} has started, as was told");
+                        entry.outcome = Some((*outcome).clone());
+                    }
                     Step::Discard(_) => {
                         let outcome = Outcome::without_run(OutcomeState::Cancelled, "withdrawn");
                         entry.outcome = Some(outcome);

@@ -66,7 +66,7 @@ pub fn start(command: Command, started_at: Timestamp, now: Timestamp) -> Option<
 /// What a reported outcome comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reported {
-    /// It ends the command, and is its result.
+    /// It ends the command, and is its result where the change has one.
     Ends(Box<Change>),
     /// It came after the command was given up, and is kept beside that.
     Late(Box<Ended>, Record),
@@ -78,13 +78,27 @@ pub enum Reported {
 
 /// Whether an outcome that process `run` reports says that nothing started, where another process has said that it did:
 /// the journal is then an older one, or that of a copy. What the same process says is true: it may have told of a start
-/// that came to nothing.
+/// that came to nothing. So may an earlier process of a command that may run twice.
 fn is_contradicted(command: &Command, run: AgentRunId, it: &Outcome) -> bool {
     let unstarted = matches!(
         it.state,
         OutcomeState::Expired | OutcomeState::Cancelled | OutcomeState::Rejected
     );
-    command.state == CommandState::Running
+    let told = match command.state {
+        CommandState::Running => true,
+        CommandState::Indeterminate => command.started_at.is_some(),
+        CommandState::Queued
+        | CommandState::Dispatched
+        | CommandState::Released
+        | CommandState::Succeeded
+        | CommandState::Failed
+        | CommandState::TimedOut
+        | CommandState::Rejected
+        | CommandState::Expired
+        | CommandState::Cancelled
+        | CommandState::Dead => false,
+    };
+    told && !command.idempotent
         && command.released_to != Some(run)
         && unstarted
         && it.started_at.is_none()
@@ -110,12 +124,13 @@ pub fn report(
         });
     };
     if is_contradicted(&command, run, outcome) {
-        let unsure = Outcome::without_run(OutcomeState::Indeterminate, STARTED_ELSEWHERE);
+        // It is not kept as the result: there is room for that of the process which started it.
         let mut course = Course::new(command);
-        course.because(CommandEvent::Ended(unsure.state), STARTED_ELSEWHERE, now);
+        let unsure = CommandEvent::Ended(OutcomeState::Indeterminate);
+        course.because(unsure, STARTED_ELSEWHERE, now);
         let change = course.change(by, now);
         return change.map_or(Reported::Repeated, |change| {
-            Reported::Ends(Box::new(kept(change, &unsure)))
+            Reported::Ends(Box::new(change))
         });
     }
     let is_first = !command.has_result && !command.has_late_outcome;
@@ -312,7 +327,7 @@ mod tests {
             (OutcomeState::Cancelled, CommandState::Cancelled),
             (OutcomeState::Rejected, CommandState::Rejected),
         ] {
-            assert_eq!(ended(of(2), state), (CommandState::Indeterminate, true));
+            assert_eq!(ended(of(2), state), (CommandState::Indeterminate, false));
             // A start of its own that came to nothing, and what nobody said to have started.
             assert_eq!(ended(of(1), state), (own, true));
             let silent = Command {
@@ -330,6 +345,32 @@ mod tests {
         };
         let whose = (agent(), of(2).command_id, run(1));
         let Reported::Ends(change) = report(Some(of(2)), whose, &stopped, NOW) else {
+            panic!("it ends");
+        };
+        assert_eq!(change.command.state, CommandState::Cancelled);
+    }
+
+    #[test]
+    fn the_outcome_of_the_process_that_started_it_is_kept_after_another_one_denied_that() {
+        let running = |idempotent| Command {
+            released_to: Some(run(2)),
+            started_at: Some(NOW),
+            ..command(CommandState::Running, idempotent)
+        };
+        let Reported::Ends(change) = told(running(false), OutcomeState::Expired) else {
+            panic!("it ends");
+        };
+        let denied = change.command;
+        assert_eq!(denied.state, CommandState::Indeterminate);
+        // The same again does not take the place of what is true.
+        assert_eq!(
+            told(denied.clone(), OutcomeState::Expired),
+            Reported::Repeated
+        );
+        let late = told(denied, OutcomeState::Succeeded);
+        assert!(matches!(late, Reported::Late(ended, _) if ended.state == OutcomeState::Succeeded));
+        // What may run twice was begun anew, and may have been withdrawn then.
+        let Reported::Ends(change) = told(running(true), OutcomeState::Cancelled) else {
             panic!("it ends");
         };
         assert_eq!(change.command.state, CommandState::Cancelled);

@@ -129,7 +129,9 @@ pub(super) fn complete(
     let completed = match end::report(standing, by, outcome, tx.now) {
         Reported::Ends(change) => {
             let written = settle::write(tx, [&*change], &Actor::system())?;
-            outputs::keep(tx, command_id, outcome)?;
+            if change.result.is_some() {
+                outputs::keep(tx, command_id, outcome)?;
+            }
             let run = match written.run_finished {
                 true => runs::load(tx, change.command.run_id)?.map(Box::new),
                 false => None,

@@ -9,7 +9,7 @@ use viworks_backend_agent::data::{
 };
 use viworks_common::claims::Probed;
 use viworks_common::code::{CloseCode, RejectCode};
-use viworks_common::command::{CommandState, OutcomeState, digest};
+use viworks_common::command::{CommandState, Outcome, OutcomeState, digest};
 use viworks_common::limits::ORDER_WINDOW;
 use viworks_common::timeline::shared::TOGETHER;
 
@@ -384,6 +384,53 @@ pub(crate) async fn output_is_kept_beside_the_command(bed: &Bed) {
         .unwrap();
     let reported = outcome(OutcomeState::Succeeded);
     assert!(kept.stdout == reported.stdout && kept.stderr == reported.stderr);
+}
+
+pub(crate) async fn an_outcome_that_denies_what_another_process_started_takes_no_room(bed: &Bed) {
+    bed.gateway(1).await;
+    let started = bed.session(1, 1).await;
+    let command_id = bed.released(1, &started).await;
+    bed.store
+        .start_command(&bed.tenant, &started.holder, command_id, at(25), at(25))
+        .await
+        .unwrap();
+    // The disk was set back: the journal has it, and not that it started.
+    let older = bed.session_with(1, 2, &[command_id]).await;
+    let denial = || Outcome {
+        started_at: None,
+        ..outcome(OutcomeState::Rejected)
+    };
+    let deny = async || {
+        let holder = &older.holder;
+        let denied = bed
+            .store
+            .complete_command(&bed.tenant, holder, command_id, denial(), at(30));
+        denied.await.unwrap()
+    };
+    let ended = deny().await;
+    assert!(
+        matches!(ended, CompleteOutcome::Completed { .. }),
+        "{ended:?}"
+    );
+    let again = deny().await;
+    assert!(
+        matches!(again, CompleteOutcome::Repeated { .. }),
+        "{again:?}"
+    );
+    let command = bed.command_now(command_id).await;
+    assert_eq!(command.state, CommandState::Indeterminate);
+    assert!(command.result.is_none() && command.late_outcome.is_none());
+    let output = || bed.store.command_output(&bed.tenant, command_id);
+    assert_eq!(output().await.unwrap(), None);
+
+    // The newer disk was put back.
+    let newer = bed.session_with(1, 3, &[command_id]).await;
+    bed.complete(&newer, command_id, OutcomeState::Succeeded)
+        .await;
+    let command = bed.command_now(command_id).await;
+    assert_eq!(command.state, CommandState::Indeterminate);
+    assert_eq!(command.late_outcome.unwrap().state, OutcomeState::Succeeded);
+    assert_eq!(output().await.unwrap().unwrap().stdout.head, b"out\0\xff");
 }
 
 pub(crate) async fn an_outcome_after_indeterminate_is_kept_beside_it(bed: &Bed) {

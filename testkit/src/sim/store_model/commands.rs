@@ -212,10 +212,20 @@ impl Tx<'_> {
         outcome: &Outcome,
     ) -> Result<u64, Fenced> {
         self.fence(holder)?;
-        self.recorder.outcome_committed(outcome.duration_ms);
         let held = self.store.held(holder, id);
-        match end::report(held, (holder.agent, id, holder.run), outcome, self.now) {
-            Reported::Ends(change) => self.write([*change], Some(outcome)),
+        let may_repeat = held.as_ref().is_none_or(|held| held.idempotent);
+        let reported = end::report(held, (holder.agent, id, holder.run), outcome, self.now);
+        let kept = match &reported {
+            Reported::Ends(change) => change.result.is_some(),
+            Reported::Late(..) | Reported::Orphan(_) => true,
+            // Of what ran more than once the first outcome counts.
+            Reported::Repeated => may_repeat,
+        };
+        if kept {
+            self.recorder.outcome_committed(outcome.duration_ms);
+        }
+        match reported {
+            Reported::Ends(change) => self.write([*change], kept.then_some(outcome)),
             Reported::Late(..) => {
                 if let Some(command) = self.store.commands.get_mut(&id) {
                     self.recorder.counts.late_outcomes += 1;

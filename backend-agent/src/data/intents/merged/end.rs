@@ -364,7 +364,7 @@ fn push(rows: &mut Arrays, ending: &Ending<'_>) -> StoreResult<()> {
         agent_id, gateway_version: gateway.version, command_id, command_version, run_id, is_only, at: now,
         state: change.command.state.name(), idempotent, attempt, available_at, released_to, released_at,
         started_at, result: change.result.as_ref().map(to_json), reason: change.command.reason.as_deref(),
-        has_output: outputs::is_worth_keeping(outcome),
+        has_output: change.result.is_some() && outputs::is_worth_keeping(outcome),
         stdout_head: stdout.head, stdout_tail: stdout.tail, stdout_cut: stdout.cut_bytes,
         stderr_head: stderr.head, stderr_tail: stderr.tail, stderr_cut: stderr.cut_bytes,
         actor_kind: actor.kind.name(), actor_id: actor.id, action: record.action, object: record.object,
