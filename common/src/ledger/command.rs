@@ -53,8 +53,10 @@ pub struct Command {
     pub cancel_requested: bool,
     /// Whether it has a result.
     pub has_result: bool,
-    /// Whether an outcome came after it was given up.
+    /// Whether an outcome came after it had ended, and is kept beside that.
     pub has_late_outcome: bool,
+    /// Whether that one says that it ran.
+    pub has_late_run: bool,
     /// What is known of why it is where it is, for the operator.
     pub reason: Option<Cow<'static, str>>,
 }
@@ -88,6 +90,7 @@ impl Command {
             cancel_requested: false,
             has_result: false,
             has_late_outcome: false,
+            has_late_run: false,
             reason: None,
         }
     }
@@ -354,6 +357,7 @@ pub(super) mod tests {
             cancel_requested: false,
             has_result: false,
             has_late_outcome: false,
+            has_late_run: false,
             reason: None,
         }
     }

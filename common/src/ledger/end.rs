@@ -8,7 +8,7 @@ use super::command::{By, Change, Command, Course, Ended};
 use super::permit::{CANCELLED, LATE};
 use super::record::{Record, Stance};
 use crate::code::RejectCode;
-use crate::command::{CommandEvent, CommandState, Outcome, OutcomeState, Transition};
+use crate::command::{CommandEvent, CommandState, Outcome, OutcomeState};
 use crate::id::{AgentId, AgentRunId, CommandId};
 use crate::time::Timestamp;
 
@@ -68,7 +68,7 @@ pub fn start(command: Command, started_at: Timestamp, now: Timestamp) -> Option<
 pub enum Reported {
     /// It ends the command, and is its result where the change has one.
     Ends(Box<Change>),
-    /// It came after the command was given up, and is kept beside that.
+    /// It came after the command had ended without it, and is kept beside that.
     Late(Box<Ended>, Record),
     /// It is known already, or contradicts what is: the first one counts.
     Repeated,
@@ -104,6 +104,17 @@ fn is_contradicted(command: &Command, run: AgentRunId, it: &Outcome) -> bool {
         && it.started_at.is_none()
 }
 
+/// Whether an outcome, of a command that has ended, says what was not known: how one ended that was given up, or that
+/// one did run which was taken for never started, or of which its gateway said that it does not know. The database was
+/// set back then, or another holder of the identity spoke first.
+fn is_news(ended: &Command, it: &Outcome) -> bool {
+    let is_open = ended.state == CommandState::Indeterminate;
+    let ran = it.started_at.is_some() && it.state != OutcomeState::Indeterminate;
+    let is_known = ended.has_result && ended.started_at.is_some() && !is_open;
+    let given_up = is_open && !ended.has_result && !ended.has_late_outcome;
+    given_up || ran && !is_known && !ended.has_late_run
+}
+
 /// Process `run` of a gateway reported an outcome; `command` is what the store has of it.
 #[must_use]
 pub fn report(
@@ -133,15 +144,15 @@ pub fn report(
             Reported::Ends(Box::new(change))
         });
     }
-    let is_first = !command.has_result && !command.has_late_outcome;
     let run_id = command.run_id;
+    let is_news = is_news(&command, outcome);
     let mut course = Course::new(command);
     course.command.started_at = outcome.started_at.or(course.command.started_at);
-    let decision = course.on(CommandEvent::Ended(outcome.state), now);
+    course.on(CommandEvent::Ended(outcome.state), now);
     if let Some(change) = course.change(by, now) {
         return Reported::Ends(Box::new(kept(change, outcome)));
     }
-    if decision == Transition::LateOutcome && is_first {
+    if is_news {
         let record = Record {
             by,
             action: "command.late_outcome",
@@ -393,7 +404,61 @@ mod tests {
             has_result: true,
             ..given_up
         };
-        assert_eq!(told(own, OutcomeState::Succeeded), Reported::Repeated);
+        assert_eq!(
+            told(own.clone(), OutcomeState::Indeterminate),
+            Reported::Repeated
+        );
+        assert_eq!(told(own, OutcomeState::Cancelled), Reported::Repeated);
+    }
+
+    #[test]
+    fn that_it_ran_is_kept_beside_an_end_that_did_not_know_it() {
+        let ran = Outcome {
+            started_at: Some(NOW),
+            ..Outcome::without_run(OutcomeState::Succeeded, "")
+        };
+        let say = |known: &Command, outcome: &Outcome| {
+            let whose = (agent(), known.command_id, run(1));
+            report(Some(known.clone()), whose, outcome, NOW)
+        };
+        let ended = |state, has_result| Command {
+            has_result,
+            ..command(state, false)
+        };
+        for known in [
+            // By a database that was set back to before its permit.
+            ended(CommandState::Expired, false),
+            ended(CommandState::Cancelled, false),
+            ended(CommandState::Dead, false),
+            // By another holder, with a journal of before its start.
+            ended(CommandState::Expired, true),
+            ended(CommandState::Rejected, true),
+            // By another holder that had copied a journal in which it ran.
+            ended(CommandState::Indeterminate, true),
+            // And after it was given up.
+            Command {
+                has_late_outcome: true,
+                ..ended(CommandState::Indeterminate, false)
+            },
+        ] {
+            assert!(matches!(say(&known, &ran), Reported::Late(..)), "{known:?}");
+            let known = Command {
+                has_late_outcome: true,
+                has_late_run: true,
+                ..known
+            };
+            assert_eq!(say(&known, &ran), Reported::Repeated);
+        }
+        // Of what ran twice, as it may, the first outcome counts.
+        let known = Command {
+            started_at: Some(NOW),
+            ..ended(CommandState::Failed, true)
+        };
+        assert_eq!(say(&known, &ran), Reported::Repeated);
+        // That it never started is no news of what ended so.
+        let never = Outcome::without_run(OutcomeState::Cancelled, "");
+        let expired = ended(CommandState::Expired, false);
+        assert_eq!(say(&expired, &never), Reported::Repeated);
     }
 
     #[test]

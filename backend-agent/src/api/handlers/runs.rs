@@ -519,7 +519,8 @@ pub(super) fn outcome_view(result: data::CommandResult) -> CommandOutcome {
 }
 
 fn command_view(command: data::Command, output: Option<&CommandOutput>) -> CommandView {
-    let result = command.result.or(command.late_outcome);
+    // What came late is what became of it: whatever ended it did not know.
+    let result = command.late_outcome.or(command.result);
     let outcome = result.map(|result| CommandOutcome {
         stdout: output.map(|output| (&output.stdout).into()),
         stderr: output.map(|output| (&output.stderr).into()),

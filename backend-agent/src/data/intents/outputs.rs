@@ -19,7 +19,9 @@ pub(super) const KEEP: &str = "\
 INSERT INTO command_outputs
     (tenant, command_id, stdout_head, stdout_tail, stdout_cut, stderr_head, stderr_tail, stderr_cut)
 VALUES (:tenant, :command_id, :stdout_head, :stdout_tail, :stdout_cut, :stderr_head, :stderr_tail, :stderr_cut)
-ON CONFLICT DO NOTHING";
+ON CONFLICT (tenant, command_id) DO UPDATE SET
+    stdout_head = excluded.stdout_head, stdout_tail = excluded.stdout_tail, stdout_cut = excluded.stdout_cut,
+    stderr_head = excluded.stderr_head, stderr_tail = excluded.stderr_tail, stderr_cut = excluded.stderr_cut";
 
 /// Whether an outcome has any output; where there is none, no row says so. A command that its gateway refused on
 /// arrival has none at all, which is not the same, so of a refusal that came as a result a row is kept.
@@ -28,7 +30,7 @@ pub(super) fn is_worth_keeping(outcome: &Outcome) -> bool {
     outcome.stdout != none || outcome.stderr != none || outcome.state == OutcomeState::Rejected
 }
 
-/// Keeps the output of the first outcome that is committed and has some.
+/// Keeps the output of an outcome that is kept and has some: the latest one knows most.
 pub(super) fn keep(tx: &Tx<'_>, command_id: CommandId, outcome: &Outcome) -> StoreResult<()> {
     if !is_worth_keeping(outcome) {
         return Ok(());

@@ -24,9 +24,9 @@ use crate::data::{
 const ORPHANS_PER_GATEWAY_MAX: i64 = 1_024;
 const ORPHAN_BYTES_PER_GATEWAY_MAX: i64 = 8 * 1024 * 1024;
 
+/// In place of one that knew less, where there is one.
 pub(super) const KEEP_LATE_OUTCOME: &str = "\
-UPDATE commands SET late_outcome = :result
-WHERE tenant = :tenant AND command_id = :command_id AND state = 'indeterminate' AND late_outcome IS NULL";
+UPDATE commands SET late_outcome = :result WHERE tenant = :tenant AND command_id = :command_id";
 
 pub(super) const KEEP_ORPHAN: &str = "\
 INSERT INTO orphan_results (tenant, agent_id, command_id, received_at, outcome, bytes)

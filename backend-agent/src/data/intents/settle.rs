@@ -21,7 +21,8 @@ macro_rules! columns {
     () => {
         "c.command_id, c.run_id, c.agent_id, c.state, c.idempotent, c.attempt, c.available_at, c.deadline, \
          c.released_to, c.released_at, c.started_at, c.cancel_requested_at, c.result IS NOT NULL AS has_result, \
-         c.late_outcome IS NOT NULL AS has_late_outcome, c.timeout_ms AS allowed_ms, c.reason AS known_reason "
+         c.late_outcome IS NOT NULL AS has_late_outcome, \
+         c.late_outcome ->> 'started_at' IS NOT NULL AS has_late_run, c.timeout_ms AS allowed_ms, c.reason AS known_reason "
     };
 }
 pub(super) use columns;
@@ -149,6 +150,7 @@ pub(super) fn read(row: &Row<'_>) -> StoreResult<Command> {
             .is_some(),
         has_result: row.get("has_result")?,
         has_late_outcome: row.get("has_late_outcome")?,
+        has_late_run: row.get("has_late_run")?,
         reason: row.get::<Option<String>>("known_reason")?.map(Cow::Owned),
     })
 }

@@ -236,7 +236,7 @@ pub struct Command {
     pub cancel_requested_at: Option<Timestamp>,
     /// How it ended, when the gateway said so or refused it.
     pub result: Option<CommandResult>,
-    /// What the gateway said after the command had ended as indeterminate.
+    /// What the gateway said after the command had ended as indeterminate, or as one that never started.
     pub late_outcome: Option<CommandResult>,
     /// Why it ended, when no outcome says so.
     pub reason: Option<String>,
