@@ -227,4 +227,27 @@ mod tests {
         let server = StoreError::Full(Box::new(std::io::Error::other("53100")));
         assert_eq!(in_full(&server), "the database is full: 53100");
     }
+
+    #[test]
+    fn what_a_database_says_of_a_statement_is_told_by_its_code() {
+        for (number, is_in_doubt) in [(1811, false), (1, true)] {
+            let code = rusqlite::ffi::Error::new(number);
+            let words = Some("ACME has had its 4711".to_owned());
+            let refused = rusqlite::Error::SqliteFailure(code, words);
+            let error = StoreError::from(sqlite::Error::from(refused));
+            assert!(in_full(&error).contains("ACME"));
+            assert_eq!(error.is_in_doubt(), is_in_doubt);
+            let told = error.without_words();
+            let by = format!(
+                "the database is unavailable: the database answers a statement by an error; its code is {number},"
+            );
+            assert!(told.starts_with(&by) && !told.contains("ACME"), "{told}");
+        }
+        let away = StoreError::Unavailable("Connection refused".into());
+        assert_eq!(
+            away.without_words(),
+            "the database is unavailable: Connection refused"
+        );
+        assert!(!away.is_in_doubt());
+    }
 }
