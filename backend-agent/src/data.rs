@@ -185,8 +185,8 @@ impl StoreError {
 /// What lies beneath a store error.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// What a cause says to those who may not read what is stored: of what a database answers to a statement the code alone,
-/// for its words may be a trigger's, and quote a row. They are in the log.
+/// What a cause says to those who may not read what is stored: of what a database answers to a statement the code
+/// alone, for its words may be a trigger's, and quote a row. They are in the log.
 pub(crate) fn without_words(cause: &Cause) -> String {
     code_alone(cause).unwrap_or_else(|| in_full(&**cause))
 }

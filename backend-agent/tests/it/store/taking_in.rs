@@ -363,7 +363,7 @@ async fn nobody_waits_for_what_the_server_refuses() {
 /// Whatever anybody hands in fails: nobody is blamed, and everything is stored once it does not.
 async fn everybody_waits_for_a_database_that_fails(
     bed: &Bed,
-    is_told: impl Fn(&StoreHealth) -> bool,
+    is_told: impl Fn(&StoreHealth) -> bool + Send + Sync,
     spoil: impl FnOnce(),
     mend: impl FnOnce(),
 ) {
