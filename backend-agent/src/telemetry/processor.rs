@@ -339,10 +339,10 @@ impl Worker {
         Some(next)
     }
 
-    /// Tries again what the database refused, as far as it is time for that. `None` when the backend stops meanwhile;
-    /// what was composed ahead otherwise.
+    /// Tries again what the database refused of one gateway, if it is time for that: what takes long keeps others from
+    /// their turns once each time. `None` when the backend stops meanwhile; what was composed ahead otherwise.
     async fn retry(&mut self, mut ahead: Option<Composed<Note>>) -> Option<Option<Composed<Note>>> {
-        while let Some((agent_id, mut parts)) = self.pending.withheld.due(Instant::now()) {
+        if let Some((agent_id, mut parts)) = self.pending.withheld.due(Instant::now()) {
             // Where its session has ended, what is not acknowledged comes again with the next one.
             if self.pending.waits(agent_id, &mut parts) {
                 let writes: Arc<[_]> = parts.writes.into();
@@ -514,7 +514,8 @@ impl Worker {
         self.metrics
             .telemetry_refused
             .inc_by(u64::try_from(batches).unwrap_or(u64::MAX));
-        if error.is_outage() {
+        // The store has told of it, or does once it is believed.
+        if error.is_outage() || matches!(error, StoreError::Full(_)) {
             debug!(%error, batches, "telemetry could not be committed; it waits");
         } else {
             warn!(%error, batches, "telemetry could not be committed; it waits");

@@ -138,10 +138,10 @@ impl<T> Withheld<T> {
             .min()
     }
 
-    /// What is to be tried again now. It counts as withheld until [`Self::settle`] finds nothing of it refused again.
+    /// What is to be tried again now, and has been for the longest time. It counts as withheld until [`Self::settle`] finds nothing of it refused again.
     pub(super) fn due(&mut self, now: Instant) -> Option<(AgentId, Parts<T>)> {
-        let mut of = self.of.iter_mut();
-        let (agent_id, one) = of.find(|(_, one)| one.due <= now)?;
+        let due = self.of.iter_mut().filter(|(_, one)| one.due <= now);
+        let (agent_id, one) = due.min_by_key(|(_, one)| one.due)?;
         one.due = now + one.pause;
         one.pause = one.pause.saturating_mul(2).min(RETRY.1);
         Some((*agent_id, std::mem::take(&mut one.parts)))
@@ -239,6 +239,20 @@ mod tests {
             withheld.hurry(agent_id, Instant::now());
         }
         assert_eq!(pauses, [1, 1, 1, 2, 5, 5, 5, 5]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_has_its_turn_however_soon_others_are_due_again() {
+        let mut withheld = Withheld::new();
+        for n in 1..=2 {
+            withheld.keep(agent(n), parts(n, 1), Instant::now());
+        }
+        for n in [1, 2, 1, 2] {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            let (agent_id, parts) = withheld.due(Instant::now()).unwrap();
+            assert_eq!(agent_id, agent(n));
+            withheld.keep(agent_id, parts, Instant::now());
+        }
     }
 
     #[tokio::test(start_paused = true)]
