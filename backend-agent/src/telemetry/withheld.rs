@@ -138,7 +138,8 @@ impl<T> Withheld<T> {
             .min()
     }
 
-    /// What is to be tried again now, and has been for the longest time. It counts as withheld until [`Self::settle`] finds nothing of it refused again.
+    /// What is to be tried again now, and has been for the longest time. It counts as withheld until [`Self::settle`]
+    /// finds nothing of it refused again.
     pub(super) fn due(&mut self, now: Instant) -> Option<(AgentId, Parts<T>)> {
         let due = self.of.iter_mut().filter(|(_, one)| one.due <= now);
         let (agent_id, one) = due.min_by_key(|(_, one)| one.due)?;
