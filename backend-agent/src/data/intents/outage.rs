@@ -2,8 +2,8 @@
 //! when it works again. Whoever met such a failure has nothing to add.
 //!
 //! Where it works and lacks something that one statement needs and the next one does not, the log has the words of the
-//! first one that met it; where somebody holds a lock, it says nothing: the health of the database finds all of it, and a
-//! condition tells that once.
+//! first one that met it; where somebody holds a lock, it says nothing: the health of the database finds all of it, and
+//! a condition tells that once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -173,8 +173,8 @@ impl Error {
         matches!(self, Self::Constraint { .. } | Self::Panicked)
     }
 
-    /// Whether the server answered it to a statement, and there is nothing of what that was to do. Whatever code it has,
-    /// a trigger may have raised it for some rows and for no others. Of the connection nobody knows that.
+    /// Whether the server answered it to a statement, and there is nothing of what that was to do. Whatever code it
+    /// has, a trigger may have raised it for some rows and for no others. Of the connection nobody knows that.
     #[must_use]
     pub fn is_an_answer(&self) -> bool {
         let broken = matches!(self, Self::Lost(_) | Self::Unknown(_) | Self::NoLease(_));
@@ -333,8 +333,8 @@ impl Error {
 
     /// The same about a commit: where the way to the server broke, nobody knows whether it was made.
     pub(super) fn while_committing(self) -> Self {
-        // A rule that looks at the end only: the server says that there is nothing of it. Of a failure of its own, or of
-        // the system beneath, that is not certain.
+        // A rule that looks at the end only: the server says that there is nothing of it. Of a failure of its own, or
+        // of the system beneath, that is not certain.
         let has_failed = self.beneath().and_then(|source| code_of(source));
         let has_failed =
             has_failed.is_some_and(|code| code.starts_with("58") || code.starts_with("XX000"));
