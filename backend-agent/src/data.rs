@@ -125,6 +125,20 @@ impl StoreError {
             || server.is_some_and(postgres::Error::is_about_what_it_was_given)
     }
 
+    /// Whether the database answered it to what was to be written, took nothing of that, and speaks of itself: of its
+    /// room, its schema, its rights. A rule that somebody made may say the same, of what was given.
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        let Some(cause) = self.cause() else {
+            return false;
+        };
+        let file = cause.downcast_ref::<FileError>();
+        let server = cause.downcast_ref::<postgres::Error>();
+        let is_an_answer = file.is_some_and(FileError::is_an_answer)
+            || server.is_some_and(postgres::Error::is_an_answer);
+        is_an_answer && !self.is_about_what_was_given()
+    }
+
     /// By which code or rule the database refused what was given, without its words: they may quote a value, which not
     /// everybody may read who may know of a refusal.
     #[must_use]
@@ -132,19 +146,64 @@ impl StoreError {
         if let Self::Inconsistent { table, column, .. } = self {
             return format!("{table}.{column}");
         }
-        let mut code = None;
-        if let Self::Unavailable(cause) = self {
+        let code = self.cause().and_then(|cause| {
             let file = cause.downcast_ref::<FileError>();
             let server = cause.downcast_ref::<postgres::Error>();
-            code = file.and_then(FileError::refused_by);
-            code = code.or_else(|| server.and_then(postgres::Error::refused_by));
-        }
+            let code = file.and_then(FileError::refused_by);
+            code.or_else(|| server.and_then(postgres::Error::refused_by))
+        });
         code.unwrap_or_else(|| "a fault of this program".to_owned())
+    }
+
+    /// All of it, for those who may not read what is stored, see [`without_words`].
+    #[must_use]
+    pub fn without_words(&self) -> String {
+        match self.cause().and_then(code_alone) {
+            Some(told) => format!("{self}: {told}"),
+            None => in_full(self),
+        }
+    }
+
+    const fn cause(&self) -> Option<&Cause> {
+        match self {
+            Self::TooLong(cause)
+            | Self::Unavailable(cause)
+            | Self::Unfit(cause)
+            | Self::Held(cause)
+            | Self::Unknown(cause)
+            | Self::Full(cause) => Some(cause),
+            Self::Conflict { .. }
+            | Self::Missing { .. }
+            | Self::QueueFull { .. }
+            | Self::ReportsBusy
+            | Self::Fenced
+            | Self::Inconsistent { .. } => None,
+        }
     }
 }
 
 /// What lies beneath a store error.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a cause says to those who may not read what is stored: of what a database answers to a statement the code
+/// alone, for its words may be a trigger's, and quote a row. They are in the log.
+pub(crate) fn without_words(cause: &Cause) -> String {
+    code_alone(cause).unwrap_or_else(|| in_full(&**cause))
+}
+
+/// The same, where there are such words.
+fn code_alone(cause: &Cause) -> Option<String> {
+    if let Some(server) = cause.downcast_ref::<postgres::Error>() {
+        return server.without_words();
+    }
+    let file = cause.downcast_ref::<FileError>();
+    let refused = file.filter(|error| error.is_an_answer())?;
+    let code = refused.refused_by();
+    let code = code.map_or_else(String::new, |code| format!("its code is {code}, "));
+    Some(format!(
+        "the database answers a statement by an error; {code}its words are in the log"
+    ))
+}
 
 /// What every method answers.
 pub type StoreResult<T> = Result<T, StoreError>;
@@ -167,5 +226,28 @@ mod tests {
         assert_eq!(in_full(&StoreError::from(error)), "the database is full");
         let server = StoreError::Full(Box::new(std::io::Error::other("53100")));
         assert_eq!(in_full(&server), "the database is full: 53100");
+    }
+
+    #[test]
+    fn what_a_database_says_of_a_statement_is_told_by_its_code() {
+        for (number, is_in_doubt) in [(1811, false), (1, true)] {
+            let code = rusqlite::ffi::Error::new(number);
+            let words = Some("ACME has had its 4711".to_owned());
+            let refused = rusqlite::Error::SqliteFailure(code, words);
+            let error = StoreError::from(sqlite::Error::from(refused));
+            assert!(in_full(&error).contains("ACME"));
+            assert_eq!(error.is_in_doubt(), is_in_doubt);
+            let told = error.without_words();
+            let by = format!(
+                "the database is unavailable: the database answers a statement by an error; its code is {number},"
+            );
+            assert!(told.starts_with(&by) && !told.contains("ACME"), "{told}");
+        }
+        let away = StoreError::Unavailable("Connection refused".into());
+        assert_eq!(
+            away.without_words(),
+            "the database is unavailable: Connection refused"
+        );
+        assert!(!away.is_in_doubt());
     }
 }

@@ -28,7 +28,7 @@ use crate::config::JobsConfig;
 use crate::data::line::{self, Kept};
 use crate::data::{
     EndedInstances, GatewayFilter, Page, Purged, Settled, Store, StoreError, StoreHealth,
-    StoreResult, in_full,
+    StoreResult, in_full, without_words,
 };
 use crate::inbound::heartbeats::Heartbeats;
 use crate::metrics::BackendMetrics;
@@ -300,7 +300,7 @@ impl Jobs {
                 self.store_latch
                     .set(problem.is_none(), problem.unwrap_or("open"));
             }
-            Err(error) => self.store_latch.set(false, in_full(error)),
+            Err(error) => self.store_latch.set(false, error.without_words()),
         }
         self.tell_store(&health);
         self.tell(
@@ -336,12 +336,12 @@ impl Jobs {
                 self.tell(SCHEMA, flaw.cloned(), severity, SCHEMA_FIX);
             }
             Err(StoreError::Unfit(cause)) => {
-                let lacks = cause.to_string();
+                let lacks = without_words(cause);
                 self.tell(SCHEMA, Some(lacks), Severity::Fail, SCHEMA_FIX);
             }
-            Err(StoreError::Held(cause)) => held = Some(cause.to_string()),
+            Err(StoreError::Held(cause)) => held = Some(without_words(cause)),
             // What it lacked it may lack yet.
-            Err(error) => away = Some(in_full(error)),
+            Err(error) => away = Some(error.without_words()),
         }
         let fix = if self.store.instance().borrow().is_some() {
             SERVER_FIX

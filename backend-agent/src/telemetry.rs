@@ -1,6 +1,7 @@
 //! Telemetry on its way into the store.
 
 mod composed;
+mod doubts;
 mod line;
 mod pause;
 mod pending;

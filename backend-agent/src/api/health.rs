@@ -16,7 +16,7 @@ use self::figures::figures;
 use super::ApiState;
 use super::problem::millis;
 use crate::command::dead_letters;
-use crate::data::{Counts, StoreError, StoreResult, in_full};
+use crate::data::{Counts, StoreError, StoreResult};
 
 mod figures;
 
@@ -215,7 +215,7 @@ async fn store(state: &ApiState, patience: Duration) -> HealthCheck {
 async fn look_at_store(state: &ApiState, patience: Duration) -> (HealthStatus, String) {
     let found = timeout(patience, state.store.health()).await;
     match (found, down(state)) {
-        (Ok(Err(error)), _) => (HealthStatus::Fail, in_full(&error)),
+        (Ok(Err(error)), _) => (HealthStatus::Fail, error.without_words()),
         (_, Some(latch)) => (HealthStatus::Fail, latch.reason),
         (Ok(Ok(health)), None) => {
             let schema = format!("{}, schema {}", health.kind, health.schema_version);
@@ -234,7 +234,13 @@ async fn instances(state: &ApiState, patience: Duration) -> Option<HealthCheck> 
     let name = "instances";
     let all = match in_time(patience, state.store.list_instances()).await {
         Ok(all) => all,
-        Err(error) => return Some(check(name, unanswered(state, &error), in_full(&error))),
+        Err(error) => {
+            return Some(check(
+                name,
+                unanswered(state, &error),
+                error.without_words(),
+            ));
+        }
     };
     let told = all.iter().map(|one| {
         let standing = match (one.lease.is_zero(), one.draining) {
@@ -263,7 +269,7 @@ async fn fleet(state: &ApiState, patience: Duration) -> Vec<HealthCheck> {
         Ok(counts) => counts,
         Err(error) => {
             let status = unanswered(state, &error);
-            return vec![check("fleet", status, in_full(&error))];
+            return vec![check("fleet", status, error.without_words())];
         }
     };
     dead_letters::tell(&state.conditions, counts.dead_letters);

@@ -37,7 +37,7 @@ use super::intents::tx::View;
 use super::intents::upkeep;
 use super::{
     Cause, InstanceLoad, MasterIds, Neighbour, Retention, StoreError, StoreHealth, StoreResult,
-    in_full,
+    without_words,
 };
 
 pub use address::{Address, AddressError};
@@ -347,7 +347,7 @@ fn or_too_long(error: StoreError) -> StoreError {
 
 /// Says which server it is that cannot be used: whoever reads of it need not know what the configuration names.
 fn naming(address: &Address, error: StoreError) -> StoreError {
-    let at = |cause: Cause| Cause::from(format!("{address}: {}", in_full(&*cause)));
+    let at = |cause: Cause| Cause::from(format!("{address}: {}", without_words(&cause)));
     if let StoreError::Unavailable(cause) = error {
         return StoreError::Unavailable(at(cause));
     }

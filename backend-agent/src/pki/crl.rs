@@ -294,7 +294,7 @@ impl Keeper {
             Ok(listed) => listed,
             // Health says what is wrong with the store; the list that is there stays there.
             Err(error) if error.is_outage() => return Ok(()),
-            Err(error) => return Err(in_full(&error)),
+            Err(error) => return Err(error.without_words()),
         };
         if let Some(written) = written
             && is_as_it_should_be(written, &listed, now)

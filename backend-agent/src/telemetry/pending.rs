@@ -9,6 +9,7 @@ use tracing::debug;
 use viworks_common::id::{AgentId, GatewayName};
 
 use super::composed::{Composed, Dropped, Parts, Why};
+use super::doubts::{Doubts, Proof};
 use super::line::{Line, Waiting};
 use super::watch::{Watch, lock};
 use super::withheld::Withheld;
@@ -56,11 +57,12 @@ pub(super) struct Note {
 pub(super) struct Pending {
     pub(super) line: Line<Note>,
     pub(super) withheld: Withheld<Note>,
+    pub(super) doubts: Doubts,
     watch: Arc<Mutex<Watch>>,
     metrics: BackendMetrics,
 }
 
-/// What became of each of some writes; none of one that the database refuses.
+/// What became of each of some writes; none of one that the database does not take.
 pub(super) type Stored = Vec<Option<TelemetryOutcome>>;
 
 /// Writes of one transaction, with what they belong to.
@@ -83,10 +85,15 @@ pub(super) struct Malformed {
 }
 
 impl Pending {
-    pub(super) const fn new(watch: Arc<Mutex<Watch>>, metrics: BackendMetrics) -> Self {
+    pub(super) const fn new(
+        watch: Arc<Mutex<Watch>>,
+        proof: Proof,
+        metrics: BackendMetrics,
+    ) -> Self {
         Self {
             line: Line::new(),
             withheld: Withheld::new(),
+            doubts: Doubts::new(proof),
             watch,
             metrics,
         }
@@ -171,6 +178,7 @@ impl Pending {
             self.line.release(agent_id);
         }
         if self.withheld.knows_nothing_of(agent_id) {
+            self.doubts.forget(agent_id);
             lock(&self.watch).released(agent_id);
         }
     }
@@ -271,6 +279,9 @@ impl Pending {
         }
         let now = Instant::now();
         self.withheld.keep(agent_id, parts, now);
+        if self.doubts.is_open(agent_id) {
+            self.withheld.hurry(agent_id, now);
+        }
     }
 
     /// Keeps who waits for an answer about batches of which nothing is kept.

@@ -4,8 +4,8 @@
 //! When the store is slow or away, sessions stop handing in more, nothing is acknowledged, and the gateways' credit
 //! stops them. Commands do not pass through here, and while they come in, telemetry leaves the writer to them.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,13 +22,17 @@ use viworks_runtime::fault;
 use viworks_runtime::lifecycle::Lifecycle;
 
 use super::composed::{Composed, Dropped, Room};
+use super::doubts::{Proof, Verdict};
 use super::line::Waiting;
 use super::pause::Pause;
 pub use super::pending::{Answer, Standing};
 use super::pending::{Malformed, Note, Pending, Stored, Written, tell};
 use super::watch::{Watch, lock};
+use super::withheld::GATEWAYS_MAX;
 use crate::config::TelemetryConfig;
-use crate::data::{Gateway, GatewayRef, Store, StoreError, TelemetryWrite, in_full};
+use crate::data::{
+    Gateway, GatewayRef, Store, StoreError, StoreResult, TelemetryOutcome, TelemetryWrite, in_full,
+};
 use crate::metrics::BackendMetrics;
 
 /// How often somebody looks whether what is told of refusals is over, while nothing comes in.
@@ -107,6 +111,7 @@ impl TelemetryProcessor {
         let watch = Arc::new(Mutex::new(watch));
         let count = store.telemetry_lanes();
         let shared = Arc::clone(&watch);
+        let proof = Proof::default();
         let lane = move |_number| {
             let (waiting, received) = mpsc::channel(config.batches_waiting_max.div_ceil(count));
             let worker = Worker {
@@ -116,7 +121,7 @@ impl TelemetryProcessor {
                 metrics: metrics.clone(),
                 config,
                 lifecycle: lifecycle.clone(),
-                pending: Pending::new(Arc::clone(&shared), metrics.clone()),
+                pending: Pending::new(Arc::clone(&shared), proof.clone(), metrics.clone()),
                 watch: Arc::clone(&shared),
             };
             drop(lifecycle.spawn_critical("telemetry", worker.run(received)));
@@ -300,6 +305,7 @@ impl Worker {
         let mut pause = Pause::new();
         let outcomes = loop {
             let (wall, now) = self.times();
+            let begun = Instant::now();
             let stored = store.commit_telemetry(&tenant, Arc::clone(&writes), wall, now);
             // The first look at it hands it to the writer.
             let (stored, ()) = tokio::join!(stored, async {
@@ -307,8 +313,11 @@ impl Worker {
                 ahead = Some(self.compose(taken, received));
             });
             match stored {
-                Ok(outcomes) => break outcomes.into_iter().map(Some).collect(),
-                Err(error) if error.is_about_what_was_given() => {
+                Ok(outcomes) => {
+                    self.are_stored(&writes, &outcomes, begun);
+                    break outcomes.into_iter().map(Some).collect();
+                }
+                Err(error) if error.is_about_what_was_given() || error.is_in_doubt() => {
                     debug!(
                         error = in_full(&error),
                         writes = writes.len(),
@@ -330,14 +339,15 @@ impl Worker {
         Some(next)
     }
 
-    /// Tries again what the database refused, as far as it is time for that. `None` when the backend stops meanwhile;
-    /// what was composed ahead otherwise.
+    /// Tries again what the database refused of one gateway, if it is time for that: what takes long keeps others from
+    /// their turns once each time. `None` when the backend stops meanwhile; what was composed ahead otherwise.
     async fn retry(&mut self, mut ahead: Option<Composed<Note>>) -> Option<Option<Composed<Note>>> {
-        while let Some((agent_id, mut parts)) = self.pending.withheld.due(Instant::now()) {
+        if let Some((agent_id, mut parts)) = self.pending.withheld.due(Instant::now()) {
             // Where its session has ended, what is not acknowledged comes again with the next one.
             if self.pending.waits(agent_id, &mut parts) {
                 let writes: Arc<[_]> = parts.writes.into();
-                let stored = self.commit_own(agent_id, Arc::clone(&writes)).await?;
+                let own = self.commit_own(agent_id, Arc::clone(&writes)).await?;
+                let stored = own.outcomes(writes.len());
                 let written = Written {
                     writes,
                     numbers: parts.numbers,
@@ -399,55 +409,143 @@ impl Worker {
     }
 
     /// Commits the writes of each gateway for themselves, since the database refused something of them: nobody else
-    /// waits for whose are refused again. `None` when the backend stops before it worked.
-    async fn commit_apart(&self, writes: &[TelemetryWrite]) -> Option<Stored> {
+    /// waits for whose are refused again. Where it seems to be the database that fails, one is tried at a time, another
+    /// one after each pause. `None` when the backend stops before it worked.
+    async fn commit_apart(&mut self, writes: &[TelemetryWrite]) -> Option<Stored> {
         let mut outcomes = Vec::with_capacity(writes.len());
-        for (agent_id, places) in by_gateway(writes) {
+        let mut waiting = VecDeque::from_iter(by_gateway(writes));
+        let mut pause = Pause::new();
+        while let Some((agent_id, places)) = waiting.pop_front() {
             let own: Vec<TelemetryWrite> = places
                 .iter()
                 .filter_map(|place| writes.get(*place).cloned())
                 .collect();
             let own = self.commit_own(agent_id, own.into()).await?;
+            if let Own::Stands = own {
+                self.rest(&mut pause).await?;
+                if self.pending.doubts.open() > GATEWAYS_MAX {
+                    waiting.push_back((agent_id, places));
+                    continue;
+                }
+            }
+            let own = own.outcomes(places.len());
             outcomes.extend(places.into_iter().zip(own));
         }
         outcomes.sort_unstable_by_key(|(place, _)| *place);
         Some(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
     }
 
-    /// Commits what one gateway wants to have stored, unless the database refuses it. `None` when the backend stops
-    /// before it worked.
-    async fn commit_own(&self, agent_id: AgentId, writes: Arc<[TelemetryWrite]>) -> Option<Stored> {
+    /// Commits what one gateway wants to have stored, unless the database does not take it. `None` when the backend
+    /// stops before it worked.
+    async fn commit_own(
+        &mut self,
+        agent_id: AgentId,
+        writes: Arc<[TelemetryWrite]>,
+    ) -> Option<Own> {
         let mut pause = Pause::new();
         loop {
-            let (wall, now) = self.times();
-            let stored = self
-                .store
-                .commit_telemetry(&self.tenant, Arc::clone(&writes), wall, now)
-                .await;
-            match stored {
-                Ok(outcomes) => return Some(outcomes.into_iter().map(Some).collect()),
-                Err(error) if error.is_about_what_was_given() => {
-                    lock(&self.watch).refuses(agent_id, error.refused_by(), &said(&error));
-                    return Some(writes.iter().map(|_write| None).collect());
+            let begun = Instant::now();
+            let error = match self.try_to_commit(&writes).await {
+                Ok(outcomes) => {
+                    self.are_stored(&writes, &outcomes, begun);
+                    return Some(Own::Stored(outcomes));
                 }
-                Err(error) => self.put_off(&error, writes.len(), &mut pause).await?,
-            }
+                Err(error) => error,
+            };
+            let verdict = if error.is_about_what_was_given() {
+                Verdict::Given
+            } else if error.is_in_doubt() {
+                self.pending.doubts.failed(agent_id, Instant::now())
+            } else {
+                self.put_off(&error, writes.len(), &mut pause).await?;
+                continue;
+            };
+            return Some(match verdict {
+                Verdict::Given => {
+                    lock(&self.watch).refuses(agent_id, error.refused_by(), &said(&error));
+                    Own::Waits
+                }
+                Verdict::Open => {
+                    let error = in_full(&error);
+                    debug!(%agent_id, error, "telemetry of a gateway could not be committed; others are tried");
+                    Own::Waits
+                }
+                Verdict::Database => {
+                    self.tell_put_off(&error, writes.len());
+                    self.store.believe(error);
+                    Own::Stands
+                }
+            });
         }
+    }
+
+    async fn try_to_commit(
+        &self,
+        writes: &Arc<[TelemetryWrite]>,
+    ) -> StoreResult<Vec<TelemetryOutcome>> {
+        let (wall, now) = self.times();
+        let (store, writes) = (&self.store, Arc::clone(writes));
+        store
+            .commit_telemetry(&self.tenant, writes, wall, now)
+            .await
+    }
+
+    /// A transaction that began then was committed.
+    fn are_stored(
+        &mut self,
+        writes: &[TelemetryWrite],
+        outcomes: &[TelemetryOutcome],
+        begun: Instant,
+    ) {
+        let stores = outcomes.iter().any(
+            |outcome| matches!(outcome, TelemetryOutcome::Committed(commit) if commit.stored > 0),
+        );
+        let of = writes.iter().map(|write| write.agent_id);
+        self.pending.doubts.committed(of, stores, begun);
     }
 
     /// Waits until it may work. `None` when the backend stops before that.
     async fn put_off(&self, error: &StoreError, batches: usize, pause: &mut Pause) -> Option<()> {
+        self.tell_put_off(error, batches);
+        self.rest(pause).await
+    }
+
+    fn tell_put_off(&self, error: &StoreError, batches: usize) {
         self.metrics
             .telemetry_refused
             .inc_by(u64::try_from(batches).unwrap_or(u64::MAX));
-        if error.is_outage() {
+        // The store has told of it, or does once it is believed.
+        if error.is_outage() || matches!(error, StoreError::Full(_)) {
             debug!(%error, batches, "telemetry could not be committed; it waits");
         } else {
             warn!(%error, batches, "telemetry could not be committed; it waits");
         }
+    }
+
+    /// Waits for the next attempt. `None` when the backend stops before that.
+    async fn rest(&self, pause: &mut Pause) -> Option<()> {
         tokio::select! {
             () = self.lifecycle.stopping() => None,
             () = tokio::time::sleep(pause.next()) => Some(()),
+        }
+    }
+}
+
+/// What became of the writes of one gateway.
+enum Own {
+    Stored(Vec<TelemetryOutcome>),
+    /// The database does not take them: they wait, and nobody else does.
+    Waits,
+    /// It seems to take nothing of anybody.
+    Stands,
+}
+
+impl Own {
+    /// The outcome of each of so many writes.
+    fn outcomes(self, writes: usize) -> Stored {
+        match self {
+            Self::Stored(outcomes) => outcomes.into_iter().map(Some).collect(),
+            Self::Waits | Self::Stands => vec![None; writes],
         }
     }
 }

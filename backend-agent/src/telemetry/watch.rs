@@ -1,7 +1,7 @@
 //! Tells whoever looks after the backend that records are refused, or wait because the database refuses them: by
 //! metric, log and health.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,8 +41,10 @@ pub(super) struct Watch {
     conditions: Conditions,
     last: Option<Monotonic>,
     logged: BTreeMap<AgentId, Monotonic>,
-    /// Whose telemetry waits until the database does not refuse it any more.
+    /// Whose telemetry waits until the database takes it.
     withheld: BTreeMap<AgentId, GatewayName>,
+    /// Of whom it refuses that, as far as is known: where it takes nothing of anybody, no gateway is named.
+    refused: BTreeSet<AgentId>,
     withheld_logged: BTreeMap<AgentId, Monotonic>,
     /// By which code or rule that was refused last.
     refused_by: String,
@@ -61,6 +63,7 @@ impl Watch {
             last: None,
             logged: BTreeMap::new(),
             withheld: BTreeMap::new(),
+            refused: BTreeSet::new(),
             withheld_logged: BTreeMap::new(),
             refused_by: String::new(),
         }
@@ -69,12 +72,11 @@ impl Watch {
     /// The database refuses what a gateway hands in, by this code or rule, and for this reason. That may quote a value,
     /// so only the log has it: whoever may read health may not read telemetry.
     pub(super) fn refuses(&mut self, agent_id: AgentId, by: String, reason: &str) {
-        if self.refused_by != by {
+        let is_first = self.refused.insert(agent_id);
+        if is_first || self.refused_by != by {
             self.refused_by = by;
-            // Of whom it is the first time is told once what that one handed in is kept.
-            if !self.withheld.is_empty() {
-                self.tell_withheld();
-            }
+            // Of whom nothing is kept yet is told once something is.
+            self.tell_withheld();
         }
         if is_news(&mut self.withheld_logged, agent_id, self.clock.now()) {
             warn!(%agent_id, reason, "the database refuses a gateway's telemetry: it waits and is tried again; more of it within the hour is not logged");
@@ -90,6 +92,7 @@ impl Watch {
 
     /// Nothing of a gateway waits for that any more.
     pub(super) fn released(&mut self, agent_id: AgentId) {
+        self.refused.remove(&agent_id);
         if let Some(gateway) = self.withheld.remove(&agent_id) {
             debug!(%gateway, %agent_id, "no telemetry of the gateway waits for the database to take it any more");
             self.tell_withheld();
@@ -97,11 +100,14 @@ impl Watch {
     }
 
     fn tell_withheld(&self) {
-        let count = self.withheld.len();
+        let waiting = self.withheld.iter();
+        let mut named = waiting.filter(|(agent_id, _)| self.refused.contains(*agent_id));
+        let first = named.next().map(|(_, gateway)| gateway);
+        let count = named.count() + usize::from(first.is_some());
         self.metrics
             .telemetry_withheld
             .set(i64::try_from(count).unwrap_or(i64::MAX));
-        let Some(first) = self.withheld.values().next() else {
+        let Some(first) = first else {
             self.conditions.clear(WITHHELD);
             return;
         };
@@ -225,6 +231,28 @@ mod tests {
         let told = told.replace("P0001", "23514 spoilt");
         assert_eq!(cause(), told);
         watch.released(agent);
+        assert!(conditions.list().is_empty());
+    }
+
+    #[test]
+    fn who_waits_and_is_not_refused_is_not_named() {
+        let metrics = Metrics::new("test", "0", Timestamp::from_unix_micros(0));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let conditions = Conditions::new(Arc::clone(&clock));
+        let own = BackendMetrics::register(&metrics);
+        let mut watch = Watch::new(own, clock, conditions.clone());
+        let agents = [1, 2].map(|n| AgentId::from_uuid(Uuid::from_u128(n)));
+        for (agent, name) in agents.into_iter().zip(["gw-1", "gw-2"]) {
+            watch.withheld(agent, &name.parse().unwrap());
+        }
+        assert!(conditions.list().is_empty());
+        watch.refuses(agents[1], "53100".to_owned(), "no room for 17");
+        let cause = conditions.list().remove(0).cause;
+        let told = "of 1 gateway: gw-2; its code is 53100,";
+        assert!(cause.contains(told), "{cause}");
+        watch.released(agents[1]);
+        assert!(conditions.list().is_empty());
+        watch.withheld(agents[1], &"gw-2".parse().unwrap());
         assert!(conditions.list().is_empty());
     }
 

@@ -14,6 +14,9 @@ pub(super) const GATEWAYS_MAX: usize = 16;
 /// The first and the longest wait before it is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
+/// The longest one while it is not known of whom a failure speaks: the database may do again at any time.
+const RETRY_OPEN: Duration = Duration::from_secs(5);
+
 /// How long the place of a gateway is kept whose next session hands in, or is to come: until then it is known whether
 /// that is refused as well.
 const RESERVED: Duration = Duration::from_secs(30);
@@ -82,7 +85,16 @@ impl<T> Withheld<T> {
             pause: RETRY.0,
             due: now + RETRY.0,
         });
+        // However long the attempt took: others have their turn before the next one.
+        one.due = one.due.max(now + RETRY.0);
         one.parts.append(parts);
+    }
+
+    /// What is kept of a gateway is tried again soon, for it may not be about that at all.
+    pub(super) fn hurry(&mut self, agent_id: AgentId, now: Instant) {
+        if let Some(one) = self.of.get_mut(&agent_id) {
+            one.due = one.due.min(now + RETRY_OPEN);
+        }
     }
 
     /// Keeps only who waits, where there is no room for more.
@@ -126,10 +138,11 @@ impl<T> Withheld<T> {
             .min()
     }
 
-    /// What is to be tried again now. It counts as withheld until [`Self::settle`] finds nothing of it refused again.
+    /// What is to be tried again now, and has been for the longest time. It counts as withheld until [`Self::settle`]
+    /// finds nothing of it refused again.
     pub(super) fn due(&mut self, now: Instant) -> Option<(AgentId, Parts<T>)> {
-        let mut of = self.of.iter_mut();
-        let (agent_id, one) = of.find(|(_, one)| one.due <= now)?;
+        let due = self.of.iter_mut().filter(|(_, one)| one.due <= now);
+        let (agent_id, one) = due.min_by_key(|(_, one)| one.due)?;
         one.due = now + one.pause;
         one.pause = one.pause.saturating_mul(2).min(RETRY.1);
         Some((*agent_id, std::mem::take(&mut one.parts)))
@@ -208,6 +221,39 @@ mod tests {
         }
         assert_eq!(pauses[..4], [1, 1, 2, 4]);
         assert_eq!(pauses.last(), Some(&300));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_not_be_about_the_gateway_is_tried_again_soon() {
+        let mut withheld = Withheld::new();
+        withheld.keep(agent(1), parts(1, 1), Instant::now());
+        let mut pauses = Vec::new();
+        for _attempt in 0..8 {
+            let began = Instant::now();
+            tokio::time::sleep_until(withheld.next_due().unwrap()).await;
+            pauses.push(began.elapsed().as_secs());
+            let (agent_id, parts) = withheld.due(Instant::now()).unwrap();
+            // An attempt that takes longer than the pause leaves one all the same.
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            withheld.keep(agent_id, parts, Instant::now());
+            assert!(withheld.due(Instant::now()).is_none());
+            withheld.hurry(agent_id, Instant::now());
+        }
+        assert_eq!(pauses, [1, 1, 1, 2, 5, 5, 5, 5]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_has_its_turn_however_soon_others_are_due_again() {
+        let mut withheld = Withheld::new();
+        for n in 1..=2 {
+            withheld.keep(agent(n), parts(n, 1), Instant::now());
+        }
+        for n in [1, 2, 1, 2] {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            let (agent_id, parts) = withheld.due(Instant::now()).unwrap();
+            assert_eq!(agent_id, agent(n));
+            withheld.keep(agent_id, parts, Instant::now());
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -366,6 +366,10 @@ const HELD: &[(&str, &str)] = &[
         "those_who_find_no_room_to_wait_come_again",
     ),
     (
+        "IN_A_ROW_MAX backend-agent/src/telemetry/doubts.rs",
+        "where_all_fail_it_is_the_database_and_nobody_is_blamed",
+    ),
+    (
         "LOGGED_MAX backend-agent/src/telemetry/watch.rs",
         "of_so_many_gateways_it_is_known_that_they_were_logged_and_then_of_none",
     ),

@@ -145,6 +145,12 @@ impl Error {
         }
     }
 
+    /// Whether SQLite answered it to a statement: what it says may be a trigger's words, or about what one names.
+    #[must_use]
+    pub const fn is_an_answer(&self) -> bool {
+        matches!(self, Self::Constraint { .. } | Self::Other(_))
+    }
+
     /// By which code SQLite refused something: no value is in it, as there may be in what a trigger says.
     #[must_use]
     pub fn refused_by(&self) -> Option<String> {

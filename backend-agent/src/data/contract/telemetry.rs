@@ -9,8 +9,8 @@ use viworks_common::time::Timestamp;
 
 use crate::data::{
     GapCursor, Listing, Page, PurgedTelemetry, RefusalCursor, RolledUp, StepCursor, StepQuery,
-    Stepped, StoreResult, StoredGap, StoredRecord, StoredRefusal, StreamSummary, TelemetryCursor,
-    TelemetryLimits, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+    Stepped, StoreError, StoreResult, StoredGap, StoredRecord, StoredRefusal, StreamSummary,
+    TelemetryCursor, TelemetryLimits, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
 
 /// Telemetry: taking it in, asking for it, and letting it go.
@@ -31,6 +31,9 @@ pub trait TelemetryStore: Send + Sync {
         wall: Timestamp,
         now: Timestamp,
     ) -> StoreResult<Vec<TelemetryOutcome>>;
+    /// What committing telemetry met speaks of the database, and not of what was given: until this is called, health
+    /// says nothing of an error that is [in doubt](StoreError::is_in_doubt).
+    fn believe(&self, error: StoreError);
     /// How far the spool epochs of a gateway are committed.
     async fn telemetry_positions(
         &self,

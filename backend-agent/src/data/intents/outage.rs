@@ -1,8 +1,9 @@
 //! What the log says while a database cannot be used: the first failures, then nothing but their number, and one line
 //! when it works again. Whoever met such a failure has nothing to add.
 //!
-//! Where it works and lacks something that one statement needs and the next one does not, or somebody holds a lock, the
-//! log says nothing of each: the health of the database finds all of it, and a condition tells that once.
+//! Where it works and lacks something that one statement needs and the next one does not, the log has the words of the
+//! first one that met it; where somebody holds a lock, it says nothing: the health of the database finds all of it, and
+//! a condition tells that once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +15,7 @@ use viworks_common::time::Monotonic;
 use viworks_runtime::clock::{Clock as _, SystemClock};
 
 use super::link::Doubt;
-use crate::data::{StoreError, StoreHealth, StoreResult, in_full};
+use crate::data::{StoreError, StoreHealth, StoreResult, in_full, without_words};
 
 /// Failures in a row that are told.
 const TOLD: u64 = 2;
@@ -49,8 +50,13 @@ impl Outage {
     /// Looks at what became of an intent.
     pub(super) fn note<T>(&self, outcome: StoreResult<T>) -> StoreResult<T> {
         match &outcome {
-            Err(StoreError::Unfit(cause)) => {
-                self.met().unfit = Some((SystemClock.now(), cause.to_string()));
+            Err(error @ StoreError::Unfit(cause)) => {
+                let now = SystemClock.now();
+                let before = self.met().unfit.replace((now, without_words(cause)));
+                if before.is_none_or(|(at, _)| now.saturating_since(at) >= LATELY) {
+                    let error = in_full(error);
+                    warn!(error, "the database lacks something, or the rights to it");
+                }
             }
             Err(StoreError::Held(_)) => self.met().held = Some(SystemClock.now()),
             // It can be used; somebody asked of it what it does not take.

@@ -3,10 +3,11 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use tracing::warn;
 use viworks_common::time::Monotonic;
 use viworks_runtime::clock::{Clock as _, SystemClock};
 
-use crate::data::{StoreError, StoreResult};
+use crate::data::{StoreError, StoreResult, in_full};
 
 /// How long after the last such write a database is called full: those that failed are tried again within that time.
 const LATELY: Duration = Duration::from_secs(60);
@@ -20,8 +21,12 @@ pub(super) struct Room {
 impl Room {
     /// Looks at what became of a write.
     pub(super) fn note<T>(&self, written: StoreResult<T>) -> StoreResult<T> {
-        if matches!(written, Err(StoreError::Full(_))) {
-            *self.last() = Some(SystemClock.now());
+        if let Err(error @ StoreError::Full(_)) = &written {
+            let now = SystemClock.now();
+            let before = self.last().replace(now);
+            if before.is_none_or(|last| now.saturating_since(last) >= LATELY) {
+                warn!(error = in_full(error), "the database has no room");
+            }
         }
         written
     }

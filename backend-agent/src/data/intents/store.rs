@@ -208,7 +208,11 @@ impl<E: Engine> SqlStore<E> {
         urgency: Urgency,
         intent: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
     ) -> StoreResult<T> {
-        let written = self.engine.write(tenant, urgency, intent).await;
+        self.noted(self.engine.write(tenant, urgency, intent).await)
+    }
+
+    /// Looks at what became of a write.
+    pub(super) fn noted<T>(&self, written: StoreResult<T>) -> StoreResult<T> {
         self.room.note(self.outage.note(written))
     }
 

@@ -68,13 +68,15 @@ impl Connection {
         // What is looked for in this transaction is there until it ends.
         let remembered = self.remembers_any(&needed);
         self.ensure_days(&needed)?;
-        if self.known.careful.get() {
-            self.insert_each(&numbered)?;
-            self.known.careful.set(false);
-            return Ok(());
-        }
-        self.copy(COPY, binary(&numbered))
-            .map_err(|error| LinkError::Postgres(self.again_if_known(error, remembered)))
+        let appended = if self.known.careful.get() {
+            self.insert_each(&numbered)
+        } else {
+            let copied = self.copy(COPY, binary(&numbered));
+            copied.map_err(LinkError::Postgres)
+        };
+        appended.map_err(|error| self.again_if_known(error, remembered))?;
+        self.known.careful.set(false);
+        Ok(())
     }
 
     /// Whether the table of one of these days is taken to be there from before this transaction.
@@ -84,29 +86,31 @@ impl Connection {
     }
 
     /// What another way of doing the same would not meet.
-    fn again_if_known(&self, error: Error, remembered: bool) -> Error {
-        let Error::Constraint {
+    fn again_if_known(&self, error: LinkError, remembered: bool) -> LinkError {
+        let LinkError::Postgres(Error::Constraint {
             kind,
             name,
             source_error,
-        } = &error
+        }) = &error
         else {
             return error;
         };
         match kind {
-            Constraint::PrimaryKey => self.known.careful.set(true),
+            // The careful way passes by what is there.
+            Constraint::PrimaryKey if !self.known.careful.get() => self.known.careful.set(true),
             // Perhaps a day that this connection remembered, and that was deleted meanwhile: it is forgotten with the
             // transaction, so the next one looks.
             Constraint::Check if remembered && name.is_empty() => {}
             // Where nothing was remembered, or the rule has a name, it is one that somebody added, which says the same
             // again: of one gateway's records, and of no others.
             Constraint::Check
+            | Constraint::PrimaryKey
             | Constraint::Unique
             | Constraint::ForeignKey
             | Constraint::NotNull
             | Constraint::Other => return error,
         }
-        self.met(Error::Again(Arc::clone(source_error)))
+        LinkError::Postgres(self.met(Error::Again(Arc::clone(source_error))))
     }
 
     fn insert_each(&self, numbered: &[Numbered<'_>]) -> Result<(), LinkError> {

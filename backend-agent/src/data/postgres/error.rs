@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use viworks_runtime::sqlite::Constraint;
 
 use crate::data::StoreError;
@@ -139,6 +140,13 @@ fn code_of(error: &sqlx::Error) -> Option<String> {
     Some(error.as_database_error()?.code()?.into_owned())
 }
 
+/// Whether the server says it of a statement, and goes on: no trigger can end the connection by what it raises.
+fn is_of_a_statement(error: &sqlx::Error) -> bool {
+    let said = error.as_database_error();
+    let said = said.and_then(|said| said.try_downcast_ref::<PgDatabaseError>());
+    said.is_some_and(|said| said.severity() == PgSeverity::Error)
+}
+
 impl Error {
     /// Whether a rule of this kind refused a statement.
     #[must_use]
@@ -165,21 +173,84 @@ impl Error {
         matches!(self, Self::Constraint { .. } | Self::Panicked)
     }
 
+    /// Whether the server answered it to a statement, and there is nothing of what that was to do. Whatever code it
+    /// has, a trigger may have raised it for some rows and for no others. Of the connection nobody knows that.
+    #[must_use]
+    pub fn is_an_answer(&self) -> bool {
+        let broken = matches!(self, Self::Lost(_) | Self::Unknown(_) | Self::NoLease(_));
+        !broken
+            && self
+                .beneath()
+                .is_some_and(|source| is_of_a_statement(source))
+    }
+
     /// By which code the server refused something, and by which rule of the schema, where that has a name: no value is
     /// in it, as there may be in what the server says.
     #[must_use]
     pub fn refused_by(&self) -> Option<String> {
-        if let Self::Constraint {
-            name, source_error, ..
-        } = self
-        {
-            let code = code_of(source_error).unwrap_or_default();
+        let code = code_of(self.beneath()?);
+        if let Self::Constraint { name, .. } = self {
+            let code = code.unwrap_or_default();
             return Some(format!("{code} {name}").trim().to_owned());
         }
-        if let Self::Other(source) = self {
-            return code_of(source);
+        code
+    }
+
+    /// What may be told of it to those who may not read what is stored, where the server has answered a statement: its
+    /// words may be a trigger's, and quote a row.
+    #[must_use]
+    pub fn without_words(&self) -> Option<String> {
+        // That one is told in our words.
+        if let Self::NoLease(_) = self {
+            return None;
         }
-        None
+        let source = self.beneath().filter(|source| is_of_a_statement(source))?;
+        let what = if let Self::Forbidden(_) = self {
+            "does not let this user do what is needed: make it the owner of the tables, or grant it what it lacks"
+        } else if let Self::Lacking(_) = self {
+            "lacks something that a statement needs"
+        } else if let Self::Full(_) = self {
+            "has no room left"
+        } else if let Self::Lost(_) = self {
+            "cannot be used at the moment"
+        } else {
+            "answers a statement by an error"
+        };
+        let code = code_of(source).unwrap_or_default();
+        Some(format!(
+            "the database server {what}; its code is {code}, its words are in the log"
+        ))
+    }
+
+    /// As the library tells it.
+    const fn beneath(&self) -> Option<&Arc<sqlx::Error>> {
+        match self {
+            Self::Again(source)
+            | Self::Slow(source)
+            | Self::Held(source)
+            | Self::Lost(source)
+            | Self::Unknown(source)
+            | Self::Full(source)
+            | Self::Constraint {
+                source_error: source,
+                ..
+            }
+            | Self::Refused(source)
+            | Self::NoPassword(source)
+            | Self::Forbidden(source)
+            | Self::Lacking(source)
+            | Self::NoLease(source)
+            | Self::Other(source) => Some(source),
+            Self::Lacks(_)
+            | Self::Address(_)
+            | Self::Unfit(_)
+            | Self::Schema(_)
+            | Self::InUse(_)
+            | Self::Panicked
+            | Self::NoThread(_)
+            | Self::Closed
+            | Self::Busy => None,
+        }
     }
 
     /// Whether a statement named a table that is not there.
@@ -262,8 +333,12 @@ impl Error {
 
     /// The same about a commit: where the way to the server broke, nobody knows whether it was made.
     pub(super) fn while_committing(self) -> Self {
-        // A rule that looks at the end only: the server says that there is nothing of it.
-        if self.is_about_what_it_was_given() {
+        // A rule that looks at the end only: the server says that there is nothing of it. Of a failure of its own, or
+        // of the system beneath, that is not certain.
+        let has_failed = self.beneath().and_then(|source| code_of(source));
+        let has_failed =
+            has_failed.is_some_and(|code| code.starts_with("58") || code.starts_with("XX000"));
+        if self.is_an_answer() && !has_failed {
             return self;
         }
         match self {

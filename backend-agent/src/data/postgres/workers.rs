@@ -354,7 +354,7 @@ impl Worker {
                 Err(Error::Unknown(_)) if self.purpose != Purpose::Write => (Fate::Done, false),
                 Err(error) => {
                     // A rule that looks at the end only: the server has undone it, and goes on.
-                    let usable = error.is_about_what_it_was_given();
+                    let usable = error.is_an_answer();
                     (Fate::Failed(error), usable)
                 }
             };

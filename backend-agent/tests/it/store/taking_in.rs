@@ -6,7 +6,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use viworks_backend_agent::config::TelemetryConfig;
-use viworks_backend_agent::data::{Page, TelemetryLimits, TelemetryQuery};
+use viworks_backend_agent::data::{Page, StoreHealth, TelemetryLimits, TelemetryQuery};
 use viworks_backend_agent::metrics::BackendMetrics;
 use viworks_backend_agent::telemetry::processor::{Answer, HandedIn, Standing, TelemetryProcessor};
 use viworks_common::telemetry::BatchColumns;
@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
 
 const WITHHELD: &str = "viworks_telemetry_withheld_gateways";
+
+const PUT_OFF: &str = "viworks_telemetry_refused_batches_total";
 
 /// A processor of telemetry over a store.
 struct Processor {
@@ -95,6 +97,13 @@ impl Processor {
         line.unwrap().trim().to_owned()
     }
 
+    /// How many batches had to wait so far because the database seemed to fail.
+    fn put_off(&self) -> u64 {
+        let text = self.metrics.encode().unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(PUT_OFF));
+        line.unwrap().trim().parse().unwrap()
+    }
+
     /// What health says of them.
     fn told(&self) -> String {
         let found = self.conditions.list().into_iter();
@@ -160,10 +169,14 @@ async fn nobody_waits_for_what_the_database_refuses(
     assert!(matches!(answered(next).await, Answer::Committed(_)));
     assert_eq!((stored(bed, 1).await, stored(bed, other).await), (0, 7));
     assert_eq!(gaps(bed, 1).await, []);
-    assert_eq!(processor.withheld(), "1");
+    // What may be about the database is about the gateway once it fails again, while others' are stored.
+    until(|| processor.withheld() == "1").await;
     let told = processor.told();
     let code = format!(": gw-1; its code is {code}, ");
     assert!(told.contains(&code), "{told} {code}");
+    assert!(!told.contains("not this one"), "{told}");
+    let health = bed.store.health().await.unwrap();
+    assert_eq!((health.full, health.refused), (false, None));
     for answer in &mut spoilt {
         let answer = answer.try_recv();
         assert!(answer.is_err(), "{answer:?}");
@@ -272,6 +285,45 @@ const RULES: &[(&str, &str, &str)] = &[
         "ALTER TABLE telemetry DROP CONSTRAINT spoilt",
         "23514 spoilt",
     ),
+    // Codes by which a server speaks of itself: it is full, lacks rights, meets others, or is told to end.
+    (
+        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry FOR EACH ROW
+             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION refuse('53100')",
+        "DROP TRIGGER spoilt ON telemetry",
+        "53100",
+    ),
+    (
+        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry FOR EACH ROW
+             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION refuse('42501')",
+        "DROP TRIGGER spoilt ON telemetry",
+        "42501",
+    ),
+    (
+        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry FOR EACH ROW
+             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION refuse('40001')",
+        "DROP TRIGGER spoilt ON telemetry",
+        "40001",
+    ),
+    (
+        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry FOR EACH ROW
+             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION refuse('57014')",
+        "DROP TRIGGER spoilt ON telemetry",
+        "57014",
+    ),
+    // A table that is not there, looked for when the rows of one gateway come.
+    (
+        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry FOR EACH ROW
+             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION look_for_nothing()",
+        "DROP TRIGGER spoilt ON telemetry",
+        "42P01",
+    ),
+    // One that has no meaning of its own here, when all is done.
+    (
+        "CREATE CONSTRAINT TRIGGER spoilt AFTER INSERT ON telemetry_positions DEFERRABLE INITIALLY DEFERRED
+             FOR EACH ROW WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse('55000')",
+        "DROP TRIGGER spoilt ON telemetry_positions",
+        "55000",
+    ),
 ];
 
 /// What these rules call.
@@ -280,6 +332,8 @@ CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN RAISE EXCEPTION 'not this one' USING ERRCODE = TG_ARGV[0]; END $$;
 CREATE FUNCTION refuse_plainly() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN RAISE EXCEPTION 'not this one'; END $$;
+CREATE FUNCTION look_for_nothing() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN PERFORM FROM quotas_of_nobody; RETURN NEW; END $$;
 CREATE FUNCTION is_sound(number int) RETURNS boolean LANGUAGE plpgsql AS $$
     BEGIN RETURN NOT EXISTS (SELECT FROM telemetry_agent_ids WHERE id = number AND agent_id = 'GATEWAY'); END $$;
 ";
@@ -301,6 +355,97 @@ async fn nobody_waits_for_what_the_server_refuses() {
             server.psql(&database, gone).unwrap();
         };
         nobody_waits_for_what_the_database_refuses(&bed, code, spoil, mend).await;
+        bed.store.close().await;
+        server.drop(&database);
+    }
+}
+
+/// Whatever anybody hands in fails: nobody is blamed, and everything is stored once it does not.
+async fn everybody_waits_for_a_database_that_fails(
+    bed: &Bed,
+    is_told: impl Fn(&StoreHealth) -> bool + Send + Sync,
+    spoil: impl FnOnce(),
+    mend: impl FnOnce(),
+) {
+    const GATEWAYS: u64 = 24;
+    let lanes = u64::try_from(bed.store.telemetry_lanes()).unwrap();
+    let all: Vec<u64> = (0..GATEWAYS).map(|n| 1 + n * lanes).collect();
+    for n in &all {
+        bed.gateway(*n).await;
+        bed.session(*n, *n).await;
+    }
+    spoil();
+    let processor = Processor::over(bed);
+    let mut answers = Vec::new();
+    for n in &all {
+        answers.push(processor.hand_in(*n, 1, packed(1, 3)).await);
+    }
+    let waits = async {
+        while processor.put_off() < 3 || !is_told(&bed.store.health().await.unwrap()) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waits)
+        .await
+        .expect("it is told");
+    assert_eq!(
+        (processor.withheld().as_str(), processor.told()),
+        ("0", String::new())
+    );
+    for answer in &mut answers {
+        assert!(answer.try_recv().is_err());
+    }
+    mend();
+    for (n, answer) in all.iter().zip(answers) {
+        let Answer::Committed(commit) = answered(answer).await else {
+            panic!("what the database takes now was not committed");
+        };
+        assert_eq!((commit.stored, commit.missing), (3, 0));
+        assert_eq!(stored(bed, *n).await, 3);
+    }
+    assert_eq!(processor.withheld(), "0");
+}
+
+#[tokio::test]
+async fn everybody_waits_for_a_file_that_lacks_something() {
+    let folder = tempfile::tempdir().unwrap();
+    let bed = Bed::new(super::sqlite(&folder).await.unwrap());
+    // A statement on such a table cannot be prepared, whoever's rows it is for.
+    let spoil = || {
+        let rule = "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry WHEN new.seq < 0 \
+                    BEGIN INSERT INTO quotas_of_nobody VALUES (1); END";
+        alter_file(&folder, rule);
+    };
+    let mend = || alter_file(&folder, "DROP TRIGGER spoilt");
+    everybody_waits_for_a_database_that_fails(&bed, |_health| true, spoil, mend).await;
+    bed.store.close().await;
+}
+
+#[tokio::test]
+async fn everybody_waits_for_a_server_that_fails() {
+    let is_full: fn(&StoreHealth) -> bool = |health| health.full;
+    let is_unfit: fn(&StoreHealth) -> bool = |health| {
+        let told = health.refused.as_deref();
+        told.is_some_and(|told| told.contains("42501") && !told.contains("not this one"))
+    };
+    for (code, is_told) in [("53100", is_full), ("42501", is_unfit)] {
+        let folder = tempfile::tempdir().unwrap();
+        let Some(store) = super::postgres(&folder).await else {
+            return;
+        };
+        let (server, database) = super::database(&folder).unwrap();
+        let bed = Bed::new(store);
+        let ask = |statement: &str| {
+            server.psql(&database, statement).unwrap();
+        };
+        let spoil = || {
+            ask(FUNCTIONS);
+            ask(&format!(
+                "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry FOR EACH ROW EXECUTE FUNCTION refuse('{code}')"
+            ));
+        };
+        let mend = || ask("DROP TRIGGER spoilt ON telemetry");
+        everybody_waits_for_a_database_that_fails(&bed, is_told, spoil, mend).await;
         bed.store.close().await;
         server.drop(&database);
     }

@@ -15,8 +15,9 @@ use super::super::telemetry::{queries, retention, rollups, steps};
 use super::super::tx::{Tx, View};
 use crate::data::{
     GapCursor, Listing, Page, PurgedTelemetry, RefusalCursor, RolledUp, StepCursor, StepQuery,
-    Stepped, StoreResult, StoredGap, StoredRecord, StoredRefusal, StreamSummary, TelemetryCursor,
-    TelemetryLimits, TelemetryOutcome, TelemetryQuery, TelemetryStore, TelemetryWrite,
+    Stepped, StoreError, StoreResult, StoredGap, StoredRecord, StoredRefusal, StreamSummary,
+    TelemetryCursor, TelemetryLimits, TelemetryOutcome, TelemetryQuery, TelemetryStore,
+    TelemetryWrite,
 };
 
 #[async_trait]
@@ -45,9 +46,20 @@ impl<E: Engine> TelemetryStore for SqlStore<E> {
             let commit = |tx: &Tx<'_>| telemetry::commit(tx, &writes, &limits, wall);
             Ok(Tx::run(view, now, commit)?.answer)
         };
-        let outcomes = self.write_view(tenant, Urgency::Bulk, commit).await?;
+        let outcomes = match self.engine.write(tenant, Urgency::Bulk, commit).await {
+            // Of whom it speaks is for whoever has the writes of others to find out. Whether somebody holds a lock is
+            // looked for anyway.
+            Err(error) if error.is_in_doubt() && !matches!(error, StoreError::Held(_)) => {
+                return Err(error);
+            }
+            written => self.noted(written)?,
+        };
         fault::point("store.telemetry.after_commit");
         Ok(outcomes)
+    }
+
+    fn believe(&self, error: StoreError) {
+        drop(self.noted::<()>(Err(error)));
     }
 
     async fn telemetry_positions(
