@@ -1,10 +1,11 @@
 //! The authorities that gateways are given over their sessions, so that they know another one before the server shows a
-//! certificate of it, and at the door, for those that were off meanwhile.
+//! certificate of it, and at the door, for those that were off meanwhile; and which of them signed a certificate.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use viworks_common::command::format_digest;
@@ -25,17 +26,39 @@ pub struct Authority {
     pub subject: String,
     /// When it ends, where that can be read.
     pub not_after: Option<Timestamp>,
+    /// What is stored with the certificates that it signed: SHA-256 of its name and its key. Two certificates may be
+    /// one authority's, such as before and after that was renewed.
+    pub issuer: [u8; 32],
+    /// The certificate.
+    certificate: CertificateDer<'static>,
+    /// Its name, DER.
+    name: Vec<u8>,
 }
 
 impl Authority {
     fn of(certificate: &[u8]) -> Self {
-        let subject = X509Certificate::from_der(certificate)
-            .map(|(_rest, certificate)| certificate.subject().to_string());
+        let parsed = X509Certificate::from_der(certificate)
+            .map(|(_rest, parsed)| (parsed.subject().to_string(), parsed.subject().as_raw().to_vec()));
+        let (subject, name) = parsed.unwrap_or_default();
         Self {
             id: format_digest(&Sha256::digest(certificate).into()),
-            subject: subject.unwrap_or_default(),
+            subject,
             not_after: tls::validity(certificate).ok().map(|(_from, to)| to),
+            issuer: tls::anchor_sha256(certificate).unwrap_or_default(),
+            certificate: CertificateDer::from(certificate.to_vec()),
+            name,
         }
+    }
+
+    /// Whether a certificate leads to it, as TLS judges at a moment.
+    fn is_led_to(
+        &self,
+        leaf: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        at: UnixTime,
+    ) -> bool {
+        let verifier = tls::roots([self.certificate.clone()]).and_then(tls::client_verifier);
+        verifier.is_ok_and(|verifier| verifier.verify_client_cert(leaf, between, at).is_ok())
     }
 }
 
@@ -94,6 +117,40 @@ impl Authorities {
     #[must_use]
     pub fn ids(&self) -> BTreeSet<String> {
         self.all.iter().map(|one| one.id.clone()).collect()
+    }
+
+    /// What is stored with the certificates that they signed.
+    #[must_use]
+    pub fn issuers(&self) -> BTreeSet<[u8; 32]> {
+        self.all.iter().map(|one| one.issuer).collect()
+    }
+
+    /// Whether it is one of them by which this is stored with a certificate.
+    #[must_use]
+    pub fn include(&self, issuer: &[u8; 32]) -> bool {
+        self.all.iter().any(|one| one.issuer == *issuer)
+    }
+
+    /// Which of them signed a certificate that TLS found to lead to one of them, through these where it was so. Its
+    /// name says which one it is, unless two have the same, or there are others in between.
+    #[must_use]
+    pub fn signer_of(
+        &self,
+        leaf: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        at: Timestamp,
+    ) -> Option<[u8; 32]> {
+        let (_rest, parsed) = X509Certificate::from_der(leaf).ok()?;
+        let name = parsed.issuer().as_raw();
+        let named = self.all.iter().filter(|one| one.name == name);
+        let named: BTreeSet<[u8; 32]> = named.map(|one| one.issuer).collect();
+        if let (Some(only), 1) = (named.first(), named.len()) {
+            return Some(*only);
+        }
+        let since_epoch = u64::try_from(at.unix_micros()).unwrap_or(0);
+        let at = UnixTime::since_unix_epoch(Duration::from_micros(since_epoch));
+        let found = self.all.iter().find(|one| one.is_led_to(leaf, between, at));
+        found.map(|one| one.issuer)
     }
 
     /// What is in the bundle, where there is one.
