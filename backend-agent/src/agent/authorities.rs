@@ -37,8 +37,12 @@ pub struct Authority {
 
 impl Authority {
     fn of(certificate: &[u8]) -> Self {
-        let parsed = X509Certificate::from_der(certificate)
-            .map(|(_rest, parsed)| (parsed.subject().to_string(), parsed.subject().as_raw().to_vec()));
+        let parsed = X509Certificate::from_der(certificate).map(|(_rest, parsed)| {
+            (
+                parsed.subject().to_string(),
+                parsed.subject().as_raw().to_vec(),
+            )
+        });
         let (subject, name) = parsed.unwrap_or_default();
         Self {
             id: format_digest(&Sha256::digest(certificate).into()),
@@ -266,7 +270,8 @@ impl Giving {
 #[cfg(test)]
 mod tests {
     use rcgen::{
-        BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
+        BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+        IsCa, Issuer, KeyPair,
     };
 
     use super::*;
@@ -347,5 +352,55 @@ mod tests {
             .take(limits::AUTHORITIES_MAX + 1)
             .collect();
         assert_eq!(Authorities::of(&many).noted(), None);
+    }
+
+    /// What an authority of this name is made of.
+    fn named(name: &str) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+    }
+
+    /// An authority of this name with a key of its own, and what signs for it.
+    fn signing(name: &str) -> (CertificateDer<'static>, Issuer<'static, KeyPair>) {
+        let (params, key) = (named(name), KeyPair::generate().unwrap());
+        let certificate = params.self_signed(&key).unwrap().der().clone();
+        (certificate, Issuer::new(params, key))
+    }
+
+    /// The certificate of a client.
+    fn signed(issuer: &Issuer<'static, KeyPair>) -> CertificateDer<'static> {
+        let params = CertificateParams {
+            extended_key_usages: vec![ExtendedKeyUsagePurpose::ClientAuth],
+            ..CertificateParams::default()
+        };
+        let key = KeyPair::generate().unwrap();
+        params.signed_by(&key, issuer).unwrap().der().clone()
+    }
+
+    #[test]
+    fn who_signed_a_certificate_is_known_by_name_and_where_two_have_it_by_the_key() {
+        let now = Timestamp::parse("2026-01-02T02:00:00Z").unwrap();
+        let ((one, first), (other, second)) = (signing("site"), signing("site"));
+        let (third, by_third) = signing("another");
+        let trusted = Authorities::of(&[one.clone(), other.clone(), third.clone()]);
+        let issuer = |certificate: &[u8]| Some(tls::anchor_sha256(certificate).unwrap());
+        for (by, expected) in [(&first, &one), (&second, &other), (&by_third, &third)] {
+            let signer = trusted.signer_of(&signed(by), &[], now);
+            assert_eq!(signer, issuer(expected));
+        }
+        assert!(trusted.include(&issuer(&one).unwrap()));
+        let (foreign, by_foreign) = signing("nobody");
+        assert_eq!(trusted.signer_of(&signed(&by_foreign), &[], now), None);
+        assert!(!trusted.include(&issuer(&foreign).unwrap()));
+
+        // Through one in between, which a gateway shows beside its own.
+        let (params, key) = (named("between"), KeyPair::generate().unwrap());
+        let between = params.signed_by(&key, &second).unwrap().der().clone();
+        let leaf = signed(&Issuer::new(params, key));
+        assert_eq!(trusted.signer_of(&leaf, &[between], now), issuer(&other));
+        assert_eq!(trusted.signer_of(&leaf, &[], now), None);
     }
 }

@@ -19,11 +19,13 @@ pub(super) async fn execute(
             let status = client.authorities().await?;
             views::authority::status(&status, format, SystemClock.wall())?;
             let cut_off = status.signers.as_ref().map_or(0, |known| known.cut_off);
-            Ok(if status.lacking == 0 && cut_off == 0 && status.backends.is_empty() {
-                ExitCode::Ok
-            } else {
-                ExitCode::NoGo
-            })
+            Ok(
+                if status.lacking == 0 && cut_off == 0 && status.backends.is_empty() {
+                    ExitCode::Ok
+                } else {
+                    ExitCode::NoGo
+                },
+            )
         }
     }
 }

@@ -156,9 +156,7 @@ fn needed(status: &AuthorityStatus) -> Vec<String> {
 fn needed_by(authority: &Authority) -> String {
     let (id, subject) = (short(&authority.authority), one_line(&authority.subject));
     match authority.needed_by.unwrap_or_default() {
-        0 => format!(
-            "{id} ({subject}): no gateway is known to need it for its own certificate"
-        ),
+        0 => format!("{id} ({subject}): no gateway is known to need it for its own certificate"),
         gateways => format!(
             "{id} ({subject}): {} of it: not yet to be taken out of client_ca_file: {}",
             human::counted_all(
@@ -173,7 +171,11 @@ fn needed_by(authority: &Authority) -> String {
 
 /// The first few of so many, and how many others there are.
 fn first(all: u64, named: &[GatewayName]) -> String {
-    let named: Vec<String> = named.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    let named: Vec<String> = named
+        .iter()
+        .take(NAMED_MAX)
+        .map(ToString::to_string)
+        .collect();
     let told = u64::try_from(named.len()).unwrap_or(u64::MAX);
     match all.saturating_sub(told) {
         0 => named.join(", "),
@@ -322,7 +324,10 @@ mod tests {
         let told = needed(&status);
         assert!(told[2].ends_with("may be needed: gw-8"), "{told:?}");
         assert!(told[3].starts_with("1 gateway is cut off"), "{told:?}");
-        assert!(told[3].contains("signed the certificate: gw-9; "), "{told:?}");
+        assert!(
+            told[3].contains("signed the certificate: gw-9; "),
+            "{told:?}"
+        );
         // Where there is one, nobody asks whether it may be taken out.
         status.authorities.pop();
         assert_eq!(needed(&status).len(), 1);

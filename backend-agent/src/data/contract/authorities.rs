@@ -4,9 +4,7 @@ use async_trait::async_trait;
 use viworks_common::id::{AgentId, Tenant};
 use viworks_common::time::Timestamp;
 
-use crate::data::{
-    AuthorityBundle, AuthorityTrust, Signed, SignedFor, StoreResult, Unaware,
-};
+use crate::data::{AuthorityBundle, AuthorityTrust, Signed, SignedFor, StoreResult, Unaware};
 
 /// The authorities that gateways are given, and which gateways have them.
 #[async_trait]

@@ -464,6 +464,7 @@ impl Backend {
             serial: format!("0a{byte:02x}"),
             not_after: now().saturating_add(Duration::from_secs(3_600)),
             fingerprint: [byte; 32],
+            issuer: None,
         };
         self.store
             .register_certificate(&self.tenant, new, &Actor::local("test"), now())
@@ -494,6 +495,7 @@ impl Backend {
             agent_run_id,
             unreported: Vec::new(),
             proves: None,
+            signed_by: None,
         };
         let confirmed = self
             .store
