@@ -17,8 +17,8 @@ pub const NAMED_MAX: usize = 5;
 pub const CUT_OFF_FIX: &str = "put its certificate back behind the others in the file of client_ca_file and reload \
                                (SIGHUP): they are in again and renew under the first one there; where it was taken out \
                                on purpose, have a certificate signed by hand for each of them \
-                               (docs/errors/cert_untrusted.md), wait until theirs have ended, from when on a door gives \
-                               them another one, or revoke those that are gone";
+                               (docs/errors/cert_untrusted.md), wait until theirs have ended, from when on a door \
+                               gives them another one, or revoke those that are gone";
 
 /// Gateways whose certificates some authorities signed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl Holders {
     pub fn cut_off(&self) -> String {
         let gateways = human::counted_all(self.tally.gateways, "gateway is", "gateways are");
         format!(
-            "{gateways} cut off: an authority that is not in client_ca_file signed the certificate that is registered: {}",
+            "{gateways} cut off: an authority that is not in client_ca_file signed the registered certificate: {}",
             self.names()
         )
     }
@@ -231,8 +231,8 @@ mod tests {
         let six = ["gw-1", "gw-2", "gw-3", "gw-4", "gw-5", "gw-6"];
         assert_eq!(
             refusal(&holders(7, &six), &Holders::default()),
-            "7 gateways still have certificates of an authority that client_ca_file does not have any more, and would be \
-             cut off: gw-1, gw-2, gw-3, gw-4, gw-5 and 2 more"
+            "7 gateways still have certificates of an authority that client_ca_file does not have any more, and would \
+             be cut off: gw-1, gw-2, gw-3, gw-4, gw-5 and 2 more"
         );
         let told = refusal(&holders(1, &["gw-1"]), &holders(1, &["gw-2"]));
         assert!(
@@ -246,8 +246,7 @@ mod tests {
         );
         assert_eq!(
             holders(1, &["gw-1"]).cut_off(),
-            "1 gateway is cut off: an authority that is not in client_ca_file signed the certificate that is registered: \
-             gw-1"
+            "1 gateway is cut off: an authority that is not in client_ca_file signed the registered certificate: gw-1"
         );
     }
 }
