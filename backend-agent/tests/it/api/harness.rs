@@ -206,6 +206,11 @@ impl Backend {
         again
     }
 
+    /// The authorities that are trusted and given to gateways.
+    pub(super) fn authorities(&self) -> Arc<Authorities> {
+        own_authorities(&self.folder)
+    }
+
     /// The authority's key, which a test may take away.
     pub(super) fn authority_key(&self) -> PathBuf {
         self.folder.path().join("keys/ca.key")
