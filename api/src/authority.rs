@@ -1,4 +1,4 @@
-//! Authorities: which of them gateways are given, and which gateways have them.
+//! Authorities: which of them gateways are given, which gateways have them, and whose certificates they signed.
 
 use serde::{Deserialize, Serialize};
 use viworks_common::id::{AgentId, GatewayName};
@@ -41,6 +41,31 @@ pub struct Authority {
     pub missing_off: u64,
     /// Gateways that do not: the first 50.
     pub missing: Vec<AuthorityGateway>,
+    /// Gateways that would be refused if it alone were taken out of `client_ca_file`, because it signed the certificate
+    /// with which they get in. A backend of an earlier version does not say.
+    #[serde(default)]
+    pub needed_by: Option<u64>,
+    /// Those of them that are not connected.
+    #[serde(default)]
+    pub needed_by_off: Option<u64>,
+    /// The first 50 of them, where there is more than one authority.
+    #[serde(default)]
+    pub needed_by_first: Vec<GatewayName>,
+}
+
+/// What is known of the authorities that signed the gateways' own certificates, beside those that gateways are given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AuthoritySigners {
+    /// Gateways that are refused, because an authority that is not in `client_ca_file` signed the certificate that is
+    /// registered.
+    pub cut_off: u64,
+    /// The first 50 of them.
+    pub cut_off_first: Vec<GatewayName>,
+    /// Gateways of which it is not known until each next connects which authority signed the certificate.
+    pub unknown: u64,
+    /// The first 50 of them.
+    pub unknown_first: Vec<GatewayName>,
 }
 
 /// Which authorities gateways are given, and who has them.
@@ -62,6 +87,9 @@ pub struct AuthorityStatus {
     /// The other backends of the database that give gateways another bundle.
     #[serde(default)]
     pub backends: Vec<AuthorityBackend>,
+    /// Whose own certificates are of none of these, or may be. A backend of an earlier version does not say.
+    #[serde(default)]
+    pub signers: Option<AuthoritySigners>,
 }
 
 /// A backend that gives gateways other authorities than the one that answers.

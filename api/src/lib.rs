@@ -25,7 +25,9 @@ mod ticket;
 
 pub use apikey::{ApiKey, ApiKeyCreated, ApiKeyList, ApiKeyRequest, ApiKeyStatus};
 pub use audit::{AuditList, AuditRecord};
-pub use authority::{Authority, AuthorityBackend, AuthorityGateway, AuthorityStatus};
+pub use authority::{
+    Authority, AuthorityBackend, AuthorityGateway, AuthoritySigners, AuthorityStatus,
+};
 pub use catalogue::{CatalogueCommand, CatalogueGateway, CatalogueList};
 pub use certificate::{
     CertificateList, CertificateRef, CertificateRevoked, CertificateState, EarlierCertificate,

@@ -14,4 +14,5 @@ pub mod rates;
 pub mod reach;
 pub mod registry;
 pub mod shelf;
+pub mod signers;
 pub mod strays;

@@ -367,7 +367,11 @@ impl Shared {
         let handshake = agents.tls_timeout + agents.upgrade_timeout + agents.hello_timeout;
         let inbound = Inbound {
             store: Arc::clone(&self.store),
-            registry: Registry::new(Arc::clone(&self.store), agents.trust_domain.clone()),
+            registry: Registry::new(
+                Arc::clone(&self.store),
+                agents.trust_domain.clone(),
+                Arc::clone(&self.trust),
+            ),
             manager: Arc::clone(&self.manager),
             prober: Arc::clone(&self.prober),
             dispatcher: Arc::clone(dispatcher),
@@ -410,6 +414,7 @@ impl Shared {
         });
         let tools = Tools {
             store: Arc::clone(&self.store),
+            tenant: self.tenant.clone(),
             manager: Arc::clone(&self.manager),
             pins: Arc::clone(&self.pins),
             trust: Arc::clone(&self.trust),

@@ -1,5 +1,6 @@
 //! Opens the database that the configuration names, or only looks at what is in it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,16 +10,19 @@ use viworks_common::id::Tenant;
 use viworks_common::ledger::lease::Backoff;
 use viworks_common::pin::PinSet;
 use viworks_common::pin::rotation::Rotation;
+use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::lifecycle::notify;
 use viworks_runtime::migrations::Standing;
 use viworks_runtime::sqlite::Options;
 
+use crate::agent::authorities::Authorities;
+use crate::agent::signers::{self, Holders};
 use crate::config::Config;
 use crate::data::moving::marker;
 use crate::data::postgres::{self, Address, Found, PostgresStore, Role};
 use crate::data::sqlite::{self as embedded, SqliteStore};
-use crate::data::{OwnPins, Store, in_full};
+use crate::data::{OwnPins, Store, StoreError, StoreResult, in_full};
 use crate::start_error::StartError;
 
 /// How a start waits for a server that is away before it tries again.
@@ -161,6 +165,53 @@ pub async fn pins_in_force(config: &Config, own: OwnPins) -> Result<PinSet, Stri
     store.close().await;
     let known = known.map_err(|error| in_full(&error))?;
     Ok(known.rotation.set())
+}
+
+/// The gateways that are cut off where these authorities are trusted, because another one signed their certificates.
+/// Nothing is changed, and the schema stays as it is. Otherwise why that cannot be read.
+///
+/// # Errors
+///
+/// When the database cannot be read as it is.
+pub async fn cut_off(config: &Config, trusted: &Authorities) -> Result<Holders, String> {
+    let (tenant, wall) = (Tenant::default_tenant(), SystemClock.wall());
+    let told = |error: &StartError| in_full(error);
+    let address = config.store.address();
+    let Some(address) = address.map_err(|error| told(&error.into()))? else {
+        refuse_moved(config).map_err(|error| told(&error))?;
+        let read = cut_off_there(&config.data.sqlite_file, &tenant, trusted, wall);
+        return read.map_err(|error| in_full(&error));
+    };
+    let named = address.to_string();
+    let opened = PostgresStore::open(address, Role::Beside, false).await;
+    let store: Arc<dyn Store> = Arc::new(opened.map_err(|source| {
+        told(&StartError::Server {
+            address: named,
+            source,
+        })
+    })?);
+    let found = async {
+        let signed = signers::others(store.signed(&tenant, wall).await?, trusted);
+        Holders::of(&*store, &tenant, &signed, wall).await
+    };
+    let found = found.await;
+    store.close().await;
+    found.map_err(|error: StoreError| in_full(&error))
+}
+
+/// The same by the embedded database.
+fn cut_off_there(
+    file: &Path,
+    tenant: &Tenant,
+    trusted: &Authorities,
+    wall: Timestamp,
+) -> StoreResult<Holders> {
+    let mut holders = Holders::default();
+    for one in signers::others(embedded::signed(file, tenant, wall)?, trusted) {
+        let first = embedded::signed_for(file, tenant, one.issuer, wall, signers::NAMED_MAX)?;
+        holders.add(&one, first);
+    }
+    Ok(holders)
 }
 
 /// Refuses to prepare a server's empty database for a site that is in the embedded one, as [`look`] does at a start.

@@ -1,5 +1,6 @@
 //! SIGHUP: takes over what of the configuration can change while the backend runs, a renewed server certificate, its
-//! key and the authority of the gateways' certificates; tells when one of them ends, and which keys wait for a restart.
+//! key and the authorities of the gateways' certificates, unless a gateway needs one that is missing; tells when one of
+//! them ends, and which keys wait for a restart.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 use viworks_common::certificate::{Life, life};
 use viworks_common::human;
+use viworks_common::id::Tenant;
 use viworks_common::time::Timestamp;
 use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, sleep_until};
@@ -17,12 +19,13 @@ use viworks_runtime::lifecycle::{Hangups, Lifecycle, notify};
 use viworks_runtime::logging;
 use viworks_runtime::tls::{self, ServerSide};
 
-use crate::agent::authorities::Trust;
+use crate::agent::authorities::{Authorities, Trust};
 use crate::agent::manager::Manager;
 use crate::agent::pins::ServerPins;
+use crate::agent::signers::{self, Holders};
 use crate::auth::quota::Quotas;
 use crate::config::{Config, LIVE};
-use crate::data::Store;
+use crate::data::{Store, StoreResult, in_full};
 use crate::material::ServerMaterial;
 use crate::metrics::BackendMetrics;
 
@@ -37,6 +40,10 @@ const NAMED_MAX: usize = 5;
 
 const RELOAD: &str = "reload";
 const RELOAD_FIX: &str = "mend the files and send SIGHUP again; check-config lists every problem";
+const NEEDED_FIX: &str = "put its certificate back behind the others in that file and send SIGHUP, and take it out when \
+                          viworks authority status says that no gateway has a certificate of it: they renew by \
+                          themselves; where its key was stolen, restart this backend, which takes the file as it is: \
+                          the condition trust.certificates names those who are cut off then";
 const RENEW: &str = "renew it for the same key, or for the one in next_key_file, and send SIGHUP";
 
 /// What is read again, and what was read last.
@@ -44,6 +51,7 @@ pub struct Reload {
     config: Config,
     readings: Readings,
     store: Arc<dyn Store>,
+    tenant: Tenant,
     current: ServerMaterial,
     server: watch::Sender<Arc<ServerSide>>,
     manager: Arc<Manager>,
@@ -56,8 +64,10 @@ pub struct Reload {
 
 /// With what a reload tells and counts.
 pub struct Tools {
-    /// Knows what a gateway may have stored.
+    /// Knows what a gateway may have stored, and which authorities signed the gateways' certificates.
     pub store: Arc<dyn Store>,
+    /// Whose gateways.
+    pub tenant: Tenant,
     /// Knows the certificates of connected gateways.
     pub manager: Arc<Manager>,
     /// The pins of the server's keys.
@@ -83,6 +93,7 @@ impl Reload {
         let (server, receiver) = watch::channel(Arc::clone(&material.server));
         let Tools {
             store,
+            tenant,
             manager,
             pins,
             trust,
@@ -94,6 +105,7 @@ impl Reload {
             readings: Readings::new(config.values.clone(), LIVE),
             config,
             store,
+            tenant,
             current: material,
             server,
             manager,
@@ -161,26 +173,64 @@ impl Reload {
         let config = self.config.clone();
         let load = move || ServerMaterial::load(&config);
         let loaded = blocking::call("material", READ_TIME, load).await;
-        let problems = match loaded {
+        let (problems, fix) = match loaded {
             Ok(Ok(material)) => {
                 // A promotion on another backend counts as well; without the store, what was known does.
                 drop(self.pins.refresh().await);
-                match self.take_over(material) {
+                match self.try_take_over(material).await {
                     Ok(()) => {
                         self.pins.shows(self.current.pin).await;
                         return self.conditions.clear(RELOAD);
                     }
-                    Err(reason) => reason.to_owned(),
+                    Err(refused) => refused,
                 }
             }
-            Ok(Err(problems)) => problems.in_one_line(),
-            Err(error) => error.to_string(),
+            Ok(Err(problems)) => (problems.in_one_line(), RELOAD_FIX),
+            Err(error) => (error.to_string(), RELOAD_FIX),
         };
         let cause = format!(
             "what SIGHUP asked to be read again cannot be used, and what was read before stays in force: {problems}"
         );
-        self.conditions
-            .raise(RELOAD, Severity::Warn, &cause, RELOAD_FIX);
+        self.conditions.raise(RELOAD, Severity::Warn, &cause, fix);
+    }
+
+    /// Takes it over unless that would cut gateways off: why it would, and what to do.
+    async fn try_take_over(
+        &mut self,
+        material: ServerMaterial,
+    ) -> Result<(), (String, &'static str)> {
+        match self.needed(&material.authorities).await {
+            Ok(None) => {}
+            Ok(Some(needed)) => return Err((needed, NEEDED_FIX)),
+            Err(error) => {
+                let reason = format!(
+                    "client_ca_file lacks an authority that it had, and which gateways have certificates of it cannot \
+                     be looked up: {}",
+                    in_full(&error)
+                );
+                return Err((reason, NEEDED_FIX));
+            }
+        }
+        let taken = self.take_over(material);
+        taken.map_err(|reason| (reason.to_owned(), RELOAD_FIX))
+    }
+
+    /// Why these may not take the place of the authorities that are trusted now, if a gateway needs one that is
+    /// missing.
+    async fn needed(&self, after: &Authorities) -> StoreResult<Option<String>> {
+        let before = &self.current.authorities;
+        if before.issuers().is_subset(&after.issuers()) {
+            return Ok(None);
+        }
+        let (store, tenant, wall) = (&*self.store, &self.tenant, self.clock.wall());
+        let signed = store.signed(tenant, wall).await?;
+        let (needed, unknown) = signers::needing(signed, before, after);
+        if needed.is_empty() && unknown.is_empty() {
+            return Ok(None);
+        }
+        let needed = Holders::of(store, tenant, &needed, wall).await?;
+        let unknown = Holders::of(store, tenant, &unknown, wall).await?;
+        Ok(Some(signers::refusal(&needed, &unknown)))
     }
 
     fn take_over(&mut self, material: ServerMaterial) -> Result<(), &'static str> {

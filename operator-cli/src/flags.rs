@@ -152,7 +152,7 @@ pub enum Verb {
     /// Pins: which keys of the server gateways trust, and how one follows another
     #[command(subcommand, alias = "pins")]
     Pin(Pin),
-    /// Authorities: which of them gateways are given, and who has them
+    /// Authorities: which of them gateways are given, who has them, and who needs which
     #[command(subcommand, alias = "authorities")]
     Authority(Authority),
     /// Keys that gateways share with the backend: given anew over their sessions

@@ -60,6 +60,24 @@ pub fn spki_sha256(certificate: &[u8]) -> Result<[u8; 32], TlsError> {
     Ok(Sha256::digest(certificate.tbs_certificate.subject_pki.raw).into())
 }
 
+/// What TLS knows an authority by: SHA-256 over its name and its key, which are the same in every certificate that there
+/// is of it.
+///
+/// # Errors
+///
+/// When the bytes are no certificate.
+pub fn anchor_sha256(certificate: &[u8]) -> Result<[u8; 32], TlsError> {
+    let (_, certificate) =
+        X509Certificate::from_der(certificate).map_err(|error| TlsError::Certificate {
+            reason: error.to_string(),
+        })?;
+    // Each says where it ends.
+    let both = Sha256::new()
+        .chain_update(certificate.subject().as_raw())
+        .chain_update(certificate.tbs_certificate.subject_pki.raw);
+    Ok(both.finalize().into())
+}
+
 /// What a listener asks of a client certificate: that it leads to one of `roots`, is valid now, and is for clients.
 /// Whom it names is for the caller to read.
 ///

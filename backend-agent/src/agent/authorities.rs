@@ -1,10 +1,11 @@
 //! The authorities that gateways are given over their sessions, so that they know another one before the server shows a
-//! certificate of it, and at the door, for those that were off meanwhile.
+//! certificate of it, and at the door, for those that were off meanwhile; and which of them signed a certificate.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use viworks_common::command::format_digest;
@@ -25,17 +26,43 @@ pub struct Authority {
     pub subject: String,
     /// When it ends, where that can be read.
     pub not_after: Option<Timestamp>,
+    /// What is stored with the certificates that it signed: SHA-256 of its name and its key. Two certificates may be
+    /// one authority's, such as before and after that was renewed.
+    pub issuer: [u8; 32],
+    /// The certificate.
+    certificate: CertificateDer<'static>,
+    /// Its name, DER.
+    name: Vec<u8>,
 }
 
 impl Authority {
     fn of(certificate: &[u8]) -> Self {
-        let subject = X509Certificate::from_der(certificate)
-            .map(|(_rest, certificate)| certificate.subject().to_string());
+        let parsed = X509Certificate::from_der(certificate).map(|(_rest, parsed)| {
+            (
+                parsed.subject().to_string(),
+                parsed.subject().as_raw().to_vec(),
+            )
+        });
+        let (subject, name) = parsed.unwrap_or_default();
         Self {
             id: format_digest(&Sha256::digest(certificate).into()),
-            subject: subject.unwrap_or_default(),
+            subject,
             not_after: tls::validity(certificate).ok().map(|(_from, to)| to),
+            issuer: tls::anchor_sha256(certificate).unwrap_or_default(),
+            certificate: CertificateDer::from(certificate.to_vec()),
+            name,
         }
+    }
+
+    /// Whether a certificate leads to it, as TLS judges at a moment.
+    fn is_led_to(
+        &self,
+        leaf: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        at: UnixTime,
+    ) -> bool {
+        let verifier = tls::roots([self.certificate.clone()]).and_then(tls::client_verifier);
+        verifier.is_ok_and(|verifier| verifier.verify_client_cert(leaf, between, at).is_ok())
     }
 }
 
@@ -94,6 +121,40 @@ impl Authorities {
     #[must_use]
     pub fn ids(&self) -> BTreeSet<String> {
         self.all.iter().map(|one| one.id.clone()).collect()
+    }
+
+    /// What is stored with the certificates that they signed.
+    #[must_use]
+    pub fn issuers(&self) -> BTreeSet<[u8; 32]> {
+        self.all.iter().map(|one| one.issuer).collect()
+    }
+
+    /// Whether it is one of them by which this is stored with a certificate.
+    #[must_use]
+    pub fn include(&self, issuer: &[u8; 32]) -> bool {
+        self.all.iter().any(|one| one.issuer == *issuer)
+    }
+
+    /// Which of them signed a certificate that TLS found to lead to one of them, through these where it was so. Its
+    /// name says which one it is, unless two have the same, or there are others in between.
+    #[must_use]
+    pub fn signer_of(
+        &self,
+        leaf: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        at: Timestamp,
+    ) -> Option<[u8; 32]> {
+        let (_rest, parsed) = X509Certificate::from_der(leaf).ok()?;
+        let name = parsed.issuer().as_raw();
+        let named = self.all.iter().filter(|one| one.name == name);
+        let named: BTreeSet<[u8; 32]> = named.map(|one| one.issuer).collect();
+        if let (Some(only), 1) = (named.first(), named.len()) {
+            return Some(*only);
+        }
+        let since_epoch = u64::try_from(at.unix_micros()).unwrap_or(0);
+        let at = UnixTime::since_unix_epoch(Duration::from_micros(since_epoch));
+        let found = self.all.iter().find(|one| one.is_led_to(leaf, between, at));
+        found.map(|one| one.issuer)
     }
 
     /// What is in the bundle, where there is one.
@@ -209,7 +270,8 @@ impl Giving {
 #[cfg(test)]
 mod tests {
     use rcgen::{
-        BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
+        BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+        IsCa, Issuer, KeyPair,
     };
 
     use super::*;
@@ -290,5 +352,55 @@ mod tests {
             .take(limits::AUTHORITIES_MAX + 1)
             .collect();
         assert_eq!(Authorities::of(&many).noted(), None);
+    }
+
+    /// What an authority of this name is made of.
+    fn named(name: &str) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+    }
+
+    /// An authority of this name with a key of its own, and what signs for it.
+    fn signing(name: &str) -> (CertificateDer<'static>, Issuer<'static, KeyPair>) {
+        let (params, key) = (named(name), KeyPair::generate().unwrap());
+        let certificate = params.self_signed(&key).unwrap().der().clone();
+        (certificate, Issuer::new(params, key))
+    }
+
+    /// The certificate of a client.
+    fn signed(issuer: &Issuer<'static, KeyPair>) -> CertificateDer<'static> {
+        let params = CertificateParams {
+            extended_key_usages: vec![ExtendedKeyUsagePurpose::ClientAuth],
+            ..CertificateParams::default()
+        };
+        let key = KeyPair::generate().unwrap();
+        params.signed_by(&key, issuer).unwrap().der().clone()
+    }
+
+    #[test]
+    fn who_signed_a_certificate_is_known_by_name_and_where_two_have_it_by_the_key() {
+        let now = Timestamp::parse("2026-01-02T02:00:00Z").unwrap();
+        let ((one, first), (other, second)) = (signing("site"), signing("site"));
+        let (third, by_third) = signing("another");
+        let trusted = Authorities::of(&[one.clone(), other.clone(), third.clone()]);
+        let issuer = |certificate: &[u8]| Some(tls::anchor_sha256(certificate).unwrap());
+        for (by, expected) in [(&first, &one), (&second, &other), (&by_third, &third)] {
+            let signer = trusted.signer_of(&signed(by), &[], now);
+            assert_eq!(signer, issuer(expected));
+        }
+        assert!(trusted.include(&issuer(&one).unwrap()));
+        let (foreign, by_foreign) = signing("nobody");
+        assert_eq!(trusted.signer_of(&signed(&by_foreign), &[], now), None);
+        assert!(!trusted.include(&issuer(&foreign).unwrap()));
+
+        // Through one in between, which a gateway shows beside its own.
+        let (params, key) = (named("between"), KeyPair::generate().unwrap());
+        let between = params.signed_by(&key, &second).unwrap().der().clone();
+        let leaf = signed(&Issuer::new(params, key));
+        assert_eq!(trusted.signer_of(&leaf, &[between], now), issuer(&other));
+        assert_eq!(trusted.signer_of(&leaf, &[], now), None);
     }
 }

@@ -1,5 +1,6 @@
 //! How far the authorities that gateways are given have come: what is in the bundle is stored, so that every gateway,
-//! connected or not, can be judged by what it reported last; and whoever lacks one is told of.
+//! connected or not, can be judged by what it reported last; and whoever lacks one is told of, and whoever has a
+//! certificate of one that is not among them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::lifecycle::Lifecycle;
 
 use super::authorities::{Authorities, Trust};
+use super::signers::{self, CUT_OFF_FIX, Holders};
 use crate::data::{AuthorityTrust, BUNDLE_KEPT_FOR, Store, StoreResult, Tally, in_full};
 use crate::metrics::BackendMetrics;
 
@@ -41,6 +43,9 @@ const GATEWAYS: &str = "trust.gateways";
 const FIX: &str = "show no server certificate of a new authority before this is gone; viworks authority status \
                    says who they are: those that are off learn it when they connect, or revoke those that are \
                    gone; those of an earlier version need it in their ca_file, by hand";
+
+/// The condition while gateways have certificates of an authority that is not trusted.
+const CERTIFICATES: &str = "trust.certificates";
 
 /// The condition while another backend of the database gives other authorities.
 const BACKENDS: &str = "trust.backends";
@@ -84,7 +89,12 @@ impl Reach {
     /// Counts who has what, and says who lacks what, and which backends give others. True when nobody does either.
     async fn tell(&self) -> bool {
         let mut is_well = true;
-        for done in [self.look().await, self.compare().await] {
+        let looks = [
+            self.look().await,
+            self.compare().await,
+            self.look_at_certificates().await,
+        ];
+        for done in looks {
             match done {
                 Ok(well) => is_well &= well,
                 Err(error) => {
@@ -141,6 +151,22 @@ impl Reach {
         let named = self.named(&current, &known).await?;
         self.conditions
             .raise(GATEWAYS, Severity::Warn, &cause(told, &named), FIX);
+        Ok(false)
+    }
+
+    /// Says whose certificates an authority signed that is not trusted. True when nobody's.
+    async fn look_at_certificates(&self) -> StoreResult<bool> {
+        let (store, wall) = (&*self.store, self.clock.wall());
+        let signed = store.signed(&self.tenant, wall).await?;
+        let signed = signers::others(signed, &self.trust.current());
+        if signed.is_empty() {
+            self.conditions.clear(CERTIFICATES);
+            return Ok(true);
+        }
+        let cut_off = Holders::of(store, &self.tenant, &signed, wall).await?;
+        let cause = cut_off.cut_off();
+        self.conditions
+            .raise(CERTIFICATES, Severity::Warn, &cause, CUT_OFF_FIX);
         Ok(false)
     }
 

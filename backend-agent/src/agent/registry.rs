@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 use viworks_common::certificate::{self, GatewayCertificate, Unnamed};
 use viworks_common::code::CloseCode;
@@ -10,13 +11,15 @@ use viworks_common::id::{GatewayName, TrustDomain};
 use viworks_common::key::Identity;
 use viworks_common::time::Timestamp;
 
-use crate::data::{GatewayRef, Store, StoreError};
+use super::authorities::Trust;
+use crate::data::{Certificate, GatewayRef, SignedBy, Store, StoreError};
 
 /// Looks gateways up by what they show.
 #[derive(Clone)]
 pub struct Registry {
     store: Arc<dyn Store>,
     trust_domain: TrustDomain,
+    trust: Arc<Trust>,
 }
 
 /// Who is at the other end, by a certificate that is registered for exactly this gateway.
@@ -40,6 +43,8 @@ pub struct Peer {
     pub unproved: Option<[u8; 32]>,
     /// The certificate's key (SHA-256).
     pub spki: [u8; 32],
+    /// Which authority signed the certificate, where something else is stored of it, or nothing.
+    pub signed_by: Option<SignedBy>,
 }
 
 /// Why a certificate that leads to our authority is still not accepted.
@@ -137,21 +142,28 @@ impl Unrecognised {
 }
 
 impl Registry {
-    /// Over a store.
+    /// Over a store; these authorities are trusted.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, trust_domain: TrustDomain) -> Self {
+    pub fn new(store: Arc<dyn Store>, trust_domain: TrustDomain, trust: Arc<Trust>) -> Self {
         Self {
             store,
             trust_domain,
+            trust,
         }
     }
 
-    /// The gateway that a certificate belongs to. The chain was verified by TLS.
+    /// The gateway that a certificate belongs to, which leads to an authority through those in between. The chain was
+    /// verified by TLS.
     ///
     /// # Errors
     ///
     /// When it names no gateway, is not registered, was revoked, or the store is away.
-    pub async fn recognise(&self, leaf: &[u8], now: Timestamp) -> Result<Peer, Unrecognised> {
+    pub async fn recognise(
+        &self,
+        leaf: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        now: Timestamp,
+    ) -> Result<Peer, Unrecognised> {
         let GatewayCertificate {
             trust_domain,
             identity,
@@ -173,6 +185,7 @@ impl Registry {
             confirmed: 0,
             unproved: None,
             spki: spki_sha256,
+            signed_by: None,
         };
         let known = self
             .store
@@ -185,12 +198,14 @@ impl Registry {
             let named = named.map(|gateway| Box::new(peer(identity, gateway.name)));
             return Err(Unrecognised::NotRegistered(named));
         };
-        let peer = peer(identity, known.gateway);
+        let peer = peer(identity, known.gateway.clone());
+        let signed_by = self.signed_by(&known, &peer, (leaf, between), now);
         // An earlier one of its key proves nothing of the one that was issued at the door: the answer may be lost.
         let proves = known.unproved && known.fingerprint == peer.fingerprint;
         let peer = Peer {
             confirmed: known.confirmed,
             unproved: proves.then_some(spki_sha256),
+            signed_by,
             ..peer
         };
         if known.revoked && !known.gateway_goes_on {
@@ -206,5 +221,30 @@ impl Registry {
             return Err(Unrecognised::Retired(Box::new(peer)));
         }
         Ok(peer)
+    }
+
+    /// Which authority signed what is shown, where that is to be stored: of a certificate that was registered before
+    /// it was, and of one that was signed by hand for a registered key.
+    fn signed_by(
+        &self,
+        known: &Certificate,
+        peer: &Peer,
+        (leaf, between): (&CertificateDer<'_>, &[CertificateDer<'_>]),
+        now: Timestamp,
+    ) -> Option<SignedBy> {
+        let current = self.trust.current();
+        let is_it = known.fingerprint == peer.fingerprint;
+        if is_it && known.issuer.is_some_and(|one| current.include(&one)) {
+            return None;
+        }
+        // An earlier one of its key says nothing of the one that was issued at the door.
+        if !is_it && known.unproved {
+            return None;
+        }
+        let issuer = current.signer_of(leaf, between, now)?;
+        (known.issuer != Some(issuer)).then_some(SignedBy {
+            spki: peer.spki,
+            issuer,
+        })
     }
 }

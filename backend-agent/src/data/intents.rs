@@ -8,7 +8,7 @@ mod admit;
 mod agents;
 mod arrays;
 mod audit;
-mod authorities;
+pub(super) mod authorities;
 mod budget;
 mod catalogues;
 mod certificates;

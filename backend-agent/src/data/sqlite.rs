@@ -25,8 +25,11 @@ use super::intents::link::{Doubt, Engine, Link, LinkError, Party, Record, Sql, T
 use super::intents::merged::{Answer, Item};
 use super::intents::store::REPORT_TIME;
 use super::intents::tx::View;
-use super::intents::{pins, site, upkeep};
-use super::{InstanceLoad, MasterIds, Neighbour, Retention, StoreError, StoreHealth, StoreResult};
+use super::intents::{authorities, pins, site, upkeep};
+use super::{
+    InstanceLoad, MasterIds, Neighbour, Retention, Signed, SignedFor, StoreError, StoreHealth,
+    StoreResult,
+};
 
 use ground::Ground;
 
@@ -97,6 +100,10 @@ const MIGRATIONS: &[Migration] = &[
     migration!(
         "../../migrations/sqlite",
         "0030_keep_which_authorities_gateways_have.sql"
+    ),
+    migration!(
+        "../../migrations/sqlite",
+        "0031_say_who_signed_certificates.sql"
     ),
 ];
 
@@ -428,6 +435,41 @@ pub fn server_keys(file: &Path, tenant: &Tenant) -> StoreResult<Vec<ServerKey>> 
     }
     let keys = viworks_runtime::sqlite::answers(file, pins::LOAD, params! { tenant }, pins::read)?;
     keys.into_iter().collect()
+}
+
+/// How many gateways have a good certificate of which authority, by a database file; it is not changed, and there may
+/// be none.
+///
+/// # Errors
+///
+/// When the file cannot be read, or holds a newer schema.
+pub fn signed(file: &Path, tenant: &Tenant, wall: Timestamp) -> StoreResult<Vec<Signed>> {
+    if lacks(file, 31)? {
+        return Ok(Vec::new());
+    }
+    let params = params! { tenant, wall };
+    let read = authorities::read_signed;
+    let signed = viworks_runtime::sqlite::answers(file, authorities::SIGNED, params, read)?;
+    signed.into_iter().collect()
+}
+
+/// The first so many gateways that have such a certificate of one authority, by a database file that has [`signed`]
+/// told of it.
+///
+/// # Errors
+///
+/// When the file cannot be read.
+pub fn signed_for(
+    file: &Path,
+    tenant: &Tenant,
+    issuer: Option<[u8; 32]>,
+    wall: Timestamp,
+    limit: usize,
+) -> StoreResult<Vec<SignedFor>> {
+    let params = params! { tenant, issuer, wall, limit };
+    let read = authorities::read_signed_for;
+    let first = viworks_runtime::sqlite::answers(file, authorities::SIGNED_FOR, params, read)?;
+    first.into_iter().collect()
 }
 
 impl From<Error> for StoreError {

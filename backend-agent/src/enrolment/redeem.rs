@@ -441,6 +441,7 @@ impl Enrolment {
                     serial: facts.serial,
                     not_after: facts.not_after,
                     fingerprint: facts.fingerprint,
+                    issuer: Some(facts.issuer),
                 }),
             },
         };

@@ -357,6 +357,7 @@ impl Reissues {
             serial: facts.serial,
             not_after: facts.not_after,
             fingerprint: facts.fingerprint,
+            issuer: Some(facts.issuer),
         };
         Ok((certificate, pem))
     }

@@ -115,6 +115,7 @@ mod tests {
             confirmed: 0,
             unproved: None,
             spki: [0; 32],
+            signed_by: None,
         })
     }
 

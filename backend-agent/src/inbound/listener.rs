@@ -431,7 +431,7 @@ impl Handshake {
                 "the certificate does not lead to the gateways' authority, or is out of its time";
             return Verdict::Refuse(CloseCode::CertUntrusted, reason);
         }
-        let peer = inbound.registry.recognise(&leaf, now).await;
+        let peer = inbound.registry.recognise(&leaf, &[], now).await;
         self.record_certificate(&peer, client).await;
         let recognised = peer.map(|peer| {
             let mode = BindingMode::Certificate;
@@ -481,7 +481,12 @@ impl Handshake {
         let moment = UnixTime::since_unix_epoch(Duration::from_micros(since_epoch));
         let clients = &self.side.clients;
         clients.verify_client_cert(&leaf, &[], moment).ok()?;
-        let peer = self.inbound.registry.recognise(&leaf, then).await.ok()?;
+        let peer = self
+            .inbound
+            .registry
+            .recognise(&leaf, &[], then)
+            .await
+            .ok()?;
         Some(peer.name)
     }
 
@@ -511,12 +516,10 @@ impl Handshake {
         stream: &TlsStream<TcpStream>,
     ) -> Result<(Peer, Binding), Unrecognised> {
         let (_, connection) = stream.get_ref();
-        let leaf = connection
-            .peer_certificates()
-            .and_then(|chain| chain.first())
-            .ok_or(Unrecognised::NotShown)?;
+        let shown = connection.peer_certificates().unwrap_or_default();
+        let (leaf, between) = shown.split_first().ok_or(Unrecognised::NotShown)?;
         let now = self.inbound.clock.wall();
-        let peer = self.inbound.registry.recognise(leaf, now).await?;
+        let peer = self.inbound.registry.recognise(leaf, between, now).await?;
         let mode = self.inbound.terms.binding;
         let value = match mode {
             BindingMode::Exporter => {

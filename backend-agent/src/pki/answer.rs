@@ -220,6 +220,7 @@ fn make(
             serial: facts.serial,
             not_after: facts.not_after,
             fingerprint: facts.fingerprint,
+            issuer: Some(facts.issuer),
         }),
     };
     let key_generation =

@@ -67,6 +67,8 @@ pub struct Facts {
     pub serial: String,
     /// When it ends.
     pub not_after: Timestamp,
+    /// What TLS knows its authority by: SHA-256 of that one's name and key.
+    pub issuer: [u8; 32],
 }
 
 /// A key pair that waits for its turn: pinned now, certified later.
@@ -303,7 +305,8 @@ impl Authority {
             .unwrap_or_default();
         let signed = params.signed_by(key, &self.issuer);
         let certificate = signed.map_err(|error| self.unsigned(error))?;
-        let facts = facts(&certificate, serial, not_after)?;
+        let issuer = tls::anchor_sha256(&first_of(&self.certificate)?)?;
+        let facts = facts(&certificate, serial, not_after, issuer)?;
         Ok((certificate.pem(), facts))
     }
 }
@@ -389,6 +392,7 @@ fn facts(
     certificate: &Certificate,
     serial: String,
     not_after: OffsetDateTime,
+    issuer: [u8; 32],
 ) -> Result<Facts, PkiError> {
     let micros = i64::try_from(not_after.unix_timestamp_nanos() / 1_000).unwrap_or(i64::MAX);
     Ok(Facts {
@@ -396,6 +400,7 @@ fn facts(
         fingerprint: Sha256::digest(certificate.der()).into(),
         serial,
         not_after: Timestamp::from_unix_micros(micros),
+        issuer,
     })
 }
 

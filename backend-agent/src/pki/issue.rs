@@ -270,6 +270,7 @@ pub fn make(
             serial: certificate.facts.serial.clone(),
             not_after: certificate.facts.not_after,
             fingerprint: certificate.facts.fingerprint,
+            issuer: Some(certificate.facts.issuer),
         }),
     };
     let agent_key = office.master.agent_key(&identity, FIRST_GENERATION);

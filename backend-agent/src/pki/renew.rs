@@ -244,6 +244,7 @@ impl Renewals {
             serial: facts.serial,
             not_after: facts.not_after,
             fingerprint: facts.fingerprint,
+            issuer: Some(facts.issuer),
         };
         Ok((certificate, pem))
     }

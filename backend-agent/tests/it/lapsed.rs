@@ -338,6 +338,7 @@ async fn a_gateway_that_asks_too_soon_is_given_the_authorities_all_the_same() {
             serial: facts.serial.clone(),
             not_after: facts.not_after,
             fingerprint: random::bytes(),
+            issuer: None,
         },
         pem: material.certificate.certificate.clone(),
     };

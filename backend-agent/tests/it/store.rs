@@ -246,6 +246,9 @@ suite! {
         a_gateway_has_what_it_reported_whether_it_is_connected_or_not,
         only_the_session_of_a_gateway_that_is_not_revoked_reports_what_it_has,
         a_bundle_is_forgotten_once_no_gateway_has_it_and_no_backend_gives_it,
+        which_authority_signed_a_certificate_is_kept_however_it_was_issued,
+        who_signed_a_certificate_is_learned_with_a_session_of_its_gateway_alone,
+        a_gateway_counts_by_the_certificates_with_which_it_gets_in,
     }
     revocations {
         a_revoked_certificate_ends_its_session_and_no_other,

@@ -1,9 +1,11 @@
-//! The authorities of the server on their way to gateways, over real connections.
+//! The authorities of the server on their way to gateways, and whose certificates they signed, over real connections.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use viworks_backend_agent::data::GatewayRef;
+use viworks_backend_agent::data::{Actor, GatewayRef};
 use viworks_backend_agent::material::ServerMaterial;
+use viworks_backend_agent::pki::issue::{IssueRequest, Office, make};
 use viworks_common::id::Tenant;
 use viworks_common::key::Secret;
 use viworks_common::session::AgentEvent;
@@ -90,5 +92,41 @@ async fn a_session_begins_with_the_authorities_where_the_gateway_takes_them() {
     let (downgraded, _welcome) = connected(&backend, &first, &[], session).await;
     assert_eq!(has(&backend).await, None);
     drop(downgraded);
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn who_signed_a_certificate_of_which_that_is_not_stored_is_learned_with_a_session_of_it() {
+    let folder = pki::initialised();
+    let config = pki::config(&folder);
+    let trusted = ServerMaterial::load(&config).unwrap().authorities;
+    let office = Office::open(&config).unwrap();
+    let backend = Backend::start_on(folder, Arc::new(SystemClock)).await;
+    let (tenant, now) = (Tenant::default_tenant(), SystemClock.wall());
+    let request = IssueRequest {
+        name: "gw-1".parse().unwrap(),
+        labels: [].into(),
+        life: Duration::from_secs(24 * 3_600),
+    };
+    let (material, mut gateway) = make(&tenant, &office, request, now).unwrap();
+    // As one of before is.
+    let signer = gateway.certificate.as_mut().unwrap().issuer.take();
+    assert_eq!(signer, Some(trusted.all()[0].issuer));
+    let made = backend
+        .store
+        .create_gateway(&tenant, gateway, &Actor::system(), now);
+    made.await.unwrap();
+    let stored = async || {
+        let (agent_id, spki) = (material.identity.agent_id, &material.certificate.facts.spki);
+        let known = backend.store.certificate(&tenant, agent_id, spki).await;
+        known.unwrap().unwrap().issuer
+    };
+    // Whoever has the certificate and not the agent key has nothing stored.
+    drop(backend.dial(&material).await);
+    assert_eq!(stored().await, None);
+    let session = (0, &material.token);
+    let (gateway, _welcome) = connected(&backend, &material, &[], session).await;
+    assert_eq!(stored().await, signer);
+    drop(gateway);
     drop(backend.stop().await);
 }

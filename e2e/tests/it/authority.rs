@@ -147,6 +147,9 @@ async fn the_authority_is_rotated_while_both_are_trusted_and_nobody_is_cut_off()
     })
     .await;
 
+    // Nobody's own certificate is of the old one any more.
+    needed_by(&system, OLD, 0).await;
+
     // The server has a certificate of the new one, for the same key. The old one is taken away there, and
     // everybody comes back by what they were given.
     let key = std::fs::read_to_string(backend.join("server.key")).unwrap();
@@ -314,6 +317,149 @@ async fn lacking(system: &Deployment, gateways: u64) -> Value {
         (status["lacking"] == gateways).then_some(status)
     })
     .await
+}
+
+/// What is in the subjects of both authorities.
+const OLD: &str = "ViWorkS authority";
+const NEW: &str = "the next authority";
+
+/// What is told of the authorities, once the one of this subject signed the certificates of so many gateways.
+async fn needed_by(system: &Deployment, subject: &str, gateways: u64) -> Value {
+    let what = format!("{gateways} have a certificate of {subject}");
+    eventually(&what, PATIENCE, async || {
+        let status = system.get("/v1/authorities").await;
+        let mut all = status["authorities"].as_array()?.iter();
+        let it = all.find(|one| one["subject"].to_string().contains(subject))?;
+        (it["needed_by"] == gateways).then_some(())?;
+        Some(status)
+    })
+    .await
+}
+
+/// The check of this name in the backend's health.
+async fn check(system: &Deployment, name: &str) -> Option<Value> {
+    let (_status, health) = system.request("GET", "/v1/health", None).await.ok()?;
+    let mut checks = health["checks"].as_array()?.iter();
+    checks.find(|check| check["name"] == name).cloned()
+}
+
+/// A reload is refused as long as this gateway has a certificate of an authority that is gone from the file.
+async fn reload_is_refused(system: &mut Deployment, name: &str) {
+    system.backend().signal(Signal::HUP);
+    eventually("the reload is refused", PATIENCE, async || {
+        let refused = check(system, "reload").await?.to_string();
+        let said = refused.contains("still has a certificate of an authority")
+            && refused.contains(&format!("cut off: {name}"))
+            && refused.contains("restart this backend");
+        said.then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_authority_is_taken_out_by_a_reload_while_a_gateway_has_a_certificate_of_it() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folders = ["gw-1", "gw-2"].map(|name| system.issue(name));
+    let backend = system.path().join("backend");
+    let (old, new) = (Authority::of(&backend), Authority::create(NEW));
+    system.start_backend(Start::default()).await;
+    let mut first = system.start_gateway(&folders[0], Start::default());
+    let session = system.online("gw-1").await["session"]["id"].clone();
+    new.signs_beside(&backend, &[&old]);
+    reload(&mut system).await;
+    needed_by(&system, OLD, 2).await;
+
+    // One gets a certificate of the new one for its key, by hand, and the other one is off.
+    renew(&system, &folders[0], time::Duration::days(90));
+    assert!(first.stop(Duration::from_secs(30)).await.success());
+    let mut first = system.start_gateway(&folders[0], Start::default());
+    eventually("it shows the other one", PATIENCE, async || {
+        let now = system.online("gw-1").await;
+        (now["session"]["id"] != session).then_some(())
+    })
+    .await;
+    needed_by(&system, NEW, 1).await;
+    let status = needed_by(&system, OLD, 1).await;
+    assert!(
+        status.to_string().contains(r#""needed_by_first":["gw-2"]"#),
+        "{status:#}"
+    );
+    let cli = Command::new(system.binaries().cli());
+    let told = asks(&system, cli, &["authority", "status"]).await;
+    let said = format!("{}{}", told.stdout, told.stderr);
+    let named = "not yet to be taken out of client_ca_file: gw-2";
+    assert!(said.contains(named), "{told:#?}");
+
+    // It is not taken out, and a check of the configuration says so as well.
+    new.signs_beside(&backend, &[]);
+    reload_is_refused(&mut system, "gw-2").await;
+    let status = system.get("/v1/authorities").await;
+    assert_eq!(status["authorities"].as_array().unwrap().len(), 2);
+    let config = system.backend_config();
+    let mut command = Command::new(system.binaries().backend());
+    command.args(["check-config", "--config", config.to_str().unwrap()]);
+    let checked = finish(command, PATIENCE).await;
+    let said = format!("{}{}", checked.stdout, checked.stderr);
+    assert!(said.contains("1 gateway is cut off"), "{checked:#?}");
+    assert!(said.contains("gw-2"), "{checked:#?}");
+
+    // Once it has another one as well, nothing keeps the old one.
+    renew(&system, &folders[1], time::Duration::days(90));
+    let mut second = system.start_gateway(&folders[1], Start::default());
+    system.online("gw-2").await;
+    needed_by(&system, OLD, 0).await;
+    reload(&mut system).await;
+    let status = system.get("/v1/authorities").await;
+    assert_eq!(status["authorities"].as_array().unwrap().len(), 1);
+    eventually("health has nothing to say of it", PATIENCE, async || {
+        check(&system, "reload").await.is_none().then_some(())
+    })
+    .await;
+    answers(&system, &["gw-1", "gw-2"]).await;
+    for gateway in [&mut first, &mut second] {
+        assert!(gateway.stop(Duration::from_secs(30)).await.success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stolen_authority_is_taken_out_by_a_restart_and_whoever_is_cut_off_is_named_until_it_is_back()
+ {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    let backend = system.path().join("backend");
+    let (old, new) = (Authority::of(&backend), Authority::create(NEW));
+    system.start_backend(Start::default()).await;
+    let mut gateway = system.start_gateway(&folder, in_haste());
+    system.online("gw-1").await;
+    new.signs_beside(&backend, &[]);
+    reload_is_refused(&mut system, "gw-1").await;
+
+    // A restart takes the file as it is.
+    assert!(system.backend().stop(PATIENCE).await.success());
+    system.start_backend(Start::default()).await;
+    eventually("it is named", PATIENCE, async || {
+        let named = check(&system, "trust.certificates").await?.to_string();
+        (named.contains("1 gateway is cut off") && named.contains(": gw-1")).then_some(())
+    })
+    .await;
+    let cli = || Command::new(system.binaries().cli());
+    let told = asks(&system, cli(), &["authority", "status"]).await;
+    let told = told.ended_with(20);
+    let said = format!("{}{}", told.stdout, told.stderr);
+    assert!(said.contains("1 gateway is cut off"), "{told:#?}");
+    // Others may be taken up meanwhile: it was out before.
+    reload(&mut system).await;
+
+    // With it back everything is as it was.
+    new.signs_beside(&backend, &[&old]);
+    reload(&mut system).await;
+    system.online("gw-1").await;
+    eventually("nobody is named", PATIENCE, async || {
+        let named = check(&system, "trust.certificates").await;
+        named.is_none().then_some(())
+    })
+    .await;
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
 }
 
 /// What a command says that asks this backend.

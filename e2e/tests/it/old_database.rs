@@ -185,15 +185,15 @@ async fn a_database_of_the_first_schema_on_a_server_is_migrated_and_goes_on() {
     );
     let refused = backend(&["serve"], 78).await.stderr;
     assert!(
-        refused.contains("11 migrations of the schema are not applied"),
+        refused.contains("12 migrations of the schema are not applied"),
         "{refused}"
     );
     let done = backend(&["migrate"], 0).await.stdout;
-    assert!(done.contains("postgres schema 12"), "{done}");
+    assert!(done.contains("postgres schema 13"), "{done}");
     let noted = database.ask("SELECT version, usable_from FROM _sqlx_migrations ORDER BY version");
     assert_eq!(
         noted.unwrap(),
-        "1|\n2|1\n3|1\n4|1\n5|1\n6|1\n7|1\n8|1\n9|1\n10|1\n11|1\n12|1"
+        "1|\n2|1\n3|1\n4|1\n5|1\n6|1\n7|1\n8|1\n9|1\n10|1\n11|1\n12|1\n13|1"
     );
     // Its master key was not kept.
     backend(&["pki", "replace-master-key"], 0).await;

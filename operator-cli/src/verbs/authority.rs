@@ -1,4 +1,4 @@
-//! `viworks authority`: which authorities gateways are given, and who has them.
+//! `viworks authority`: which authorities gateways are given, who has them, and who needs which.
 
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
@@ -18,11 +18,14 @@ pub(super) async fn execute(
         Authority::Status => {
             let status = client.authorities().await?;
             views::authority::status(&status, format, SystemClock.wall())?;
-            Ok(if status.lacking == 0 && status.backends.is_empty() {
-                ExitCode::Ok
-            } else {
-                ExitCode::NoGo
-            })
+            let cut_off = status.signers.as_ref().map_or(0, |known| known.cut_off);
+            Ok(
+                if status.lacking == 0 && cut_off == 0 && status.backends.is_empty() {
+                    ExitCode::Ok
+                } else {
+                    ExitCode::NoGo
+                },
+            )
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Authorities: which of them gateways are given, and who has them.
+//! Authorities: which of them gateways are given, who has them, and whose certificates need which.
 
 use std::collections::BTreeMap;
 
 use viworks_api::{Authority, AuthorityGateway, AuthorityStatus};
 use viworks_common::human;
-use viworks_common::id::AgentId;
+use viworks_common::id::{AgentId, GatewayName};
 use viworks_common::time::Timestamp;
 
 use crate::failure::Failure;
@@ -38,6 +38,9 @@ pub fn status(status: &AuthorityStatus, format: Format, now: Timestamp) -> Resul
     )?;
     output::note(&together(status));
     output::note(&standing(status));
+    for needed in needed(status) {
+        output::note(&needed);
+    }
     if let Some(differ) = differ(status) {
         output::note(&differ);
     }
@@ -91,8 +94,8 @@ fn together(status: &AuthorityStatus) -> String {
     )
 }
 
-/// What is no reason to take an authority out.
-const NOT_TOLD: &str = "whose own certificate is of which is not told here: before one is taken out of client_ca_file, \
+/// What a backend of an earlier version does not know, and is no reason to take an authority out.
+const NOT_TOLD: &str = "whose own certificate is of which this backend does not tell: before one is taken out of client_ca_file, \
                         wait until every gateway has renewed under the other (viworks gateway ls has when each ends)";
 
 fn standing(status: &AuthorityStatus) -> String {
@@ -101,7 +104,7 @@ fn standing(status: &AuthorityStatus) -> String {
         let served = format!(
             "nobody would be cut off by a server's certificate of one of these: {gateways}"
         );
-        return if status.authorities.len() > 1 {
+        return if status.authorities.len() > 1 && status.signers.is_none() {
             format!("{served}; {NOT_TOLD}")
         } else {
             served
@@ -114,6 +117,70 @@ fn standing(status: &AuthorityStatus) -> String {
     );
     let off = human::count(status.lacking_off);
     format!("{gateways}, {off} of them off; a server's certificate of it would cut them off")
+}
+
+/// Gateways that are named in one line.
+const NAMED_MAX: usize = 5;
+
+/// Whether each authority may be taken out of `client_ca_file` as far as gateways' own certificates go, where there are
+/// several, and who is cut off because one is out.
+fn needed(status: &AuthorityStatus) -> Vec<String> {
+    let Some(signers) = &status.signers else {
+        return Vec::new();
+    };
+    let mut told = Vec::new();
+    if status.authorities.len() > 1 {
+        told.extend(status.authorities.iter().map(needed_by));
+        if signers.unknown > 0 {
+            let gateways = human::counted_all(signers.unknown, "gateway", "gateways");
+            told.push(format!(
+                "of {gateways} it is unknown until each next connects which authority signed the certificate, so each \
+                 of these may be needed: {}",
+                first(signers.unknown, &signers.unknown_first)
+            ));
+        }
+    }
+    if signers.cut_off > 0 {
+        let gateways = human::counted_all(signers.cut_off, "gateway is", "gateways are");
+        told.push(format!(
+            "{gateways} cut off, because an authority that is not in client_ca_file signed the certificate: {}; put its \
+             certificate back there and reload, sign a certificate for each by hand, wait until theirs have ended, from \
+             when on a door gives them another one, or revoke those that are gone",
+            first(signers.cut_off, &signers.cut_off_first)
+        ));
+    }
+    told
+}
+
+/// Whether one may be taken out.
+fn needed_by(authority: &Authority) -> String {
+    let (id, subject) = (short(&authority.authority), one_line(&authority.subject));
+    match authority.needed_by.unwrap_or_default() {
+        0 => format!("{id} ({subject}): no gateway is known to need it for its own certificate"),
+        gateways => format!(
+            "{id} ({subject}): {} of it: not yet to be taken out of client_ca_file: {}",
+            human::counted_all(
+                gateways,
+                "gateway still has a certificate",
+                "gateways still have certificates"
+            ),
+            first(gateways, &authority.needed_by_first)
+        ),
+    }
+}
+
+/// The first few of so many, and how many others there are.
+fn first(all: u64, named: &[GatewayName]) -> String {
+    let named: Vec<String> = named
+        .iter()
+        .take(NAMED_MAX)
+        .map(ToString::to_string)
+        .collect();
+    let told = u64::try_from(named.len()).unwrap_or(u64::MAX);
+    match all.saturating_sub(told) {
+        0 => named.join(", "),
+        more => format!("{} and {} more", named.join(", "), human::count(more)),
+    }
 }
 
 /// Which other backends give others: what is said here is what one of them has.
@@ -153,7 +220,7 @@ pub fn short(digest: &str) -> String {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
-    use viworks_api::AuthorityBackend;
+    use viworks_api::{AuthorityBackend, AuthoritySigners};
 
     use super::*;
 
@@ -201,6 +268,7 @@ mod tests {
             "nobody would be cut off by a server's certificate of one of these: 3 gateways";
         let mut trusted = of(&json!([]));
         assert_eq!(standing(&trusted), format!("{served}; {NOT_TOLD}"));
+        assert!(needed(&trusted).is_empty(), "it does not say");
         trusted.authorities.pop();
         assert_eq!(standing(&trusted), served);
         let mut apart = of(&json!([]));
@@ -220,5 +288,48 @@ mod tests {
         let told = together(&status);
         let begins = format!("2 authorities are the bundle {bundle}, ");
         assert!(told.starts_with(&begins), "{told}");
+    }
+
+    #[test]
+    fn whoever_needs_an_authority_is_named_before_it_is_taken_out() {
+        let mut status = of(&json!([]));
+        let names = |names: &[&str]| -> Vec<GatewayName> {
+            names.iter().map(|name| name.parse().unwrap()).collect()
+        };
+        status.authorities[0].needed_by = Some(7);
+        status.authorities[0].needed_by_first =
+            names(&["gw-1", "gw-2", "gw-3", "gw-4", "gw-5", "gw-6"]);
+        status.authorities[1].needed_by = Some(0);
+        status.signers = Some(AuthoritySigners {
+            cut_off: 0,
+            cut_off_first: Vec::new(),
+            unknown: 0,
+            unknown_first: Vec::new(),
+        });
+        let (one, other) = ("a".repeat(DIGITS), "b".repeat(DIGITS));
+        assert_eq!(
+            needed(&status),
+            [
+                format!(
+                    "{one} (CN=one): 7 gateways still have certificates of it: not yet to be taken out of \
+                     client_ca_file: gw-1, gw-2, gw-3, gw-4, gw-5 and 2 more"
+                ),
+                format!("{other} (CN=one): no gateway is known to need it for its own certificate"),
+            ]
+        );
+        assert!(!standing(&status).contains(NOT_TOLD), "it tells");
+        let signers = status.signers.as_mut().unwrap();
+        (signers.unknown, signers.unknown_first) = (1, names(&["gw-8"]));
+        (signers.cut_off, signers.cut_off_first) = (1, names(&["gw-9"]));
+        let told = needed(&status);
+        assert!(told[2].ends_with("may be needed: gw-8"), "{told:?}");
+        assert!(told[3].starts_with("1 gateway is cut off"), "{told:?}");
+        assert!(
+            told[3].contains("signed the certificate: gw-9; "),
+            "{told:?}"
+        );
+        // Where there is one, nobody asks whether it may be taken out.
+        status.authorities.pop();
+        assert_eq!(needed(&status).len(), 1);
     }
 }

@@ -7,6 +7,9 @@ use super::super::exit;
 use super::super::flags::{ConfigFlag, Format};
 use super::migrate;
 use super::open::load_all;
+use crate::agent::signers::CUT_OFF_FIX;
+use crate::database;
+use crate::setup::Setup;
 
 /// `check-config`: everything that a start reads, and whether the servers take us.
 pub(super) async fn config(flag: &ConfigFlag, connect: bool, output: Format) -> anyhow::Result<()> {
@@ -24,7 +27,19 @@ async fn look(flag: &ConfigFlag, connect: bool, checked: &mut Checked) -> anyhow
     if connect {
         migrate::try_connection(&setup, flag, checked).await?;
     }
+    if connect || setup.config.store.is_embedded() {
+        checked.warnings.extend(cut_off(&setup).await);
+    }
     Ok(())
+}
+
+/// That gateways have certificates of an authority that is not trusted any more. Where the database cannot tell, it is
+/// not told here: what is wrong with it is for others to say.
+async fn cut_off(setup: &Setup) -> Option<Problem> {
+    let trusted = &setup.material.authorities;
+    let holders = database::cut_off(&setup.config, trusted).await.ok()?;
+    let file = &setup.config.agents.client_ca_file;
+    (!holders.are_none()).then(|| Problem::of_file(file, holders.cut_off(), CUT_OFF_FIX))
 }
 
 /// Shows what was found, and ends as the check did: an error is told by whoever gets it, and stands in the document as

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use viworks_common::id::{AgentId, Tenant};
 use viworks_common::time::Timestamp;
 
-use crate::data::{AuthorityBundle, AuthorityTrust, StoreResult, Unaware};
+use crate::data::{AuthorityBundle, AuthorityTrust, Signed, SignedFor, StoreResult, Unaware};
 
 /// The authorities that gateways are given, and which gateways have them.
 #[async_trait]
@@ -38,4 +38,15 @@ pub trait AuthorityStore: Send + Sync {
         after: Option<AgentId>,
         limit: usize,
     ) -> StoreResult<Vec<Unaware>>;
+    /// How many gateways have a certificate of which authority with which they get in at this moment of the wall clock.
+    async fn signed(&self, tenant: &Tenant, wall: Timestamp) -> StoreResult<Vec<Signed>>;
+    /// The first so many gateways that have such a certificate of one authority, by id; of none, those of which it is
+    /// not known which one signed it.
+    async fn signed_for(
+        &self,
+        tenant: &Tenant,
+        issuer: Option<[u8; 32]>,
+        wall: Timestamp,
+        limit: usize,
+    ) -> StoreResult<Vec<SignedFor>>;
 }

@@ -1,16 +1,19 @@
-//! The authorities that gateways are given: what is in each bundle, and which gateways have which.
+//! The authorities that gateways are given: what is in each bundle, which gateways have which, and whose certificates
+//! they signed.
 
 use std::ops::ControlFlow;
 
 use viworks_common::id::AgentId;
-use viworks_runtime::sqlite::params;
+use viworks_common::time::Timestamp;
+use viworks_runtime::sqlite::{Row, params};
 
 use super::page::following;
 use super::row::Reader;
 use super::sessions::fence;
 use super::tx::{Tx, View};
 use crate::data::{
-    AuthorityBundle, AuthorityTrust, BUNDLE_KEPT_FOR, BundleHolders, StoreResult, Unaware,
+    AuthorityBundle, AuthorityTrust, BUNDLE_KEPT_FOR, BundleHolders, Signed, SignedFor,
+    StoreResult, Tally, Unaware,
 };
 
 pub(super) const NOTE: &str = "\
@@ -42,6 +45,37 @@ WHERE g.tenant = :tenant AND g.agent_id > :after AND g.revoked_at IS NULL
     SELECT 1 FROM authority_bundles AS b
     WHERE b.tenant = :tenant AND b.digest = g.authorities AND b.authority = :authority)
 ORDER BY g.agent_id LIMIT :limit";
+
+/// The certificates with which gateways get in at this moment, by the wall clock, as far as what signed them is
+/// trusted. One with which no session was confirmed so far counts where its gateway has no other. One that was signed
+/// by hand for a registered key is known by the earlier one alone: whoever was heard of for an hour behind the end of
+/// that has a later one.
+macro_rules! good {
+    () => {
+        "FROM gateways AS g JOIN certificates AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id \
+         WHERE g.tenant = :tenant AND g.revoked_at IS NULL AND c.retired_at IS NULL AND c.revoked_at IS NULL \
+           AND (c.not_after > :wall OR g.last_seen_at > c.not_after + 3600000000) \
+           AND (c.unproved IS NULL OR NOT EXISTS ( \
+             SELECT 1 FROM certificates AS o \
+             WHERE o.tenant = c.tenant AND o.agent_id = c.agent_id AND o.unproved IS NULL AND o.retired_at IS NULL \
+               AND o.revoked_at IS NULL AND o.not_after > :wall)) "
+    };
+}
+
+pub(in crate::data) const SIGNED: &str = concat!(
+    "SELECT c.issuer, count(DISTINCT g.agent_id) AS gateways, \
+     count(DISTINCT CASE WHEN g.session_epoch IS NOT NULL THEN g.agent_id END) AS connected ",
+    good!(),
+    "GROUP BY c.issuer"
+);
+
+pub(in crate::data) const SIGNED_FOR: &str = concat!(
+    "SELECT g.agent_id, g.name, g.session_epoch IS NOT NULL AS connected, g.last_seen_at, \
+     max(c.not_after) AS not_after ",
+    good!(),
+    "AND c.issuer IS NOT DISTINCT FROM :issuer \
+     GROUP BY g.agent_id, g.name, g.session_epoch, g.last_seen_at ORDER BY g.agent_id LIMIT :limit"
+);
 
 /// Notes what is in a bundle that is given now, and forgets those that nobody has or gives.
 pub(super) fn note(tx: &Tx<'_>, bundle: &AuthorityBundle) -> StoreResult<()> {
@@ -84,6 +118,46 @@ pub(super) fn trust(view: &View<'_>) -> StoreResult<AuthorityTrust> {
         })
     })?;
     Ok(trust)
+}
+
+/// How many gateways have a good certificate of which authority.
+pub(super) fn signed(view: &View<'_>, wall: Timestamp) -> StoreResult<Vec<Signed>> {
+    view.all(SIGNED, params! { wall }, read_signed)
+}
+
+/// Reads what [`SIGNED`] selects.
+pub(in crate::data) fn read_signed(row: &Row<'_>) -> StoreResult<Signed> {
+    let row = Reader::new("certificates", row);
+    Ok(Signed {
+        issuer: row.get("issuer")?,
+        tally: Tally {
+            gateways: row.get("gateways")?,
+            connected: row.get("connected")?,
+        },
+    })
+}
+
+/// The first so many gateways that have a good certificate of one authority; of none, those of which it is not known.
+pub(super) fn signed_for(
+    view: &View<'_>,
+    issuer: Option<[u8; 32]>,
+    wall: Timestamp,
+    limit: usize,
+) -> StoreResult<Vec<SignedFor>> {
+    let params = params! { issuer, wall, limit };
+    view.all(SIGNED_FOR, params, read_signed_for)
+}
+
+/// Reads what [`SIGNED_FOR`] selects.
+pub(in crate::data) fn read_signed_for(row: &Row<'_>) -> StoreResult<SignedFor> {
+    let row = Reader::new("certificates", row);
+    Ok(SignedFor {
+        agent_id: row.get("agent_id")?,
+        name: row.get("name")?,
+        not_after: row.get("not_after")?,
+        connected: row.get("connected")?,
+        last_seen_at: row.get("last_seen_at")?,
+    })
 }
 
 /// The first so many gateways behind one that do not have an authority; only those that reported what they have, where

@@ -17,18 +17,18 @@ use super::{agents, earlier, sessions};
 use crate::data::{
     Actor, Certificate, CertificateRef, CertificateRevocation, EarlierCertificate, GatewayRef,
     Letter, NewCertificate, RegisteredCertificate, Renewal, RenewalOutcome, RevokedCertificate,
-    StoreError, StoreResult, WithdrawnCertificate,
+    SignedBy, StoreError, StoreResult, WithdrawnCertificate,
 };
 
 pub(super) const REGISTER: &str = "\
-INSERT INTO certificates (tenant, spki, agent_id, serial, not_after, fingerprint, registered_at)
-VALUES (:tenant, :spki, :agent_id, :serial, :not_after, :fingerprint, :now) ON CONFLICT DO NOTHING";
+INSERT INTO certificates (tenant, spki, agent_id, serial, not_after, fingerprint, issuer, registered_at)
+VALUES (:tenant, :spki, :agent_id, :serial, :not_after, :fingerprint, :issuer, :now) ON CONFLICT DO NOTHING";
 
 pub(super) const LOAD: &str = "\
 SELECT c.serial, c.not_after, c.fingerprint, g.revoked_at IS NOT NULL OR c.revoked_at IS NOT NULL AS revoked,
        g.revoked_at IS NULL AS gateway_goes_on, g.confirmed,
        c.retired_at IS NOT NULL AS retired, c.replaced_at IS NOT NULL AS replaced,
-       c.unproved IS NOT NULL AS unproved, g.name AS gateway
+       c.unproved IS NOT NULL AS unproved, c.issuer, g.name AS gateway
 FROM certificates AS c
 JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id
 WHERE c.tenant = :tenant AND c.spki = :spki AND c.agent_id = :agent_id";
@@ -45,8 +45,14 @@ SELECT count(*) FILTER (WHERE renewed_at > :since) AS renewals,
 FROM certificates WHERE tenant = :tenant AND agent_id = :agent_id";
 
 pub(super) const RENEW: &str = "\
-INSERT INTO certificates (tenant, spki, agent_id, serial, not_after, fingerprint, registered_at, renewed_at, unproved)
-VALUES (:tenant, :spki, :agent_id, :serial, :not_after, :fingerprint, :now, :now, :pem) ON CONFLICT DO NOTHING";
+INSERT INTO certificates (
+    tenant, spki, agent_id, serial, not_after, fingerprint, issuer, registered_at, renewed_at, unproved)
+VALUES (:tenant, :spki, :agent_id, :serial, :not_after, :fingerprint, :issuer, :now, :now, :pem)
+ON CONFLICT DO NOTHING";
+
+/// Of one that was registered before that was stored, or in whose place another one was signed by hand for its key.
+pub(super) const SIGNED_BY: &str = "\
+UPDATE certificates SET issuer = :issuer WHERE tenant = :tenant AND spki = :spki AND agent_id = :agent_id";
 
 pub(super) const PROVED: &str = "\
 UPDATE certificates SET unproved = NULL
@@ -187,13 +193,14 @@ pub(super) fn register(tx: &Tx<'_>, new: &NewCertificate, actor: &Actor) -> Stor
         serial,
         not_after,
         fingerprint,
+        issuer,
     } = new;
     if agents::load(tx, &GatewayRef::Id(*agent_id))?.is_none() {
         return Err(StoreError::Missing {
             what: format!("gateway {agent_id}"),
         });
     }
-    let params = params! { spki, agent_id, serial, not_after, fingerprint };
+    let params = params! { spki, agent_id, serial, not_after, fingerprint, issuer };
     if tx.execute(REGISTER, params)? == 0 {
         // Registered before, and the answer to that was lost; or somebody else has the key.
         return match load(tx, *agent_id, spki)? {
@@ -224,6 +231,7 @@ pub(super) fn renew(tx: &Tx<'_>, renewal: &Renewal) -> StoreResult<RenewalOutcom
         serial,
         not_after,
         fingerprint,
+        issuer,
     } = &renewal.certificate;
     lock(tx, spki)?;
     fence(tx, *agent_id, renewal.epoch)?;
@@ -245,7 +253,7 @@ pub(super) fn renew(tx: &Tx<'_>, renewal: &Renewal) -> StoreResult<RenewalOutcom
     tx.execute(FORGET, params! { agent_id, until })?;
     earlier::forget(tx, *agent_id)?;
     let pem = &renewal.pem;
-    let params = params! { spki, agent_id, serial, not_after, fingerprint, pem };
+    let params = params! { spki, agent_id, serial, not_after, fingerprint, issuer, pem };
     if tx.execute(RENEW, params)? == 0 {
         // Who registers one for an operator, or is of an earlier version, locks nothing.
         return Ok(RenewalOutcome::KeyInUse);
@@ -296,6 +304,13 @@ pub(super) fn prove(tx: &Tx<'_>, agent_id: AgentId, spki: &[u8; 32]) -> StoreRes
     let retired = tx.execute(RETIRE, params! { agent_id, spki })?;
     let (actor, detail) = (Actor::gateway(agent_id), json!({ "retired": retired }));
     agents::note(tx, &actor, "certificate.prove", agent_id, &detail)
+}
+
+/// Stores which authority signed the certificate that a session is confirmed with.
+pub(super) fn signed_by(tx: &Tx<'_>, agent_id: AgentId, by: &SignedBy) -> StoreResult<()> {
+    let SignedBy { spki, issuer } = by;
+    tx.execute(SIGNED_BY, params! { agent_id, spki, issuer })
+        .map(drop)
 }
 
 /// Retires every certificate of a gateway but the one of the machine that takes its place.
@@ -472,6 +487,7 @@ pub(super) fn read(row: &Row<'_>) -> StoreResult<Certificate> {
         serial: row.get("serial")?,
         not_after: row.get("not_after")?,
         fingerprint: row.get("fingerprint")?,
+        issuer: row.get("issuer")?,
         revoked: row.get("revoked")?,
         gateway_goes_on: row.get("gateway_goes_on")?,
         retired: row.get("retired")?,

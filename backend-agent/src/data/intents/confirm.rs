@@ -153,6 +153,9 @@ fn take_effect(
     if let Some(spki) = &request.proves {
         certificates::prove(tx, agent_id, spki)?;
     }
+    if let Some(by) = &request.signed_by {
+        certificates::signed_by(tx, agent_id, by)?;
+    }
     settle_labels(tx, agent_id, epoch)
 }
 

@@ -30,8 +30,8 @@ FROM certificates WHERE tenant = :tenant AND spki = :spki";
 /// Until a session is confirmed with it, it is as one that was issued over a session: its text is kept, so that whoever
 /// lost the answer gets it again.
 pub(super) const REISSUE: &str = "\
-UPDATE certificates SET serial = :serial, not_after = :not_after, fingerprint = :fingerprint, renewed_at = :now,
-       unproved = :pem
+UPDATE certificates SET serial = :serial, not_after = :not_after, fingerprint = :fingerprint, issuer = :issuer,
+       renewed_at = :now, unproved = :pem
 WHERE tenant = :tenant AND spki = :spki AND agent_id = :agent_id AND retired_at IS NULL AND revoked_at IS NULL";
 
 /// What is registered for a key.
@@ -140,6 +140,7 @@ fn try_reissue(tx: &Tx<'_>, reissue: &Reissue) -> StoreResult<ReissueOutcome> {
         serial,
         not_after,
         fingerprint,
+        issuer,
     } = certificate;
     let known = tx.optional(BY_KEY, params! { spki }, read)?;
     let known = known.filter(|known| known.agent_id == *agent_id);
@@ -157,7 +158,7 @@ fn try_reissue(tx: &Tx<'_>, reissue: &Reissue) -> StoreResult<ReissueOutcome> {
     earlier::keep(tx, *agent_id, spki)?;
     tx.execute(
         REISSUE,
-        params! { spki, agent_id, serial, not_after, fingerprint, pem },
+        params! { spki, agent_id, serial, not_after, fingerprint, issuer, pem },
     )?;
     // That of whoever comes back behind another holder may be good for long.
     let word = if end <= *wall { "ended" } else { "ends" };

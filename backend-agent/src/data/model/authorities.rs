@@ -108,6 +108,30 @@ pub struct Unaware {
     pub last_seen_at: Option<Timestamp>,
 }
 
+/// How many gateways have a good certificate of one authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signed {
+    /// SHA-256 of the name and the key of the authority; none where it is not known which one signed.
+    pub issuer: Option<[u8; 32]>,
+    /// The gateways.
+    pub tally: Tally,
+}
+
+/// A gateway that has a good certificate of one authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedFor {
+    /// Its id.
+    pub agent_id: AgentId,
+    /// Its name.
+    pub name: GatewayName,
+    /// When the certificate ends that is registered.
+    pub not_after: Timestamp,
+    /// Whether it has a session.
+    pub connected: bool,
+    /// When something was last heard of it.
+    pub last_seen_at: Option<Timestamp>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

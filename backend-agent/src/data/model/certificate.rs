@@ -18,6 +18,17 @@ pub struct NewCertificate {
     pub not_after: Timestamp,
     /// SHA-256 of the whole certificate.
     pub fingerprint: [u8; 32],
+    /// The authority that signed it: SHA-256 of its name and its key, where that is known.
+    pub issuer: Option<[u8; 32]>,
+}
+
+/// Which authority signed the certificate that a gateway shows, where something else is stored of it, or nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SignedBy {
+    /// The certificate's key (SHA-256).
+    pub spki: [u8; 32],
+    /// SHA-256 of the name and the key of the authority.
+    pub issuer: [u8; 32],
 }
 
 /// A registered certificate.
@@ -31,6 +42,8 @@ pub struct Certificate {
     pub not_after: Timestamp,
     /// SHA-256 of the whole certificate.
     pub fingerprint: [u8; 32],
+    /// The authority that signed it: SHA-256 of its name and its key, where that is known.
+    pub issuer: Option<[u8; 32]>,
     /// Whether it, or its gateway, was revoked.
     pub revoked: bool,
     /// Whether its gateway was not.

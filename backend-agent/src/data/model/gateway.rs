@@ -14,7 +14,7 @@ use viworks_common::key::MASTER_ID_BYTES;
 use viworks_common::telemetry::{Position, RecordRefusal};
 use viworks_common::time::Timestamp;
 
-use super::{NewCertificate, OpenCommand, Settled};
+use super::{NewCertificate, OpenCommand, Settled, SignedBy};
 
 /// A gateway to be created.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -372,6 +372,8 @@ pub struct ConfirmRequest {
     /// The key (SHA-256) of a certificate that was issued over a session and is confirmed for the first time: every
     /// earlier one of the gateway retires.
     pub proves: Option<[u8; 32]>,
+    /// Which authority signed the certificate that is shown, where that is to be stored.
+    pub signed_by: Option<SignedBy>,
 }
 
 /// What became of a CONFIRM.

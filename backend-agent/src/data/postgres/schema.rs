@@ -56,6 +56,10 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         "../../../migrations/postgres",
         "0012_say_which_authorities.sql"
     ),
+    migration!(
+        "../../../migrations/postgres",
+        "0013_say_who_signed_certificates.sql"
+    ),
 ];
 
 /// How often a migration is tried that other transactions stand in the way of.

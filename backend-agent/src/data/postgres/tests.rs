@@ -198,6 +198,8 @@ fn in_order(plan: &str) -> bool {
 /// Statements about all there is, or most of it.
 const OF_ALL: &[&str] = &[
     "authorities::FORGET",
+    "authorities::SIGNED",
+    "authorities::SIGNED_FOR",
     "authorities::TRUST",
     "catalogues::MERGE",
     "expiry::AWAY",

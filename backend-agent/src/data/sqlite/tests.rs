@@ -17,6 +17,8 @@ use crate::data::{HeartbeatFigures, SessionStore as _, SessionTouch, StoreError}
 /// Statements that are about all gateways: lists and counts.
 const OVER_ALL_GATEWAYS: &[&str] = &[
     "authorities::FORGET",
+    "authorities::SIGNED",
+    "authorities::SIGNED_FOR",
     "authorities::TRUST",
     "catalogues::MERGE",
     "catalogues::MERGE_ONE",

@@ -274,6 +274,7 @@ impl Opening {
                     agent_run_id: hello.agent_run_id,
                     unreported: hello.unreported.clone(),
                     proves: self.line.peer.unproved,
+                    signed_by: self.line.peer.signed_by,
                 };
                 self.welcomed = Some(Welcomed { request, announced });
                 self.line.session.welcome(*welcome, now);

@@ -1,7 +1,10 @@
 //! The authorities that gateways are given, as operators see them.
 
+use std::time::Duration;
+
 use serde_json::json;
-use viworks_backend_agent::data::AuthorityBundle;
+use viworks_backend_agent::data::{Actor, AuthorityBundle, NewCertificate};
+use viworks_common::id::AgentId;
 
 use super::harness::{Backend, catalogue, now};
 
@@ -59,4 +62,39 @@ async fn whoever_lacks_an_authority_is_named_with_the_bundle_that_it_has() {
     assert_eq!(shown["authorities"]["current"], false, "{shown:#}");
     let silent = backend.get("/v1/gateways/gw-2").await.json();
     assert!(silent.get("authorities").is_none(), "{silent:#}");
+}
+
+#[tokio::test]
+async fn whoever_needs_an_authority_and_whoever_is_cut_off_without_one_is_named() {
+    let backend = Backend::new().await;
+    let trusted = backend.authorities().issuers();
+    let own = trusted.first().copied();
+    let certify = async |agent_id: AgentId, byte: u8, issuer: Option<[u8; 32]>| {
+        let new = NewCertificate {
+            agent_id,
+            spki: [byte; 32],
+            serial: format!("0a{byte:02x}"),
+            not_after: now().saturating_add(Duration::from_secs(3_600)),
+            fingerprint: [byte; 32],
+            issuer,
+        };
+        let actor = Actor::local("test");
+        let registered = backend
+            .store
+            .register_certificate(&backend.tenant, new, &actor, now());
+        registered.await.unwrap();
+    };
+    certify(backend.register("gw-1").await, 1, own).await;
+    certify(backend.register("gw-2").await, 2, Some([9; 32])).await;
+    certify(backend.register("gw-3").await, 3, None).await;
+    let told = backend.get("/v1/authorities").await.json();
+    let authority = &told["authorities"][0];
+    assert_eq!(authority["needed_by"], 1, "{told:#}");
+    assert_eq!(authority["needed_by_off"], 1, "{told:#}");
+    // Where there is one, nobody asks whether it may be taken out.
+    assert_eq!(authority["needed_by_first"], json!([]), "{told:#}");
+    let expected = json!({
+        "cut_off": 1, "cut_off_first": ["gw-2"], "unknown": 1, "unknown_first": ["gw-3"],
+    });
+    assert_eq!(told["signers"], expected, "{told:#}");
 }

@@ -206,6 +206,11 @@ impl Backend {
         again
     }
 
+    /// The authorities that are trusted and given to gateways.
+    pub(super) fn authorities(&self) -> Arc<Authorities> {
+        own_authorities(&self.folder)
+    }
+
     /// The authority's key, which a test may take away.
     pub(super) fn authority_key(&self) -> PathBuf {
         self.folder.path().join("keys/ca.key")
@@ -464,6 +469,7 @@ impl Backend {
             serial: format!("0a{byte:02x}"),
             not_after: now().saturating_add(Duration::from_secs(3_600)),
             fingerprint: [byte; 32],
+            issuer: None,
         };
         self.store
             .register_certificate(&self.tenant, new, &Actor::local("test"), now())
@@ -494,6 +500,7 @@ impl Backend {
             agent_run_id,
             unreported: Vec::new(),
             proves: None,
+            signed_by: None,
         };
         let confirmed = self
             .store

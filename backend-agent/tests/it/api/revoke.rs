@@ -341,6 +341,7 @@ async fn an_earlier_certificate_of_a_key_is_named_beside_the_present_one() {
         serial: "0a07".to_owned(),
         not_after: begun.saturating_add(Duration::from_secs(60)),
         fingerprint: [7; 32],
+        issuer: None,
     };
     let (store, tenant) = (&backend.store, &backend.tenant);
     let actor = Actor::local("test");

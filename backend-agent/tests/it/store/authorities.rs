@@ -1,12 +1,16 @@
-//! The authorities that gateways are given, and which gateways have them.
+//! The authorities that gateways are given, which gateways have them, and whose certificates they signed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use viworks_backend_agent::data::{
-    Actor, AuthorityBundle, AuthorityTrust, StoreError, Tally, Unaware,
+    Actor, AuthorityBundle, AuthorityTrust, CertificateRef, NewCertificate, ReissueOutcome,
+    RenewalOutcome, SignedBy, StoreError, Tally, Unaware,
 };
 
 use super::bed::{Bed, Session, agent, at};
+use super::gateways::new_certificate;
+use super::renewals::{certificate, confirmed_with, renewal};
+use super::{enrolments, reissues};
 
 /// A digest of which one letter is known.
 fn digest(letter: &str) -> String {
@@ -160,4 +164,142 @@ pub(crate) async fn a_bundle_is_forgotten_once_no_gateway_has_it_and_no_backend_
     note(bed, bundle("2", &["b"]), 1_100).await;
     assert_eq!(digests().await, ["2"].map(digest));
     assert_eq!(names(&unaware(bed, "b").await), ["gw-1", "gw-2", "gw-3"]);
+}
+
+/// A certificate of gateway `n` for a key, which this authority signed.
+fn signed_by(n: u64, key: u8, issuer: Option<u8>) -> NewCertificate {
+    NewCertificate {
+        fingerprint: [key; 32],
+        issuer: issuer.map(|letter| [letter; 32]),
+        ..new_certificate(n, key)
+    }
+}
+
+async fn register(bed: &Bed, new: NewCertificate) {
+    let actor = Actor::local("test");
+    let registered = bed
+        .store
+        .register_certificate(&bed.tenant, new, &actor, at(0));
+    registered.await.unwrap();
+}
+
+/// How many gateways get in at a moment with a certificate of which authority, and how many of them are connected.
+async fn signed(bed: &Bed, seconds: i64) -> BTreeMap<Option<u8>, (u64, u64)> {
+    let signed = bed.store.signed(&bed.tenant, at(seconds)).await.unwrap();
+    let told = signed.into_iter().map(|one| {
+        let tally = one.tally;
+        (
+            one.issuer.map(|issuer| issuer[0]),
+            (tally.gateways, tally.connected),
+        )
+    });
+    told.collect()
+}
+
+/// The first of those, by their names.
+async fn signed_for(bed: &Bed, issuer: Option<u8>, limit: usize) -> Vec<String> {
+    let issuer = issuer.map(|letter| [letter; 32]);
+    let named = bed.store.signed_for(&bed.tenant, issuer, at(10), limit);
+    let named = named.await.unwrap().into_iter();
+    named.map(|one| one.name.to_string()).collect()
+}
+
+pub(crate) async fn which_authority_signed_a_certificate_is_kept_however_it_was_issued(bed: &Bed) {
+    let signer = async |key| certificate(bed, key).await.unwrap().issuer;
+    let epoch = reissues::connected(bed, 1_000).await.holder.epoch;
+    assert_eq!(signer(1).await, Some([1; 32]));
+    let mut asks = renewal(epoch, 2);
+    asks.certificate.issuer = Some([2; 32]);
+    let renewed = bed.store.renew_certificate(&bed.tenant, asks, at(10));
+    assert_eq!(renewed.await.unwrap(), RenewalOutcome::Issued);
+    assert_eq!(signer(2).await, Some([2; 32]));
+
+    // At the door another authority may have signed for the same key.
+    let mut asks = reissues::reissue(1, 1, epoch, 9);
+    asks.certificate.issuer = Some([3; 32]);
+    let reissued = reissues::asked(bed, asks, 20_000).await;
+    assert_eq!(reissued, ReissueOutcome::Issued);
+    assert_eq!(signer(1).await, Some([3; 32]));
+
+    enrolments::create(bed, enrolments::new_ticket(1, 1)).await;
+    drop(enrolments::enrol(bed, 1, 7, 20).await);
+    let spki = enrolments::bytes(7);
+    let known = bed.store.certificate(&bed.tenant, agent(7), &spki).await;
+    assert_eq!(known.unwrap().unwrap().issuer, Some([5; 32]));
+}
+
+pub(crate) async fn who_signed_a_certificate_is_learned_with_a_session_of_its_gateway_alone(
+    bed: &Bed,
+) {
+    for n in 1..=2 {
+        bed.gateway(n).await;
+        let key = u8::try_from(n).unwrap();
+        register(bed, signed_by(n, key, None)).await;
+    }
+    assert_eq!(signed(bed, 10).await, BTreeMap::from([(None, (2, 0))]));
+    assert_eq!(signed_for(bed, None, 1).await, ["gw-1"]);
+    let confirmed = async |n: u64, key: u8| {
+        let hello = bed.hello(n, n, bed.gateway_now(n).await.confirmed);
+        let admitted = bed.admitted(hello.clone()).await;
+        let mut confirm = bed.confirm_of(&hello, &admitted);
+        confirm.signed_by = Some(SignedBy {
+            spki: [key; 32],
+            issuer: [4; 32],
+        });
+        bed.confirm(confirm).await
+    };
+    // Of somebody else's key a gateway says nothing.
+    drop(confirmed(2, 1).await);
+    assert_eq!(signed(bed, 10).await, BTreeMap::from([(None, (2, 1))]));
+    drop(confirmed(1, 1).await);
+    let expected = BTreeMap::from([(None, (1, 1)), (Some(4), (1, 1))]);
+    assert_eq!(signed(bed, 10).await, expected);
+    assert_eq!(signed_for(bed, Some(4), 10).await, ["gw-1"]);
+    assert_eq!(signed_for(bed, None, 10).await, ["gw-2"]);
+}
+
+pub(crate) async fn a_gateway_counts_by_the_certificates_with_which_it_gets_in(bed: &Bed) {
+    for n in 1..=4 {
+        bed.gateway(n).await;
+    }
+    register(bed, signed_by(1, 1, Some(1))).await;
+    let epoch = bed.session(1, 1).await.holder.epoch;
+    let mut asks = renewal(epoch, 2);
+    asks.certificate.issuer = Some([2; 32]);
+    let renewed = bed.store.renew_certificate(&bed.tenant, asks, at(5));
+    assert_eq!(renewed.await.unwrap(), RenewalOutcome::Issued);
+    register(bed, signed_by(2, 3, Some(1))).await;
+    register(bed, signed_by(3, 4, Some(1))).await;
+    // With the renewed one no session was confirmed: the answer may be lost.
+    assert_eq!(signed(bed, 10).await, BTreeMap::from([(Some(1), (3, 1))]));
+    assert_eq!(signed_for(bed, Some(1), 2).await, ["gw-1", "gw-2"]);
+    drop(confirmed_with(bed, 2, true).await);
+    let expected = BTreeMap::from([(Some(1), (2, 0)), (Some(2), (1, 1))]);
+    assert_eq!(signed(bed, 10).await, expected);
+
+    // What is revoked opens nothing.
+    let (tenant, actor) = (&bed.tenant, Actor::local("test"));
+    let revoked = bed
+        .store
+        .revoke_gateway(tenant, agent(2), None, &actor, at(7));
+    revoked.await.unwrap();
+    let which = CertificateRef::Fingerprint([4; 32]);
+    let revoked = bed
+        .store
+        .revoke_certificate(tenant, agent(3), &which, "test", &actor, at(8));
+    revoked.await.unwrap();
+    assert_eq!(signed(bed, 10).await, BTreeMap::from([(Some(2), (1, 1))]));
+
+    // What has ended neither, unless its gateway is heard of long after: then it shows another one for the same key.
+    assert!(signed(bed, 1_000).await.is_empty());
+    register(bed, signed_by(4, 5, Some(3))).await;
+    assert_eq!(signed(bed, 999).await.get(&Some(3)), Some(&(1, 0)));
+    assert_eq!(signed(bed, 1_001).await.get(&Some(3)), None);
+    let hello = bed.hello(4, 4, 0);
+    let admitted = bed.admitted(hello.clone()).await;
+    let confirm = bed.confirm_of(&hello, &admitted);
+    let later = at(1_000 + 3_601);
+    let confirmed = bed.store.confirm_session(tenant, confirm, later).await;
+    confirmed.unwrap();
+    assert_eq!(signed(bed, 5_000).await.get(&Some(3)), Some(&(1, 1)));
 }

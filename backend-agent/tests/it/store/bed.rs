@@ -152,6 +152,7 @@ impl Bed {
             agent_run_id: hello.agent_run_id,
             unreported: hello.unreported.clone(),
             proves: None,
+            signed_by: None,
         }
     }
 

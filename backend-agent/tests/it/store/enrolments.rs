@@ -125,6 +125,7 @@ pub(super) fn redemption(ticket: u64, n: u64) -> Redemption {
                 serial: "01".to_owned(),
                 not_after: at(1_000_000),
                 fingerprint: bytes(n),
+                issuer: Some([5; 32]),
             }),
         },
     }

@@ -161,6 +161,7 @@ pub(crate) fn new_certificate(n: u64, key: u8) -> NewCertificate {
         serial: "0a".to_owned(),
         not_after: at(1_000),
         fingerprint: [2; 32],
+        issuer: Some([1; 32]),
     }
 }
 

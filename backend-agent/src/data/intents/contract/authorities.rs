@@ -7,7 +7,9 @@ use viworks_common::time::Timestamp;
 use super::super::authorities;
 use super::super::link::Engine;
 use super::super::store::SqlStore;
-use crate::data::{AuthorityBundle, AuthorityStore, AuthorityTrust, StoreResult, Unaware};
+use crate::data::{
+    AuthorityBundle, AuthorityStore, AuthorityTrust, Signed, SignedFor, StoreResult, Unaware,
+};
 
 #[async_trait]
 impl<E: Engine> AuthorityStore for SqlStore<E> {
@@ -49,6 +51,24 @@ impl<E: Engine> AuthorityStore for SqlStore<E> {
     ) -> StoreResult<Vec<Unaware>> {
         self.read(tenant, move |view| {
             authorities::unaware(view, &authority, reported, (after, limit))
+        })
+        .await
+    }
+
+    async fn signed(&self, tenant: &Tenant, wall: Timestamp) -> StoreResult<Vec<Signed>> {
+        self.read(tenant, move |view| authorities::signed(view, wall))
+            .await
+    }
+
+    async fn signed_for(
+        &self,
+        tenant: &Tenant,
+        issuer: Option<[u8; 32]>,
+        wall: Timestamp,
+        limit: usize,
+    ) -> StoreResult<Vec<SignedFor>> {
+        self.read(tenant, move |view| {
+            authorities::signed_for(view, issuer, wall, limit)
         })
         .await
     }

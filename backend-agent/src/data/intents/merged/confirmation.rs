@@ -1,5 +1,5 @@
 //! CONFIRM of sessions whose gateways have no open commands, say of themselves what they said before, and show the
-//! certificate that they showed before.
+//! certificate that they showed before, of which it is stored who signed it.
 
 use std::collections::BTreeMap;
 
@@ -83,7 +83,8 @@ impl<'r> Confirming<'r> {
         let known = &found.known;
         let again = known.live == Some((request.session_id, request.issued));
         let labels_stay = found.labelled.is_empty() || found.labelled == found.announced;
-        if again || found.waits || !labels_stay || request.proves.is_some() {
+        let about_certificates = request.proves.is_some() || request.signed_by.is_some();
+        if again || found.waits || !labels_stay || about_certificates {
             return None;
         }
         let Confirmation::Confirmed(after) = confirm::judge(known, request) else {
