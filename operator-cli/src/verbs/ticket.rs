@@ -141,7 +141,7 @@ pub(super) async fn make(
             chain(&error)
         );
         let failure = Failure::new(error.exit_code(), what).with(revoke);
-        match error.output_fix() {
+        match error.named_fix() {
             Some(fix) => failure.with(format!("fix: {fix}")),
             None => failure,
         }
@@ -175,7 +175,7 @@ fn untaken(out: &Path, error: &FileError) -> Failure {
         let fix = "name a new file with --out, or move the one that is there: it may hold a ticket that is in use";
         Failure::new(ExitCode::Conflict, what).with(fix)
     } else {
-        let fix = error.output_fix();
+        let fix = error.named_fix();
         Failure::new(error.exit_code(), chain(error))
             .with(fix.unwrap_or("name a file in a folder that is there and yours"))
     }
@@ -194,7 +194,7 @@ async fn read(file: Option<&Path>) -> Result<Written, Failure> {
     };
     Written::is_file(path).map_err(|shown| Failure::usage(shown.to_string()))?;
     let bytes = files::read_at_most(path, READ_MAX);
-    let bytes = bytes.map_err(|error| Failure::new(error.exit_code(), chain(&error)))?;
+    let bytes = bytes.map_err(Failure::from)?;
     let ticket = String::from_utf8_lossy(&bytes).parse::<Written>();
     ticket.map_err(|invalid| Failure::usage(invalid.to_string()))
 }
