@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
-use viworks_api::{GatewayList, GatewayStatus, Health, HealthCheck, HealthStatus, ProblemCode};
+use viworks_api::{GatewayList, GatewayStatus, Health, HealthCheck, HealthStatus};
 use viworks_common::human;
 use viworks_common::id::GatewayName;
 use viworks_common::limits::SKEW_CORRECTED_FROM;
@@ -19,6 +19,7 @@ use viworks_runtime::stdout::PrintError;
 use crate::client::{Client, Dialled, NotThere};
 use crate::failure::Failure;
 use crate::output::Format;
+use crate::views::failure::advice;
 use crate::views::{expiry, pin};
 
 const CONTEXT: &str = "context";
@@ -506,10 +507,8 @@ fn stop(step: &'static str, failure: &Failure) -> Stop {
         .iter()
         .map(|fix| fix.trim_start_matches("fix: "))
         .collect();
-    let code = failure.problem.as_ref();
-    let code = code.and_then(|problem| problem.code.parse::<ProblemCode>().ok());
-    let fix = match code {
-        Some(code) if fixes.is_empty() => code.advice().to_owned(),
+    let fix = match failure.problem.as_deref().and_then(advice) {
+        Some(advice) if fixes.is_empty() => advice.to_owned(),
         Some(_) | None => fixes.join("; "),
     };
     Stop::at(step, failure.exit, cause, fix)
