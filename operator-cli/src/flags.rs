@@ -223,9 +223,12 @@ pub struct Up {
 
 #[cfg(test)]
 mod tests {
+    use clap::{CommandFactory, Parser as _};
+
+    use super::Arguments;
+
     #[test]
     fn a_script_may_say_yes_to_every_verb_that_revokes() {
-        use clap::Parser as _;
         let id = "01940f5e-7000-7000-8000-0000000000d1";
         for words in [
             &["viworks", "ticket", "revoke", id, "--yes"][..],
@@ -233,13 +236,9 @@ mod tests {
                 "viworks", "gateway", "revoke", "gw-1", "--reason", "x", "--yes",
             ],
         ] {
-            super::Arguments::try_parse_from(words).unwrap();
+            Arguments::try_parse_from(words).unwrap();
         }
     }
-
-    use clap::{CommandFactory, Parser as _};
-
-    use super::Arguments;
 
     #[test]
     fn the_command_tree_is_consistent() {
