@@ -327,6 +327,21 @@ is_shown "$certificate" ||
   refuse "$place does not show the certificate in $certificate, so that nobody could tell afterwards whether it shows the new one" \
     'see that the backend runs, and name where it takes gateways: --connect HOST:PORT'
 
+# Why a reload came to nothing, which the backend says as long as the files are there that it did not take.
+why_not() {
+  local why=''
+  if command -v viworks >/dev/null 2>&1; then
+    # Quotation marks are told as JSON has them.
+    why=$(timeout "$PATIENCE" viworks doctor -o json 2>/dev/null |
+      sed -n 's/^ *"\(detail\|cause\)": "\(reload: .*\)",\{0,1\}$/\2/p' | sed 's/\\"/"/g' | head -n 1) || true
+  fi
+  if [ -n "$why" ]; then
+    printf 'the backend says of its %s' "$why"
+  else
+    printf 'why is in its log and in its health, under reload (viworks doctor): journalctl -u %s' "${units[0]}"
+  fi
+}
+
 changing='' kept_certificate='' kept_key=''
 # Whatever ends this in between, a signal included, both files are of before.
 go_back() {
@@ -361,7 +376,7 @@ if ! checked=$(viworks-backend-agent check-config --config "$config" 2>&1); then
   go_back "the backend would not take them: $checked"
 fi
 reload || go_back 'the backend could not be reloaded'
-is_shown "$certificate" || go_back "$place did not show the new certificate within $PATIENCE s"
+is_shown "$certificate" || go_back "$place did not show the new certificate within $PATIENCE s; $(why_not)"
 changing=''
 trap - EXIT INT TERM HUP
 say "done: $place shows the new certificate"

@@ -30,6 +30,9 @@ pub struct HealthCheck {
     pub status: HealthStatus,
     /// What was found.
     pub detail: String,
+    /// What to do about it, where somebody can do something; `detail` may end with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
     /// Since when something is wrong, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,

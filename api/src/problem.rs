@@ -146,6 +146,9 @@ pub struct Problem {
     pub code: String,
     /// What happened this time.
     pub detail: String,
+    /// What to do about it this time, where that is known better than what its code stands for says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
     /// The request, as it stands in the backend's log.
     pub request_id: String,
     /// Each thing that is not right, when several can be named.

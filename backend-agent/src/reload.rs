@@ -133,8 +133,8 @@ impl Reload {
                 () = lifecycle.stopping() => return,
                 () = hangups.next() => {
                     notify::reloading();
-                    self.compare(&source, &quotas).await;
-                    self.read_again().await;
+                    let waiting = self.compare(&source, &quotas).await;
+                    self.read_again(&waiting).await;
                     notify::ready();
                 }
                 () = sleep_until(&*self.clock, next) => {}
@@ -142,9 +142,9 @@ impl Reload {
         }
     }
 
-    /// Takes over what of the configuration can change while the backend runs, and tells what waits for a restart.
-    /// Files that cannot be used change nothing.
-    async fn compare(&mut self, source: &Source, quotas: &Quotas) {
+    /// Takes over what of the configuration can change while the backend runs, and tells what waits for a restart: these
+    /// keys. Files that cannot be used change nothing.
+    async fn compare(&mut self, source: &Source, quotas: &Quotas) -> Vec<String> {
         let Source { path, environment } = source.clone();
         let load = move || Config::load(&path, &environment);
         let problems = match blocking::call("configuration", READ_TIME, load).await {
@@ -161,15 +161,18 @@ impl Reload {
                     let keys = changed.taken_over.join(", ");
                     info!(keys, "took over from the configuration");
                 }
-                return tell_read(&self.conditions, &changed.waiting);
+                tell_read(&self.conditions, &changed.waiting);
+                return changed.waiting;
             }
             Ok(Err(problems)) => problems.in_one_line(),
             Err(error) => error.to_string(),
         };
         tell_broken(&self.conditions, &problems, RELOAD_FIX);
+        Vec::new()
     }
 
-    async fn read_again(&mut self) {
+    /// Reads the files again that were named at the start; these keys of the configuration have another value since.
+    async fn read_again(&mut self, waiting: &[String]) {
         let config = self.config.clone();
         let load = move || ServerMaterial::load(&config);
         let loaded = blocking::call("material", READ_TIME, load).await;
@@ -185,34 +188,36 @@ impl Reload {
                     Err(refused) => refused,
                 }
             }
-            Ok(Err(problems)) => (problems.in_one_line(), RELOAD_FIX),
-            Err(error) => (error.to_string(), RELOAD_FIX),
+            Ok(Err(problems)) => (problems.in_one_line(), None),
+            Err(error) => (error.to_string(), None),
         };
         let cause = format!(
             "what SIGHUP asked to be read again cannot be used, and what was read before stays in force: {problems}"
         );
-        self.conditions.raise(RELOAD, Severity::Warn, &cause, fix);
+        let fix = fix.map_or_else(|| reload_fix(waiting), str::to_owned);
+        self.conditions.raise(RELOAD, Severity::Warn, &cause, &fix);
     }
 
-    /// Takes it over unless that would cut gateways off: why it would, and what to do.
+    /// Takes it over unless that would cut gateways off: why it would, and what to do where that is more than to mend
+    /// the files.
     async fn try_take_over(
         &mut self,
         material: ServerMaterial,
-    ) -> Result<(), (String, &'static str)> {
+    ) -> Result<(), (String, Option<&'static str>)> {
         match self.needed(&material.authorities).await {
             Ok(None) => {}
-            Ok(Some(needed)) => return Err((needed, NEEDED_FIX)),
+            Ok(Some(needed)) => return Err((needed, Some(NEEDED_FIX))),
             Err(error) => {
                 let reason = format!(
                     "client_ca_file lacks an authority that it had, and which gateways have certificates of it cannot \
                      be looked up: {}",
                     in_full(&error)
                 );
-                return Err((reason, NEEDED_FIX));
+                return Err((reason, Some(NEEDED_FIX)));
             }
         }
         let taken = self.take_over(material);
-        taken.map_err(|reason| (reason.to_owned(), RELOAD_FIX))
+        taken.map_err(|reason| (reason.to_owned(), None))
     }
 
     /// Why these may not take the place of the authorities that are trusted now, if a gateway needs one that is
@@ -334,5 +339,39 @@ impl Reload {
         );
         let fix = "renew each for its own key and put it where that gateway's certificate_file points; it takes it over by itself";
         self.conditions.raise(NAME, Severity::Warn, &cause, fix);
+    }
+}
+
+/// What to do about files that cannot be used. Those that the configuration names only since the start were not read:
+/// whoever has put them right there has nothing left to mend.
+fn reload_fix(waiting: &[String]) -> String {
+    let mut named = waiting.iter().filter(|key| key.ends_with("_file"));
+    let Some(first) = named.next() else {
+        return RELOAD_FIX.to_owned();
+    };
+    let others = named.map(|key| format!(", {key}")).collect::<String>();
+    format!(
+        "{RELOAD_FIX}; or restart, if it is about {first}{others}: the configuration names another file there since \
+         the start, and only a restart reads that one"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_another_file_is_named_a_restart_reads_it() {
+        let fix = |keys: &[&str]| {
+            reload_fix(&keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(fix(&[]), RELOAD_FIX);
+        assert_eq!(fix(&["api.listen"]), RELOAD_FIX);
+        let told = fix(&["api.listen", "keys.ca_key_file", "agents.key_file"]);
+        let named = "or restart, if it is about keys.ca_key_file, agents.key_file:";
+        assert!(
+            told.starts_with(RELOAD_FIX) && told.contains(named),
+            "{told}"
+        );
     }
 }

@@ -17,7 +17,7 @@ use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::FileError;
 use viworks_runtime::lifecycle::run_to_end;
 use viworks_runtime::logging;
-use viworks_runtime::ready_file::ReadyFileError;
+use viworks_runtime::ready_file::{ReadyFileError, file_of};
 use viworks_runtime::sqlite;
 use viworks_runtime::stdout::{self, PrintError};
 
@@ -307,19 +307,9 @@ fn fix_of(error: &anyhow::Error) -> Option<&'static str> {
         return error.fix();
     }
     if let Some(ReadyFileError::File(error)) = error.downcast_ref() {
-        return error.output_fix();
+        return error.named_fix();
     }
     None
-}
-
-/// A file or folder that could not be used, where nothing more is known of it.
-fn file_of(error: &anyhow::Error) -> Option<&FileError> {
-    error.chain().find_map(|cause| {
-        if let Some(ReadyFileError::File(error)) = cause.downcast_ref() {
-            return Some(error);
-        }
-        cause.downcast_ref()
-    })
 }
 
 fn code_of(error: &anyhow::Error) -> ExitCode {
@@ -343,7 +333,7 @@ fn code_of(error: &anyhow::Error) -> ExitCode {
         (None, _) if journal::is_damage(error) => ExitCode::Config,
         // Room may be made while the service manager tries again.
         (None, Some(sqlite::Error::Full(_))) => ExitCode::Unavailable,
-        (None, _) => file_of(error).map_or(ExitCode::Error, FileError::exit_code),
+        (None, _) => file_of(error.chain()).map_or(ExitCode::Error, FileError::exit_code),
     }
 }
 

@@ -372,12 +372,7 @@ impl EnrolError {
                  it was",
             );
         }
-        // What is missing was named with the call.
-        if error.is_missing() || error.exit_code() == ExitCode::Unavailable {
-            error.output_fix()
-        } else {
-            None
-        }
+        error.named_fix()
     }
 
     /// Whether the backend has made the gateway, or may have all the same, so that the key must be kept.

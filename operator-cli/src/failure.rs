@@ -98,10 +98,10 @@ impl From<std::io::Error> for Failure {
 }
 
 impl From<FileError> for Failure {
-    /// A file that was to be written and is not.
+    /// A file that was named and is of no use.
     fn from(error: FileError) -> Self {
         let failure = Self::new(error.exit_code(), chain(&error));
-        match error.output_fix() {
+        match error.named_fix() {
             Some(fix) => failure.with(format!("fix: {fix}")),
             None => failure,
         }

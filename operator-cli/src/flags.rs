@@ -228,6 +228,19 @@ mod tests {
     use super::Arguments;
 
     #[test]
+    fn a_script_may_say_yes_to_every_verb_that_revokes() {
+        let id = "01940f5e-7000-7000-8000-0000000000d1";
+        for words in [
+            &["viworks", "ticket", "revoke", id, "--yes"][..],
+            &[
+                "viworks", "gateway", "revoke", "gw-1", "--reason", "x", "--yes",
+            ],
+        ] {
+            Arguments::try_parse_from(words).unwrap();
+        }
+    }
+
+    #[test]
     fn the_command_tree_is_consistent() {
         Arguments::command().debug_assert();
     }

@@ -89,6 +89,10 @@ impl ExitCode {
         if stays {
             return Self::Config;
         }
+        // The links on the way lead in a circle; the kind has no name that may be written here.
+        if kind == io::Error::from(Errno::LOOP).kind() {
+            return Self::Config;
+        }
         let is_full = matches!(kind, Kind::StorageFull | Kind::QuotaExceeded);
         if is_full || Errno::from_io_error(refused) == Some(Errno::IO) {
             return Self::Unavailable;
@@ -188,8 +192,17 @@ mod tests {
     #[test]
     fn what_a_file_is_refused_for_is_mended_or_tried_again() {
         let of = |errno: Errno| ExitCode::of_file(&io::Error::from(errno));
-        for errno in [Errno::NOENT, Errno::ACCESS, Errno::NOTDIR, Errno::ROFS] {
+        for errno in [
+            Errno::NOENT,
+            Errno::ACCESS,
+            Errno::NOTDIR,
+            Errno::ROFS,
+            Errno::LOOP,
+        ] {
             assert_eq!(of(errno), ExitCode::Config, "{errno}");
+            // As one that says more in its own words.
+            let told = io::Error::new(io::Error::from(errno).kind(), "why");
+            assert_eq!(ExitCode::of_file(&told), ExitCode::Config, "{errno}");
         }
         for errno in [Errno::NOSPC, Errno::DQUOT, Errno::IO] {
             assert_eq!(of(errno), ExitCode::Unavailable, "{errno}");

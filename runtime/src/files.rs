@@ -4,7 +4,7 @@
 //! is judged, with every folder above it. Who could change a file decides whether it is trusted, so its owner counts
 //! as much as its mode.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub use error::{FileError, output_fix, quoted};
 pub use folder::{Folder, Owners, is_hidden};
 pub use guard::{Guard, Lost, Prober};
 
-use folder::Holder;
+use folder::{Holder, Named};
 
 /// Where systemd keeps what it hands to services: root's, whole, and each file opened to the service's user alone.
 const CREDENTIALS: &str = "/run/credentials";
@@ -55,22 +55,125 @@ pub fn write_atomic(path: &Path, contents: &[u8]) -> Result<(), FileError> {
 ///
 /// As [`write_atomic`].
 pub fn write_atomic_as(path: &Path, contents: &[u8], mode: u32) -> Result<(), FileError> {
-    let (folder, name) = Folder::holding(path, Owners::RootAndOwn, Holder::Sticky)?;
-    let suffix = u32::from_ne_bytes(random::bytes());
-    let temporary = format!(".{}.{suffix:08x}.tmp", name.to_string_lossy());
-    let temporary = Path::new(&temporary).as_os_str();
-    let written = folder.create_new(temporary, mode).and_then(|mut file| {
-        file.write_all(contents)
-            .and_then(|()| file.sync_all())
-            .map_err(FileError::io("write", path))
-    });
-    let written = written.and_then(|()| folder.rename(temporary, &name));
+    let (folder, name) = folder_for(path, Holder::Sticky)?;
+    let (temporary, _file) = write_beside(&folder, &name, contents, mode)?;
+    let written = folder.rename(&temporary, &name);
     if written.is_err() {
         // Best effort: the failure that matters is the one about to be returned.
-        drop(folder.remove(temporary));
+        drop(folder.remove(&temporary));
     }
     written?;
     folder.sync()
+}
+
+/// Replaces `path` with `contents` as [`write_atomic_as`] does, where `may` says so of what has the name; it is not
+/// asked where nothing has it. What it judges has lost the name to the new file by then, so that nothing can be moved
+/// there between the two; what is refused gets its name back.
+///
+/// # Errors
+///
+/// What `may` says, or as [`write_atomic_as`].
+pub fn replace_judged(
+    path: &Path,
+    contents: &[u8],
+    mode: u32,
+    may: impl FnOnce(&Path) -> Result<(), FileError>,
+) -> Result<(), FileError> {
+    let (folder, name) = folder_for(path, Holder::Sticky)?;
+    let (temporary, file) = write_beside(&folder, &name, contents, mode)?;
+    let named = match folder.take_name(&temporary, &name) {
+        Ok(Named::Anew) => return folder.sync(),
+        Ok(Named::Exchanged) => {
+            let before = folder.path().join(&temporary);
+            if let Err(refused) = may(&before) {
+                give_back(&folder, &temporary, &name, &file)?;
+                return Err(refused);
+            }
+            folder.remove(&temporary)
+        }
+        // As close to it as such a file system lets it be.
+        Ok(Named::Unable) => match may(&folder.path().join(&name)) {
+            Err(error) if !error.is_missing() => Err(error),
+            Ok(()) | Err(_) => folder.rename(&temporary, &name),
+        },
+        Err(error) => Err(error),
+    };
+    if named.is_err() {
+        // Best effort, as above.
+        drop(folder.remove(&temporary));
+    }
+    named?;
+    folder.sync()
+}
+
+/// Gives a name back to what had it before `new`, which goes.
+fn give_back(
+    folder: &Folder,
+    temporary: &OsStr,
+    name: &OsStr,
+    new: &File,
+) -> Result<(), FileError> {
+    let given = folder.take_name(temporary, name);
+    given.map_err(|error| match error.into_io() {
+        Ok((_path, source)) => {
+            FileError::io("give its name back to", &folder.asked(temporary))(source)
+        }
+        Err(error) => error,
+    })?;
+    // Somebody may have put something there meanwhile: it stays, under the name of a temporary file.
+    if folder.is_there(temporary, new) {
+        folder.remove(temporary)?;
+    }
+    folder.sync()
+}
+
+/// The folder for a file that is to be made.
+fn folder_for(path: &Path, holder: Holder) -> Result<(Folder, OsString), FileError> {
+    let held = Folder::holding(path, Owners::RootAndOwn, holder);
+    held.map_err(|mut error| {
+        // Nothing was to be opened but the way to it.
+        if let FileError::Io {
+            action, path: at, ..
+        } = &mut error
+            && *action == "open"
+        {
+            *action = if at == path { "create" } else { "reach" };
+        }
+        error
+    })
+}
+
+/// Makes a file with these contents under a name that nobody looks for, durably.
+fn write_beside(
+    folder: &Folder,
+    name: &OsStr,
+    contents: &[u8],
+    mode: u32,
+) -> Result<(OsString, File), FileError> {
+    let suffix = u32::from_ne_bytes(random::bytes());
+    let temporary = format!(".{}.{suffix:08x}.tmp", name.to_string_lossy());
+    let temporary = OsString::from(temporary);
+    let mut file = folder.create_new(&temporary, mode)?;
+    let written = file.write_all(contents).and_then(|()| file.sync_all());
+    if let Err(source) = written {
+        // Best effort, as above.
+        drop(folder.remove(&temporary));
+        return Err(FileError::io("write", &folder.asked(name))(source));
+    }
+    Ok((temporary, file))
+}
+
+/// Where a file is that a path leads to by links, the last one included: each must be root's or this user's own. It
+/// need not be there. A path whose last part is no link is itself.
+///
+/// # Errors
+///
+/// When a link is somebody else's, or leads in a circle, or nowhere a file can be.
+pub fn led_to(path: &Path) -> Result<PathBuf, FileError> {
+    match path.symlink_metadata() {
+        Ok(found) if found.is_symlink() => folder::led_to(path, Owners::RootAndOwn),
+        Ok(_) | Err(_) => Ok(path.to_owned()),
+    }
 }
 
 /// Writes a file that must not be there yet, with these permissions, durably.
@@ -79,7 +182,7 @@ pub fn write_atomic_as(path: &Path, contents: &[u8], mode: u32) -> Result<(), Fi
 ///
 /// When something is there already, a link included, or a step fails; nothing is left then.
 pub fn write_new(path: &Path, contents: &[u8], mode: u32) -> Result<(), FileError> {
-    let (folder, name) = Folder::holding(path, Owners::RootAndOwn, Holder::Closed)?;
+    let (folder, name) = folder_for(path, Holder::Closed)?;
     let mut file = folder.create_new(&name, mode)?;
     let written = file.write_all(contents).and_then(|()| file.sync_all());
     if let Err(source) = written {
@@ -437,13 +540,13 @@ impl Folder {
     /// # Errors
     ///
     /// As [`Self::open_file`], or when it is larger.
-    pub fn read(&self, name: &std::ffi::OsStr, limit: u64) -> Result<Vec<u8>, FileError> {
+    pub fn read(&self, name: &OsStr, limit: u64) -> Result<Vec<u8>, FileError> {
         let (file, _) = self.open_file(name)?;
         read_text(&self.asked(name), file, limit)
     }
 }
 
-fn database_files(name: &std::ffi::OsStr) -> impl Iterator<Item = OsString> {
+fn database_files(name: &OsStr) -> impl Iterator<Item = OsString> {
     let name = name.to_owned();
     DATABASE_SUFFIXES.iter().map(move |suffix| {
         let mut file = name.clone();
@@ -453,7 +556,7 @@ fn database_files(name: &std::ffi::OsStr) -> impl Iterator<Item = OsString> {
 }
 
 /// Whether there is such a file; refused if others can change it.
-fn examine_if_there(folder: &Folder, name: &std::ffi::OsStr) -> Result<bool, FileError> {
+fn examine_if_there(folder: &Folder, name: &OsStr) -> Result<bool, FileError> {
     match folder.examine(name) {
         Ok(_) => Ok(true),
         Err(error) if error.is_missing() => Ok(false),

@@ -17,6 +17,20 @@ pub enum ReadyFileError {
     File(#[from] FileError),
 }
 
+/// The file or folder among what an error came of that could not be used, where nothing more is known of it.
+#[must_use]
+pub fn file_of<'a>(
+    mut causes: impl Iterator<Item = &'a (dyn std::error::Error + 'static)>,
+) -> Option<&'a FileError> {
+    causes.find_map(|cause| {
+        // It shows itself as the file's error, and is not found among the causes beneath.
+        if let Some(ReadyFileError::File(error)) = cause.downcast_ref() {
+            return Some(error);
+        }
+        cause.downcast_ref()
+    })
+}
+
 /// Writes `addresses` to `path` as one JSON document. It appears whole, by rename, so whoever waits for the file may
 /// read it as soon as it is there.
 ///
@@ -47,6 +61,25 @@ mod tests {
             std::fs::read_to_string(&path).unwrap(),
             "{\"api\":\"127.0.0.1:8080\"}\n"
         );
+    }
+
+    #[test]
+    fn the_file_is_found_among_the_causes() {
+        let refused = || FileError::NotAFile {
+            path: "/x/ready.json".into(),
+        };
+        let ready = ReadyFileError::File(refused());
+        let chained = |error: &'static (dyn std::error::Error + 'static)| {
+            std::iter::successors(Some(error), |cause| cause.source())
+        };
+        let ready: &'static ReadyFileError = Box::leak(Box::new(ready));
+        let bare: &'static FileError = Box::leak(Box::new(refused()));
+        for error in [chained(ready), chained(bare)] {
+            let found = file_of(error).unwrap();
+            assert_eq!(found.path(), Path::new("/x/ready.json"));
+        }
+        let other: &'static std::fmt::Error = Box::leak(Box::new(std::fmt::Error));
+        assert!(file_of(chained(other)).is_none());
     }
 
     #[test]

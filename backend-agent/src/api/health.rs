@@ -99,6 +99,7 @@ fn add(checks: &mut Vec<HealthCheck>, part: HealthCheck) {
                 told.status = part.status;
                 told.detail = format!("{}; {}", part.detail, told.detail);
             }
+            told.fix = told.fix.take().or(part.fix);
             told.figures = part.figures;
             told.latency_us = part.latency_us;
         }
@@ -116,6 +117,7 @@ fn worsen(part: &mut HealthCheck, conditions: &[Condition]) {
     if status > part.status {
         part.status = status;
         part.detail = format!("{}; see {}", part.detail, worst.name);
+        part.fix = (!worst.fix.is_empty()).then(|| worst.fix.clone());
     }
 }
 
@@ -179,11 +181,13 @@ fn condition(found: &Condition, now: Timestamp) -> HealthCheck {
     // A clock that was set back since knows no better than that it is so now.
     let since = human::relative(found.since.min(now), now);
     let mut detail = format!("{} ({since})", found.cause);
-    if !found.fix.is_empty() {
+    let fix = (!found.fix.is_empty()).then(|| found.fix.clone());
+    if let Some(fix) = &fix {
         detail.push_str("; ");
-        detail.push_str(&found.fix);
+        detail.push_str(fix);
     }
     HealthCheck {
+        fix,
         since: Some(found.since),
         ..check(&found.name, status_of(found.severity), detail)
     }
@@ -288,6 +292,7 @@ async fn fleet(state: &ApiState, patience: Duration) -> Vec<HealthCheck> {
         human::counted_all(counts.orphans, "orphaned result", "orphaned results"),
     );
     let fleet = HealthCheck {
+        fix: fleet_fix(&counts),
         figures: figures([
             ("gateways", counts.gateways),
             ("connected_gateways", counts.connected),
@@ -312,6 +317,20 @@ async fn fleet(state: &ApiState, patience: Duration) -> Vec<HealthCheck> {
         ..check("queued", HealthStatus::Pass, detail)
     };
     vec![fleet, queue]
+}
+
+/// What to do about second holders, or about results of nobody.
+fn fleet_fix(counts: &Counts) -> Option<String> {
+    if let Some(first) = counts.forked_first.first() {
+        return Some(format!(
+            "see both holders: viworks gateway forks {first}; decide: viworks gateway resolve {first}"
+        ));
+    }
+    (counts.orphans > 0).then(|| {
+        "see the results of commands that nobody knows: viworks gateway orphans NAME; they are there after a restored \
+         database, and otherwise that gateway makes them up"
+            .to_owned()
+    })
 }
 
 /// So many second holders somebody has to decide about, of which gateways, and the command to begin with.
@@ -376,6 +395,7 @@ fn check(name: &str, status: HealthStatus, detail: impl Into<String>) -> HealthC
         name: name.to_owned(),
         status,
         detail: detail.into(),
+        fix: None,
         since: None,
         latency_us: None,
         figures: BTreeMap::new(),
@@ -452,6 +472,38 @@ mod tests {
     }
 
     #[test]
+    fn a_part_says_what_to_do_about_it_by_itself() {
+        let of = |forked_first: Vec<GatewayName>, orphans| {
+            fleet_fix(&Counts {
+                forked_first,
+                orphans,
+                ..Counts::default()
+            })
+        };
+        assert_eq!(of(Vec::new(), 0), None);
+        let forked = of(vec!["gw-b".parse().unwrap()], 1).unwrap();
+        assert!(forked.contains("viworks gateway resolve gw-b"), "{forked}");
+        let orphans = of(Vec::new(), 1).unwrap();
+        assert!(orphans.contains("viworks gateway orphans"), "{orphans}");
+        let now = Timestamp::from_unix_micros(1_800_000_000_000_000);
+        let mut found = Condition {
+            name: "queue.redis".to_owned(),
+            severity: Severity::Warn,
+            cause: "it is away".to_owned(),
+            fix: "start it".to_owned(),
+            since: now,
+        };
+        let told = condition(&found, now);
+        assert_eq!(told.fix.as_deref(), Some("start it"));
+        assert!(told.detail.ends_with("; start it"), "{}", told.detail);
+        let mut part = check("queue", HealthStatus::Pass, "Redis");
+        worsen(&mut part, std::slice::from_ref(&found));
+        assert_eq!(part.fix.as_deref(), Some("start it"));
+        found.fix.clear();
+        assert_eq!(condition(&found, now).fix, None);
+    }
+
+    #[test]
     fn one_command_that_waits_is_one() {
         let told = |queued| waiting(queued, Duration::from_secs(12));
         assert_eq!(told(0), "no command waits");
@@ -477,6 +529,7 @@ mod tests {
         let told = |name, status| {
             let mut part = check(name, status, "Redis at 127.0.0.1:6379");
             worsen(&mut part, &conditions);
+            assert_eq!(part.fix, None, "{name}");
             (part.status, part.detail)
         };
         let words = |more: &str| format!("Redis at 127.0.0.1:6379{more}");

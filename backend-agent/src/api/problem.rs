@@ -27,6 +27,10 @@ const GATEWAYS_NAMED_MAX: usize = 50;
 const NOT_REVOKED: &str = "the database cannot grow, so nothing is revoked; until it has room, stopping every backend \
                            ends the sessions that there are";
 
+/// What to do about a backend that cannot make tickets of what it has.
+const UNFIT_FILES: &str = "on the backend's machine, mend what is named, which viworks-backend-agent check-config judges \
+                           as well, and try again";
+
 /// What a caller is told to wait when nothing better is known.
 pub(super) const RETRY_SOON: Duration = Duration::from_secs(1);
 
@@ -38,6 +42,7 @@ const RETRY_REPORT: Duration = Duration::from_secs(5);
 pub(super) struct ApiError {
     code: ProblemCode,
     detail: String,
+    fix: Option<String>,
     errors: Vec<FieldProblem>,
     retry_after: Option<Duration>,
 }
@@ -49,9 +54,16 @@ impl ApiError {
         Self {
             code,
             detail: detail.into(),
+            fix: None,
             errors: Vec::new(),
             retry_after: None,
         }
+    }
+
+    /// What to do about it, where that is another thing than for others of its code.
+    pub(super) fn fixed_by(mut self, fix: impl Into<String>) -> Self {
+        self.fix = Some(fix.into());
+        self
     }
 
     pub(super) fn not_found(what: &str) -> Self {
@@ -179,6 +191,7 @@ impl ApiError {
             status: self.status().as_u16(),
             code: self.code.code().to_owned(),
             detail: self.detail,
+            fix: self.fix,
             request_id: request_id.to_owned(),
             errors: self.errors,
             retry_after_ms: self.retry_after.map(millis),
@@ -316,11 +329,19 @@ impl From<TicketError> for ApiError {
     fn from(error: TicketError) -> Self {
         match error {
             TicketError::Store(error) => error.into(),
-            TicketError::NoDoor | TicketError::Full | TicketError::FullOfOne => {
-                Self::new(ProblemCode::Conflict, error.to_string())
-            }
+            TicketError::NoDoor => Self::new(ProblemCode::Conflict, error.to_string())
+                .fixed_by("set listen in [enrolment] of the backend, and restart it"),
+            TicketError::Full | TicketError::FullOfOne => Self::new(
+                ProblemCode::Conflict,
+                error.to_string(),
+            )
+            .fixed_by(
+                "revoke tickets that nobody needs: viworks ticket ls, viworks ticket revoke TICKET",
+            ),
             // What it says is about this backend's files and addresses, which whoever may make tickets has to mend.
-            TicketError::Pki(error) => Self::new(ProblemCode::Conflict, in_full(&error)),
+            TicketError::Pki(error) => {
+                Self::new(ProblemCode::Conflict, in_full(&error)).fixed_by(UNFIT_FILES)
+            }
             TicketError::Unanswered(_) => {
                 Self::new(ProblemCode::Unavailable, error.to_string()).retry_after(RETRY_SOON)
             }

@@ -4,7 +4,7 @@ use viworks_runtime::bundle::BundleError;
 use viworks_runtime::config::Problems;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::{self, FileError};
-use viworks_runtime::ready_file::ReadyFileError;
+use viworks_runtime::ready_file::file_of;
 use viworks_runtime::tls::TlsError;
 use viworks_runtime::{fault, sqlite};
 
@@ -35,12 +35,12 @@ pub(super) fn fix_of(error: &anyhow::Error) -> Option<&'static str> {
         Some(Full::Server) => Some(
             "make room on the disk of the database server, and try again; what was committed is there",
         ),
-        None => fix_of_output(error),
+        None => fix_of_file(error),
     }
 }
 
-/// What to do about a file that was to be written and is not.
-fn fix_of_output(error: &anyhow::Error) -> Option<&'static str> {
+/// What to do about a file that was named and is of no use.
+fn fix_of_file(error: &anyhow::Error) -> Option<&'static str> {
     if let Some(error) = error.downcast_ref::<BundleError>() {
         return error.fix();
     }
@@ -50,7 +50,7 @@ fn fix_of_output(error: &anyhow::Error) -> Option<&'static str> {
     if let Some(error) = error.downcast_ref::<PkiError>() {
         return fix_of_pki(error);
     }
-    file_of(error).and_then(FileError::output_fix)
+    file_of(error.chain()).and_then(FileError::named_fix)
 }
 
 fn fix_of_pki(error: &PkiError) -> Option<&'static str> {
@@ -58,19 +58,11 @@ fn fix_of_pki(error: &PkiError) -> Option<&'static str> {
         fix_of_pki(source)
     } else if let PkiError::Write { source, .. } = error {
         files::output_fix(source)
+    } else if let PkiError::File(error) | PkiError::Tls(TlsError::File(error)) = error {
+        error.named_fix()
     } else {
         None
     }
-}
-
-/// The file that a verb of its own could not write, such as what `nginx render` makes.
-fn file_of(error: &anyhow::Error) -> Option<&FileError> {
-    error.chain().find_map(|cause| {
-        if let Some(ReadyFileError::File(error)) = cause.downcast_ref() {
-            return Some(error);
-        }
-        cause.downcast_ref()
-    })
 }
 
 /// Whether a key was to go into a file that is there.
@@ -170,7 +162,7 @@ pub(super) fn code_of(error: &anyhow::Error) -> ExitCode {
     if let Some(error) = error.downcast_ref::<PkiError>() {
         return of_pki(error);
     }
-    file_of(error).map_or(ExitCode::Error, FileError::exit_code)
+    file_of(error.chain()).map_or(ExitCode::Error, FileError::exit_code)
 }
 
 /// What is not right about a file that was named is the same whether the configuration or a flag names it.
@@ -291,6 +283,27 @@ mod tests {
             source: Box::new(PkiError::File(missing())),
         };
         assert_eq!(code_of(&unfinished.into()), ExitCode::Config);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_says_what_to_do_about_that() {
+        let missing = || FileError::Io {
+            action: "open",
+            path: "/x/a.csr".into(),
+            source: std::io::ErrorKind::NotFound.into(),
+        };
+        for error in [
+            anyhow::Error::from(PkiError::File(missing())),
+            PkiError::Tls(TlsError::File(missing())).into(),
+            anyhow::Error::from(missing()).context("the request"),
+        ] {
+            assert_eq!(code_of(&error), ExitCode::Config, "{error:#}");
+            let fix = fix_of(&error).unwrap();
+            assert!(fix.contains("a file that is there"), "{error:#}: {fix}");
+        }
+        let folder = PkiError::File(FileError::NotAFile { path: "/x".into() });
+        let fix = fix_of(&folder.into()).unwrap();
+        assert!(fix.contains("not a folder"), "{fix}");
     }
 
     #[test]

@@ -16,7 +16,6 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::config::Problem;
-use viworks_runtime::files;
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::{blocking, tls};
 use x509_parser::extensions::ParsedExtension;
@@ -222,11 +221,18 @@ pub fn write(
     out: &Path,
     now: Timestamp,
 ) -> Result<(), PkiError> {
+    // Before anybody is asked to sign, which may take its time.
     may_replace(out)?;
     let authority = open_authority(config)?;
     let list = authority.revocations(withdrawn, now, LIFE)?;
-    // There is no secret in it, and nginx may run as anybody.
-    files::write_atomic_as(out, list.as_bytes(), 0o644).map_err(unwritten)
+    place::put(out, list.as_bytes()).map_err(|error| {
+        // It says by what.
+        if error.is_taken() {
+            error.into()
+        } else {
+            unwritten(error)
+        }
+    })
 }
 
 /// Keeps the file of `crl_file` in `[keys]` as the database is.
@@ -298,7 +304,7 @@ impl Keeper {
         };
         if let Some(written) = written
             && is_as_it_should_be(written, &listed, now)
-            && !files::is_absent(&out)
+            && out.try_exists().unwrap_or(true)
         {
             return Ok(());
         }

@@ -86,15 +86,28 @@ pub enum InvalidTicket {
         /// How many it has.
         whole: usize,
     },
+    /// Next to nothing of it is there.
+    #[error("the ticket is cut off near its beginning: copy all of it")]
+    Begun,
     /// A character is another one.
     #[error("the ticket is mistyped: its checksum does not fit; copy it instead of typing it")]
     Mistyped,
     /// It stands where the name of a file belongs.
     #[error(
         "that is a ticket itself and no file, and every user of this machine can read a command line: revoke it (viworks \
-         ticket revoke), make another one, and hand it over in a file or by the standard input"
+         ticket revoke {}), make another one, and hand it over in a file or by the standard input",
+        named(id)
     )]
-    Shown,
+    Shown {
+        /// Which one it is, where it is whole.
+        id: Option<TicketId>,
+    },
+}
+
+/// Which one to revoke, where that is known.
+fn named(id: &Option<TicketId>) -> String {
+    id.as_ref()
+        .map_or_else(|| "ID".to_owned(), ToString::to_string)
 }
 
 /// What was said about words that were not understood, with no more of the tickets in it than what tickets begin with;
@@ -196,11 +209,11 @@ impl Ticket {
     /// Refuses a ticket that is given where the name of its file belongs, without repeating it.
     ///
     /// # Errors
-    /// [`InvalidTicket::Shown`].
+    /// [`InvalidTicket::Shown`], with the id of one that is whole.
     pub fn is_file(word: &Path) -> Result<(), InvalidTicket> {
         let word = word.to_string_lossy();
         if word.trim_start().starts_with(TICKET_PREFIX) {
-            return Err(InvalidTicket::Shown);
+            return Err(InvalidTicket::Shown { id: id_in(&word) });
         }
         Ok(())
     }
@@ -295,14 +308,22 @@ impl FromStr for Ticket {
             };
             return Err(match family {
                 Some((version, _rest)) if numbered(version) => InvalidTicket::Version,
-                Some(_) | None if TICKET_PREFIX.starts_with(text.as_str()) && !text.is_empty() => {
-                    InvalidTicket::Mistyped
+                Some(_) | None
+                    if TICKET_PREFIX.starts_with(text.as_str()) && text.len() >= FAMILY.len() =>
+                {
+                    InvalidTicket::Begun
                 }
                 Some(_) | None => InvalidTicket::Other,
             });
         };
         let Some(first) = encoded.get(..4) else {
-            return Err(InvalidTicket::Mistyped);
+            // A character of several bytes is none of a ticket.
+            let is_short = encoded.len() < 4;
+            return Err(if is_short {
+                InvalidTicket::Begun
+            } else {
+                InvalidTicket::Mistyped
+            });
         };
         let first = URL_SAFE_NO_PAD
             .decode(first)
@@ -376,6 +397,9 @@ mod tests {
             let revoke = format!("viworks ticket revoke {})", ticket.id);
             prop_assert!(told.contains(&revoke), "{told}");
             prop_assert!(!told.contains(&*secret), "{told}");
+            let in_place_of_a_file = Ticket::is_file(Path::new(secret.as_str())).unwrap_err();
+            prop_assert_eq!(in_place_of_a_file, InvalidTicket::Shown { id: Some(ticket.id) });
+            prop_assert!(in_place_of_a_file.to_string().contains(&revoke), "{in_place_of_a_file}");
         }
 
         #[test]
@@ -415,8 +439,12 @@ mod tests {
             ("vwk_0011", InvalidTicket::Other),
             ("vwt_", InvalidTicket::Other),
             ("vwt2_AAAA", InvalidTicket::Version),
-            ("vwt1_", InvalidTicket::Mistyped),
-            ("vwt1", InvalidTicket::Mistyped),
+            ("v", InvalidTicket::Other),
+            ("vwt", InvalidTicket::Begun),
+            ("vwt1", InvalidTicket::Begun),
+            ("vwt1_", InvalidTicket::Begun),
+            ("vwt1_AAA", InvalidTicket::Begun),
+            ("vwt1_ééé", InvalidTicket::Mistyped),
             ("vwt1_AAAA", InvalidTicket::Mistyped),
         ] {
             assert_eq!(text.parse::<Ticket>(), Err(told), "{text}");

@@ -278,6 +278,45 @@ fn deaf(folder: &Path) -> Process {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_nobody_takes_over_is_taken_back_and_it_is_said_why() {
+    if !has_openssl() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    system.start_backend(Start::default()).await;
+    let config = system.backend_config();
+    let folder = config.parent().unwrap().to_owned();
+    let renewed = certificate(&folder, "server.key", NAMES, "20", "renewed.crt");
+    let deaf = deaf(&folder);
+    let tools = folder.join("tools");
+    std::fs::create_dir(&tools).unwrap();
+    let tool = tools.join("viworks");
+    let told = serde_json::json!({"steps": [
+        {"detail": "ready"}, {"detail": "reload: the key does not fit \"it\" (3 s ago)", "fix": "mend it"},
+    ]});
+    let told = serde_json::to_string_pretty(&told).unwrap();
+    std::fs::write(
+        &tool,
+        format!("#!/bin/sh\ncat <<'TXT'\n{told}\nTXT\nexit 20\n"),
+    )
+    .unwrap();
+    std::fs::set_permissions(&tool, Permissions::from_mode(0o755)).unwrap();
+    let mut command = script("rotate_certificates.sh");
+    let path = command.get_envs().find(|(name, _)| *name == "PATH");
+    let path = path.unwrap().1.unwrap().to_string_lossy().into_owned();
+    command.env("PATH", format!("{}:{path}", tools.display()));
+    command.arg("--config").arg(&config);
+    command.args(["--connect", system.agents_address()]);
+    command.args(["--pid", &deaf.pid().to_string(), "--certificate"]);
+    command.arg(&renewed);
+    let failed = finish(command, PATIENCE).await.ended_with(3);
+    let why = "within 15 s; the backend says of its reload: the key does not fit \"it\"";
+    assert!(failed.stderr.contains(why), "{failed:#?}");
+    assert!(failed.stderr.contains("nothing has changed"), "{failed:#?}");
+    drop(deaf);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_is_taken_back_when_the_command_is_ended_before_its_end() {
     if !has_openssl() {
         return;

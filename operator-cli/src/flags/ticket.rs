@@ -28,6 +28,9 @@ pub enum Ticket {
     Revoke {
         /// Its id
         ticket: TicketId,
+        /// Nothing is asked, with or without it: scripts may say it as to the other verbs that revoke
+        #[arg(short, long)]
+        yes: bool,
     },
     /// Say what stands in a ticket, without its secret; asks no backend
     Inspect {

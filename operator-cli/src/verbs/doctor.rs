@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
-use viworks_api::{GatewayList, GatewayStatus, Health, HealthCheck, HealthStatus, ProblemCode};
+use viworks_api::{GatewayList, GatewayStatus, Health, HealthCheck, HealthStatus};
 use viworks_common::human;
+use viworks_common::id::GatewayName;
 use viworks_common::limits::SKEW_CORRECTED_FROM;
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_runtime::ask::walk::{Stop, Walk};
@@ -18,6 +19,7 @@ use viworks_runtime::stdout::PrintError;
 use crate::client::{Client, Dialled, NotThere};
 use crate::failure::Failure;
 use crate::output::Format;
+use crate::views::failure::advice;
 use crate::views::{expiry, pin};
 
 const CONTEXT: &str = "context";
@@ -46,6 +48,13 @@ const NEVER_FIX: &str = "on its machine: is the gateway agent started? viworks-g
 const NO_ANSWER_FIX: &str =
     "see that the backend's database runs and answers; its log, and /readyz in a moment, say more";
 const NOT_READY: &str = "the backend is not ready: it starts, stops, or its database takes nothing";
+
+/// Those of a list that are not named: how one or several are told, behind their number, and where they are.
+struct Rest {
+    one: &'static str,
+    many: &'static str,
+    fix: &'static str,
+}
 
 /// Walks, and shows what was found.
 pub(super) async fn execute(
@@ -271,17 +280,27 @@ impl Doctor {
             found.filter(move |check| check.status == status && !is_told_by_another(check, health))
         };
         if let Some(check) = with(HealthStatus::Fail).next() {
-            let cause = format!("{}: {}", check.name, check.detail);
-            return Err(Stop::at(HEALTH, ExitCode::NoGo, cause, HEALTH_FIX));
+            let (cause, fix) = told(check);
+            return Err(Stop::at(HEALTH, ExitCode::NoGo, cause, fix));
         }
         let up = human::span(Duration::from_millis(health.uptime_ms));
         let running = format!("version {}, running for {up}", health.version);
         self.walk.pass(HEALTH, running, Duration::ZERO);
-        for check in with(HealthStatus::Warn).take(NAMED_MAX) {
-            let found = format!("{}: {}", check.name, check.detail);
-            self.walk.warn(HEALTH, found, HEALTH_FIX);
-        }
+        let warned: Vec<_> = with(HealthStatus::Warn).map(told).collect();
+        let rest = Rest {
+            one: "more part is to be looked at",
+            many: "more parts are to be looked at",
+            fix: HEALTH_FIX,
+        };
+        self.name_some(HEALTH, warned, &rest);
         Ok(())
+    }
+
+    /// Names the first few, each with what to do about it, and counts the others.
+    fn name_some(&mut self, step: &'static str, found: Vec<(String, String)>, rest: &Rest) {
+        for (found, fix) in some_of(found, rest) {
+            self.walk.warn(step, found, fix);
+        }
     }
 
     async fn gateways(&mut self, client: &Client) -> Result<(), Stop> {
@@ -312,9 +331,12 @@ impl Doctor {
             return;
         };
         let waiting = pin::waiting(&status, SystemClock.wall());
-        for (found, fix) in waiting.into_iter().take(NAMED_MAX) {
-            self.walk.warn(GATEWAYS, found, fix);
-        }
+        let rest = Rest {
+            one: "more staged key waits",
+            many: "more staged keys wait",
+            fix: "viworks pin status lists them",
+        };
+        self.name_some(GATEWAYS, waiting, &rest);
     }
 
     fn fleet(&mut self, list: &GatewayList, took: Duration) {
@@ -326,14 +348,17 @@ impl Doctor {
         let all = list.items.len() - with(GatewayStatus::Revoked).count();
         let found = format!("{online} of {all} online");
         self.walk.pass(GATEWAYS, found, took);
-        for gateway in with(GatewayStatus::Blocked).take(NAMED_MAX) {
+        let blocked = with(GatewayStatus::Blocked).map(|gateway| {
             let name = &gateway.name;
             let found = format!("{name} is blocked: two machines hold its identity");
-            let fix = format!(
-                "see both: viworks gateway forks {name}; decide: viworks gateway resolve {name}"
-            );
-            self.walk.warn(GATEWAYS, found, fix);
-        }
+            (found, decide(name))
+        });
+        let rest = Rest {
+            one: "more is blocked as well",
+            many: "more are blocked as well",
+            fix: "viworks gateway ls marks them",
+        };
+        self.name_some(GATEWAYS, blocked.collect(), &rest);
         self.undecided(list);
         if all == 0 {
             self.walk
@@ -353,25 +378,19 @@ impl Doctor {
             self.walk.warn(GATEWAYS, found, NEVER_FIX);
         }
         let now = SystemClock.wall();
-        for gateway in with(GatewayStatus::Offline).take(NAMED_MAX) {
+        let offline = with(GatewayStatus::Offline).map(|gateway| {
             let name = &gateway.name;
             let seen = gateway.last_seen.map(|at| human::relative(at, now));
             let seen = seen.as_deref().unwrap_or("never");
             let found = format!("{name} is offline, last seen {seen}");
-            let fix = format!("on {name}: viworks-gateway-agent doctor");
-            self.walk.warn(GATEWAYS, found, fix);
-        }
-        let more = with(GatewayStatus::Offline)
-            .count()
-            .saturating_sub(NAMED_MAX);
-        if more > 0 {
-            let found = format!(
-                "{} offline as well",
-                human::counted(more, "more is", "more are")
-            );
-            self.walk
-                .warn(GATEWAYS, found, "viworks gateway ls lists them");
-        }
+            (found, format!("on {name}: viworks-gateway-agent doctor"))
+        });
+        let rest = Rest {
+            one: "more is offline as well",
+            many: "more are offline as well",
+            fix: "viworks gateway ls lists them",
+        };
+        self.name_some(GATEWAYS, offline.collect(), &rest);
         self.without_certificate(list);
         self.certificates(list, now);
     }
@@ -381,8 +400,7 @@ impl Doctor {
         let open = list.items.iter().filter(|gateway| {
             gateway.undecided_forks > 0 && gateway.status != GatewayStatus::Blocked
         });
-        let open: Vec<_> = open.collect();
-        for gateway in open.iter().take(NAMED_MAX) {
+        let open = open.map(|gateway| {
             let name = &gateway.name;
             let holders = human::counted_all(
                 gateway.undecided_forks,
@@ -390,69 +408,81 @@ impl Doctor {
                 "second holders of its identity were refused",
             );
             let found = format!("{name}: {holders}, and nobody has decided who keeps it");
-            let fix = format!(
-                "see both: viworks gateway forks {name}; decide: viworks gateway resolve {name}"
-            );
-            self.walk.warn(GATEWAYS, found, fix);
-        }
-        let more = open.len().saturating_sub(NAMED_MAX);
-        if more > 0 {
-            let found = format!(
-                "{} a second holder as well",
-                human::counted(more, "more has", "more have")
-            );
-            self.walk
-                .warn(GATEWAYS, found, "viworks gateway ls marks them");
-        }
+            (found, decide(name))
+        });
+        let rest = Rest {
+            one: "more has a second holder as well",
+            many: "more have a second holder as well",
+            fix: "viworks gateway ls marks them",
+        };
+        self.name_some(GATEWAYS, open.collect(), &rest);
     }
 
     /// Those whose only certificate was revoked: they cannot connect, and get no other one by themselves.
     fn without_certificate(&mut self, list: &GatewayList) {
         let out = list.items.iter();
         let out = out.filter(|gateway| gateway.certificate_revoked_at.is_some());
-        let out: Vec<_> = out.collect();
-        for gateway in out.iter().take(NAMED_MAX) {
+        let out = out.map(|gateway| {
             let name = &gateway.name;
             let found = format!("{name} has no certificate that is accepted: it was revoked");
             let fix = format!(
                 "nothing if that is meant to stay so; to let a machine in again: viworks gateway replace {name}"
             );
-            self.walk.warn(GATEWAYS, found, fix);
-        }
-        let more = out.len().saturating_sub(NAMED_MAX);
-        if more > 0 {
-            let found = format!(
-                "{} no certificate that is accepted",
-                human::counted(more, "more has", "more have")
-            );
-            self.walk
-                .warn(GATEWAYS, found, "viworks gateway ls tells of each");
-        }
+            (found, fix)
+        });
+        let rest = Rest {
+            one: "more has no certificate that is accepted",
+            many: "more have no certificate that is accepted",
+            fix: "viworks gateway ls tells of each",
+        };
+        self.name_some(GATEWAYS, out.collect(), &rest);
     }
 
     /// Those that should have been renewed by now.
     fn certificates(&mut self, list: &GatewayList, now: Timestamp) {
         let overdue = list.items.iter().filter_map(|gateway| {
             let until = gateway.certificate_not_after?;
-            Some((gateway, until, expiry::overdue(gateway, now)?))
-        });
-        let overdue: Vec<_> = overdue.collect();
-        for (gateway, until, why) in overdue.iter().take(NAMED_MAX) {
-            let word = if *until < now { "ended" } else { "ends" };
-            let at = human::relative(*until, now);
+            let fix = expiry::overdue(gateway, now)?;
+            let word = if until < now { "ended" } else { "ends" };
+            let at = human::relative(until, now);
             let found = format!("the certificate of {} {word} {at}", gateway.name);
-            self.walk.warn(GATEWAYS, found, why.as_str());
-        }
-        let more = overdue.len().saturating_sub(NAMED_MAX);
-        if more > 0 {
-            let found = format!(
-                "{} ended or about to end as well",
-                human::counted(more, "more certificate is", "more certificates are")
-            );
-            self.walk
-                .warn(GATEWAYS, found, "viworks gateway expiring lists them");
-        }
+            Some((found, fix))
+        });
+        let rest = Rest {
+            one: "more certificate is ended or about to end as well",
+            many: "more certificates are ended or about to end as well",
+            fix: "viworks gateway expiring lists them",
+        };
+        self.name_some(GATEWAYS, overdue.collect(), &rest);
     }
+}
+
+/// The first few of what was found, and behind them how many others there are.
+fn some_of(mut found: Vec<(String, String)>, rest: &Rest) -> Vec<(String, String)> {
+    let more = found.len().saturating_sub(NAMED_MAX);
+    found.truncate(NAMED_MAX);
+    if more > 0 {
+        let counted = human::counted(more, rest.one, rest.many);
+        found.push((counted, rest.fix.to_owned()));
+    }
+    found
+}
+
+/// What to do about a second holder of an identity.
+fn decide(name: &GatewayName) -> String {
+    format!("see both: viworks gateway forks {name}; decide: viworks gateway resolve {name}")
+}
+
+/// A part of the backend that is not well, and what to do about it. What was found may end with that already.
+fn told(check: &HealthCheck) -> (String, String) {
+    let Some(fix) = &check.fix else {
+        let found = format!("{}: {}", check.name, check.detail);
+        return (found, HEALTH_FIX.to_owned());
+    };
+    let detail = check.detail.strip_suffix(fix.as_str());
+    let detail = detail.and_then(|found| found.strip_suffix("; "));
+    let detail = detail.unwrap_or(&check.detail);
+    (format!("{}: {detail}", check.name), fix.clone())
 }
 
 /// Whether something that belongs to this part says why it is as bad.
@@ -477,10 +507,8 @@ fn stop(step: &'static str, failure: &Failure) -> Stop {
         .iter()
         .map(|fix| fix.trim_start_matches("fix: "))
         .collect();
-    let code = failure.problem.as_ref();
-    let code = code.and_then(|problem| problem.code.parse::<ProblemCode>().ok());
-    let fix = match code {
-        Some(code) if fixes.is_empty() => code.advice().to_owned(),
+    let fix = match failure.problem.as_deref().and_then(advice) {
+        Some(advice) if fixes.is_empty() => advice.to_owned(),
         Some(_) | None => fixes.join("; "),
     };
     Stop::at(step, failure.exit, cause, fix)
@@ -497,11 +525,52 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_to_do_about_a_part_is_its_own_fix_and_told_once() {
+        let mut check = HealthCheck {
+            name: "fleet".to_owned(),
+            status: HealthStatus::Warn,
+            detail: "1 fork; decide".to_owned(),
+            fix: Some("decide".to_owned()),
+            since: None,
+            latency_us: None,
+            figures: std::collections::BTreeMap::new(),
+            last_failure: None,
+        };
+        let pair = |found: &str, fix: &str| (found.to_owned(), fix.to_owned());
+        assert_eq!(told(&check), pair("fleet: 1 fork", "decide"));
+        check.detail = "1 fork".to_owned();
+        assert_eq!(told(&check), pair("fleet: 1 fork", "decide"));
+        // A backend of before says it among what was found alone.
+        check.fix = None;
+        assert_eq!(told(&check), pair("fleet: 1 fork", HEALTH_FIX));
+    }
+
+    #[test]
+    fn the_first_few_are_named_and_the_rest_is_counted() {
+        let rest = Rest {
+            one: "more is away",
+            many: "more are away",
+            fix: "look",
+        };
+        let told = |all: usize| {
+            let found = (0..all).map(|number| (format!("{number} is away"), String::new()));
+            some_of(found.collect(), &rest)
+        };
+        assert_eq!(told(NAMED_MAX).len(), NAMED_MAX);
+        let more = told(NAMED_MAX + 2);
+        assert_eq!(more.len(), NAMED_MAX + 1);
+        assert_eq!(more[0].0, "0 is away");
+        let (found, fix) = &more[NAMED_MAX];
+        assert_eq!((found.as_str(), fix.as_str()), ("2 more are away", "look"));
+    }
+
+    #[test]
     fn a_part_is_not_named_beside_the_condition_that_says_why() {
         let check = |name: &str, status| HealthCheck {
             name: name.to_owned(),
             status,
             detail: String::new(),
+            fix: None,
             since: None,
             latency_us: None,
             figures: std::collections::BTreeMap::new(),

@@ -50,7 +50,7 @@ pub(super) async fn execute(
         Ticket::Show { ticket } => {
             views::ticket::show(&client()?.ticket(ticket).await?, format, now)?;
         }
-        Ticket::Revoke { ticket } => {
+        Ticket::Revoke { ticket, yes: _ } => {
             let client = client()?;
             // Whoever may not read tickets is not told, and can revoke one all the same.
             let before = client.ticket(ticket).await.ok();
@@ -77,7 +77,7 @@ fn check(wanted: &CreateTicket) -> Result<(), Failure> {
     check_out(out.as_deref())?;
     if name.is_some() && *uses > 1 {
         let what = format!("--name is the name of one gateway, and --uses {uses} is for several");
-        return Err(Failure::usage(what).with("leave --uses out, or use --name-prefix"));
+        return Err(Failure::usage(what).with("fix: leave --uses out, or use --name-prefix"));
     }
     for (flag, given, most) in [
         ("--label", labels.len(), LABELS_MAX),
@@ -96,7 +96,7 @@ fn check(wanted: &CreateTicket) -> Result<(), Failure> {
 pub(super) fn check_out(out: Option<&Path>) -> Result<(), Failure> {
     if out == Some(Path::new("-")) {
         let what = "--out names a new file, and - stands for the standard output elsewhere";
-        let fix = "leave --out out, and the ticket goes there; a file of that name is ./-";
+        let fix = "fix: leave --out out, and the ticket goes there; a file of that name is ./-";
         return Err(Failure::usage(what).with(fix));
     }
     Ok(())
@@ -141,7 +141,7 @@ pub(super) async fn make(
             chain(&error)
         );
         let failure = Failure::new(error.exit_code(), what).with(revoke);
-        match error.output_fix() {
+        match error.named_fix() {
             Some(fix) => failure.with(format!("fix: {fix}")),
             None => failure,
         }
@@ -166,18 +166,18 @@ fn untaken(out: &Path, error: &FileError) -> Failure {
         if found.is_ok_and(|found| found.is_file() && found.len() == 0) {
             let what = format!("{} is there already, and empty", out.display());
             let fix = format!(
-                "no ticket is in it, unless another call is about to write it; remove it: rm {}",
+                "fix: no ticket is in it, unless another call is about to write it; remove it: rm {}",
                 files::quoted(out)
             );
             return Failure::new(ExitCode::Conflict, what).with(fix);
         }
         let what = format!("{} is there already", out.display());
-        let fix = "name a new file with --out, or move the one that is there: it may hold a ticket that is in use";
+        let fix = "fix: name a new file with --out, or move the one that is there: it may hold a ticket that is in use";
         Failure::new(ExitCode::Conflict, what).with(fix)
     } else {
-        let fix = error.output_fix();
-        Failure::new(error.exit_code(), chain(error))
-            .with(fix.unwrap_or("name a file in a folder that is there and yours"))
+        let fix = error.named_fix();
+        let fix = fix.unwrap_or("name a file in a folder that is there and yours");
+        Failure::new(error.exit_code(), chain(error)).with(format!("fix: {fix}"))
     }
 }
 
@@ -194,7 +194,7 @@ async fn read(file: Option<&Path>) -> Result<Written, Failure> {
     };
     Written::is_file(path).map_err(|shown| Failure::usage(shown.to_string()))?;
     let bytes = files::read_at_most(path, READ_MAX);
-    let bytes = bytes.map_err(|error| Failure::new(error.exit_code(), chain(&error)))?;
+    let bytes = bytes.map_err(Failure::from)?;
     let ticket = String::from_utf8_lossy(&bytes).parse::<Written>();
     ticket.map_err(|invalid| Failure::usage(invalid.to_string()))
 }

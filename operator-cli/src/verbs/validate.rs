@@ -82,7 +82,7 @@ fn write(report: &Report, folder: &Path) -> Result<(), Failure> {
     let json = json.map_err(|error| failed(ExitCode::Error, &error))?;
     for (name, text) in [("validation.json", json), ("validation.xml", junit(report))] {
         let written = files::write_atomic(&folder.join(name), text.as_bytes());
-        written.map_err(|error| fixed(failed(error.exit_code(), &error), error.output_fix()))?;
+        written.map_err(|error| fixed(failed(error.exit_code(), &error), error.named_fix()))?;
     }
     Ok(())
 }

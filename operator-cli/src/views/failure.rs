@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use serde::Serialize;
-use viworks_api::ProblemCode;
+use viworks_api::{Problem, ProblemCode};
 use viworks_common::text;
 
 use crate::failure::Failure;
@@ -83,11 +83,23 @@ fn write_text(failure: &Failure, out: &mut impl Write) -> std::io::Result<()> {
             writeln!(out, "    allowed: {}", one_line(allowed))?;
         }
     }
-    if let Ok(code) = problem.code.parse::<ProblemCode>() {
-        writeln!(out, "  fix: {}", code.advice())?;
+    if let Some(fix) = advice(problem) {
+        writeln!(out, "  fix: {}", one_line(fix))?;
     }
     let (code, request) = (one_line(&problem.code), one_line(&problem.request_id));
     writeln!(out, "  help  viworks error {code}   request {request}")
+}
+
+/// What to do about it: what the backend says of this time, or what the code stands for.
+pub fn advice(problem: &Problem) -> Option<&str> {
+    let of_its_code = || {
+        problem
+            .code
+            .parse::<ProblemCode>()
+            .ok()
+            .map(ProblemCode::advice)
+    };
+    problem.fix.as_deref().or_else(of_its_code)
 }
 
 fn write_json(failure: &Failure, out: &mut impl Write) -> std::io::Result<()> {
@@ -121,15 +133,33 @@ mod tests {
         let mut failure = Failure::new(viworks_runtime::exit::ExitCode::Error, forged).with(forged);
         let problem = json!({
             "type": forged, "title": forged, "status": 422, "code": forged, "detail": forged, "request_id": forged,
-            "errors": [{"field": forged, "problem": forged, "allowed": forged}],
+            "errors": [{"field": forged, "problem": forged, "allowed": forged}], "fix": forged,
         });
         failure.problem = Some(Box::new(serde_json::from_value(problem).unwrap()));
         let mut text = Vec::new();
         write_text(&failure, &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
-        assert_eq!(text.lines().count(), 5, "{text}");
+        assert_eq!(text.lines().count(), 6, "{text}");
         assert!(!text.lines().any(|line| line.starts_with("all")), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn what_the_backend_says_of_this_time_is_the_fix() {
+        let mut problem: Problem = serde_json::from_value(json!({
+            "type": "t", "title": "conflict", "status": 409, "code": "VW-N-002", "detail": "one left", "request_id": "r",
+        }))
+        .unwrap();
+        assert_eq!(advice(&problem), Some(ProblemCode::Conflict.advice()));
+        problem.fix = Some("stage the next one".to_owned());
+        assert_eq!(advice(&problem), Some("stage the next one"));
+        let mut failure = Failure::usage("one left");
+        failure.problem = Some(Box::new(problem));
+        let mut text = Vec::new();
+        write_text(&failure, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("\n  fix: stage the next one\n"), "{text}");
+        assert!(!text.contains("decide again"), "{text}");
     }
 
     #[test]

@@ -228,13 +228,22 @@ impl FileError {
         }
     }
 
-    /// What to do about it where the file was to be made; nothing where the cause says it.
+    /// What to do about it where whoever called named the file: something else where it was to be read than where it
+    /// was to be made, and nothing where the cause says it.
     #[must_use]
-    pub fn output_fix(&self) -> Option<&'static str> {
-        if let Self::Io { source, .. } = self {
-            output_fix(source)
-        } else {
-            None
+    pub fn named_fix(&self) -> Option<&'static str> {
+        match self {
+            Self::Io { action, source, .. } if LOOKS.contains(action) => input_fix(source),
+            Self::Io { source, .. } => output_fix(source),
+            Self::NotAFile { .. } => Some("name a file: not a folder, a device or a pipe"),
+            Self::TooLarge { .. } => Some("name the file that is meant: this one is another"),
+            Self::OthersCanRead { .. }
+            | Self::OthersCanWrite { .. }
+            | Self::Owner { .. }
+            | Self::Link { .. }
+            | Self::NotAFolder { .. }
+            | Self::Marked { .. }
+            | Self::Locked { .. } => None,
         }
     }
 
@@ -288,6 +297,18 @@ impl std::error::Error for FileError {
             None
         }
     }
+}
+
+/// What is done with a file that should be there.
+const LOOKS: [&str; 5] = ["open", "read", "read the link", "examine", "list"];
+
+/// What to do about a file that was to be read; nothing where somebody else has to know.
+fn input_fix(refused: &io::Error) -> Option<&'static str> {
+    let code = ExitCode::of_file(refused);
+    if code == ExitCode::Unavailable {
+        return Some("see its disk (dmesg), and try again");
+    }
+    (code == ExitCode::Config).then_some("name a file that is there, and that this user may open")
 }
 
 /// What to do about a new file that the operating system refuses; nothing where that is for the caller to know, such as

@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 use viworks_common::group::Accounts;
 
@@ -60,6 +60,20 @@ impl Owners {
         self.refuse_owner(path, stat)?;
         refuse_writable(path, stat)
     }
+}
+
+/// Something may come to a name, or go, between two looks at it; more often than this it does not by chance.
+const NAMINGS_MAX: usize = 16;
+
+/// How a file got its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Named {
+    /// Nothing had the name.
+    Anew,
+    /// What had the name has the other one now.
+    Exchanged,
+    /// It did not: such a file system can neither exchange names nor leave alone what has one.
+    Unable,
 }
 
 /// What is asked of the folder in which something lies.
@@ -200,6 +214,36 @@ impl Folder {
             .map_err(|error| FileError::io("replace", &self.asked.join(to))(error.into()))
     }
 
+    /// Gives a file a name without taking it from anything that is not kept: what has it gets the other one.
+    pub(super) fn take_name(&self, from: &OsStr, to: &OsStr) -> Result<Named, FileError> {
+        let rename = |flags| fs::renameat_with(&self.fd, from, &self.fd, to, flags);
+        let refused = |error: Errno| FileError::io("replace", &self.asked.join(to))(error.into());
+        for _ in 0..NAMINGS_MAX {
+            match rename(RenameFlags::EXCHANGE) {
+                Ok(()) => return Ok(Named::Exchanged),
+                Err(Errno::NOENT) => {}
+                Err(Errno::INVAL | Errno::NOSYS) => return Ok(Named::Unable),
+                Err(error) => return Err(refused(error)),
+            }
+            match rename(RenameFlags::NOREPLACE) {
+                Ok(()) => return Ok(Named::Anew),
+                Err(Errno::EXIST) => {}
+                Err(Errno::INVAL | Errno::NOSYS) => return Ok(Named::Unable),
+                Err(error) => return Err(refused(error)),
+            }
+        }
+        Err(refused(Errno::BUSY))
+    }
+
+    /// Whether a name is that of an open file.
+    pub(super) fn is_there(&self, name: &OsStr, file: &File) -> bool {
+        let named = fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+        let (Ok(named), Ok(opened)) = (named, fs::fstat(file)) else {
+            return false;
+        };
+        (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+    }
+
     pub(super) fn remove(&self, name: &OsStr) -> Result<(), FileError> {
         fs::unlinkat(&self.fd, name, AtFlags::empty())
             .map_err(|error| FileError::io("remove", &self.asked.join(name))(error.into()))
@@ -271,7 +315,7 @@ impl Folder {
 /// Judges a program that is executed by its path: links on the way, the last one included, are followed where they
 /// belong to `owners` and lie where nobody else can exchange them.
 pub(super) fn resolve_file(path: &Path, owners: Owners) -> Result<Stat, FileError> {
-    let (_, found, stat) = step_through(path, owners, true, &mut |_, _, _| Ok(false))?;
+    let (_, found, stat) = step_through(path, owners, true, &mut |_, _, _, _| Ok(false))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(FileError::NotAFile { path: found });
     }
@@ -279,6 +323,22 @@ pub(super) fn resolve_file(path: &Path, owners: Owners) -> Result<Stat, FileErro
     let above = found.parent().unwrap_or_else(|| Path::new("/"));
     walk(above, owners, Holder::Closed, false)?;
     Ok(stat)
+}
+
+/// The place that a path leads to, without the links on the way, the last one included: each belongs to `owners`.
+pub(super) fn led_to(path: &Path, owners: Owners) -> Result<PathBuf, FileError> {
+    let mut free = None;
+    let found = step_through(path, owners, true, &mut |_, _, place, is_last| {
+        if is_last {
+            free = Some(place.to_owned());
+        }
+        Ok(false)
+    });
+    match (found, free) {
+        (Ok((_, found, _)), _) => Ok(found),
+        (Err(error), Some(free)) if error.is_missing() => Ok(free),
+        (Err(error), _) => Err(error),
+    }
 }
 
 /// How every folder is opened: neither read nor written, and never through a link.
@@ -293,7 +353,7 @@ const LEAF: OFlags = OFlags::NOFOLLOW
 
 fn walk(asked: &Path, owners: Owners, holder: Holder, create: bool) -> Result<Folder, FileError> {
     let mut made = None;
-    let mut make = |above: &OwnedFd, name: &OsStr, path: &Path| {
+    let mut make = |above: &OwnedFd, name: &OsStr, path: &Path, _is_last: bool| {
         if !create {
             return Ok(false);
         }
@@ -325,8 +385,9 @@ fn walk(asked: &Path, owners: Owners, holder: Holder, create: bool) -> Result<Fo
     })
 }
 
-/// Called with the folder above, the name in it and its whole path where nothing is there; true when it is there now.
-type Missing<'a> = dyn FnMut(&OwnedFd, &OsStr, &Path) -> Result<bool, FileError> + 'a;
+/// Called with the folder above, the name in it, its whole path, and whether it is the last part, where nothing is
+/// there; true when it is there now.
+type Missing<'a> = dyn FnMut(&OwnedFd, &OsStr, &Path, bool) -> Result<bool, FileError> + 'a;
 
 /// Goes from the root to `path`, and opens and judges every folder above it. The last part is opened, as far as that
 /// takes no permission, and is for the caller to judge.
@@ -342,7 +403,7 @@ fn step_through(
     let (mut above, mut at, mut judged) = root(owners)?;
     while let Some(name) = parts.pop_front() {
         let next = at.join(&name);
-        let opened = open_part(&above, &name, &next, missing)?;
+        let opened = open_part(&above, &name, &next, parts.is_empty(), missing)?;
         let stat = stat(&opened, &next)?;
         owners.refuse_owner(&next, &stat)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -396,6 +457,7 @@ fn open_part(
     above: &OwnedFd,
     name: &OsStr,
     path: &Path,
+    is_last: bool,
     missing: &mut Missing<'_>,
 ) -> Result<OwnedFd, FileError> {
     let open = || {
@@ -403,7 +465,7 @@ fn open_part(
         fs::openat(above, name, flags, Mode::empty())
     };
     let opened = match open() {
-        Err(Errno::NOENT) if missing(above, name, path)? => open(),
+        Err(Errno::NOENT) if missing(above, name, path, is_last)? => open(),
         opened => opened,
     };
     opened.map_err(|error| FileError::io("open", path)(error.into()))

@@ -476,7 +476,79 @@ fn a_name_that_is_taken_is_a_conflict_and_a_file_that_is_missing_one_to_be_named
     let taken = write_new(&path, b"second", 0o600).unwrap_err();
     assert!(taken.is_taken());
     assert_eq!(taken.exit_code(), ExitCode::Conflict);
-    assert_eq!(taken.output_fix(), None);
+    assert_eq!(taken.named_fix(), None);
+    assert!(missing.named_fix().unwrap().contains("is there"));
+    let folder = read_at_most(folder.path(), 9).unwrap_err();
+    assert!(folder.named_fix().unwrap().contains("not a folder"));
+}
+
+#[test]
+fn what_came_to_a_name_is_judged_without_it_and_gets_it_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("list");
+    let names = || names(folder.path()).unwrap();
+    replace_judged(&path, b"first", 0o644, |_there| panic!("nothing is there")).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"first");
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o644);
+    replace_judged(&path, b"second", 0o644, |there| {
+        assert_eq!(fs::read(there).unwrap(), b"first");
+        // Whoever looks for it finds the new one already.
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(names(), ["list"]);
+    let kept = fs::metadata(&path).unwrap().ino();
+    let refuse = |there: &Path| {
+        Err(FileError::NotAFile {
+            path: there.to_owned(),
+        })
+    };
+    let refused = replace_judged(&path, b"third", 0o644, refuse).unwrap_err();
+    assert!(matches!(refused, FileError::NotAFile { .. }), "{refused:?}");
+    assert_eq!(fs::metadata(&path).unwrap().ino(), kept);
+    assert_eq!(names(), ["list"]);
+    // What takes the name while the other one is judged is not lost either.
+    let refused = replace_judged(&path, b"third", 0o644, |there| {
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "somebody's").unwrap();
+        refuse(there)
+    });
+    refused.unwrap_err();
+    assert_eq!(fs::read(&path).unwrap(), b"second");
+    let texts = names().into_iter();
+    let texts: Vec<_> = texts
+        .map(|name| fs::read(folder.path().join(name)).unwrap())
+        .collect();
+    assert_eq!(texts.len(), 2);
+    assert!(texts.contains(&b"somebody's".to_vec()), "{texts:?}");
+}
+
+#[test]
+fn a_path_is_followed_to_where_its_last_link_leads() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().canonicalize().unwrap();
+    let (link, file) = (root.join("link"), root.join("sub/file"));
+    assert_eq!(led_to(&link).unwrap(), link, "nothing is there");
+    symlink("sub/file", &link).unwrap();
+    // Where even the folder is missing, there is no such place.
+    assert!(led_to(&link).unwrap_err().is_missing());
+    fs::create_dir(root.join("sub")).unwrap();
+    set_mode(&root.join("sub"), 0o755);
+    assert_eq!(led_to(&link).unwrap(), file);
+    fs::write(&file, "there").unwrap();
+    assert_eq!(led_to(&link).unwrap(), file);
+    assert_eq!(led_to(&file).unwrap(), file);
+    fs::remove_file(&link).unwrap();
+    symlink("link", &link).unwrap();
+    let round = led_to(&link).unwrap_err();
+    assert_eq!(round.exit_code(), ExitCode::Config, "{round}");
+    if is_root() {
+        let theirs = root.join("theirs");
+        symlink(&file, &theirs).unwrap();
+        std::os::unix::fs::lchown(&theirs, Some(65_533), None).unwrap();
+        assert!(matches!(led_to(&theirs), Err(FileError::Owner { .. })));
+    }
 }
 
 #[test]
@@ -485,12 +557,12 @@ fn a_file_that_cannot_be_made_says_what_to_do() {
     let path = folder.path().join("missing/a.csr");
     let missing = write_new(&path, b"first", 0o600).unwrap_err();
     assert_eq!(missing.exit_code(), ExitCode::Config);
-    assert!(missing.output_fix().unwrap().contains("folder"));
+    assert!(missing.named_fix().unwrap().contains("in a folder that"));
     let full = FileError::io("write", &path)(Errno::NOSPC.into());
     assert!(full.is_no_room());
     assert_eq!(full.exit_code(), ExitCode::Unavailable);
-    assert!(full.output_fix().unwrap().contains("make room"));
+    assert!(full.named_fix().unwrap().contains("make room"));
     let broken = FileError::io("write", &path)(Errno::IO.into());
     assert_eq!(broken.exit_code(), ExitCode::Unavailable);
-    assert!(broken.output_fix().unwrap().contains("dmesg"));
+    assert!(broken.named_fix().unwrap().contains("dmesg"));
 }

@@ -281,7 +281,10 @@ pub(in crate::api) async fn resolve_fork(
         }
         ForkResolution::NoSuchHolder => {
             let allowed = "a process or an installation that viworks gateway forks shows; one that was started anew is another process, which is there once it was refused";
-            return Err(ApiError::body_field("keep", "no holder has it", allowed));
+            let what = "no holder of this gateway's identity has this id";
+            return Err(ApiError::new(ProblemCode::NotFound, what)
+                .with("keep", "no holder has it", Some(allowed.to_owned()))
+                .fixed_by("viworks gateway forks NAME shows both holders with their ids"));
         }
         ForkResolution::BothHolders => {
             let allowed = "the process of one of the two, because both have this installation";

@@ -137,14 +137,15 @@ async fn refused(
     pin: &SpkiPin,
     refusal: RotationRefusal,
 ) -> ApiResult<ApiError> {
+    let refused = |code| ApiError::new(code, refusal.to_string()).fixed_by(fix(refusal, pin));
     if refusal == RotationRefusal::NothingToRetire {
-        return Ok(ApiError::new(ProblemCode::NotFound, refusal.to_string()));
+        return Ok(refused(ProblemCode::NotFound));
     }
     let Some(from) = known.rotation.trusted_from(pin) else {
-        return Ok(ApiError::new(ProblemCode::Conflict, refusal.to_string()));
+        return Ok(refused(ProblemCode::Conflict));
     };
     if refusal != RotationRefusal::CutOff {
-        return Ok(ApiError::new(ProblemCode::Conflict, refusal.to_string()));
+        return Ok(refused(ProblemCode::Conflict));
     }
     let to = known.rotation.set().version;
     let trust = state.store.pin_trust(&state.tenant).await?;
@@ -159,7 +160,7 @@ async fn refused(
         "gateways do not trust this key yet and would be cut off",
     );
     let detail = format!("{gateways}; nothing was changed");
-    let mut error = ApiError::new(ProblemCode::Conflict, detail);
+    let mut error = ApiError::new(ProblemCode::Conflict, detail).fixed_by(fix(refusal, pin));
     let more = missing.saturating_sub(u64::try_from(named.len()).unwrap_or(u64::MAX));
     for gateway in named {
         let session = if gateway.connected {
@@ -175,6 +176,39 @@ async fn refused(
         error = error.with("gateways", format!("and {more}"), None);
     }
     Ok(error)
+}
+
+/// What to do about a step that was not taken.
+fn fix(refusal: RotationRefusal, pin: &SpkiPin) -> String {
+    let fix = match refusal {
+        RotationRefusal::Unknown | RotationRefusal::Retired => {
+            return format!("viworks pin stage {pin}, and once gateways trust it the same again");
+        }
+        RotationRefusal::NothingToRetire => "viworks pin status lists the keys that there are",
+        RotationRefusal::TooMany => {
+            "viworks pin retire PIN, with one that viworks pin status lists and no backend shows"
+        }
+        RotationRefusal::TooFew => {
+            "viworks pin stage PIN, with the key that is to be the next (docs/certificate_management.md), and the same \
+             again"
+        }
+        RotationRefusal::LiveKeyMissing => {
+            "viworks pin status names the key that a backend shows: viworks pin stage PIN"
+        }
+        RotationRefusal::CutOff => {
+            "connect those that are named, or revoke those that are gone, and try again"
+        }
+        RotationRefusal::Shown => {
+            "put the next key in place on each backend (rotate_certificates.sh), and the same again"
+        }
+        RotationRefusal::Unsaid => {
+            "ask again in half a minute; viworks pin status says who has not said it"
+        }
+        RotationRefusal::VersionsUsedUp => {
+            "viworks pin status shows it; other pins have to be put into the gateways' configurations by hand"
+        }
+    };
+    fix.to_owned()
 }
 
 fn total(trust: &PinTrust) -> u64 {

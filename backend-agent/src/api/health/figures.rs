@@ -95,12 +95,14 @@ async fn disk(folder: &Path) -> HealthCheck {
         "{mebibytes} MiB are free on the disk of {}",
         folder.display()
     );
-    let status = if free < ROOM_BYTES {
+    let is_short = free < ROOM_BYTES;
+    let status = if is_short {
         HealthStatus::Warn
     } else {
         HealthStatus::Pass
     };
     HealthCheck {
+        fix: is_short.then(|| "make room on it".to_owned()),
         figures: figures([("free_bytes", free), ("size_bytes", all)]),
         ..check(name, status, detail)
     }
@@ -243,17 +245,21 @@ fn of_files(open: Option<u64>, most: Option<u64>) -> HealthCheck {
         |most| format!("{} may be", human::count(most)),
     );
     let mut detail = format!("{open_ones}, {bound}");
-    if is_close {
-        let fix = format!(
-            "; raise the hard limit ({}) and restart",
+    let fix = is_close.then(|| {
+        format!(
+            "raise the hard limit ({}) and restart",
             descriptors::RAISED_BY
-        );
-        detail.push_str(&fix);
+        )
+    });
+    if let Some(fix) = &fix {
+        detail.push_str("; ");
+        detail.push_str(fix);
     }
     let mut known = Figures::new();
     known.extend(open.map(|it| ("open".to_owned(), whole(it))));
     known.extend(most.map(|it| ("open_max".to_owned(), whole(it))));
     HealthCheck {
+        fix,
         figures: known,
         ..check("descriptors", status, detail)
     }

@@ -46,6 +46,9 @@ const EXPECTED: [&str; 2] = [
     "gateway.replaced_certificate",
 ];
 
+/// What anybody can cause at the door who knows the gateway's id.
+const UNPROVED: &str = "gateway.unproved_renewal";
+
 /// What an operator does about a gateway as a whole.
 const SETTLES: [&str; 2] = ["gateway.revoke", "gateway.replace"];
 
@@ -87,6 +90,14 @@ pub(super) const LAST: &str = last!(actions!());
 
 pub(super) const LAST_AT_DOOR: &str = last!(at_door!());
 
+/// The last one at the door of somebody who had proved to be the gateway.
+pub(super) const PROVED_AT_DOOR: &str = "\
+SELECT at, action, detail FROM audit_log
+WHERE tenant = :tenant
+  AND seq > (SELECT coalesce(max(seq), 0) FROM audit_log WHERE tenant = :tenant) - CAST(:looked AS bigint)
+  AND object = :object AND at >= :since AND outcome = 'refused' AND action = 'certificate.renew_at_door'
+ORDER BY seq DESC LIMIT 1";
+
 /// The last one that nobody has caused, or what an operator did since, which settles it.
 pub(super) const GRAVE: &str = concat!(
     "\
@@ -107,10 +118,11 @@ WHERE tenant = :tenant
 ORDER BY seq DESC LIMIT 1";
 
 /// The last refusal of a session and the last one at the door, each as long as it is among the latest records of the
-/// log; of those of sessions within an hour, one that nobody has caused rather than one that is expected.
+/// log; of those of sessions within an hour, one that nobody has caused rather than one that is expected, and of those
+/// at the door one with proof rather than one without.
 pub(super) fn last(view: &View<'_>, agent_id: AgentId) -> StoreResult<LookedForRefusal> {
     let at_door = match ever(view, EVER_AT_DOOR, agent_id)? {
-        true => found(view, LAST_AT_DOOR, agent_id)?,
+        true => last_at_door(view, agent_id)?,
         false => None,
     };
     if !ever(view, EVER, agent_id)? {
@@ -155,14 +167,20 @@ fn ever(view: &View<'_>, sql: &'static str, agent_id: AgentId) -> StoreResult<bo
     Ok(kind.is_some())
 }
 
-fn found(
-    view: &View<'_>,
-    sql: &'static str,
-    agent_id: AgentId,
-) -> StoreResult<Option<LastRefusal>> {
+/// The last refusal at the door; one without proof does not hide one with proof of the hour before it, for whoever
+/// knows the gateway's id can cause it.
+fn last_at_door(view: &View<'_>, agent_id: AgentId) -> StoreResult<Option<LastRefusal>> {
     let object = Actor::gateway(agent_id).to_string();
-    let found = view.optional(sql, params! { object, looked: LOOKED_THROUGH }, read)?;
-    Ok(found.map(|(_action, last)| last))
+    let looked = LOOKED_THROUGH;
+    let mut last = view.optional(LAST_AT_DOOR, params! { object, looked }, read)?;
+    if let Some((action, unproved)) = &last
+        && action == UNPROVED
+    {
+        let since = unproved.at.saturating_sub(STANDS);
+        let proved = view.optional(PROVED_AT_DOOR, params! { object, looked, since }, read)?;
+        last = proved.or(last);
+    }
+    Ok(last.map(|(_action, last)| last))
 }
 
 /// What happened, and what is told of it.
@@ -197,6 +215,7 @@ mod tests {
         }
         let settles = SETTLES.map(|action| format!("'{action}'")).join(", ");
         assert!(GRAVE.contains(&settles), "{settles}");
+        assert!(LAST_AT_DOOR.contains(&format!("'{UNPROVED}'")));
     }
 
     #[test]

@@ -172,6 +172,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("refusals::GRAVE", refusals::GRAVE),
         one("refusals::LAST", refusals::LAST),
         one("refusals::LAST_AT_DOOR", refusals::LAST_AT_DOOR),
+        one("refusals::PROVED_AT_DOOR", refusals::PROVED_AT_DOOR),
         one("reports::HAS_ORPHAN", reports::HAS_ORPHAN),
         one("reports::KEEP_LATE_OUTCOME", reports::KEEP_LATE_OUTCOME),
         one("reports::KEEP_ORPHAN", reports::KEEP_ORPHAN),

@@ -106,12 +106,17 @@ async fn a_decision_is_for_one_of_the_two_and_not_for_both_ways() {
     backend.second_holder(holder.agent_id).await;
     let path = "/v1/gateways/gw-1/forks/resolve";
     let both = json!({"keep": holder.agent_run_id, "replace": true});
-    let stranger = json!({"keep": holder.agent_id});
-    for (body, field) in [(both, "replace"), (stranger, "keep"), (json!({}), "keep")] {
+    for (body, field) in [(both, "replace"), (json!({}), "keep")] {
         let refused = backend.post(path, &body).await;
         let problem = refused.problem(422, "VW-H-006");
         assert_eq!(problem["errors"][0]["field"], field, "{problem:#}");
     }
+    let stranger = json!({"keep": holder.agent_id});
+    let problem = backend.post(path, &stranger).await;
+    let problem = problem.problem(404, "VW-N-001");
+    assert_eq!(problem["errors"][0]["field"], "keep", "{problem:#}");
+    let fix = problem["fix"].as_str().unwrap();
+    assert!(fix.contains("viworks gateway forks"), "{problem:#}");
     let replaced = backend.post(path, &json!({"replace": true})).await.json();
     assert_eq!(replaced["session_ended"], false);
     assert_eq!(replaced["gateway"]["status"], "online");

@@ -107,12 +107,11 @@ async fn a_key_that_is_in_no_set_is_not_found_when_it_is_retired_and_to_be_stage
         retired.text
     );
     let promoted = backend.post("/v1/pins/promote", &key(9)).await;
-    assert_eq!(promoted.status, 409, "{}", promoted.text);
-    assert!(
-        promoted.text.contains("stage it first"),
-        "{}",
-        promoted.text
-    );
+    let problem = promoted.problem(409, "VW-N-002");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("stage it first"), "{problem:#}");
+    let fix = problem["fix"].as_str().unwrap();
+    assert!(fix.contains("viworks pin stage sha256/"), "{problem:#}");
 }
 
 #[tokio::test]

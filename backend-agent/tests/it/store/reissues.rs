@@ -346,4 +346,16 @@ pub(crate) async fn what_the_door_refuses_is_recorded_within_bounds_and_of_gatew
     let count = |action: &str| audited.iter().filter(|it| it.contains(action)).count();
     assert_eq!(count("certificate.renew_at_door"), 3, "{audited:?}");
     assert_eq!(count("gateway.unproved_renewal"), 60);
+    // What anybody can cause hides nothing of what the gateway itself was told within the hour.
+    let looked = async || bed.store.last_refusal(&bed.tenant, agent(1)).await.unwrap();
+    let (own, stranger) = (
+        ReissueRefusal::Challenge.name(),
+        refusal(None, 1).why.unwrap(),
+    );
+    assert_ne!(own, stranger);
+    assert_eq!(looked().await.at_door.unwrap().why, own);
+    let later = refusal(None, 1);
+    let done = bed.store.refuse_reissue(&bed.tenant, later, at(10 + 7_200));
+    assert!(done.await.unwrap());
+    assert_eq!(looked().await.at_door.unwrap().why, stranger);
 }
