@@ -372,10 +372,8 @@ mod tests {
 
     /// The certificate of a client.
     fn signed(issuer: &Issuer<'static, KeyPair>) -> CertificateDer<'static> {
-        let params = CertificateParams {
-            extended_key_usages: vec![ExtendedKeyUsagePurpose::ClientAuth],
-            ..CertificateParams::default()
-        };
+        let mut params = CertificateParams::default();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate().unwrap();
         params.signed_by(&key, issuer).unwrap().der().clone()
     }

@@ -112,9 +112,10 @@ async fn who_signed_a_certificate_of_which_that_is_not_stored_is_learned_with_a_
     // As one of before is.
     let signer = gateway.certificate.as_mut().unwrap().issuer.take();
     assert_eq!(signer, Some(trusted.all()[0].issuer));
+    let actor = Actor::system();
     let made = backend
         .store
-        .create_gateway(&tenant, gateway, &Actor::system(), now);
+        .create_gateway(&tenant, gateway, &actor, now);
     made.await.unwrap();
     let stored = async || {
         let (agent_id, spki) = (material.identity.agent_id, &material.certificate.facts.spki);
