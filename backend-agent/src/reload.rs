@@ -142,8 +142,8 @@ impl Reload {
         }
     }
 
-    /// Takes over what of the configuration can change while the backend runs, and tells what waits for a restart: these
-    /// keys. Files that cannot be used change nothing.
+    /// Takes over what of the configuration can change while the backend runs, and tells what waits for a restart:
+    /// these keys. Files that cannot be used change nothing.
     async fn compare(&mut self, source: &Source, quotas: &Quotas) -> Vec<String> {
         let Source { path, environment } = source.clone();
         let load = move || Config::load(&path, &environment);

@@ -60,8 +60,8 @@ pub fn spki_sha256(certificate: &[u8]) -> Result<[u8; 32], TlsError> {
     Ok(Sha256::digest(certificate.tbs_certificate.subject_pki.raw).into())
 }
 
-/// What TLS knows an authority by: SHA-256 over its name and its key, which are the same in every certificate that there
-/// is of it.
+/// What TLS knows an authority by: SHA-256 over its name and its key, which are the same in every certificate that
+/// there is of it.
 ///
 /// # Errors
 ///

@@ -5,7 +5,7 @@ use clap::Subcommand;
 /// What to do with the authorities that gateways are given.
 #[derive(Debug, Subcommand)]
 pub enum Authority {
-    /// Show which gateways have which authority, and who would be cut off by a server's certificate of it or by taking it out
+    /// Show which gateways have which authority, and who would be cut off without one of them
     #[command(
         after_help = "Examples:\n  viworks authority status\n  viworks authority status -o json\n\nEnds with 20 while a gateway lacks one of them, or is refused because none of them signed its certificate."
     )]

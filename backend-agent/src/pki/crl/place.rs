@@ -26,7 +26,8 @@ const NO_LIST: &str =
 const BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// Puts a list there. What has the name is judged once more when it has lost it to the list: what was moved there since
-/// [`may_replace`] was asked gets the name back. Through a link what it leads to is replaced, which is what others read.
+/// [`may_replace`] was asked gets the name back. Through a link what it leads to is replaced, which is what others
+/// read.
 ///
 /// # Errors
 ///
