@@ -314,6 +314,19 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Whether it is the end of a command that ran, and not of one whose start came to nothing or whose end nobody saw.
+    #[must_use]
+    pub const fn ran(&self) -> bool {
+        self.started_at.is_some()
+            && matches!(
+                self.state,
+                OutcomeState::Succeeded
+                    | OutcomeState::Failed
+                    | OutcomeState::TimedOut
+                    | OutcomeState::Cancelled
+            )
+    }
+
     /// An outcome of a command that did not run, or of which nothing more is known.
     #[must_use]
     pub fn without_run(state: OutcomeState, reason: impl Into<String>) -> Self {

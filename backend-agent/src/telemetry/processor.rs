@@ -44,6 +44,9 @@ const ROOM_BUSY: Room = Room {
     bytes: 64 * 1024,
 };
 
+/// Further tries of a gateway of which nobody knows why it fails, where there is no room to keep what is refused.
+const OPEN_TRIES: u32 = 3;
+
 /// Bytes that are stored together otherwise.
 const BYTES_IDLE: usize = 512 * 1024;
 
@@ -323,7 +326,7 @@ impl Worker {
                         writes = writes.len(),
                         "telemetry is committed apart"
                     );
-                    break self.commit_apart(&writes).await?;
+                    break self.commit_apart(&writes, &mut ahead, received).await?;
                 }
                 Err(error) => self.put_off(&error, writes.len(), &mut pause).await?,
             }
@@ -410,21 +413,25 @@ impl Worker {
 
     /// Commits the writes of each gateway for themselves, since the database refused something of them: nobody else
     /// waits for whose are refused again. Where it seems to be the database that fails, one is tried at a time, another
-    /// one after each pause. `None` when the backend stops before it worked.
-    async fn commit_apart(&mut self, writes: &[TelemetryWrite]) -> Option<Stored> {
+    /// one after each pause, and one of those that come next. `None` when the backend stops before it worked.
+    async fn commit_apart(
+        &mut self,
+        writes: &[TelemetryWrite],
+        ahead: &mut Option<Composed<Note>>,
+        received: &mut mpsc::Receiver<Waiting<Note>>,
+    ) -> Option<Stored> {
         let mut outcomes = Vec::with_capacity(writes.len());
         let mut waiting = VecDeque::from_iter(by_gateway(writes));
         let mut pause = Pause::new();
         while let Some((agent_id, places)) = waiting.pop_front() {
-            let own: Vec<TelemetryWrite> = places
-                .iter()
-                .filter_map(|place| writes.get(*place).cloned())
-                .collect();
-            let own = self.commit_own(agent_id, own.into()).await?;
+            let own = self.commit_own(agent_id, at(writes, &places)).await?;
             if let Own::Stands = own {
                 self.rest(&mut pause).await?;
                 if self.pending.doubts.open() > GATEWAYS_MAX {
                     waiting.push_back((agent_id, places));
+                    let next = self.compose(ahead.take(), received);
+                    self.try_another(&next.writes).await;
+                    *ahead = Some(next);
                     continue;
                 }
             }
@@ -443,6 +450,7 @@ impl Worker {
         writes: Arc<[TelemetryWrite]>,
     ) -> Option<Own> {
         let mut pause = Pause::new();
+        let mut tries = OPEN_TRIES;
         loop {
             let begun = Instant::now();
             let error = match self.try_to_commit(&writes).await {
@@ -460,6 +468,13 @@ impl Worker {
                 self.put_off(&error, writes.len(), &mut pause).await?;
                 continue;
             };
+            // Its session would be sent away for what may be over in a moment.
+            let is_full = !self.pending.withheld.takes(agent_id);
+            if verdict == Verdict::Open && is_full && tries > 0 {
+                tries -= 1;
+                self.put_off(&error, writes.len(), &mut pause).await?;
+                continue;
+            }
             return Some(match verdict {
                 Verdict::Given => {
                     lock(&self.watch).refuses(agent_id, error.refused_by(), &said(&error));
@@ -476,6 +491,21 @@ impl Worker {
                     Own::Stands
                 }
             });
+        }
+    }
+
+    /// Tries one of these gateways that did not fail: if something of it is stored, it is not the database that fails.
+    /// When its turn comes, what is stored is found to be, and is acknowledged.
+    async fn try_another(&mut self, writes: &[TelemetryWrite]) {
+        let mut others = by_gateway(writes).into_iter();
+        let another = others.find(|(agent_id, _)| !self.pending.doubts.is_open(*agent_id));
+        let Some((_, places)) = another else {
+            return;
+        };
+        let own = at(writes, &places);
+        let begun = Instant::now();
+        if let Ok(outcomes) = self.try_to_commit(&own).await {
+            self.are_stored(&own, &outcomes, begun);
         }
     }
 
@@ -566,6 +596,12 @@ fn has(gateway: &Gateway, epoch: u64) -> bool {
 }
 
 /// Which of some writes are of which gateway, in their order.
+/// Those of the writes that are at these places.
+fn at(writes: &[TelemetryWrite], places: &[usize]) -> Arc<[TelemetryWrite]> {
+    let at = |place: &usize| writes.get(*place).cloned();
+    places.iter().filter_map(at).collect()
+}
+
 fn by_gateway(writes: &[TelemetryWrite]) -> BTreeMap<AgentId, Vec<usize>> {
     let mut places = BTreeMap::<AgentId, Vec<usize>>::new();
     for (place, write) in writes.iter().enumerate() {

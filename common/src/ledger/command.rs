@@ -55,7 +55,7 @@ pub struct Command {
     pub has_result: bool,
     /// Whether an outcome came after it had ended, and is kept beside that.
     pub has_late_outcome: bool,
-    /// Whether that one says that it ran.
+    /// Whether that one is the end of a run.
     pub has_late_run: bool,
     /// What is known of why it is where it is, for the operator.
     pub reason: Option<Cow<'static, str>>,

@@ -109,10 +109,9 @@ fn is_contradicted(command: &Command, run: AgentRunId, it: &Outcome) -> bool {
 /// set back then, or another holder of the identity spoke first.
 fn is_news(ended: &Command, it: &Outcome) -> bool {
     let is_open = ended.state == CommandState::Indeterminate;
-    let ran = it.started_at.is_some() && it.state != OutcomeState::Indeterminate;
     let is_known = ended.has_result && ended.started_at.is_some() && !is_open;
     let given_up = is_open && !ended.has_result && !ended.has_late_outcome;
-    given_up || ran && !is_known && !ended.has_late_run
+    given_up || it.ran() && !is_known && !ended.has_late_run
 }
 
 /// Process `run` of a gateway reported an outcome; `command` is what the store has of it.

@@ -30,11 +30,16 @@ pub(super) fn is_worth_keeping(outcome: &Outcome) -> bool {
     outcome.stdout != none || outcome.stderr != none || outcome.state == OutcomeState::Rejected
 }
 
-/// Keeps the output of an outcome that is kept and has some: the latest one knows most.
+/// Keeps the output of an outcome that is its command's result, if it has some.
 pub(super) fn keep(tx: &Tx<'_>, command_id: CommandId, outcome: &Outcome) -> StoreResult<()> {
-    if !is_worth_keeping(outcome) {
-        return Ok(());
+    if is_worth_keeping(outcome) {
+        put(tx, command_id, outcome)?;
     }
+    Ok(())
+}
+
+/// Puts the output of an outcome in place of what there is of an earlier one, also where it has none.
+pub(super) fn put(tx: &Tx<'_>, command_id: CommandId, outcome: &Outcome) -> StoreResult<()> {
     let (stdout, stderr) = (&outcome.stdout, &outcome.stderr);
     let params = params! {
         command_id,

@@ -143,10 +143,10 @@ pub(super) fn complete(
             }
         }
         Reported::Late(ended, record) => {
-            outputs::keep(tx, command_id, outcome)?;
+            outputs::put(tx, command_id, outcome)?;
             let result = to_json(&*ended);
             tx.execute(KEEP_LATE_OUTCOME, params! { command_id, result })?;
-            settle::note(tx, &record, &Actor::system())?;
+            note(tx, holder.agent_id, record)?;
             CompleteOutcome::LateOutcome { low_water }
         }
         Reported::Repeated => CompleteOutcome::Repeated { low_water },
@@ -164,7 +164,7 @@ fn keep_orphan(
     tx: &Tx<'_>,
     (agent_id, command_id): (AgentId, CommandId),
     outcome: &Outcome,
-    record: Record,
+    mut record: Record,
 ) -> StoreResult<bool> {
     let known = column::<CommandId>("orphan_results", "command_id");
     let known = tx.optional(HAS_ORPHAN, params! { agent_id, command_id }, known)?;
@@ -182,15 +182,19 @@ fn keep_orphan(
     )?;
     let (most, most_bytes) = (ORPHANS_PER_GATEWAY_MAX, ORPHAN_BYTES_PER_GATEWAY_MAX);
     tx.execute(TRIM_ORPHANS, params! { agent_id, most, most_bytes })?;
-    let mut detail = record.detail;
-    detail["results_not_kept_before"] = left_out.into();
+    record.detail["results_not_kept_before"] = left_out.into();
+    note(tx, agent_id, record)?;
+    Ok(true)
+}
+
+/// Of what a gateway says whenever it likes, within its bounds.
+fn note(tx: &Tx<'_>, agent_id: AgentId, record: Record) -> StoreResult<()> {
     let record = NewAuditRecord {
         actor: Actor::gateway(agent_id),
         action: record.action.to_owned(),
         object: record.object,
         outcome: AuditOutcome::Noted,
-        detail,
+        detail: record.detail,
     };
-    audit::note(tx, agent_id, record)?;
-    Ok(true)
+    audit::note(tx, agent_id, record).map(drop)
 }

@@ -22,7 +22,8 @@ macro_rules! columns {
         "c.command_id, c.run_id, c.agent_id, c.state, c.idempotent, c.attempt, c.available_at, c.deadline, \
          c.released_to, c.released_at, c.started_at, c.cancel_requested_at, c.result IS NOT NULL AS has_result, \
          c.late_outcome IS NOT NULL AS has_late_outcome, \
-         c.late_outcome ->> 'started_at' IS NOT NULL AS has_late_run, c.timeout_ms AS allowed_ms, c.reason AS known_reason "
+         c.late_outcome ->> 'started_at' IS NOT NULL \
+         AND c.late_outcome ->> 'state' IN ('succeeded', 'failed', 'timed_out', 'cancelled') AS has_late_run, c.timeout_ms AS allowed_ms, c.reason AS known_reason "
     };
 }
 pub(super) use columns;

@@ -302,4 +302,11 @@ pub(crate) async fn a_gateway_counts_by_the_certificates_with_which_it_gets_in(b
     let confirmed = bed.store.confirm_session(tenant, confirm, later).await;
     confirmed.unwrap();
     assert_eq!(signed(bed, 5_000).await.get(&Some(3)), Some(&(1, 1)));
+
+    // That a session is found to be over then says nothing of whoever had it.
+    let abandoned = bed.store.end_abandoned_sessions(tenant, None, at(6_000));
+    abandoned.await.unwrap();
+    let still = signed(bed, 6_000).await;
+    assert_eq!(still.get(&Some(2)), None);
+    assert_eq!(still.get(&Some(3)).map(|(gateways, _)| *gateways), Some(1));
 }

@@ -52,7 +52,12 @@ const NEIGHBOUR: &str = "01900000-0000-7000-8000-000000000001";
 /// The names of the methods of the contract that write.
 fn writing() -> BTreeSet<&'static str> {
     let methods = CONTRACT.split("    async fn ").skip(1);
-    let calls = ["self.write(", "self.write_view(", "self.write_at_once("];
+    let calls = [
+        "self.write(",
+        "self.write_view(",
+        "self.write_at_once(",
+        "self.engine.write(",
+    ];
     // A call may stand in several lines.
     let writes = |method: &&str| {
         let method: String = method.split_whitespace().collect();

@@ -230,7 +230,7 @@ impl Tx<'_> {
                 if let Some(command) = self.store.commands.get_mut(&id) {
                     self.recorder.counts.late_outcomes += 1;
                     command.facts.has_late_outcome = true;
-                    command.facts.has_late_run = outcome.started_at.is_some();
+                    command.facts.has_late_run = outcome.ran();
                     command.late_outcome = Some(outcome.clone());
                 }
             }
