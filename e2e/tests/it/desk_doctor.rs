@@ -401,7 +401,7 @@ async fn a_key_that_opens_nothing_and_a_backend_that_is_not_well_are_named() {
     hold(
         &system,
         &[
-            at("a store that fails").is("health", 20, "store", "/v1/health"),
+            at("a store that fails").is("health", 20, "store", "put it back"),
             few.is("health", 20, "not ready", "health:read"),
         ],
     )
