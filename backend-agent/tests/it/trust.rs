@@ -113,9 +113,7 @@ async fn who_signed_a_certificate_of_which_that_is_not_stored_is_learned_with_a_
     let signer = gateway.certificate.as_mut().unwrap().issuer.take();
     assert_eq!(signer, Some(trusted.all()[0].issuer));
     let actor = Actor::system();
-    let made = backend
-        .store
-        .create_gateway(&tenant, gateway, &actor, now);
+    let made = backend.store.create_gateway(&tenant, gateway, &actor, now);
     made.await.unwrap();
     let stored = async || {
         let (agent_id, spki) = (material.identity.agent_id, &material.certificate.facts.spki);
