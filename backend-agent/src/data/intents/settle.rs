@@ -23,7 +23,8 @@ macro_rules! columns {
          c.released_to, c.released_at, c.started_at, c.cancel_requested_at, c.result IS NOT NULL AS has_result, \
          c.late_outcome IS NOT NULL AS has_late_outcome, \
          c.late_outcome ->> 'started_at' IS NOT NULL \
-         AND c.late_outcome ->> 'state' IN ('succeeded', 'failed', 'timed_out', 'cancelled') AS has_late_run, c.timeout_ms AS allowed_ms, c.reason AS known_reason "
+         AND c.late_outcome ->> 'state' IN ('succeeded', 'failed', 'timed_out', 'cancelled') AS has_late_run, \
+         c.timeout_ms AS allowed_ms, c.reason AS known_reason "
     };
 }
 pub(super) use columns;
@@ -341,4 +342,41 @@ pub(super) fn each(
         });
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use viworks_common::command::{Outcome, OutcomeState};
+
+    use super::*;
+
+    #[test]
+    fn the_database_and_the_rule_know_the_same_outcomes_of_what_ran() {
+        let (_, said) = columns!().split_once("'state' IN (").unwrap();
+        let (said, _) = said.split_once(')').unwrap();
+        let said: BTreeSet<&str> = said
+            .split(", ")
+            .map(|name| name.trim_matches('\''))
+            .collect();
+        let states = [
+            OutcomeState::Succeeded,
+            OutcomeState::Failed,
+            OutcomeState::TimedOut,
+            OutcomeState::Rejected,
+            OutcomeState::Expired,
+            OutcomeState::Cancelled,
+            OutcomeState::Indeterminate,
+        ];
+        let ran = states.into_iter().filter(|state| {
+            let started_at = Some(Timestamp::from_unix_micros(1));
+            let outcome = Outcome::without_run(*state, "");
+            Outcome {
+                started_at,
+                ..outcome
+            }
+            .ran()
+        });
+        let ran: BTreeSet<&str> = ran.map(|state| state.command_state().name()).collect();
+        assert_eq!(said, ran);
+    }
 }
