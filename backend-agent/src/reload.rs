@@ -25,7 +25,7 @@ use crate::agent::pins::ServerPins;
 use crate::agent::signers::{self, Holders};
 use crate::auth::quota::Quotas;
 use crate::config::{Config, LIVE};
-use crate::data::{Store, StoreResult, in_full};
+use crate::data::{Store, StoreResult};
 use crate::material::ServerMaterial;
 use crate::metrics::BackendMetrics;
 
@@ -211,7 +211,7 @@ impl Reload {
                 let reason = format!(
                     "client_ca_file lacks an authority that it had, and which gateways have certificates of it cannot \
                      be looked up: {}",
-                    in_full(&error)
+                    error.without_words()
                 );
                 return Err((reason, Some(NEEDED_FIX)));
             }
