@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use viworks_backend_agent::data::{
-    Actor, AuthorityBundle, AuthorityTrust, CertificateRef, ConfirmOutcome, NewCertificate,
-    ReissueOutcome, RenewalOutcome, SignedBy, StoreError, Tally, Unaware,
+    Actor, AdmitRequest, Admitted, AuthorityBundle, AuthorityTrust, CertificateRef, ConfirmOutcome,
+    NewCertificate, ReissueOutcome, RenewalOutcome, SignedBy, StoreError, Tally, Unaware,
 };
 
 use super::bed::{Bed, Session, agent, at};
@@ -271,7 +271,7 @@ pub(crate) async fn who_signed_the_certificate_of_before_is_not_stored_of_one_fr
     asks.certificate.issuer = Some([3; 32]);
     let reissued = reissues::asked(bed, asks, 20_000).await;
     assert_eq!(reissued, ReissueOutcome::Issued);
-    let confirmed = async |hello, admitted, registered| {
+    let confirmed = async |hello: &AdmitRequest, admitted: &Admitted, registered| {
         let mut confirm = bed.confirm_of(hello, admitted);
         confirm.signed_by = Some(SignedBy {
             spki: [1; 32],
