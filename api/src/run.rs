@@ -296,6 +296,12 @@ pub struct CommandOutcome {
     /// Bytes it wrote to its standard error, kept or not; absent for commands of earlier versions.
     #[serde(default)]
     pub stderr_bytes: Option<u64>,
+    /// Whether it came after the command had ended without it: the command's state and reason do not go by it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub late: bool,
+    /// Where it came late, the state in which the command ended by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late_state: Option<CommandState>,
 }
 
 /// One command: one run on one gateway.
@@ -336,7 +342,8 @@ pub struct CommandView {
     pub cancel_requested_at: Option<Timestamp>,
     /// Why it is in this state, when there is more to say.
     pub reason: Option<String>,
-    /// How it ended on the gateway. Beside `indeterminate` it is an answer that came too late to be certain.
+    /// How it ended on the gateway. One that is `late` came after the command had ended without it, and is what became
+    /// of it nevertheless.
     pub outcome: Option<CommandOutcome>,
 }
 

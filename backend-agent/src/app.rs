@@ -18,10 +18,9 @@ use viworks_runtime::files::{self, FolderLock};
 use viworks_runtime::lifecycle::{Hangups, Lifecycle};
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
-use viworks_runtime::tls::ServerSide;
 use viworks_runtime::{descriptors, logging, random};
 
-use crate::agent::authorities::Trust;
+use crate::agent::authorities::{Side, Trust};
 use crate::agent::doors::Doors;
 use crate::agent::instance;
 use crate::agent::manager::Manager;
@@ -362,16 +361,12 @@ impl Shared {
         lifecycle: &Lifecycle,
         listener: TcpListener,
         dispatcher: &Arc<Dispatcher>,
-    ) -> (Reload, watch::Receiver<Arc<ServerSide>>) {
+    ) -> (Reload, watch::Receiver<Arc<Side>>) {
         let agents = &config.agents;
         let handshake = agents.tls_timeout + agents.upgrade_timeout + agents.hello_timeout;
         let inbound = Inbound {
             store: Arc::clone(&self.store),
-            registry: Registry::new(
-                Arc::clone(&self.store),
-                agents.trust_domain.clone(),
-                Arc::clone(&self.trust),
-            ),
+            registry: Registry::new(Arc::clone(&self.store), agents.trust_domain.clone()),
             manager: Arc::clone(&self.manager),
             prober: Arc::clone(&self.prober),
             dispatcher: Arc::clone(dispatcher),
@@ -435,7 +430,7 @@ impl Shared {
         config: &Config,
         lifecycle: &Lifecycle,
         listener: TcpListener,
-        side: watch::Receiver<Arc<ServerSide>>,
+        side: watch::Receiver<Arc<Side>>,
         tickets: TicketOffice,
     ) {
         let enrolment = Enrolment::new(

@@ -11,7 +11,7 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::config::{Problem, Problems};
 use viworks_runtime::tls::{self, Purpose, ServerSide};
 
-use crate::agent::authorities::Authorities;
+use crate::agent::authorities::{Authorities, Side};
 use crate::config::{AgentsConfig, Config};
 use crate::pki::crl;
 use crate::pki::issue::{load_master, open_authority, server_pins};
@@ -20,8 +20,8 @@ use crate::pki::place::strange_urls;
 /// What the listener for agents works with.
 #[derive(Debug, Clone)]
 pub struct ServerMaterial {
-    /// The listener's side of TLS: its own certificate and the authority of the gateways'.
-    pub server: Arc<ServerSide>,
+    /// The listener's side: its own certificate and the authorities of the gateways'.
+    pub server: Arc<Side>,
     /// The first moment of the server's certificate.
     pub not_before: Timestamp,
     /// The end of it.
@@ -142,7 +142,7 @@ impl ServerMaterial {
     }
 }
 
-type Server = (Arc<ServerSide>, Arc<Authorities>, Timestamp, Timestamp);
+type Server = (Arc<Side>, Arc<Authorities>, Timestamp, Timestamp);
 
 fn load_server(agents: &AgentsConfig) -> Result<Server, Vec<Problem>> {
     let mut problems = Vec::new();
@@ -159,6 +159,9 @@ fn load_server(agents: &AgentsConfig) -> Result<Server, Vec<Problem>> {
     let refused = |error: tls::TlsError| vec![error.problem(chain)];
     let leaf = identity.chain.first().map(AsRef::as_ref);
     let (not_before, not_after) = tls::validity(leaf.unwrap_or_default()).map_err(refused)?;
-    let side = ServerSide::new(identity, roots).map_err(refused)?;
+    let side = Side {
+        tls: ServerSide::new(identity, roots).map_err(refused)?,
+        authorities: Arc::clone(&authorities),
+    };
     Ok((Arc::new(side), authorities, not_before, not_after))
 }

@@ -17,9 +17,9 @@ use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::config::{LOG_FILTER, Readings, Source, tell_broken, tell_read};
 use viworks_runtime::lifecycle::{Hangups, Lifecycle, notify};
 use viworks_runtime::logging;
-use viworks_runtime::tls::{self, ServerSide};
+use viworks_runtime::tls;
 
-use crate::agent::authorities::{Authorities, Trust};
+use crate::agent::authorities::{Authorities, Side, Trust};
 use crate::agent::manager::Manager;
 use crate::agent::pins::ServerPins;
 use crate::agent::signers::{self, Holders};
@@ -53,7 +53,7 @@ pub struct Reload {
     store: Arc<dyn Store>,
     tenant: Tenant,
     current: ServerMaterial,
-    server: watch::Sender<Arc<ServerSide>>,
+    server: watch::Sender<Arc<Side>>,
     manager: Arc<Manager>,
     pins: Arc<ServerPins>,
     trust: Arc<Trust>,
@@ -83,13 +83,13 @@ pub struct Tools {
 }
 
 impl Reload {
-    /// Begins with what the start has read; the listener takes its side of TLS from the receiver.
+    /// Begins with what the start has read; the listener takes its side from the receiver.
     #[must_use]
     pub fn new(
         config: Config,
         material: ServerMaterial,
         tools: Tools,
-    ) -> (Self, watch::Receiver<Arc<ServerSide>>) {
+    ) -> (Self, watch::Receiver<Arc<Side>>) {
         let (server, receiver) = watch::channel(Arc::clone(&material.server));
         let Tools {
             store,

@@ -12,7 +12,7 @@ use viworks_common::command::format_digest;
 use viworks_common::limits;
 use viworks_common::pem;
 use viworks_common::time::Timestamp;
-use viworks_runtime::tls;
+use viworks_runtime::tls::{self, ServerSide};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::data::AuthorityBundle;
@@ -171,6 +171,15 @@ impl Authorities {
     pub const fn are_several(&self) -> bool {
         self.all.len() > 1
     }
+}
+
+/// What callers are met with. Both are of one reading of the files.
+#[derive(Debug)]
+pub struct Side {
+    /// TLS, and how it judges what they show.
+    pub tls: ServerSide,
+    /// The authorities by which it judges.
+    pub authorities: Arc<Authorities>,
 }
 
 /// What gateways are given. Of one process.

@@ -11,7 +11,7 @@ use viworks_common::id::{GatewayName, TrustDomain};
 use viworks_common::key::Identity;
 use viworks_common::time::Timestamp;
 
-use super::authorities::Trust;
+use super::authorities::Authorities;
 use crate::data::{Certificate, GatewayRef, SignedBy, Store, StoreError};
 
 /// Looks gateways up by what they show.
@@ -19,7 +19,6 @@ use crate::data::{Certificate, GatewayRef, SignedBy, Store, StoreError};
 pub struct Registry {
     store: Arc<dyn Store>,
     trust_domain: TrustDomain,
-    trust: Arc<Trust>,
 }
 
 /// Who is at the other end, by a certificate that is registered for exactly this gateway.
@@ -142,18 +141,17 @@ impl Unrecognised {
 }
 
 impl Registry {
-    /// Over a store; these authorities are trusted.
+    /// Over a store.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, trust_domain: TrustDomain, trust: Arc<Trust>) -> Self {
+    pub fn new(store: Arc<dyn Store>, trust_domain: TrustDomain) -> Self {
         Self {
             store,
             trust_domain,
-            trust,
         }
     }
 
-    /// The gateway that a certificate belongs to, which leads to an authority through those in between. The chain was
-    /// verified by TLS.
+    /// The gateway that a certificate belongs to, which leads to one of these authorities through those in between. The
+    /// chain was verified by TLS, which goes by the same authorities.
     ///
     /// # Errors
     ///
@@ -162,6 +160,7 @@ impl Registry {
         &self,
         leaf: &CertificateDer<'_>,
         between: &[CertificateDer<'_>],
+        authorities: &Authorities,
         now: Timestamp,
     ) -> Result<Peer, Unrecognised> {
         let GatewayCertificate {
@@ -199,7 +198,7 @@ impl Registry {
             return Err(Unrecognised::NotRegistered(named));
         };
         let peer = peer(identity, known.gateway.clone());
-        let signed_by = self.signed_by(&known, &peer, (leaf, between), now);
+        let signed_by = signed_by(&known, &peer, (leaf, between), (authorities, now));
         // An earlier one of its key proves nothing of the one that was issued at the door: the answer may be lost.
         let proves = known.unproved && known.fingerprint == peer.fingerprint;
         let peer = Peer {
@@ -222,29 +221,28 @@ impl Registry {
         }
         Ok(peer)
     }
+}
 
-    /// Which authority signed what is shown, where that is to be stored: of a certificate that was registered before
-    /// it was, and of one that was signed by hand for a registered key.
-    fn signed_by(
-        &self,
-        known: &Certificate,
-        peer: &Peer,
-        (leaf, between): (&CertificateDer<'_>, &[CertificateDer<'_>]),
-        now: Timestamp,
-    ) -> Option<SignedBy> {
-        let current = self.trust.current();
-        let is_it = known.fingerprint == peer.fingerprint;
-        if is_it && known.issuer.is_some_and(|one| current.include(&one)) {
-            return None;
-        }
-        // An earlier one of its key says nothing of the one that was issued at the door.
-        if !is_it && known.unproved {
-            return None;
-        }
-        let issuer = current.signer_of(leaf, between, now)?;
-        (known.issuer != Some(issuer)).then_some(SignedBy {
-            spki: peer.spki,
-            issuer,
-        })
+/// Which authority signed what is shown, of those by which it was judged, where that is to be stored: of a certificate
+/// that was registered before it was, and of one that was signed by hand for a registered key.
+fn signed_by(
+    known: &Certificate,
+    peer: &Peer,
+    (leaf, between): (&CertificateDer<'_>, &[CertificateDer<'_>]),
+    (authorities, now): (&Authorities, Timestamp),
+) -> Option<SignedBy> {
+    let is_it = known.fingerprint == peer.fingerprint;
+    if is_it && known.issuer.is_some_and(|one| authorities.include(&one)) {
+        return None;
     }
+    // An earlier one of its key says nothing of the one that was issued at the door.
+    if !is_it && known.unproved {
+        return None;
+    }
+    let issuer = authorities.signer_of(leaf, between, now)?;
+    (known.issuer != Some(issuer)).then_some(SignedBy {
+        spki: peer.spki,
+        registered: known.fingerprint,
+        issuer,
+    })
 }

@@ -18,11 +18,11 @@ use viworks_common::places::{Bound, PlaceLimits, network};
 use viworks_runtime::door::{Door as Places, LetIn, Seat};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::throttle::{LOG_LINES, Throttle};
-use viworks_runtime::tls::ServerSide;
 
 use super::quota::Buckets;
 use super::redeem::Enrolment;
 use super::talk::Talk;
+use crate::agent::authorities::Side;
 use crate::config::EnrolmentConfig;
 use crate::inbound::limits::{Arrival, Arrivals, Turned};
 use crate::inbound::listener::{is_no_tls, prepare};
@@ -57,7 +57,7 @@ pub struct Door {
 pub(super) struct Shared {
     places: Places<Holder>,
     pub(super) enrolment: Enrolment,
-    side: watch::Receiver<Arc<ServerSide>>,
+    side: watch::Receiver<Arc<Side>>,
     /// What is not right counts against its address.
     pub(super) wrong: Buckets<IpAddr>,
     pub(super) metrics: BackendMetrics,
@@ -71,7 +71,7 @@ impl Door {
     #[must_use]
     pub fn new(
         listener: TcpListener,
-        side: watch::Receiver<Arc<ServerSide>>,
+        side: watch::Receiver<Arc<Side>>,
         enrolment: Enrolment,
         config: &EnrolmentConfig,
         metrics: BackendMetrics,
@@ -213,7 +213,7 @@ impl Shared {
 
     async fn serve_one(&self, stream: TcpStream, peer: SocketAddr, seat: &Seat<Holder>) {
         prepare(&stream);
-        let config = Arc::clone(&self.side.borrow().open);
+        let config = Arc::clone(&self.side.borrow().tls.open);
         let securing = timeout(TLS_TIME, TlsAcceptor::from(config).accept(stream));
         let secured = tokio::select! {
             biased;

@@ -23,7 +23,7 @@ use viworks_common::key::{Binding, BindingMode};
 use viworks_common::limits::SEND_PROGRESS_TIMEOUT;
 use viworks_runtime::random;
 use viworks_runtime::throttle::{LOG_LINES, Throttle};
-use viworks_runtime::tls::{self, ServerSide};
+use viworks_runtime::tls;
 use viworks_runtime::websocket::{Progress, Socket};
 
 use super::connection::{self, Opening};
@@ -35,6 +35,7 @@ use super::opening::security_event;
 use super::proxy::{self, Proxies, Unarrived};
 use super::upgrade::{self, Rules, Verdict};
 use super::{AgentStream, Inbound};
+use crate::agent::authorities::Side;
 use crate::agent::registry::{Peer, Unrecognised};
 
 /// Unsent bytes in the kernel above which the socket takes no more, so that a command never waits behind telemetry.
@@ -47,7 +48,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(200);
 pub struct Listener {
     listener: TcpListener,
     /// What a reload replaces; connections that are there keep theirs.
-    side: watch::Receiver<Arc<ServerSide>>,
+    side: watch::Receiver<Arc<Side>>,
     gate: Gate,
     proxies: Proxies,
     inbound: Arc<Inbound>,
@@ -59,7 +60,7 @@ impl Listener {
     #[must_use]
     pub fn new(
         listener: TcpListener,
-        side: watch::Receiver<Arc<ServerSide>>,
+        side: watch::Receiver<Arc<Side>>,
         gate: Gate,
         proxies: Proxies,
         inbound: Arc<Inbound>,
@@ -167,7 +168,7 @@ struct Recognised {
 }
 
 struct Handshake {
-    side: Arc<ServerSide>,
+    side: Arc<Side>,
     lines: Arc<Lines>,
     inbound: Arc<Inbound>,
     address: SocketAddr,
@@ -218,7 +219,7 @@ impl Handshake {
         let limit = self.inbound.terms.tls_timeout;
         let secured = timeout(limit, async {
             let turn = admitted.handshake().await;
-            TlsAcceptor::from(Arc::clone(&self.side.config))
+            TlsAcceptor::from(Arc::clone(&self.side.tls.config))
                 .accept(stream)
                 .await
                 .map(|stream| (stream, turn))
@@ -422,7 +423,8 @@ impl Handshake {
         let now = inbound.clock.wall();
         let since_epoch = Duration::from_micros(u64::try_from(now.unix_micros()).unwrap_or(0));
         let moment = UnixTime::since_unix_epoch(since_epoch);
-        if let Err(error) = self.side.clients.verify_client_cert(&leaf, &[], moment) {
+        let Side { tls, authorities } = &*self.side;
+        if let Err(error) = tls.clients.verify_client_cert(&leaf, &[], moment) {
             inbound.metrics.refused("untrusted_certificate");
             self.strangers(|left_out| {
                 info!(address = %client, %error, left_out, "refused a client certificate that a proxy passed on");
@@ -431,7 +433,8 @@ impl Handshake {
                 "the certificate does not lead to the gateways' authority, or is out of its time";
             return Verdict::Refuse(CloseCode::CertUntrusted, reason);
         }
-        let peer = inbound.registry.recognise(&leaf, &[], now).await;
+        let registry = &inbound.registry;
+        let peer = registry.recognise(&leaf, &[], authorities, now).await;
         self.record_certificate(&peer, client).await;
         let recognised = peer.map(|peer| {
             let mode = BindingMode::Certificate;
@@ -479,15 +482,11 @@ impl Handshake {
         let then = from.saturating_add(to.saturating_since(from) / 2);
         let since_epoch = u64::try_from(then.unix_micros()).unwrap_or(0);
         let moment = UnixTime::since_unix_epoch(Duration::from_micros(since_epoch));
-        let clients = &self.side.clients;
-        clients.verify_client_cert(&leaf, &[], moment).ok()?;
-        let peer = self
-            .inbound
-            .registry
-            .recognise(&leaf, &[], then)
-            .await
-            .ok()?;
-        Some(peer.name)
+        let Side { tls, authorities } = &*self.side;
+        tls.clients.verify_client_cert(&leaf, &[], moment).ok()?;
+        let registry = &self.inbound.registry;
+        let peer = registry.recognise(&leaf, &[], authorities, then).await;
+        Some(peer.ok()?.name)
     }
 
     /// Says why a client certificate is refused.
@@ -519,7 +518,9 @@ impl Handshake {
         let shown = connection.peer_certificates().unwrap_or_default();
         let (leaf, between) = shown.split_first().ok_or(Unrecognised::NotShown)?;
         let now = self.inbound.clock.wall();
-        let peer = self.inbound.registry.recognise(leaf, between, now).await?;
+        // Those that judged it: a reload may have come between.
+        let (registry, authorities) = (&self.inbound.registry, &self.side.authorities);
+        let peer = registry.recognise(leaf, between, authorities, now).await?;
         let mode = self.inbound.terms.binding;
         let value = match mode {
             BindingMode::Exporter => {

@@ -11,6 +11,7 @@ mod forks;
 mod guards;
 mod harness;
 mod keys;
+mod late;
 mod pins;
 mod reads;
 mod revoke;

@@ -248,6 +248,7 @@ suite! {
         a_bundle_is_forgotten_once_no_gateway_has_it_and_no_backend_gives_it,
         which_authority_signed_a_certificate_is_kept_however_it_was_issued,
         who_signed_a_certificate_is_learned_with_a_session_of_its_gateway_alone,
+        who_signed_the_certificate_of_before_is_not_stored_of_one_from_the_door,
         a_gateway_counts_by_the_certificates_with_which_it_gets_in,
     }
     revocations {
@@ -306,6 +307,7 @@ suite! {
     forks {
         an_original_that_is_kept_comes_back_and_its_copy_stays_out,
         what_was_permitted_to_a_copy_is_not_told_by_the_journal_of_the_original,
+        whoever_denies_a_start_that_another_holder_told_is_recorded_within_bounds,
         a_live_holder_that_is_kept_is_not_disturbed,
         a_decision_can_be_taken_back,
         of_two_processes_of_one_boot_the_one_that_is_named_is_kept,

@@ -68,6 +68,9 @@ pub fn start(command: Command, started_at: Timestamp, now: Timestamp) -> Option<
 pub enum Reported {
     /// It ends the command, and is its result where the change has one.
     Ends(Box<Change>),
+    /// It denies a start that another holder of the identity told: a security event. It is not kept, and ends the
+    /// command unless that has ended.
+    Denies(Option<Box<Change>>, Record),
     /// It came after the command had ended without it, and is kept beside that.
     Late(Box<Ended>, Record),
     /// It is known already, or contradicts what is: the first one counts.
@@ -133,17 +136,31 @@ pub fn report(
             detail: json!({ "agent_id": agent_id, "state": outcome.state }),
         });
     };
+    let run_id = command.run_id;
     if is_contradicted(&command, run, outcome) {
+        if command.reason.as_deref() == Some(STARTED_ELSEWHERE) {
+            // It was said before, and is known.
+            return Reported::Repeated;
+        }
+        let record = Record {
+            by,
+            action: "command.start_denied",
+            object,
+            stance: Stance::Noted,
+            detail: json!({
+                "run_id": run_id,
+                "agent_id": agent_id,
+                "state": outcome.state,
+                "agent_run_id": run,
+                "started_by": command.released_to,
+            }),
+        };
         // It is not kept as the result: there is room for that of the process which started it.
         let mut course = Course::new(command);
         let unsure = CommandEvent::Ended(OutcomeState::Indeterminate);
         course.because(unsure, STARTED_ELSEWHERE, now);
-        let change = course.change(by, now);
-        return change.map_or(Reported::Repeated, |change| {
-            Reported::Ends(Box::new(change))
-        });
+        return Reported::Denies(course.change(by, now).map(Box::new), record);
     }
-    let run_id = command.run_id;
     let is_news = is_news(&command, outcome);
     let mut course = Course::new(command);
     course.command.started_at = outcome.started_at.or(course.command.started_at);
@@ -327,8 +344,15 @@ mod tests {
             ..command(CommandState::Running, false)
         };
         let ended = |known: Command, state| {
-            let Reported::Ends(change) = told(known, state) else {
-                panic!("it ends");
+            let change = match told(known, state) {
+                Reported::Ends(change) => change,
+                Reported::Denies(Some(change), record) => {
+                    assert_eq!(record.action, "command.start_denied");
+                    assert_eq!(record.detail["agent_run_id"], json!(run(1)));
+                    assert_eq!(record.detail["started_by"], json!(run(2)));
+                    change
+                }
+                other => panic!("it does not end: {other:?}"),
             };
             (change.command.state, change.result.is_some())
         };
@@ -367,7 +391,7 @@ mod tests {
             started_at: Some(NOW),
             ..command(CommandState::Running, idempotent)
         };
-        let Reported::Ends(change) = told(running(false), OutcomeState::Expired) else {
+        let Reported::Denies(Some(change), _) = told(running(false), OutcomeState::Expired) else {
             panic!("it ends");
         };
         let denied = change.command;
@@ -377,6 +401,15 @@ mod tests {
             told(denied.clone(), OutcomeState::Expired),
             Reported::Repeated
         );
+        // Nor where it had ended by something else, and that is told of as well.
+        let given_up = Command {
+            reason: Some(Cow::Borrowed(UNHEARD)),
+            ..denied.clone()
+        };
+        assert!(matches!(
+            told(given_up, OutcomeState::Expired),
+            Reported::Denies(None, _)
+        ));
         let late = told(denied, OutcomeState::Succeeded);
         assert!(matches!(late, Reported::Late(ended, _) if ended.state == OutcomeState::Succeeded));
         // What may run twice was begun anew, and may have been withdrawn then.

@@ -156,7 +156,10 @@ fn needed(status: &AuthorityStatus) -> Vec<String> {
 fn needed_by(authority: &Authority) -> String {
     let (id, subject) = (short(&authority.authority), one_line(&authority.subject));
     match authority.needed_by.unwrap_or_default() {
-        0 => format!("{id} ({subject}): no gateway is known to need it for its own certificate"),
+        0 => format!(
+            "{id} ({subject}): no gateway is known to need it for its own certificate; that counts once no backend \
+             signs by it"
+        ),
         gateways => format!(
             "{id} ({subject}): {} of it: not yet to be taken out of client_ca_file: {}",
             human::counted_all(
@@ -314,7 +317,10 @@ mod tests {
                     "{one} (CN=one): 7 gateways still have certificates of it: not yet to be taken out of \
                      client_ca_file: gw-1, gw-2, gw-3, gw-4, gw-5 and 2 more"
                 ),
-                format!("{other} (CN=one): no gateway is known to need it for its own certificate"),
+                format!(
+                    "{other} (CN=one): no gateway is known to need it for its own certificate; that counts once no \
+                     backend signs by it"
+                ),
             ]
         );
         assert!(!standing(&status).contains(NOT_TOLD), "it tells");

@@ -29,8 +29,12 @@ const FLAGS: [(&str, &str); 12] = [
 const WITHOUT_THEM: &str =
     "leave them out (of -g, or of --all with --except NAMES), or add --skip-unable";
 
-/// A field of the API in the words of the command line.
+/// What the API puts before the name of a gateway that stands in the way of a submission.
+const NAMED: &str = "targets.gateways: ";
+
+/// A field of the API in the words of the command line; of a gateway, its name.
 fn flag(field: &str) -> &str {
+    let field = field.strip_prefix(NAMED).unwrap_or(field);
     FLAGS
         .iter()
         .find(|(name, _flag)| *name == field)
@@ -160,6 +164,24 @@ mod tests {
         let text = String::from_utf8(text).unwrap();
         assert!(text.contains("\n  fix: stage the next one\n"), "{text}");
         assert!(!text.contains("decide again"), "{text}");
+    }
+
+    #[test]
+    fn a_gateway_that_is_not_there_is_named_as_it_was_typed() {
+        let problem = json!({
+            "type": "t", "title": "unknown gateway", "status": 422, "code": "VW-C-004",
+            "detail": "unknown or revoked gateways", "request_id": "r",
+            "errors": [{"field": "targets.gateways: gw-berlin", "problem": "the gateway was revoked"}],
+        });
+        let mut failure = Failure::usage("unknown or revoked gateways");
+        failure.problem = Some(Box::new(serde_json::from_value(problem).unwrap()));
+        let mut text = Vec::new();
+        write_text(&failure, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(
+            text.contains("\n  gw-berlin: the gateway was revoked\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What became of a run: a row for each gateway, one sentence, and a document with everything.
 
+use std::borrow::Cow;
 use std::num::NonZeroUsize;
 
 use serde::Serialize;
@@ -10,7 +11,7 @@ use viworks_common::id::CommandId;
 
 use super::document::{Document, Kind};
 use super::live::Told;
-use super::words::{SKIPPED, duration, word};
+use super::words::{SKIPPED, duration, said_later, word};
 use crate::client::Results;
 use crate::failure::Failure;
 use crate::output::{self, last_line, plain};
@@ -146,9 +147,31 @@ fn said(command: &CommandView) -> String {
 
 /// What the gateway, or the backend, says about a command's end, such as what it left running.
 fn reason(command: &CommandView) -> String {
+    why(command)
+        .iter()
+        .map(|text| last_line(text))
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+/// The same, whole: of a command that had ended before its gateway said how, first why it had.
+pub(super) fn why(command: &CommandView) -> Vec<Cow<'_, str>> {
+    let known = command.reason.as_deref();
     let outcome = command.outcome.as_ref();
     let said = outcome.and_then(|outcome| outcome.reason.as_deref());
-    last_line(said.or(command.reason.as_deref()).unwrap_or_default())
+    match outcome.and_then(said_later) {
+        None => said.or(known).map(Cow::Borrowed).into_iter().collect(),
+        Some(later) => [
+            known.map(Cow::Borrowed),
+            Some(Cow::Owned(later)),
+            said.map(Cow::Borrowed),
+        ]
+        .into_iter()
+        .flatten()
+        .filter(|text| !text.is_empty())
+        .collect(),
+    }
 }
 
 /// One sentence whose numbers add up to the number of targets.
@@ -169,7 +192,44 @@ pub fn sentence(tally: &Tally) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    fn command(state: &str, reason: Option<&str>, outcome: serde_json::Value) -> CommandView {
+        let command = json!({
+            "kind": "Command", "id": "01940f5e-0001-7000-8000-000000000001",
+            "run_id": "01940f5e-0002-7000-8000-000000000002",
+            "gateway": {"id": "01940f5e-0003-7000-8000-000000000003", "name": "gw-1"},
+            "state": state, "attempt": 1, "order": 1, "risk": "change", "idempotent": false, "timeout_ms": 1_000,
+            "deadline": "2026-01-02T02:00:00Z", "created_at": "2026-01-02T01:00:00Z", "released_at": null,
+            "started_at": null, "finished_at": null, "cancel_requested_at": null, "reason": reason,
+            "outcome": outcome,
+        });
+        serde_json::from_value(command).unwrap()
+    }
+
+    #[test]
+    fn an_answer_that_came_after_the_end_is_told_beside_that() {
+        let late = json!({
+            "exit_code": 3, "started_at": "2026-01-02T01:00:01Z", "duration_ms": 12, "late": true,
+            "late_state": "failed", "reason": "it left something running",
+        });
+        let rejected = command("rejected", Some("not here"), late);
+        let row = rows(&[rejected], &[], |_id| Told::default());
+        let told =
+            "not here; the gateway said later that it ran: failed; it left something running";
+        assert!(row.contains("✕ rejected") && row.contains(told), "{row}");
+        // In time, what the gateway says takes the place of what is known here.
+        let in_time = json!({"duration_ms": 0, "reason": "no such unit"});
+        let rejected = command("rejected", Some("not here"), in_time);
+        assert_eq!(why(&rejected), ["no such unit"]);
+        let row = rows(&[rejected], &[], |_id| Told::default());
+        assert!(
+            row.contains("no such unit") && !row.contains("later"),
+            "{row}"
+        );
+    }
 
     #[test]
     fn the_sentence_adds_up() {

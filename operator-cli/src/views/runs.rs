@@ -151,14 +151,10 @@ pub fn whole(command: &CommandView) -> Result<(), Failure> {
         command.gateway.name,
         word(command.state)
     ))?;
-    let outcome = command.outcome.as_ref();
-    let reason = outcome
-        .and_then(|outcome| outcome.reason.as_ref())
-        .or(command.reason.as_ref());
-    if let Some(reason) = reason {
-        output::line(&one_line(reason))?;
+    for reason in result::why(command) {
+        output::line(&one_line(&reason))?;
     }
-    let Some(outcome) = outcome else {
+    let Some(outcome) = command.outcome.as_ref() else {
         return Ok(());
     };
     for (name, view) in [("stdout", &outcome.stdout), ("stderr", &outcome.stderr)] {

@@ -515,15 +515,20 @@ pub(super) fn outcome_view(result: data::CommandResult) -> CommandOutcome {
         reject_code: result.reject_code,
         stdout_bytes: result.stdout_bytes,
         stderr_bytes: result.stderr_bytes,
+        late: false,
+        late_state: None,
     }
 }
 
 fn command_view(command: data::Command, output: Option<&CommandOutput>) -> CommandView {
     // What came late is what became of it: whatever ended it did not know.
+    let late = command.late_outcome.is_some();
     let result = command.late_outcome.or(command.result);
     let outcome = result.map(|result| CommandOutcome {
         stdout: output.map(|output| (&output.stdout).into()),
         stderr: output.map(|output| (&output.stderr).into()),
+        late,
+        late_state: late.then(|| result.state.command_state()),
         ..outcome_view(result)
     });
     CommandView {

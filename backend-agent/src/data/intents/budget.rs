@@ -50,6 +50,7 @@ pub(super) fn notes(action: &str) -> Budget {
     let (kind, quota) = match action {
         "session.open" => ("note:session.open", WARNINGS),
         "identity.fork" => ("note:identity.fork", WARNINGS),
+        "command.start_denied" => ("note:command.start_denied", WARNINGS),
         "database.rolled_back" => ("note:database.rolled_back", WARNINGS),
         "telemetry.rolled_back" => ("note:telemetry.rolled_back", WARNINGS),
         "gateway.hello_replayed" => ("note:gateway.hello_replayed", WARNINGS),

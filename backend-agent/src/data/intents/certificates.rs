@@ -50,9 +50,11 @@ INSERT INTO certificates (
 VALUES (:tenant, :spki, :agent_id, :serial, :not_after, :fingerprint, :issuer, :now, :now, :pem)
 ON CONFLICT DO NOTHING";
 
-/// Of one that was registered before that was stored, or in whose place another one was signed by hand for its key.
+/// Of one that was registered before that was stored, or in whose place another one was signed by hand for its key;
+/// not of one that came in its place at the door since.
 pub(super) const SIGNED_BY: &str = "\
-UPDATE certificates SET issuer = :issuer WHERE tenant = :tenant AND spki = :spki AND agent_id = :agent_id";
+UPDATE certificates SET issuer = :issuer
+WHERE tenant = :tenant AND spki = :spki AND agent_id = :agent_id AND fingerprint = :registered";
 
 pub(super) const PROVED: &str = "\
 UPDATE certificates SET unproved = NULL
@@ -308,8 +310,12 @@ pub(super) fn prove(tx: &Tx<'_>, agent_id: AgentId, spki: &[u8; 32]) -> StoreRes
 
 /// Stores which authority signed the certificate that a session is confirmed with.
 pub(super) fn signed_by(tx: &Tx<'_>, agent_id: AgentId, by: &SignedBy) -> StoreResult<()> {
-    let SignedBy { spki, issuer } = by;
-    tx.execute(SIGNED_BY, params! { agent_id, spki, issuer })
+    let SignedBy {
+        spki,
+        registered,
+        issuer,
+    } = by;
+    tx.execute(SIGNED_BY, params! { agent_id, spki, registered, issuer })
         .map(drop)
 }
 

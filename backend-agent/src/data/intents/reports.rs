@@ -2,9 +2,9 @@
 
 use viworks_common::command::Outcome;
 use viworks_common::id::{AgentId, CommandId};
-use viworks_common::ledger::Record;
 use viworks_common::ledger::end::{self, Reported};
 use viworks_common::ledger::permit::{self, Permit};
+use viworks_common::ledger::{Change, Record};
 use viworks_common::rules::Complete;
 use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
@@ -127,19 +127,12 @@ pub(super) fn complete(
     let whose = (holder.agent_id, command_id);
     let by = (holder.agent_id, command_id, holder.agent_run_id);
     let completed = match end::report(standing, by, outcome, tx.now) {
-        Reported::Ends(change) => {
-            let written = settle::write(tx, [&*change], &Actor::system())?;
-            if change.result.is_some() {
-                outputs::keep(tx, command_id, outcome)?;
-            }
-            let run = match written.run_finished {
-                true => runs::load(tx, change.command.run_id)?.map(Box::new),
-                false => None,
-            };
-            CompleteOutcome::Completed {
-                settled: settle::settled(&change.command, written.run_finished),
-                low_water: written.low_water.unwrap_or(low_water),
-                run,
+        Reported::Ends(change) => write_end(tx, &change, outcome, low_water)?,
+        Reported::Denies(change, record) => {
+            note(tx, holder.agent_id, record)?;
+            match change {
+                Some(change) => write_end(tx, &change, outcome, low_water)?,
+                None => CompleteOutcome::Repeated { low_water },
             }
         }
         Reported::Late(ended, record) => {
@@ -157,6 +150,28 @@ pub(super) fn complete(
     };
     fault::point("store.result.before_commit");
     Ok(completed)
+}
+
+/// Ends a command by what was reported of it.
+fn write_end(
+    tx: &Tx<'_>,
+    change: &Change,
+    outcome: &Outcome,
+    low_water: u64,
+) -> StoreResult<CompleteOutcome> {
+    let written = settle::write(tx, [change], &Actor::system())?;
+    if change.result.is_some() {
+        outputs::keep(tx, change.command.command_id, outcome)?;
+    }
+    let run = match written.run_finished {
+        true => runs::load(tx, change.command.run_id)?.map(Box::new),
+        false => None,
+    };
+    Ok(CompleteOutcome::Completed {
+        settled: settle::settled(&change.command, written.run_finished),
+        low_water: written.low_water.unwrap_or(low_water),
+        run,
+    })
 }
 
 /// Keeps the outcome of a command that nobody knows; `false` when its gateway left too many, and it is only counted.

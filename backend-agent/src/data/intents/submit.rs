@@ -139,6 +139,9 @@ pub(super) fn submit(tx: &Tx<'_>, new: &NewRun) -> StoreResult<Answer> {
             if let Some(run) = runs::load(tx, new.run_id)? {
                 return Ok(Ok(Submission::Replayed(run)));
             }
+            if is_one_gone(new, &found) {
+                return Ok(Ok(Submission::Outdated));
+            }
             let detail = json!({ "name": new.name, "targets": new.targets.len(), "reason": refusal.to_string() });
             note(tx, new, AuditOutcome::Refused, &detail)?;
             return Ok(Err(refusal));
@@ -197,6 +200,14 @@ fn find(tx: &Tx<'_>, new: &NewRun) -> StoreResult<BTreeMap<AgentId, Found>> {
         gateways.extend(found.map(|found| (*agent_id, found)));
     }
     Ok(gateways)
+}
+
+/// Whether one that was remembered is not there any more, or was revoked: whoever asks is told so by the name that it
+/// asked for, once it is looked up anew.
+fn is_one_gone(new: &NewRun, found: &BTreeMap<AgentId, Found>) -> bool {
+    new.targets
+        .iter()
+        .any(|target| target.remembered.is_some() && !found.contains_key(&target.agent_id))
 }
 
 /// Whether a gateway is not what the run was checked against. One that is gone is told of by the decision.

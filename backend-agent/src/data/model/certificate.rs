@@ -27,6 +27,9 @@ pub struct NewCertificate {
 pub struct SignedBy {
     /// The certificate's key (SHA-256).
     pub spki: [u8; 32],
+    /// The certificate (SHA-256) that was registered for the key when this was found out: of another one that came in
+    /// its place at the door since, it says nothing.
+    pub registered: [u8; 32],
     /// SHA-256 of the name and the key of the authority.
     pub issuer: [u8; 32],
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 use viworks_common::command::{CommandState, Outcome};
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::limits::COMMANDS_UNREPORTED_MAX;
@@ -176,7 +176,7 @@ impl Live {
             command_id,
             outcome,
         } = result;
-        let summary = Summary::of(&outcome);
+        let (summary, said) = (Summary::of(&outcome), outcome.state.command_state());
         let store = &self.line.inbound.store;
         let completed = store
             .complete_command(tenant, &self.holder, command_id, outcome, now)
@@ -190,6 +190,9 @@ impl Live {
         let not_kept = matches!(completed, CompleteOutcome::Orphan { kept: false, .. });
         match completed {
             CompleteOutcome::Completed { settled, run, .. } => {
+                if settled.state != said {
+                    self.start_denied(command_id);
+                }
                 self.completed(&settled, summary, run.map(|run| *run));
             }
             CompleteOutcome::LateOutcome { .. } | CompleteOutcome::Repeated { .. } => {}
@@ -206,6 +209,18 @@ impl Live {
             not_kept: not_kept && self.announced.tells_not_kept,
         }));
         self.offer_more(more).await;
+    }
+
+    /// Another holder of the identity told that it had started. The audit trail has who it was.
+    fn start_denied(&self, command_id: CommandId) {
+        let (now, agent_id) = (self.line.now(), self.holder.agent_id);
+        let Inbound {
+            metrics, manager, ..
+        } = &*self.line.inbound;
+        metrics.refused("start_denied");
+        if let Some(left_out) = manager.may_log(agent_id, now) {
+            warn!(gateway = %self.line.peer.name, %agent_id, %command_id, left_out, "the gateway denies the start of a command that another process with its identity told: a disk was set back or copied");
+        }
     }
 
     /// The database was restored to before a command, or its gateway made it up.

@@ -89,6 +89,29 @@ async fn a_gateway_that_is_thrown_out_takes_its_commands_with_it_and_followers_a
 }
 
 #[tokio::test]
+async fn a_run_for_a_gateway_that_was_revoked_since_the_last_one_names_it_as_it_was_named() {
+    let backend = Backend::new().await;
+    let holder = backend.connect("gw-1", catalogue()).await;
+    let body = json!({"command": "sys.uptime", "targets": {"gateways": ["gw-1"]}});
+    let accepted = backend.post("/v1/runs", &body).await;
+    assert_eq!(accepted.status, StatusCode::CREATED, "{}", accepted.text);
+    // By another backend: what this one remembers of it says nothing of that.
+    let (agent_id, actor) = (holder.agent_id, Actor::local("uid 0"));
+    let revoked = backend
+        .store
+        .revoke_gateway(&backend.tenant, agent_id, None, &actor, now());
+    revoked.await.unwrap().unwrap();
+    for _again in 0..2 {
+        let refused = backend.post("/v1/runs", &body).await;
+        let problem = refused.problem(422, "VW-C-004");
+        let error = &problem["errors"][0];
+        assert_eq!(error["field"], "targets.gateways: gw-1", "{problem:#}");
+        assert_eq!(error["problem"], "the gateway was revoked");
+        assert!(!refused.text.contains(&agent_id.to_string()), "{problem:#}");
+    }
+}
+
+#[tokio::test]
 async fn revoking_twice_is_revoking_once_and_the_first_reason_stays() {
     let backend = Backend::new().await;
     let agent_id = backend.register("gw-1").await;

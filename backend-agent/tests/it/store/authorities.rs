@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use viworks_backend_agent::data::{
-    Actor, AuthorityBundle, AuthorityTrust, CertificateRef, NewCertificate, ReissueOutcome,
-    RenewalOutcome, SignedBy, StoreError, Tally, Unaware,
+    Actor, AdmitRequest, Admitted, AuthorityBundle, AuthorityTrust, CertificateRef, ConfirmOutcome,
+    NewCertificate, ReissueOutcome, RenewalOutcome, SignedBy, StoreError, Tally, Unaware,
 };
 
 use super::bed::{Bed, Session, agent, at};
@@ -244,6 +244,7 @@ pub(crate) async fn who_signed_a_certificate_is_learned_with_a_session_of_its_ga
         let mut confirm = bed.confirm_of(&hello, &admitted);
         confirm.signed_by = Some(SignedBy {
             spki: [key; 32],
+            registered: [key; 32],
             issuer: [4; 32],
         });
         bed.confirm(confirm).await
@@ -256,6 +257,46 @@ pub(crate) async fn who_signed_a_certificate_is_learned_with_a_session_of_its_ga
     assert_eq!(signed(bed, 10).await, expected);
     assert_eq!(signed_for(bed, Some(4), 10).await, ["gw-1"]);
     assert_eq!(signed_for(bed, None, 10).await, ["gw-2"]);
+}
+
+pub(crate) async fn who_signed_the_certificate_of_before_is_not_stored_of_one_from_the_door(
+    bed: &Bed,
+) {
+    let epoch = reissues::connected(bed, 1_000).await.holder.epoch;
+    let before = certificate(bed, 1).await.unwrap().fingerprint;
+    // It is let in by the certificate of before, and gets another one at the door until it confirms.
+    let hello = bed.hello(1, 1, epoch);
+    let admitted = bed.admitted(hello.clone()).await;
+    let mut asks = reissues::reissue(1, 1, epoch, 9);
+    asks.certificate.issuer = Some([3; 32]);
+    let reissued = reissues::asked(bed, asks, 20_000).await;
+    assert_eq!(reissued, ReissueOutcome::Issued);
+    let confirmed = async |hello: &AdmitRequest, admitted: &Admitted, registered| {
+        let mut confirm = bed.confirm_of(hello, admitted);
+        confirm.signed_by = Some(SignedBy {
+            spki: [1; 32],
+            registered,
+            issuer: [4; 32],
+        });
+        let confirmed = bed
+            .store
+            .confirm_session(&bed.tenant, confirm, at(20_001))
+            .await;
+        assert!(matches!(confirmed, Ok(ConfirmOutcome::Confirmed(_))));
+        certificate(bed, 1).await.unwrap().issuer
+    };
+    assert_eq!(
+        confirmed(&hello, &admitted, before).await,
+        Some([3; 32]),
+        "it is of the one before"
+    );
+    let hello = bed.hello(1, 1, bed.gateway_now(1).await.confirmed);
+    let admitted = bed.admitted(hello.clone()).await;
+    assert_eq!(
+        confirmed(&hello, &admitted, [9; 32]).await,
+        Some([4; 32]),
+        "it is of the one that is registered"
+    );
 }
 
 pub(crate) async fn a_gateway_counts_by_the_certificates_with_which_it_gets_in(bed: &Bed) {

@@ -1,7 +1,7 @@
 //! Commands that are offered in the transaction that submits them.
 
 use viworks_backend_agent::data::{
-    CompleteOutcome, LeasedCommand, NewRun, Offered, Place, Remembered, Run, Submission,
+    Actor, CompleteOutcome, LeasedCommand, NewRun, Offered, Place, Remembered, Run, Submission,
 };
 use viworks_common::code::CloseCode;
 use viworks_common::command::{CommandState, OutcomeState, digest};
@@ -192,8 +192,15 @@ pub(crate) async fn a_gateway_that_is_not_what_was_remembered_gets_nothing(bed: 
             .items
             .is_empty()
     );
-    let accepted = answer(remembering(name, 2)).await;
+    let accepted = answer(remembering(name.clone(), 2)).await;
     assert!(matches!(accepted, Submission::Submitted { offered, .. } if offered.len() == 1));
+    // Whoever asks again is told which one is gone.
+    let actor = Actor::local("test");
+    let revoked = bed
+        .store
+        .revoke_gateway(&bed.tenant, agent(1), None, &actor, at(11));
+    revoked.await.unwrap();
+    assert_eq!(answer(remembering(name, 2)).await, Submission::Outdated);
 }
 
 pub(crate) async fn the_last_result_of_a_run_answers_with_the_run_as_it_ended(bed: &Bed) {

@@ -3,13 +3,13 @@
 use uuid::Uuid;
 use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, CertificateRef, CertificateRevocation, Fork, ForkDecision,
-    ForkEnd, ForkResolution, ForkResolved, Gateway, Letter, NewCertificate, RenewalOutcome,
+    ForkEnd, ForkResolution, ForkResolved, Gateway, Letter, NewCertificate, Page, RenewalOutcome,
 };
-use viworks_common::command::{CommandState, OutcomeState};
+use viworks_common::command::{CommandState, Outcome, OutcomeState};
 use viworks_common::fork::Apart;
 use viworks_common::id::{AgentRunId, BootId, InstallId};
 
-use super::bed::{Bed, agent, at, process};
+use super::bed::{Bed, agent, at, outcome, process};
 use super::gateways::new_certificate;
 use super::instances::{instance, only, two_backends};
 use super::postgres_only::finish;
@@ -127,6 +127,57 @@ pub(crate) async fn what_was_permitted_to_a_copy_is_not_told_by_the_journal_of_t
     let own = bed.released(1, &original).await;
     bed.session_with(1, 2, &[own]).await;
     assert_eq!(bed.state(own).await, CommandState::Released);
+}
+
+pub(crate) async fn whoever_denies_a_start_that_another_holder_told_is_recorded_within_bounds(
+    bed: &Bed,
+) {
+    bed.gateway(1).await;
+    let started = bed.session(1, 1).await;
+    let mut commands = Vec::new();
+    for _ in 0..62 {
+        commands.push(bed.command(1, false).await);
+    }
+    bed.lease(&started).await;
+    for command_id in &commands {
+        bed.accept(&started, *command_id, false).await;
+        let told =
+            bed.store
+                .start_command(&bed.tenant, &started.holder, *command_id, at(25), at(25));
+        assert!(told.await.unwrap());
+    }
+    // Whoever has an older copy of the disk knows them, and not that they started.
+    let older = bed.session_with(1, 2, &commands).await;
+    let denial = Outcome {
+        started_at: None,
+        ..outcome(OutcomeState::Expired)
+    };
+    for command_id in &commands {
+        // What is said again is no news.
+        for _ in 0..2 {
+            let holder = &older.holder;
+            let denied = bed.store.complete_command(
+                &bed.tenant,
+                holder,
+                *command_id,
+                denial.clone(),
+                at(30),
+            );
+            denied.await.unwrap();
+        }
+        assert_eq!(bed.state(*command_id).await, CommandState::Indeterminate);
+    }
+    let log = bed.store.list_audit(&bed.tenant, Page::first(1_000)).await;
+    let mut denials = log.unwrap().items;
+    denials.retain(|record| record.record.action == "command.start_denied");
+    assert_eq!(denials.len(), 60);
+    let first = &denials.last().unwrap().record;
+    assert_eq!(first.object, format!("command:{}", commands[0]));
+    assert_eq!(first.actor, Actor::gateway(agent(1)));
+    let said = |field: &str| first.detail[field].as_str().map(str::to_owned);
+    assert_eq!(said("agent_run_id"), Some(process(2).to_string()));
+    assert_eq!(said("started_by"), Some(process(1).to_string()));
+    assert_eq!(said("state").as_deref(), Some("expired"));
 }
 
 pub(crate) async fn a_live_holder_that_is_kept_is_not_disturbed(bed: &Bed) {

@@ -218,6 +218,7 @@ impl Tx<'_> {
         let kept = match &reported {
             Reported::Ends(change) => change.result.is_some(),
             Reported::Late(..) | Reported::Orphan(_) => true,
+            Reported::Denies(..) => false,
             // Of what ran more than once the first outcome counts.
             Reported::Repeated => may_repeat,
         };
@@ -226,6 +227,7 @@ impl Tx<'_> {
         }
         match reported {
             Reported::Ends(change) => self.write([*change], kept.then_some(outcome)),
+            Reported::Denies(change, _) => self.write(change.map(|it| *it), None),
             Reported::Late(..) => {
                 if let Some(command) = self.store.commands.get_mut(&id) {
                     self.recorder.counts.late_outcomes += 1;

@@ -408,7 +408,10 @@ impl Backend {
         if let Some(held) = self.held(at, id) {
             match end::report(Some(held), (agent, id, run), &outcome, now) {
                 Reported::Ends(change) => self.write(at, [*change]),
-                other @ (Reported::Late(..) | Reported::Repeated | Reported::Orphan(_)) => {
+                other @ (Reported::Denies(..)
+                | Reported::Late(..)
+                | Reported::Repeated
+                | Reported::Orphan(_)) => {
                     panic!("{id} was open, and its outcome came to {other:?}");
                 }
             }
