@@ -232,7 +232,9 @@ fn signed_by(
     (authorities, now): (&Authorities, Timestamp),
 ) -> Option<SignedBy> {
     let is_it = known.fingerprint == peer.fingerprint;
-    if is_it && known.issuer.is_some_and(|one| authorities.include(&one)) {
+    let shown_until = (!is_it).then_some(peer.not_after);
+    let is_as_before = known.shown_until == shown_until;
+    if is_it && is_as_before && known.issuer.is_some_and(|one| authorities.include(&one)) {
         return None;
     }
     // An earlier one of its key says nothing of the one that was issued at the door.
@@ -240,9 +242,10 @@ fn signed_by(
         return None;
     }
     let issuer = authorities.signer_of(leaf, between, now)?;
-    (known.issuer != Some(issuer)).then_some(SignedBy {
+    (known.issuer != Some(issuer) || !is_as_before).then_some(SignedBy {
         spki: peer.spki,
         registered: known.fingerprint,
         issuer,
+        shown_until,
     })
 }

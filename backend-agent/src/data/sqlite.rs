@@ -105,6 +105,10 @@ const MIGRATIONS: &[Migration] = &[
         "../../migrations/sqlite",
         "0031_say_who_signed_certificates.sql"
     ),
+    migration!(
+        "../../migrations/sqlite",
+        "0032_say_how_long_what_is_shown_is_good.sql"
+    ),
 ];
 
 /// What to do about a file that is damaged.
@@ -444,7 +448,7 @@ pub fn server_keys(file: &Path, tenant: &Tenant) -> StoreResult<Vec<ServerKey>> 
 ///
 /// When the file cannot be read, or holds a newer schema.
 pub fn signed(file: &Path, tenant: &Tenant, wall: Timestamp) -> StoreResult<Vec<Signed>> {
-    if lacks(file, 31)? {
+    if lacks(file, 32)? {
         return Ok(Vec::new());
     }
     let params = params! { tenant, wall };

@@ -189,11 +189,11 @@ async fn a_database_of_the_first_schema_on_a_server_is_migrated_and_goes_on() {
         "{refused}"
     );
     let done = backend(&["migrate"], 0).await.stdout;
-    assert!(done.contains("postgres schema 13"), "{done}");
+    assert!(done.contains("postgres schema 14"), "{done}");
     let noted = database.ask("SELECT version, usable_from FROM _sqlx_migrations ORDER BY version");
     assert_eq!(
         noted.unwrap(),
-        "1|\n2|1\n3|1\n4|1\n5|1\n6|1\n7|1\n8|1\n9|1\n10|1\n11|1\n12|1\n13|1"
+        "1|\n2|1\n3|1\n4|1\n5|1\n6|1\n7|1\n8|1\n9|1\n10|1\n11|1\n12|1\n13|1\n14|1"
     );
     // Its master key was not kept.
     backend(&["pki", "replace-master-key"], 0).await;

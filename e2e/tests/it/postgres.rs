@@ -68,7 +68,7 @@ async fn a_server_that_is_killed_costs_no_command_and_no_record() {
     assert!(marks.values().all(|times| *times == 1), "{marks:?}");
     eventually("health is well again", PATIENCE, async || {
         let (status, health) = system.request("GET", "/v1/health", None).await.ok()?;
-        (status == 200 && health.to_string().contains("postgres, schema 13")).then_some(())
+        (status == 200 && health.to_string().contains("postgres, schema 14")).then_some(())
     })
     .await;
     drop(gateway);
@@ -151,11 +151,11 @@ async fn migrations_are_a_step_of_their_own_and_what_is_wrong_is_said_in_one_sen
     assert!(
         tried
             .stderr
-            .contains("13 migrations of the schema are not applied"),
+            .contains("14 migrations of the schema are not applied"),
         "{tried:#?}"
     );
     let done = backend(&system, &["migrate"]).await.ended_with(0);
-    assert!(done.stdout.contains("postgres schema 13"), "{done:#?}");
+    assert!(done.stdout.contains("postgres schema 14"), "{done:#?}");
     let listed = backend(&system, &["migrate", "--dry-run"])
         .await
         .ended_with(0);

@@ -47,21 +47,17 @@ WHERE g.tenant = :tenant AND g.agent_id > :after AND g.revoked_at IS NULL
 ORDER BY g.agent_id LIMIT :limit";
 
 /// The certificates with which gateways get in at this moment, by the wall clock, as far as what signed them is
-/// trusted. One with which no session was confirmed so far counts where its gateway has no other. One that was signed
-/// by hand for a registered key is known by the earlier one alone: whoever is connected an hour behind the end of that,
-/// or was let in behind it, has a later one. That a session was found to be over then says nothing.
+/// trusted. One with which no session was confirmed so far counts where its gateway has no other. Where another one was
+/// signed by hand for a registered key, that counts as well which was shown.
 macro_rules! good {
     () => {
         "FROM gateways AS g JOIN certificates AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id \
          WHERE g.tenant = :tenant AND g.revoked_at IS NULL AND c.retired_at IS NULL AND c.revoked_at IS NULL \
-           AND (c.not_after > :wall OR c.unproved IS NULL AND g.last_seen_at > c.not_after + 3600000000 \
-             AND (g.session_epoch IS NOT NULL OR EXISTS ( \
-               SELECT 1 FROM sessions AS n \
-               WHERE n.tenant = g.tenant AND n.agent_id = g.agent_id AND n.confirmed_at > c.not_after + 3600000000))) \
+           AND (c.not_after > :wall OR c.shown_until > :wall) \
            AND (c.unproved IS NULL OR NOT EXISTS ( \
              SELECT 1 FROM certificates AS o \
              WHERE o.tenant = c.tenant AND o.agent_id = c.agent_id AND o.unproved IS NULL AND o.retired_at IS NULL \
-               AND o.revoked_at IS NULL AND o.not_after > :wall)) "
+               AND o.revoked_at IS NULL AND (o.not_after > :wall OR o.shown_until > :wall))) "
     };
 }
 
@@ -74,7 +70,7 @@ pub(in crate::data) const SIGNED: &str = concat!(
 
 pub(in crate::data) const SIGNED_FOR: &str = concat!(
     "SELECT g.agent_id, g.name, g.session_epoch IS NOT NULL AS connected, g.last_seen_at, \
-     max(c.not_after) AS not_after ",
+     max(CASE WHEN c.shown_until > c.not_after THEN c.shown_until ELSE c.not_after END) AS not_after ",
     good!(),
     "AND c.issuer IS NOT DISTINCT FROM :issuer \
      GROUP BY g.agent_id, g.name, g.session_epoch, g.last_seen_at ORDER BY g.agent_id LIMIT :limit"

@@ -28,7 +28,7 @@ pub(super) const LOAD: &str = "\
 SELECT c.serial, c.not_after, c.fingerprint, g.revoked_at IS NOT NULL OR c.revoked_at IS NOT NULL AS revoked,
        g.revoked_at IS NULL AS gateway_goes_on, g.confirmed,
        c.retired_at IS NOT NULL AS retired, c.replaced_at IS NOT NULL AS replaced,
-       c.unproved IS NOT NULL AS unproved, c.issuer, g.name AS gateway
+       c.unproved IS NOT NULL AS unproved, c.issuer, c.shown_until, g.name AS gateway
 FROM certificates AS c
 JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id
 WHERE c.tenant = :tenant AND c.spki = :spki AND c.agent_id = :agent_id";
@@ -53,7 +53,7 @@ ON CONFLICT DO NOTHING";
 /// Of one that was registered before that was stored, or in whose place another one was signed by hand for its key;
 /// not of one that came in its place at the door since.
 pub(super) const SIGNED_BY: &str = "\
-UPDATE certificates SET issuer = :issuer
+UPDATE certificates SET issuer = :issuer, shown_until = :shown_until
 WHERE tenant = :tenant AND spki = :spki AND agent_id = :agent_id AND fingerprint = :registered";
 
 pub(super) const PROVED: &str = "\
@@ -308,15 +308,16 @@ pub(super) fn prove(tx: &Tx<'_>, agent_id: AgentId, spki: &[u8; 32]) -> StoreRes
     agents::note(tx, &actor, "certificate.prove", agent_id, &detail)
 }
 
-/// Stores which authority signed the certificate that a session is confirmed with.
+/// Stores which authority signed the certificate that a session is confirmed with, and how long that is good.
 pub(super) fn signed_by(tx: &Tx<'_>, agent_id: AgentId, by: &SignedBy) -> StoreResult<()> {
     let SignedBy {
         spki,
         registered,
         issuer,
+        shown_until,
     } = by;
-    tx.execute(SIGNED_BY, params! { agent_id, spki, registered, issuer })
-        .map(drop)
+    let params = params! { agent_id, spki, registered, issuer, shown_until };
+    tx.execute(SIGNED_BY, params).map(drop)
 }
 
 /// Retires every certificate of a gateway but the one of the machine that takes its place.
@@ -494,6 +495,7 @@ pub(super) fn read(row: &Row<'_>) -> StoreResult<Certificate> {
         not_after: row.get("not_after")?,
         fingerprint: row.get("fingerprint")?,
         issuer: row.get("issuer")?,
+        shown_until: row.get("shown_until")?,
         revoked: row.get("revoked")?,
         gateway_goes_on: row.get("gateway_goes_on")?,
         retired: row.get("retired")?,

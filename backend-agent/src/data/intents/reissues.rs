@@ -31,7 +31,7 @@ FROM certificates WHERE tenant = :tenant AND spki = :spki";
 /// lost the answer gets it again.
 pub(super) const REISSUE: &str = "\
 UPDATE certificates SET serial = :serial, not_after = :not_after, fingerprint = :fingerprint, issuer = :issuer,
-       renewed_at = :now, unproved = :pem
+       shown_until = NULL, renewed_at = :now, unproved = :pem
 WHERE tenant = :tenant AND spki = :spki AND agent_id = :agent_id AND retired_at IS NULL AND revoked_at IS NULL";
 
 /// What is registered for a key.

@@ -32,6 +32,8 @@ pub struct SignedBy {
     pub registered: [u8; 32],
     /// SHA-256 of the name and the key of the authority.
     pub issuer: [u8; 32],
+    /// Until when what is shown is good, where it is another one than the registered.
+    pub shown_until: Option<Timestamp>,
 }
 
 /// A registered certificate.
@@ -47,6 +49,8 @@ pub struct Certificate {
     pub fingerprint: [u8; 32],
     /// The authority that signed it: SHA-256 of its name and its key, where that is known.
     pub issuer: Option<[u8; 32]>,
+    /// Until when the one is good that was shown last for its key, where that is another one.
+    pub shown_until: Option<Timestamp>,
     /// Whether it, or its gateway, was revoked.
     pub revoked: bool,
     /// Whether its gateway was not.

@@ -60,6 +60,10 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         "../../../migrations/postgres",
         "0013_say_who_signed_certificates.sql"
     ),
+    migration!(
+        "../../../migrations/postgres",
+        "0014_say_how_long_what_is_shown_is_good.sql"
+    ),
 ];
 
 /// How often a migration is tried that other transactions stand in the way of.

@@ -246,6 +246,7 @@ pub(crate) async fn who_signed_a_certificate_is_learned_with_a_session_of_its_ga
             spki: [key; 32],
             registered: [key; 32],
             issuer: [4; 32],
+            shown_until: None,
         });
         bed.confirm(confirm).await
     };
@@ -277,6 +278,7 @@ pub(crate) async fn who_signed_the_certificate_of_before_is_not_stored_of_one_fr
             spki: [1; 32],
             registered,
             issuer: [4; 32],
+            shown_until: None,
         });
         let confirmed = bed
             .store
@@ -331,23 +333,36 @@ pub(crate) async fn a_gateway_counts_by_the_certificates_with_which_it_gets_in(b
     revoked.await.unwrap();
     assert_eq!(signed(bed, 10).await, BTreeMap::from([(Some(2), (1, 1))]));
 
-    // What has ended neither, unless its gateway is heard of long after: then it shows another one for the same key.
+    // What has ended neither, unless another one was shown for the same key, which is good yet.
     assert!(signed(bed, 1_000).await.is_empty());
     register(bed, signed_by(4, 5, Some(3))).await;
     assert_eq!(signed(bed, 999).await.get(&Some(3)), Some(&(1, 0)));
     assert_eq!(signed(bed, 1_001).await.get(&Some(3)), None);
-    let hello = bed.hello(4, 4, 0);
-    let admitted = bed.admitted(hello.clone()).await;
-    let confirm = bed.confirm_of(&hello, &admitted);
-    let later = at(1_000 + 3_601);
-    let confirmed = bed.store.confirm_session(tenant, confirm, later).await;
-    confirmed.unwrap();
-    assert_eq!(signed(bed, 5_000).await.get(&Some(3)), Some(&(1, 1)));
-
-    // That a session is found to be over then says nothing of whoever had it.
+    let shows = async |shown_until| {
+        let hello = bed.hello(4, 4, bed.gateway_now(4).await.confirmed);
+        let admitted = bed.admitted(hello.clone()).await;
+        let mut confirm = bed.confirm_of(&hello, &admitted);
+        confirm.signed_by = Some(SignedBy {
+            spki: [5; 32],
+            registered: [5; 32],
+            issuer: [4; 32],
+            shown_until,
+        });
+        let confirmed = bed.store.confirm_session(tenant, confirm, at(900)).await;
+        assert!(matches!(confirmed, Ok(ConfirmOutcome::Confirmed(_))));
+    };
+    shows(Some(at(5_000))).await;
+    assert_eq!(signed(bed, 4_999).await.get(&Some(4)), Some(&(1, 1)));
+    assert_eq!(signed(bed, 4_999).await.get(&Some(3)), None);
+    assert_eq!(signed(bed, 5_000).await.get(&Some(4)), None);
+    let known = bed.store.certificate(tenant, agent(4), &[5; 32]).await;
+    assert_eq!(known.unwrap().unwrap().shown_until, Some(at(5_000)));
+    // However long that session lasts, and whoever finds it to be over: this says nothing of what was shown.
     let abandoned = bed.store.end_abandoned_sessions(tenant, None, at(6_000));
     abandoned.await.unwrap();
-    let still = signed(bed, 6_000).await;
-    assert_eq!(still.get(&Some(2)), None);
-    assert_eq!(still.get(&Some(3)).map(|(gateways, _)| *gateways), Some(1));
+    assert_eq!(signed(bed, 4_999).await.get(&Some(4)), Some(&(1, 0)));
+    assert!(signed(bed, 6_000).await.is_empty());
+    // With the registered one shown again, that counts.
+    shows(None).await;
+    assert_eq!(signed(bed, 1_001).await.get(&Some(4)), None);
 }

@@ -93,7 +93,7 @@ impl Site {
         let add = async {
             ran(near, 5).await;
             let told = backend(later, &["migrate"]).await.ended_with(0);
-            assert!(told.stdout.contains("postgres schema 13"), "{told:#?}");
+            assert!(told.stdout.contains("postgres schema 14"), "{told:#?}");
             ran(near, 10).await;
             later.start_backend(Start::default()).await;
             let gateway = later.start_gateway(far, Start::default());
@@ -122,7 +122,7 @@ impl Site {
                 let health = health.to_string();
                 let knows = |what: &str| health.contains(what);
                 let is_well = status == 200 && !knows("queue.redis");
-                (is_well && knows("postgres, schema 13") && knows("2 backends")).then_some(())
+                (is_well && knows("postgres, schema 14") && knows("2 backends")).then_some(())
             })
             .await;
         }
@@ -213,7 +213,7 @@ async fn hands_over(version: &'static Binaries, server: &postgres::Own, queue: &
     assert!(told.stdout.contains(go_on), "{told:#?}");
 
     site.is_added_to().await;
-    assert_eq!(site.schema(), "13");
+    assert_eq!(site.schema(), "14");
     site.is_shared().await;
     // What its gateway kept meanwhile is stored by the earlier one.
     site.is_exact().await;

@@ -30,7 +30,7 @@ pub(in crate::data::intents) const FOUND: Sql = Sql::of_server(concat!(
                g.revoked_at IS NOT NULL OR k.revoked_at IS NOT NULL AS revoked, \
                g.revoked_at IS NULL AS gateway_goes_on, g.confirmed, \
                k.retired_at IS NOT NULL AS retired, k.replaced_at IS NOT NULL AS replaced, \
-               k.unproved IS NOT NULL AS unproved, k.issuer, g.name AS gateway \
+               k.unproved IS NOT NULL AS unproved, k.issuer, k.shown_until, g.name AS gateway \
         FROM certificates AS k CROSS JOIN gateways AS g \
         WHERE k.tenant = :tenant AND k.spki = a.spki AND k.agent_id || '' = a.agent_id \
           AND g.tenant = :tenant AND g.agent_id = a.agent_id LIMIT 1) AS c"
