@@ -17,10 +17,6 @@ const LINES: usize = 700;
 /// Files that are longer and one thing all the same: path and why.
 const LONG: &[(&str, &str)] = &[
     (
-        "backend-agent/tests/it/store/commands.rs",
-        "one contract, each behaviour a test, over one bed",
-    ),
-    (
         "common/tests/it/pair.rs",
         "both machines of the session against each other, over one harness",
     ),
