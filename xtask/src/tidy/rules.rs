@@ -20,10 +20,6 @@ const LONG: &[(&str, &str)] = &[
         "common/tests/it/pair.rs",
         "both machines of the session against each other, over one harness",
     ),
-    (
-        "common/src/engine/tests.rs",
-        "one machine, each behaviour a test, over one harness",
-    ),
 ];
 
 pub(crate) fn check(house: &House) -> Vec<String> {
