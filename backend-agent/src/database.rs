@@ -87,12 +87,7 @@ pub async fn open(config: &Config, role: Role) -> Result<Arc<dyn Store>, StartEr
         // Before anything is written there.
         look(config, address.clone()).await?;
     }
-    let named = address.to_string();
-    let store = PostgresStore::open(address, role, config.store.migrate_at_start).await;
-    let store = store.map_err(|source| StartError::Server {
-        address: named,
-        source,
-    })?;
+    let store = open_server(address, role, config.store.migrate_at_start).await?;
     Ok(Arc::new(store.telemetry_limits(limits)))
 }
 
@@ -136,6 +131,39 @@ pub async fn look(config: &Config, address: Address) -> Result<Found, StartError
     Ok(found)
 }
 
+/// Opens a server's database to look at what is in it; the schema stays as it is. `None` for the embedded one, whose
+/// file is read as it lies there.
+///
+/// # Errors
+///
+/// When the server's cannot be opened, or the embedded one is of a site that has moved.
+async fn open_for_a_look(config: &Config) -> Result<Option<Arc<dyn Store>>, StartError> {
+    let Some(address) = config.store.address()? else {
+        refuse_moved(config)?;
+        return Ok(None);
+    };
+    let store = open_server(address, Role::Beside, false).await?;
+    Ok(Some(Arc::new(store)))
+}
+
+/// Opens a server's database, and brings its schema up to date where it may.
+///
+/// # Errors
+///
+/// When it cannot be opened.
+async fn open_server(
+    address: Address,
+    role: Role,
+    migrate: bool,
+) -> Result<PostgresStore, StartError> {
+    let named = address.to_string();
+    let opened = PostgresStore::open(address, role, migrate).await;
+    opened.map_err(|source| StartError::Server {
+        address: named,
+        source,
+    })
+}
+
 /// The keys that gateways are to trust: those that are stored, if a rotation was begun, as a backend reads them that
 /// has these. Nothing is changed, and the schema stays as it is. Otherwise why they cannot be read.
 ///
@@ -143,23 +171,13 @@ pub async fn look(config: &Config, address: Address) -> Result<Found, StartError
 ///
 /// When the database cannot be read as it is.
 pub async fn pins_in_force(config: &Config, own: OwnPins) -> Result<PinSet, String> {
-    let told = |error: &StartError| in_full(error);
     let tenant = Tenant::default_tenant();
-    let address = config.store.address();
-    let Some(address) = address.map_err(|error| told(&error.into()))? else {
-        refuse_moved(config).map_err(|error| told(&error))?;
+    let opened = open_for_a_look(config).await;
+    let Some(store) = opened.map_err(|error| in_full(&error))? else {
         let stored = embedded::server_keys(&config.data.sqlite_file, &tenant);
         let stored = stored.map_err(|error| in_full(&error))?;
         return Ok(Rotation::of(&own.configured, own.live, stored).set());
     };
-    let named = address.to_string();
-    let opened = PostgresStore::open(address, Role::Beside, false).await;
-    let store: Arc<dyn Store> = Arc::new(opened.map_err(|source| {
-        told(&StartError::Server {
-            address: named,
-            source,
-        })
-    })?);
     // The time says which backends still show their keys, which changes nothing in the set.
     let known = store.pins(&tenant, own, SystemClock.wall()).await;
     store.close().await;
@@ -175,21 +193,11 @@ pub async fn pins_in_force(config: &Config, own: OwnPins) -> Result<PinSet, Stri
 /// When the database cannot be read as it is.
 pub async fn cut_off(config: &Config, trusted: &Authorities) -> Result<Holders, String> {
     let (tenant, wall) = (Tenant::default_tenant(), SystemClock.wall());
-    let told = |error: &StartError| in_full(error);
-    let address = config.store.address();
-    let Some(address) = address.map_err(|error| told(&error.into()))? else {
-        refuse_moved(config).map_err(|error| told(&error))?;
+    let opened = open_for_a_look(config).await;
+    let Some(store) = opened.map_err(|error| in_full(&error))? else {
         let read = cut_off_there(&config.data.sqlite_file, &tenant, trusted, wall);
         return read.map_err(|error| in_full(&error));
     };
-    let named = address.to_string();
-    let opened = PostgresStore::open(address, Role::Beside, false).await;
-    let store: Arc<dyn Store> = Arc::new(opened.map_err(|source| {
-        told(&StartError::Server {
-            address: named,
-            source,
-        })
-    })?);
     let found = async {
         let signed = signers::others(store.signed(&tenant, wall).await?, trusted);
         Holders::of(&*store, &tenant, &signed, wall).await

@@ -99,6 +99,30 @@ impl CommandState {
         }
     }
 
+    /// Whether it waits: for a session of its gateway, or there for its permit to start.
+    #[must_use]
+    pub const fn awaits_permit(self) -> bool {
+        match self {
+            Self::Queued | Self::Dispatched => true,
+            Self::Released
+            | Self::Running
+            | Self::Succeeded
+            | Self::Failed
+            | Self::TimedOut
+            | Self::Rejected
+            | Self::Expired
+            | Self::Cancelled
+            | Self::Dead
+            | Self::Indeterminate => false,
+        }
+    }
+
+    /// Whether it is permitted to start and not over: only its gateway can say how far it is.
+    #[must_use]
+    pub const fn has_permit(self) -> bool {
+        !self.awaits_permit() && !self.is_final()
+    }
+
     /// The word on the wire, in the store and on screen.
     #[must_use]
     pub const fn name(self) -> &'static str {

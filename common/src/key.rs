@@ -59,6 +59,16 @@ impl Secret {
         self.mac(parts).verify_slice(tag).is_ok()
     }
 
+    /// The HMAC-SHA256 of `bytes` as it travels in a header or a document: in hexadecimal digits.
+    pub(crate) fn tag_hex(&self, bytes: &[u8]) -> String {
+        hex::encode(self.tag(&[bytes]))
+    }
+
+    /// Whether `digits` are the HMAC-SHA256 of `bytes` in that form.
+    pub(crate) fn verifies_hex(&self, bytes: &[u8], digits: &[u8]) -> bool {
+        hex::decode(digits).is_ok_and(|tag| self.verifies(&[bytes], &tag))
+    }
+
     fn mac(&self, parts: &[&[u8]]) -> Hmac<Sha256> {
         let mut mac =
             Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");

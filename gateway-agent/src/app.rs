@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::sync::watch;
 use tracing::{info, warn};
+use viworks_common::id::AgentRunId;
 use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::conditions::Conditions;
@@ -152,26 +153,9 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     hold_descriptors(config, &conditions);
     info!(agent_id = %identity.name.agent_id, agent_run_id = %identity.agent_run_id, "starting");
     let hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
-    let catalogue = match catalogue {
-        Some(catalogue) => catalogue,
-        None => {
-            let own = config.clone();
-            let made = blocking::call("catalogue", catalogue::LOAD_TIME, move || make_demo(&own));
-            made.await.context("the catalogue cannot be made")??
-        }
-    };
-    info!(commands = catalogue.len(), folder = %config.executor.commands_folder.display(), "read the catalogue");
-    let catalogue = Current::new(catalogue);
+    let catalogue = Current::new(allowed(config, catalogue).await?);
     let journal_path = folder.join("journal.db");
-    let journal = Journal::open(&journal_path, config.journal.entries_max).await;
-    let journal = journal.map_err(|error| unusable(&journal_path, error))?;
-    let path = folder.join("spool.db");
-    let opened = Spool::open(&path, config.spool, identity.agent_run_id).await;
-    let opened = opened.map_err(|error| unusable(&path, error))?;
-    if let Some(path) = opened.damaged {
-        warn!(path = %path.display(), "the telemetry spool was damaged and put aside");
-    }
-    let spool = opened.spool;
+    let (journal, spool) = open_databases(config, &journal_path, identity.agent_run_id).await?;
     let executor = Executor::new(
         Limits {
             parallel_max: config.executor.parallel_max,
@@ -205,7 +189,6 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     );
     let renewal = Renewal::new(folder.clone(), conditions.clone(), Arc::clone(&clock));
     let lapsed = Lapsed::new(folder.clone(), conditions.clone(), Arc::clone(&clock));
-    let (in_force, renewed) = (credentials.clone(), renewal.clone());
     let audit = Audit::open(&folder.join("audit.log"))?;
     let api_parts = api::Parts {
         facts: AgentFacts {
@@ -219,16 +202,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         intake_quota: configured.intake(),
         journal: journal.clone(),
         state_folder: folder.clone(),
-        certificate: Arc::new(move || {
-            let material = in_force.get();
-            let shown = &material.shown;
-            CertificateStatus {
-                not_before: shown.not_before,
-                not_after: shown.not_after,
-                origin: shown.origin.name(),
-                renewal: renewed.status(shown.life()),
-            }
-        }),
+        certificate: shown_certificate(credentials.clone(), renewal.clone()),
         executor: executor.clone(),
         catalogue: catalogue.clone(),
         pins: Arc::clone(&pins),
@@ -304,6 +278,51 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     }
     lifecycle.spawn_critical("outbound", outbound::run(outbound_parts, live_out));
     Ok((journal, spool))
+}
+
+/// What may run, by the catalogue that was read; a demo is given one before.
+async fn allowed(config: &Config, read: Option<Catalogue>) -> anyhow::Result<Catalogue> {
+    let catalogue = match read {
+        Some(catalogue) => catalogue,
+        None => {
+            let own = config.clone();
+            let made = blocking::call("catalogue", catalogue::LOAD_TIME, move || make_demo(&own));
+            made.await.context("the catalogue cannot be made")??
+        }
+    };
+    info!(commands = catalogue.len(), folder = %config.executor.commands_folder.display(), "read the catalogue");
+    Ok(catalogue)
+}
+
+/// Opens both databases of the state folder. A damaged spool is put aside; a damaged journal is for somebody to decide.
+async fn open_databases(
+    config: &Config,
+    journal_path: &Path,
+    agent_run_id: AgentRunId,
+) -> anyhow::Result<(Journal, Spool)> {
+    let journal = Journal::open(journal_path, config.journal.entries_max).await;
+    let journal = journal.map_err(|error| unusable(journal_path, error))?;
+    let path = config.gateway.state_folder.join("spool.db");
+    let opened = Spool::open(&path, config.spool, agent_run_id).await;
+    let opened = opened.map_err(|error| unusable(&path, error))?;
+    if let Some(path) = opened.damaged {
+        warn!(path = %path.display(), "the telemetry spool was damaged and put aside");
+    }
+    Ok((journal, opened.spool))
+}
+
+/// What local programs are told of the certificate in force, whenever they ask.
+fn shown_certificate(credentials: Credentials, renewal: Renewal) -> api::Certificate {
+    Arc::new(move || {
+        let material = credentials.get();
+        let shown = &material.shown;
+        CertificateStatus {
+            not_before: shown.not_before,
+            not_after: shown.not_after,
+            origin: shown.origin.name(),
+            renewal: renewal.status(shown.life()),
+        }
+    })
 }
 
 /// Raises the limit of open files only as far as the bounds need it, because commands inherit it, and tells when that

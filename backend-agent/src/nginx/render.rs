@@ -165,9 +165,13 @@ pub fn render(end: TlsEnd, site: &Site, agents: &AgentsConfig) -> Result<String,
             format!("proxy_read_timeout {timeout}s;\n            proxy_send_timeout {timeout}s;"),
         ),
     ];
-    // One pass over the text: what is put in is not looked at again.
-    let mut rendered = String::with_capacity(shipped.len());
-    let mut rest = shipped;
+    Ok(filled(shipped, &places))
+}
+
+/// A text with something else in some places. It is gone through once: what is put in is not looked at again.
+fn filled(text: &str, places: &[(&str, String)]) -> String {
+    let mut filled = String::with_capacity(text.len());
+    let mut rest = text;
     loop {
         let next = places
             .iter()
@@ -176,12 +180,12 @@ pub fn render(end: TlsEnd, site: &Site, agents: &AgentsConfig) -> Result<String,
             break;
         };
         let (before, behind) = rest.split_at(at);
-        rendered.push_str(before);
-        rendered.push_str(own);
+        filled.push_str(before);
+        filled.push_str(own);
         rest = behind.get(place.len()..).unwrap_or_default();
     }
-    rendered.push_str(rest);
-    Ok(rendered)
+    filled.push_str(rest);
+    filled
 }
 
 impl Site {

@@ -3,10 +3,10 @@
 mod authorities;
 mod bed;
 mod births;
-mod commands;
 mod days;
 mod dead_letters;
 mod earlier;
+mod ends;
 mod enrolments;
 mod expiry;
 mod failover;
@@ -16,10 +16,13 @@ mod gateways;
 mod instance_changes;
 mod instances;
 mod journeys;
+mod leases;
 mod lost_answers;
 mod moving;
 mod one_key;
+mod orphans;
 mod over_time;
+mod permits;
 mod pins;
 mod postgres_only;
 mod records;
@@ -343,6 +346,7 @@ suite! {
         commands_of_one_gateway_keep_their_order,
         one_that_may_not_stops_no_other,
         what_was_printed_is_kept_and_nothing_is_nothing,
+        callers_at_the_same_moment_each_get_their_own_answer,
     }
     births {
         a_command_is_offered_at_its_birth_to_the_session_that_kept_room,
@@ -353,40 +357,43 @@ suite! {
         a_gateway_that_is_not_what_was_remembered_gets_nothing,
         the_last_result_of_a_run_answers_with_the_run_as_it_ended,
     }
-    commands {
+    leases {
         a_lease_takes_commands_in_order_and_once,
         a_command_is_there_at_once_for_whose_line_is_a_moment_behind,
         a_lease_respects_the_order_window,
-        an_idempotent_command_brings_its_permit_along,
         a_command_past_its_deadline_is_not_leased,
         used_up_deliveries_are_dead,
+        a_lost_session_queues_what_was_dispatched,
+        a_busy_gateway_gets_the_command_again_later,
+        queued_gateways_are_offered_to_the_reconciler,
+    }
+    permits {
+        an_idempotent_command_brings_its_permit_along,
         an_accepted_command_is_released_to_that_process,
         the_gateway_s_stricter_opinion_is_stored_with_the_release,
         acceptance_by_another_process_is_indeterminate_and_dropped,
         an_idempotent_command_is_released_again_to_another_process,
         an_accepted_unknown_or_final_command_is_dropped,
         acceptance_after_the_deadline_expires_the_command,
-        a_lost_session_queues_what_was_dispatched,
-        a_gone_process_ends_what_it_may_have_run,
         a_permit_of_the_same_process_is_given_again_after_confirm,
+        a_fenced_session_can_do_nothing,
+    }
+    ends {
+        a_gone_process_ends_what_it_may_have_run,
         a_command_completes_once,
         output_is_kept_beside_the_command,
         an_outcome_that_denies_what_another_process_started_takes_no_room,
         an_outcome_after_indeterminate_is_kept_beside_it,
-        an_unknown_result_is_an_orphan,
-        orphans_are_listed_by_page_the_latest_first,
-        of_results_that_nobody_asked_for_so_many_are_kept_and_the_others_counted,
-        health_speaks_of_gateways_that_are_not_revoked_and_of_a_day,
-        health_knows_since_when_the_oldest_queued_command_waits,
-        another_gateway_s_result_is_an_orphan,
-        a_busy_gateway_gets_the_command_again_later,
         a_refused_command_is_final_with_its_code,
         expiry_ends_only_what_has_no_permit,
         overdue_commands_end_as_indeterminate,
         low_water_is_the_highest_order_below_which_all_are_final,
-        a_fenced_session_can_do_nothing,
-        queued_gateways_are_offered_to_the_reconciler,
-        callers_at_the_same_moment_each_get_their_own_answer,
+    }
+    orphans {
+        an_unknown_result_is_an_orphan,
+        orphans_are_listed_by_page_the_latest_first,
+        of_results_that_nobody_asked_for_so_many_are_kept_and_the_others_counted,
+        another_gateway_s_result_is_an_orphan,
     }
     dead_letters {
         what_could_not_be_delivered_is_kept_with_its_request,
@@ -465,6 +472,8 @@ suite! {
         an_api_key_is_found_by_its_digest_only,
         what_principals_do_is_audited,
         counts_follow_the_rows,
+        health_speaks_of_gateways_that_are_not_revoked_and_of_a_day,
+        health_knows_since_when_the_oldest_queued_command_waits,
         a_closed_store_is_unavailable,
     }
 }

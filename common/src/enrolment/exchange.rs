@@ -181,31 +181,32 @@ impl Exchange {
         expand(&self.prk, &info("viworks/1 enrol request", &fields))
     }
 
+    fn answer_key(&self, request: &[u8]) -> Secret {
+        self.key("viworks/1 enrol answer", request)
+    }
+
     /// The proof over the exact bytes of a request.
     #[must_use]
     pub fn prove(&self, request: &[u8]) -> String {
-        hex::encode(self.request_key().tag(&[request]))
+        self.request_key().tag_hex(request)
     }
 
     /// Whether a header proves these bytes.
     #[must_use]
     pub fn proves(&self, request: &[u8], header: &[u8]) -> bool {
-        let tag = hex::decode(header);
-        tag.is_ok_and(|tag| self.request_key().verifies(&[request], &tag))
+        self.request_key().verifies_hex(request, header)
     }
 
     /// The MAC over the exact bytes of the answer to a request.
     #[must_use]
     pub fn authenticate(&self, request: &[u8], answer: &[u8]) -> String {
-        let key = self.key("viworks/1 enrol answer", request);
-        hex::encode(key.tag(&[answer]))
+        self.answer_key(request).tag_hex(answer)
     }
 
     /// Whether a header authenticates these bytes as the answer to this request.
     #[must_use]
     pub fn authenticates(&self, request: &[u8], answer: &[u8], header: &[u8]) -> bool {
-        let key = self.key("viworks/1 enrol answer", request);
-        hex::decode(header).is_ok_and(|tag| key.verifies(&[answer], &tag))
+        self.answer_key(request).verifies_hex(answer, header)
     }
 
     /// The secrets as they travel. Each is covered by a key of its own that serves this once: the challenge is in it.

@@ -95,60 +95,56 @@ impl LapsedExchange {
         expand(&self.prk, &info("viworks/1 renew request", &fields))
     }
 
-    fn answer_key(&self, request: &[u8]) -> Secret {
+    fn key(&self, label: &str, request: &[u8]) -> Secret {
         let digest = Sha256::digest(request);
         let fields: [&[u8]; 2] = [self.agent_id.as_uuid().as_bytes(), digest.as_slice()];
-        expand(&self.prk, &info("viworks/1 renew answer", &fields))
+        expand(&self.prk, &info(label, &fields))
+    }
+
+    fn answer_key(&self, request: &[u8]) -> Secret {
+        self.key("viworks/1 renew answer", request)
     }
 
     fn authorities_key(&self, request: &[u8]) -> Secret {
-        let digest = Sha256::digest(request);
-        let fields: [&[u8]; 2] = [self.agent_id.as_uuid().as_bytes(), digest.as_slice()];
-        expand(&self.prk, &info("viworks/1 renew authorities", &fields))
+        self.key("viworks/1 renew authorities", request)
     }
 
     /// The proof over the exact bytes of a request.
     #[must_use]
     pub fn prove(&self, request: &[u8]) -> String {
-        hex::encode(self.request_key().tag(&[request]))
+        self.request_key().tag_hex(request)
     }
 
     /// Whether a header proves these bytes.
     #[must_use]
     pub fn proves(&self, request: &[u8], header: &[u8]) -> bool {
-        let tag = hex::decode(header);
-        tag.is_ok_and(|tag| self.request_key().verifies(&[request], &tag))
+        self.request_key().verifies_hex(request, header)
     }
 
     /// The MAC over the exact bytes of the answer to a request.
     #[must_use]
     pub fn authenticate(&self, request: &[u8], answer: &[u8]) -> String {
-        hex::encode(self.answer_key(request).tag(&[answer]))
+        self.answer_key(request).tag_hex(answer)
     }
 
     /// Whether a header authenticates these bytes as the answer to this request.
     #[must_use]
     pub fn authenticates(&self, request: &[u8], answer: &[u8], header: &[u8]) -> bool {
-        let tag = hex::decode(header);
-        tag.is_ok_and(|tag| self.answer_key(request).verifies(&[answer], &tag))
+        self.answer_key(request).verifies_hex(answer, header)
     }
 
     /// The authorities as they are given in the answer to a request, or with its refusal.
     #[must_use]
     pub fn give(&self, request: &[u8], bundle: String) -> GivenAuthorities {
-        let mac = self.authorities_key(request).tag(&[bundle.as_bytes()]);
-        GivenAuthorities {
-            bundle,
-            mac: hex::encode(mac),
-        }
+        let mac = self.authorities_key(request).tag_hex(bundle.as_bytes());
+        GivenAuthorities { bundle, mac }
     }
 
     /// The bundle of authorities that came back for this request; none when it is not the backend's.
     #[must_use]
     pub fn given<'a>(&self, request: &[u8], given: &'a GivenAuthorities) -> Option<&'a str> {
-        let tag = hex::decode(&given.mac).ok()?;
         let key = self.authorities_key(request);
-        let is_authentic = key.verifies(&[given.bundle.as_bytes()], &tag);
+        let is_authentic = key.verifies_hex(given.bundle.as_bytes(), given.mac.as_bytes());
         is_authentic.then_some(given.bundle.as_str())
     }
 }

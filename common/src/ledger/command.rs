@@ -219,22 +219,12 @@ impl Course {
             return decision;
         };
         self.touched = true;
-        match next {
-            CommandState::Queued | CommandState::Dispatched => {
-                command.released_to = None;
-                command.released_at = None;
-                command.started_at = None;
-            }
-            CommandState::Released => command.released_at = Some(now),
-            CommandState::Running
-            | CommandState::Succeeded
-            | CommandState::Failed
-            | CommandState::TimedOut
-            | CommandState::Rejected
-            | CommandState::Expired
-            | CommandState::Cancelled
-            | CommandState::Dead
-            | CommandState::Indeterminate => {}
+        if next.awaits_permit() {
+            command.released_to = None;
+            command.released_at = None;
+            command.started_at = None;
+        } else if next == CommandState::Released {
+            command.released_at = Some(now);
         }
         if is_run(next) {
             // Why it was refused for the moment, or went back to the queue, is not why it ended.
@@ -340,7 +330,7 @@ pub(super) mod tests {
 
     /// A command that may start for a minute from [`NOW`].
     pub(in crate::ledger) fn command(state: CommandState, idempotent: bool) -> Command {
-        let released = matches!(state, CommandState::Released | CommandState::Running);
+        let released = state.has_permit();
         Command {
             command_id: CommandId::from_uuid(Uuid::from_u128(1)),
             run_id: RunId::from_uuid(Uuid::from_u128(2)),

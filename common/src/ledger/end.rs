@@ -206,14 +206,11 @@ pub fn expire(command: Command, now: Timestamp) -> Option<Change> {
 /// its gateway may be away for `wait` with the outcome.
 #[must_use]
 pub fn is_overdue(command: &Command, wait: Duration, now: Timestamp) -> bool {
-    matches!(
-        command.state,
-        CommandState::Released | CommandState::Running
-    ) && command
+    let heard_by = command
         .deadline
         .saturating_add(command.timeout)
-        .saturating_add(wait)
-        <= now
+        .saturating_add(wait);
+    command.state.has_permit() && heard_by <= now
 }
 
 /// Ends what was permitted and never heard of again.

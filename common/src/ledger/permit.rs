@@ -51,23 +51,17 @@ pub fn accept(
         course.touch();
     }
     let here = course.command.released_to == Some(run) || !rules.keeps(Rule::PermitBoundToRun);
-    let permit = match course.command.state {
-        CommandState::Queued | CommandState::Dispatched => release(&mut course, run, now),
-        CommandState::Released | CommandState::Running if !here => {
-            release_again(&mut course, run, now)
-        }
-        CommandState::Released if course.command.cancel_requested => Permit::Cancel,
-        CommandState::Released if accepted.awaiting_permit => Permit::Go(course.command.deadline),
-        CommandState::Released
-        | CommandState::Running
-        | CommandState::Succeeded
-        | CommandState::Failed
-        | CommandState::TimedOut
-        | CommandState::Rejected
-        | CommandState::Expired
-        | CommandState::Cancelled
-        | CommandState::Dead
-        | CommandState::Indeterminate => Permit::Wait,
+    let state = course.command.state;
+    let permit = if state.awaits_permit() {
+        release(&mut course, run, now)
+    } else if state.has_permit() && !here {
+        release_again(&mut course, run, now)
+    } else if state == CommandState::Released && course.command.cancel_requested {
+        Permit::Cancel
+    } else if state == CommandState::Released && accepted.awaiting_permit {
+        Permit::Go(course.command.deadline)
+    } else {
+        Permit::Wait
     };
     (permit, course.change(By::System, now))
 }

@@ -74,27 +74,15 @@ pub fn settle_older(
         // What was permitted to the holder that was put out may have started there, whatever a copied journal says.
         let elsewhere = successor.by_decision && !here && !course.command.idempotent;
         let known = successor.unreported.contains(&course.command.command_id) && !elsewhere;
-        match course.command.state {
-            CommandState::Dispatched => {
-                course.on(CommandEvent::SessionLost, now);
+        if course.command.state == CommandState::Dispatched {
+            course.on(CommandEvent::SessionLost, now);
+        } else if course.command.state.has_permit() {
+            // The same process without a trace of it: an inline permit that never arrived may be given again. One that
+            // is not idempotent was journalled before its permit, so it is asked about once more.
+            if !known && (!here || course.command.idempotent) {
+                run_gone(&mut course, now);
             }
-            CommandState::Released | CommandState::Running => {
-                // The same process without a trace of it: an inline permit that never arrived may be given again. One
-                // that is not idempotent was journalled before its permit, so it is asked about once more.
-                if !known && (!here || course.command.idempotent) {
-                    run_gone(&mut course, now);
-                }
-                older.sort(&course.command, here);
-            }
-            CommandState::Queued
-            | CommandState::Succeeded
-            | CommandState::Failed
-            | CommandState::TimedOut
-            | CommandState::Rejected
-            | CommandState::Expired
-            | CommandState::Cancelled
-            | CommandState::Dead
-            | CommandState::Indeterminate => {}
+            older.sort(&course.command, here);
         }
         older.waiting |= course.command.state == CommandState::Queued;
         older.changes.extend(course.change(By::System, now));

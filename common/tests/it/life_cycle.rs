@@ -47,6 +47,22 @@ fn every() -> impl Iterator<Item = (CommandState, CommandEvent, bool, Transition
     })
 }
 
+#[test]
+fn a_command_waits_or_has_its_permit_or_is_over() {
+    let of = |word: fn(CommandState) -> bool| -> Vec<CommandState> {
+        let all = CommandState::ALL.iter().copied();
+        all.filter(|state| word(*state)).collect()
+    };
+    let (waiting, permitted) = (
+        of(CommandState::awaits_permit),
+        of(CommandState::has_permit),
+    );
+    assert_eq!(waiting, [CommandState::Queued, CommandState::Dispatched]);
+    assert_eq!(permitted, [CommandState::Released, CommandState::Running]);
+    let over = of(CommandState::is_final);
+    assert_eq!([waiting, permitted, over].concat(), CommandState::ALL);
+}
+
 fn goes_to(transition: Transition) -> Option<CommandState> {
     match transition {
         Transition::To(state) => Some(state),

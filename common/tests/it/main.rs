@@ -7,10 +7,12 @@
 )]
 
 mod bodies;
+mod credit;
 mod documents;
 mod hostile;
 mod legality;
 mod life_cycle;
+mod opening;
 mod pair;
 mod rekeying;
 mod strict;

@@ -22,6 +22,8 @@ use viworks_common::telemetry::{BatchColumns, Position};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::*;
 
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+
 pub(crate) const SERVER_NONCE: [u8; 32] = [0x5e; 32];
 pub(crate) const CLIENT_NONCE: [u8; 32] = [0xc1; 32];
 pub(crate) const KEY_GENERATION: u8 = 3;
@@ -482,6 +484,13 @@ impl Pair {
         self.backend.send(message, self.now).unwrap();
         self.pump();
     }
+}
+
+/// The backend has committed an agent's telemetry up to this record.
+pub(crate) fn acknowledge(pair: &mut Pair, seq: u64) {
+    let spool_epoch = agent_run_id();
+    let position = Position { spool_epoch, seq };
+    pair.send_backend(BackendMessage::TelemetryAck(TelemetryAck::of(position)));
 }
 
 /// The sequence number in an envelope.

@@ -18,10 +18,11 @@ use viworks_testkit::door::FalseDoor;
 use viworks_testkit::process::{Said, eventually, finish};
 use viworks_testkit::rogue::{Material, upgrade};
 
-use crate::causes::{renew, renew_of, status_where};
 use crate::lapsed::{audited, condition, in_haste, knowing, socket, with_door};
+use crate::reissued::{renew, renew_of};
 use crate::renewals::renew_server;
 use crate::rotation::{has_openssl, script};
+use crate::told::status_where;
 
 /// An authority: its certificate and its key, PEM.
 pub(crate) struct Authority {

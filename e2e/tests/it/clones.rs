@@ -11,9 +11,9 @@ use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::process::{Process, eventually, finish};
 
-use crate::causes::status_where;
 use crate::desk::viworks;
 use crate::instances::{fork, start_copy};
+use crate::told::status_where;
 
 const STOP: Duration = Duration::from_secs(30);
 

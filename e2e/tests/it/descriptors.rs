@@ -10,7 +10,7 @@ use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::process::{Process, eventually, finish};
 
-use super::causes::status;
+use super::told::status;
 
 /// What the condition is called.
 const TOO_FEW: &str = "descriptors.limit";

@@ -14,8 +14,8 @@ use viworks_testkit::dump::change;
 use viworks_testkit::process::{Said, eventually, finish};
 use viworks_testkit::rogue::{Material, Refused, Rogue};
 
-use crate::causes::status_where;
 use crate::desk::viworks;
+use crate::told::status_where;
 
 /// Where a gateway dies while it is given another key: with one that is durable and not reported.
 pub(crate) const KEY_POINTS: [&str; 1] = ["agent_key.kept"];

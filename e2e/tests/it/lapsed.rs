@@ -12,7 +12,8 @@ use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::dump::change;
 use viworks_testkit::process::eventually;
 
-use crate::causes::{renew_of, status_where};
+use crate::reissued::renew_of;
+use crate::told::status_where;
 
 /// Where a gateway dies while it has a certificate from the door: with a request that the backend has not seen, with an
 /// answer that is nowhere, and with a certificate that was in no session.

@@ -18,8 +18,8 @@ use viworks_testkit::postgres::Own;
 use viworks_testkit::process::{Process, Said, eventually, finish};
 use viworks_testkit::rogue::Material;
 
-use crate::causes::status_where;
 use crate::renewals::{renew_server, shown};
+use crate::told::status_where;
 
 /// `viworks pin …`.
 pub(crate) async fn pin(system: &Deployment, arguments: &[&str]) -> Said {

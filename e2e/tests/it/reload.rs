@@ -14,7 +14,7 @@ use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::{ONCE, mark_starts, started};
 use viworks_testkit::process::{eventually, finish};
 
-use super::causes::status_where;
+use super::told::status_where;
 
 const ADDED: &str = "[[command]]\nname = \"test.added\"\ntitle = \"came later\"\nrisk = \"read\"\n\
                      idempotent = true\nargv = [\"/bin/true\"]\ntimeout_ms = 20000\n";

@@ -15,7 +15,8 @@ use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::process::eventually;
 use viworks_testkit::rogue::{Material, upgrade};
 
-use crate::causes::{renew, status_where};
+use crate::reissued::renew;
+use crate::told::status_where;
 
 fn condition<'a>(status: &'a Value, name: &str) -> Option<&'a Value> {
     let listed = status["conditions"].as_array()?;

@@ -14,7 +14,8 @@ use viworks_testkit::dump::change;
 use viworks_testkit::process::eventually;
 use viworks_testkit::rogue::{Material, Refused, upgrade};
 
-use crate::causes::{renew, renew_of, status_where};
+use crate::reissued::{renew, renew_of};
+use crate::told::status_where;
 
 /// Where a gateway dies while its certificate is renewed: with a key that nobody was asked for, with a certificate that
 /// was in no session, and with one that the backend knows to be in use.

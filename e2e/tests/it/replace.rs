@@ -9,10 +9,10 @@ use viworks_testkit::deployment::{Deployment, PATIENCE, Start, text};
 use viworks_testkit::dump::change;
 use viworks_testkit::process::{Process, Said, eventually, finish};
 
-use crate::causes::{cause, fails_with};
 use crate::desk::viworks;
 use crate::enrolment::{backend, enroll, folder, ticket};
 use crate::lapsed::audited;
+use crate::told::{cause, fails_with};
 
 async fn typed(system: &Deployment, words: &[&str]) -> Said {
     let key = system.path().join("operator.key");

@@ -46,6 +46,14 @@ pub(crate) fn script(name: &str) -> Command {
     command
 }
 
+/// The same with a folder of programs before all others.
+fn with_tools(mut command: Command, tools: &Path) -> Command {
+    let path = command.get_envs().find(|(name, _)| *name == "PATH");
+    let path = path.unwrap().1.unwrap().to_string_lossy().into_owned();
+    command.env("PATH", format!("{}:{path}", tools.display()));
+    command
+}
+
 /// One key, and how many of two gateways have confirmed it; a step was taken where it is known since when it is so.
 fn told(pin: &str, state: PinState, confirmed_by: u64, since: Option<Timestamp>) -> PinStatus {
     PinStatus {
@@ -85,10 +93,7 @@ async fn what_is_told_of_the_keys_counts(
     std::fs::set_permissions(&tool, Permissions::from_mode(0o755)).unwrap();
     let judged = async |candidate: &str, more: &[PathBuf], status: &PinStatus| {
         std::fs::write(&document, serde_json::to_string_pretty(status).unwrap()).unwrap();
-        let mut command = script("rotate_certificates.sh");
-        let path = command.get_envs().find(|(name, _)| *name == "PATH");
-        let path = path.unwrap().1.unwrap().to_string_lossy().into_owned();
-        command.env("PATH", format!("{}:{path}", tools.display()));
+        let mut command = with_tools(script("rotate_certificates.sh"), &tools);
         command.args(base).arg("--certificate");
         command.arg(folder.join(candidate)).args(more);
         finish(command, PATIENCE).await
@@ -277,18 +282,48 @@ fn deaf(folder: &Path) -> Process {
     Process::start(&mut command, &folder.join("deaf.log")).unwrap()
 }
 
+/// A backend, and another certificate for the key of its server.
+struct Renewed {
+    /// Whom the script tells to reload.
+    deaf: Process,
+    system: Deployment,
+    folder: PathBuf,
+    certificate: PathBuf,
+}
+
+impl Renewed {
+    async fn start() -> Self {
+        let mut system = Deployment::new(Binaries::shipped());
+        system.start_backend(Start::default()).await;
+        let folder = system.backend_config().parent().unwrap().to_owned();
+        let certificate = certificate(&folder, "server.key", NAMES, "20", "renewed.crt");
+        let deaf = deaf(&folder);
+        Self {
+            deaf,
+            system,
+            folder,
+            certificate,
+        }
+    }
+
+    /// The script that puts the certificate in place, and waits in vain until it is shown.
+    fn rotation(&self) -> Command {
+        let mut command = script("rotate_certificates.sh");
+        command.arg("--config").arg(self.system.backend_config());
+        command.args(["--connect", self.system.agents_address()]);
+        command.args(["--pid", &self.deaf.pid().to_string(), "--certificate"]);
+        command.arg(&self.certificate);
+        command
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_that_nobody_takes_over_is_taken_back_and_it_is_said_why() {
     if !has_openssl() {
         return;
     }
-    let mut system = Deployment::new(Binaries::shipped());
-    system.start_backend(Start::default()).await;
-    let config = system.backend_config();
-    let folder = config.parent().unwrap().to_owned();
-    let renewed = certificate(&folder, "server.key", NAMES, "20", "renewed.crt");
-    let deaf = deaf(&folder);
-    let tools = folder.join("tools");
+    let renewed = Renewed::start().await;
+    let tools = renewed.folder.join("tools");
     std::fs::create_dir(&tools).unwrap();
     let tool = tools.join("viworks");
     let told = serde_json::json!({"steps": [
@@ -301,19 +336,11 @@ async fn a_certificate_that_nobody_takes_over_is_taken_back_and_it_is_said_why()
     )
     .unwrap();
     std::fs::set_permissions(&tool, Permissions::from_mode(0o755)).unwrap();
-    let mut command = script("rotate_certificates.sh");
-    let path = command.get_envs().find(|(name, _)| *name == "PATH");
-    let path = path.unwrap().1.unwrap().to_string_lossy().into_owned();
-    command.env("PATH", format!("{}:{path}", tools.display()));
-    command.arg("--config").arg(&config);
-    command.args(["--connect", system.agents_address()]);
-    command.args(["--pid", &deaf.pid().to_string(), "--certificate"]);
-    command.arg(&renewed);
+    let command = with_tools(renewed.rotation(), &tools);
     let failed = finish(command, PATIENCE).await.ended_with(3);
     let why = "within 15 s; the backend says of its reload: the key does not fit \"it\"";
     assert!(failed.stderr.contains(why), "{failed:#?}");
     assert!(failed.stderr.contains("nothing has changed"), "{failed:#?}");
-    drop(deaf);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -321,21 +348,12 @@ async fn a_certificate_is_taken_back_when_the_command_is_ended_before_its_end() 
     if !has_openssl() {
         return;
     }
-    let mut system = Deployment::new(Binaries::shipped());
-    system.start_backend(Start::default()).await;
-    let config = system.backend_config();
-    let folder = config.parent().unwrap().to_owned();
-    let place = folder.join("server.crt");
+    let renewed = Renewed::start().await;
+    let place = renewed.folder.join("server.crt");
     let before = std::fs::read(&place).unwrap();
-    let renewed = certificate(&folder, "server.key", NAMES, "20", "renewed.crt");
-    let deaf = deaf(&folder);
-    let mut command = script("rotate_certificates.sh");
-    command.arg("--config").arg(&config);
-    command.args(["--connect", system.agents_address()]);
-    command.args(["--pid", &deaf.pid().to_string(), "--certificate"]);
-    command.arg(&renewed);
-    let mut rotating = Process::start(&mut command, &folder.join("rotate.log")).unwrap();
-    let wanted = std::fs::read(&renewed).unwrap();
+    let file = renewed.folder.join("rotate.log");
+    let mut rotating = Process::start(&mut renewed.rotation(), &file).unwrap();
+    let wanted = std::fs::read(&renewed.certificate).unwrap();
     eventually("it is in place", PATIENCE, async || {
         (std::fs::read(&place).ok()? == wanted).then_some(())
     })
@@ -348,5 +366,4 @@ async fn a_certificate_is_taken_back_when_the_command_is_ended_before_its_end() 
     assert!(log.contains("it was ended before its end"), "{log}");
     assert!(log.contains("nothing has changed"), "{log}");
     assert_eq!(std::fs::read(&place).unwrap(), before);
-    drop(deaf);
 }

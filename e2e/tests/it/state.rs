@@ -9,7 +9,7 @@ use viworks_testkit::gateway::{ONCE, mark_starts, started};
 use viworks_testkit::held_database::HeldDatabase;
 use viworks_testkit::process::{Process, eventually, finish};
 
-use super::causes::status_where;
+use super::told::status_where;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_agents_keep_their_state_where_the_flag_says() {

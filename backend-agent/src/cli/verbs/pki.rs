@@ -1,5 +1,6 @@
 //! `pki`: makes an authority, and lets gateways join.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use viworks_common::human;
@@ -60,13 +61,7 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<ExitCode> {
             installed,
         } => {
             let config = load(&config)?;
-            let (url, remark) = match url {
-                Some(url) => {
-                    let remark = remark_on(&config, &url, "--url");
-                    (url, remark)
-                }
-                None => url_for_gateways(&config, demo)?,
-            };
+            let (url, remark) = url_of_gateway(&config, url, demo)?;
             let delivery = Delivery {
                 folder: out,
                 url,
@@ -97,13 +92,7 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<ExitCode> {
             days: life,
         } => {
             let config = load(&config)?;
-            let (url, remark) = match url {
-                Some(url) => {
-                    let remark = remark_on(&config, &url, "--url");
-                    (url, remark)
-                }
-                None => url_for_gateways(&config, false)?,
-            };
+            let (url, remark) = url_of_gateway(&config, url, false)?;
             let reply = Reply {
                 out,
                 url,
@@ -123,39 +112,8 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<ExitCode> {
                 say(&remark);
             }
         }
-        PkiCommand::Crl { config, out } => {
-            let config = load(&config)?;
-            let store = open(&config).await?;
-            let now = SystemClock.wall();
-            let listed = store
-                .withdrawn_certificates(&Tenant::default_tenant(), now)
-                .await;
-            store.close().await;
-            let listed = listed?;
-            crl::write(&config, &listed, &out, now)?;
-            print(&format!(
-                "{}  {}, until {}",
-                out.display(),
-                human::counted(listed.len(), "certificate", "certificates"),
-                now.saturating_add(crl::LIFE)
-            ))?;
-            if let Some(warning) = crl::warning(&config) {
-                say(&format!("warning: {warning}"));
-            }
-        }
-        PkiCommand::ReplaceMasterKey { config } => {
-            let config = load(&config)?;
-            let master = load_master(&config.keys.master_key_file)?;
-            let store = open(&config).await?;
-            let replaced = site::replace(&*store, &master).await;
-            store.close().await;
-            replaced?;
-            print(&format!(
-                "the database belongs to {}",
-                config.keys.master_key_file.display()
-            ))?;
-            say("gateways that were issued with another master key have to be issued again");
-        }
+        PkiCommand::Crl { config, out } => list_withdrawn(&load(&config)?, &out).await?,
+        PkiCommand::ReplaceMasterKey { config } => replace_master_key(&load(&config)?).await?,
         PkiCommand::RotateMasterKey {
             config,
             dry_run,
@@ -173,6 +131,57 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::Ok)
+}
+
+/// Writes the list of certificates that are withdrawn.
+async fn list_withdrawn(config: &Config, out: &Path) -> anyhow::Result<()> {
+    let store = open(config).await?;
+    let now = SystemClock.wall();
+    let listed = store
+        .withdrawn_certificates(&Tenant::default_tenant(), now)
+        .await;
+    store.close().await;
+    let listed = listed?;
+    crl::write(config, &listed, out, now)?;
+    print(&format!(
+        "{}  {}, until {}",
+        out.display(),
+        human::counted(listed.len(), "certificate", "certificates"),
+        now.saturating_add(crl::LIFE)
+    ))?;
+    if let Some(warning) = crl::warning(config) {
+        say(&format!("warning: {warning}"));
+    }
+    Ok(())
+}
+
+/// Ties the database to the master key that is configured now.
+async fn replace_master_key(config: &Config) -> anyhow::Result<()> {
+    let master = load_master(&config.keys.master_key_file)?;
+    let store = open(config).await?;
+    let replaced = site::replace(&*store, &master).await;
+    store.close().await;
+    replaced?;
+    print(&format!(
+        "the database belongs to {}",
+        config.keys.master_key_file.display()
+    ))?;
+    say("gateways that were issued with another master key have to be issued again");
+    Ok(())
+}
+
+/// Where a gateway is to look for this backend, as it was typed or as it is known here, and what there is to say about
+/// that once the gateway was issued.
+fn url_of_gateway(
+    config: &Config,
+    typed: Option<String>,
+    demo: bool,
+) -> Result<(String, Option<String>), PkiError> {
+    let Some(url) = typed else {
+        return url_for_gateways(config, demo);
+    };
+    let remark = remark_on(config, &url, "--url");
+    Ok((url, remark))
 }
 
 /// Where gateways reach this backend, as far as it is known here, and what there is to say about it once a gateway was

@@ -1,21 +1,18 @@
-//! The description as a contract: every status that an operation declares is reached, every example is true.
+//! The description as a contract: it has the operations that there are, and every status that one declares is reached.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use axum::body::Body;
 use http::{Method, Request};
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use viworks_api as dto;
 use viworks_api::Scope;
 use viworks_backend_agent::api::{Access, endpoints};
 use viworks_backend_agent::data::Holder;
 use viworks_common::pin::SpkiPin;
 use viworks_common::rate::Quota;
 
-use super::declared::{self, DOCUMENT, Outcome};
 use super::harness::{Backend, catalogue, now};
-use super::schema;
+use super::{declared, full_disk};
 
 /// A request for an operation whose path and body are the document's examples.
 fn plain(backend: &Backend, method: &Method, template: &str, operation: &Value) -> Asked {
@@ -348,151 +345,6 @@ async fn dead_letters(backend: &Backend, holder: &Holder) {
         .unwrap();
 }
 
-/// Every operation that writes, until the disk is full.
-async fn full_disk() -> BTreeSet<Outcome> {
-    let backend = Backend::with(|_limits, queue| {
-        (queue.per_gateway, queue.global) = (100_000, 100_000);
-    })
-    .await;
-    let holder = backend.connect("gw-1", catalogue()).await;
-    let (mut runs, mut keys, mut tickets) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..80 {
-        backend.submit_uptime().await;
-    }
-    let dead = backend.kill_queued(&holder).await;
-    let (retried, discarded) = dead.split_at(40);
-    let body = json!({"name": "x", "scopes": ["runs:read"]});
-    let ticket = json!({"uses": 1});
-    for _ in 0..40 {
-        runs.push(backend.submit_uptime().await);
-        let made = backend.post("/v1/apikeys", &body).await.json();
-        keys.push(made["key"]["id"].as_str().unwrap().to_owned());
-        let made = backend.post("/v1/tickets", &ticket).await.json();
-        tickets.push(made["ticket"]["id"].as_str().unwrap().to_owned());
-    }
-    let (mut gateways, mut rekeyed) = (Vec::new(), Vec::new());
-    let mut certificates = Vec::new();
-    for n in 0..40 {
-        gateways.push(backend.register(&format!("gw-out-{n}")).await);
-        certificates.push(backend.certify(holder.agent_id, n).await);
-        rekeyed.push(backend.register(&format!("gw-key-{n}")).await);
-    }
-    let holders = [
-        holder.agent_run_id,
-        backend.second_holder(holder.agent_id).await,
-    ];
-    let pin = |n: u8| json!({"pin": SpkiPin::from_digest([n; 32]), "reason": "x".repeat(512)});
-    let staged: [u8; 4] = [1, 2, 3, 4];
-    for n in staged {
-        let done = backend.post("/v1/pins/stage", &pin(n)).await;
-        assert_eq!(done.status, 200, "{}", done.text);
-    }
-    let backend = backend.on_a_full_disk().await;
-    let run = json!({"command": "sys.uptime", "targets": {"gateways": ["gw-1"]}});
-    until_full("submitRun", async || backend.post("/v1/runs", &run).await).await;
-    until_full("createApiKey", async || {
-        backend.post("/v1/apikeys", &body).await
-    })
-    .await;
-    until_full("createTicket", async || {
-        backend.post("/v1/tickets", &ticket).await
-    })
-    .await;
-    let replace = json!({"expires_in_ms": 60_000});
-    until_full("replaceGateway", async || {
-        backend.post("/v1/gateways/gw-1/replace", &replace).await
-    })
-    .await;
-    let mut tickets = tickets.into_iter();
-    until_full("revokeTicket", async || {
-        let path = format!("/v1/tickets/{}", tickets.next().unwrap());
-        backend.delete(&path).await
-    })
-    .await;
-    let mut gateways = gateways.into_iter();
-    let reason = json!({"reason": "x".repeat(512)});
-    until_full("revokeGateway", async || {
-        let path = format!("/v1/gateways/{}/revoke", gateways.next().unwrap());
-        backend.post(&path, &reason).await
-    })
-    .await;
-    let mut certificates = certificates.into_iter();
-    until_full("revokeCertificate", async || {
-        let fingerprint = certificates.next().unwrap();
-        let path = format!("/v1/gateways/gw-1/certificates/{fingerprint}/revoke");
-        backend.post(&path, &reason).await
-    })
-    .await;
-    let mut rekeyed = rekeyed.into_iter();
-    until_full("rotateGatewayKey", async || {
-        let path = format!("/v1/gateways/{}/rotate-key", rekeyed.next().unwrap());
-        backend.post_text(&path, "", &[]).await
-    })
-    .await;
-    let mut runs = runs.into_iter();
-    until_full("cancelRun", async || {
-        let run = runs.next().unwrap();
-        backend
-            .post_text(&format!("/v1/runs/{run}/cancel"), "", &[])
-            .await
-    })
-    .await;
-    for (verb, dead) in [("retry", retried), ("discard", discarded)] {
-        let mut dead = dead.iter();
-        until_full(verb, async || {
-            let path = format!("/v1/dead-letters/{}/{verb}", dead.next().unwrap());
-            backend.post_text(&path, "", &[]).await
-        })
-        .await;
-    }
-    let mut keys = keys.into_iter();
-    until_full("revokeApiKey", async || {
-        backend
-            .delete(&format!("/v1/apikeys/{}", keys.next().unwrap()))
-            .await
-    })
-    .await;
-    // Each time the other one.
-    let mut holders = holders.into_iter().rev().cycle();
-    until_full("resolveGatewayFork", async || {
-        let keep = json!({"keep": holders.next().unwrap()});
-        backend.post("/v1/gateways/gw-1/forks/resolve", &keep).await
-    })
-    .await;
-    let mut more = 5..;
-    until_full("stagePin", async || {
-        let body = pin(more.next().unwrap());
-        backend.post("/v1/pins/stage", &body).await
-    })
-    .await;
-    let mut promoted = staged.into_iter();
-    until_full("promotePin", async || {
-        let mut body = pin(promoted.next().unwrap());
-        body["force"] = json!(true);
-        backend.post("/v1/pins/promote", &body).await
-    })
-    .await;
-    let mut retired = staged.into_iter();
-    until_full("retirePin", async || {
-        let body = pin(retired.next().unwrap());
-        backend.post("/v1/pins/retire", &body).await
-    })
-    .await;
-    backend.seen()
-}
-
-async fn until_full(what: &str, mut ask: impl AsyncFnMut() -> super::harness::Answer) {
-    for _ in 0..5_000 {
-        let answer = ask().await;
-        if answer.status == 507 {
-            answer.problem(507, "VW-S-003");
-            return;
-        }
-        assert!(answer.status.is_success(), "{what}: {}", answer.text);
-    }
-    panic!("{what} never met a full disk");
-}
-
 #[tokio::test]
 async fn every_declared_status_of_every_operation_is_reached() {
     let well = Backend::new().await;
@@ -521,7 +373,7 @@ async fn every_declared_status_of_every_operation_is_reached() {
     let replace = json!({"expires_in_ms": 60_000});
     let refused = doorless.post("/v1/gateways/gw-1/replace", &replace).await;
     refused.problem(409, "VW-N-002");
-    let mut reached = full_disk().await;
+    let mut reached = full_disk::outcomes().await;
     for backend in [well, hasty, away, faulty, doorless] {
         reached.extend(backend.seen());
     }
@@ -571,130 +423,4 @@ fn the_description_and_the_table_of_routes_have_the_same_operations() {
         .map(|(_method, _path, operation)| declared::id(operation))
         .collect();
     assert_eq!(ids.len(), routed.len(), "ids are unique");
-}
-
-type Reader = fn(&Value) -> Result<(), String>;
-
-fn reads<T: DeserializeOwned>(value: &Value) -> Result<(), String> {
-    serde_json::from_value::<T>(value.clone())
-        .map(drop)
-        .map_err(|error| error.to_string())
-}
-
-/// How an example of each schema is read by a program.
-fn readers() -> BTreeMap<&'static str, Reader> {
-    BTreeMap::from([
-        ("ApiKeyCreated", reads::<dto::ApiKeyCreated> as Reader),
-        ("ApiKeyList", reads::<dto::ApiKeyList>),
-        ("ApiKeyRequest", reads::<dto::ApiKeyRequest>),
-        ("AuditList", reads::<dto::AuditList>),
-        ("CatalogueCommand", reads::<dto::CatalogueCommand>),
-        ("CatalogueList", reads::<dto::CatalogueList>),
-        ("CertificateList", reads::<dto::CertificateList>),
-        ("CertificateRevoked", reads::<dto::CertificateRevoked>),
-        ("CommandList", reads::<dto::CommandList>),
-        ("SkippedList", reads::<dto::SkippedList>),
-        ("AuthorityStatus", reads::<dto::AuthorityStatus>),
-        ("CommandView", reads::<dto::CommandView>),
-        ("DeadLetter", reads::<dto::DeadLetter>),
-        ("DeadLetterList", reads::<dto::DeadLetterList>),
-        ("ForkList", reads::<dto::ForkList>),
-        ("ForkResolved", reads::<dto::ForkResolved>),
-        ("OrphanList", reads::<dto::OrphanList>),
-        ("Gateway", reads::<dto::Gateway>),
-        ("GatewayKeyRotated", reads::<dto::GatewayKeyRotated>),
-        ("GatewayList", reads::<dto::GatewayList>),
-        ("GatewayRevoked", reads::<dto::GatewayRevoked>),
-        ("Health", reads::<dto::Health>),
-        ("NotReady", reads::<dto::NotReady>),
-        ("PinChanged", reads::<dto::PinChanged>),
-        ("PinPromotion", reads::<dto::PinPromotion>),
-        ("PinRequest", reads::<dto::PinRequest>),
-        ("PinStatus", reads::<dto::PinStatus>),
-        ("Problem", reads::<dto::Problem>),
-        ("ResolveForkRequest", reads::<dto::ResolveForkRequest>),
-        ("ReplaceRequest", reads::<dto::ReplaceRequest>),
-        ("RevokeRequest", reads::<dto::RevokeRequest>),
-        ("Run", reads::<dto::Run>),
-        ("RunCancelled", reads::<dto::RunCancelled>),
-        ("RunEvent", reads::<dto::RunEvent>),
-        ("RunList", reads::<dto::RunList>),
-        ("RunPlan", reads::<dto::RunPlan>),
-        ("RunRequest", reads::<dto::RunRequest>),
-        ("RunWait", reads::<dto::RunWait>),
-        ("TelemetryAnswer", reads::<dto::TelemetryStepList>),
-        ("TelemetryGapList", reads::<dto::TelemetryGapList>),
-        ("TelemetryRefusalList", reads::<dto::TelemetryRefusalList>),
-        ("TelemetryStreamList", reads::<dto::TelemetryStreamList>),
-        ("Ticket", reads::<dto::Ticket>),
-        ("TicketCreated", reads::<dto::TicketCreated>),
-        ("TicketList", reads::<dto::TicketList>),
-        ("TicketRequest", reads::<dto::TicketRequest>),
-    ])
-}
-
-#[test]
-fn every_body_has_an_example_that_its_schema_and_its_type_accept() {
-    let readers = readers();
-    let mut read = 0;
-    for (_method, path, operation) in declared::operations() {
-        let bodies = operation["responses"]
-            .as_object()
-            .unwrap()
-            .values()
-            .chain(operation.get("requestBody"))
-            .filter_map(|body| body.get("content"));
-        for (media_type, media) in bodies.flat_map(|content| content.as_object().unwrap()) {
-            let example = &media["example"];
-            assert!(!example.is_null(), "{path} {media_type} has no example");
-            schema::check(&DOCUMENT, &media["schema"], example)
-                .unwrap_or_else(|error| panic!("{path}: {error}"));
-            if let Some(reference) = media["schema"]["$ref"].as_str() {
-                let name = reference.rsplit('/').next().unwrap();
-                let reader = readers
-                    .get(name)
-                    .unwrap_or_else(|| panic!("{name} is read by no program"));
-                reader(example).unwrap_or_else(|error| panic!("{path} {name}: {error}"));
-                read += 1;
-            }
-        }
-    }
-    assert!(read > 100, "{read}");
-}
-
-#[tokio::test]
-async fn every_parameter_has_an_example_that_the_backend_accepts() {
-    let backend = Backend::new().await;
-    backend.connect("gw-berlin-01", catalogue()).await;
-    for (method, path, operation) in declared::operations() {
-        let (mut path, mut query, mut headers) = (path.to_owned(), Vec::new(), Vec::new());
-        for parameter in operation["parameters"].as_array().into_iter().flatten() {
-            let (name, example) = (parameter["name"].as_str().unwrap(), &parameter["example"]);
-            schema::check(&DOCUMENT, &parameter["schema"], example)
-                .unwrap_or_else(|error| panic!("{path} {name}: {error}"));
-            let text = example
-                .as_str()
-                .map_or_else(|| example.to_string(), str::to_owned);
-            match parameter["in"].as_str().unwrap() {
-                "path" => path = path.replace(&format!("{{{name}}}"), &text),
-                "query" => query.push(format!("{name}={text}")),
-                _ => headers.push((name.to_owned(), text)),
-            }
-        }
-        let mut request = backend
-            .request(method, &format!("{path}?{}", query.join("&")))
-            .header("content-type", "application/json");
-        for (name, text) in headers {
-            request = request.header(name, text);
-        }
-        let body = operation
-            .pointer("/requestBody/content/application~1json/example")
-            .map(Value::to_string)
-            .unwrap_or_default();
-        let answer = backend.send(request.body(Body::from(body)).unwrap()).await;
-        // Well-formed names of what is not here, and a key that nobody has staged.
-        let unstaged = path.starts_with("/v1/pins/") && answer.status == 409;
-        let accepted = answer.status.is_success() || answer.status == 404 || unstaged;
-        assert!(accepted, "{path}: {}", answer.text);
-    }
 }

@@ -9,9 +9,10 @@ use uuid::Uuid;
 use viworks_backend_agent::data::{
     Accepted, Actor, AdmitOutcome, AdmitRequest, Admitted, Command, ConfirmOutcome, ConfirmRequest,
     Confirmed, Gateway, GatewayRef, Holder, LeaseLimits, LeasedCommand, NewCommand, NewGateway,
-    NewRun, Page, QueueLimits, Run, Store, Submission,
+    NewRun, Page, QueueLimits, Rejected, Run, Store, Submission,
 };
 use viworks_common::catalogue::Risk;
+use viworks_common::code::RejectCode;
 use viworks_common::command::{CommandState, Outcome, OutcomeState, RetainedOutput};
 use viworks_common::id::{
     AgentId, AgentRunId, BootId, CommandId, InstallId, RunId, SessionId, Tenant,
@@ -339,5 +340,15 @@ pub(crate) fn outcome(state: OutcomeState) -> Outcome {
         stderr: RetainedOutput::default(),
         reason: None,
         reject_code: None,
+    }
+}
+
+/// What a gateway says of a command that it does not take.
+pub(crate) fn rejected(command_id: CommandId, code: RejectCode) -> Rejected {
+    Rejected {
+        command_id,
+        code,
+        detail: "because".to_owned(),
+        again_at: at(100),
     }
 }

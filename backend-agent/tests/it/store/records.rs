@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 use viworks_backend_agent::data::{
     Actor, ActorKind, ApiKey, AuditFilter, AuditOutcome, AuditRecord, Command, Gateway, NewApiKey,
-    NewAuditRecord, Page, Run, SiteClaim, StoreError,
+    NewAuditRecord, Page, Run, SiteClaim, StoreError, Submission,
 };
+use viworks_common::claims::Probed;
 use viworks_common::command::{CommandState, OutcomeState};
 use viworks_common::id::{ApiKeyId, CommandId};
 use viworks_common::limits::PAGE_BYTES_MAX;
@@ -347,6 +348,51 @@ pub(crate) async fn counts_follow_the_rows(bed: &Bed) {
     assert!(counts.gateways == 2 && counts.connected == 1 && counts.open_runs == 1);
     let states = BTreeMap::from([(CommandState::Queued, 1), (CommandState::Dispatched, 1)]);
     assert_eq!(counts.open_commands, states);
+}
+
+pub(crate) async fn health_speaks_of_gateways_that_are_not_revoked_and_of_a_day(bed: &Bed) {
+    let counted = async |seconds| {
+        let counts = bed.store.counts(&bed.tenant, at(seconds)).await.unwrap();
+        (counts.orphans, counts.forks)
+    };
+    for n in [1, 2] {
+        bed.gateway(n).await;
+        let session = bed.session(n, n).await;
+        let unknown = bed.command_id();
+        bed.complete(&session, unknown, OutcomeState::Succeeded)
+            .await;
+        bed.store
+            .settle_probed(&bed.tenant, &bed.hello(n, 8, 1), 1, Probed::Alive, at(30))
+            .await
+            .unwrap();
+    }
+    assert_eq!(counted(40).await, (2, 2));
+    bed.store
+        .revoke_gateway(&bed.tenant, agent(1), None, &Actor::local("test"), at(41))
+        .await
+        .unwrap();
+    assert_eq!(counted(42).await, (1, 1));
+    assert_eq!(counted(30 + 24 * 3_600).await, (0, 0));
+}
+
+pub(crate) async fn health_knows_since_when_the_oldest_queued_command_waits(bed: &Bed) {
+    let waits = async || {
+        let counts = bed.store.counts(&bed.tenant, at(40)).await.unwrap();
+        let queued = counts.open_commands.get(&CommandState::Queued).copied();
+        (queued, counts.oldest_queued_at)
+    };
+    bed.gateway(1).await;
+    assert_eq!(waits().await, (None, None));
+    let first = bed.submit(bed.new_run(&[1], false)).await;
+    let later = bed.new_run(&[1], false);
+    let later = bed.store.submit_run(&bed.tenant, later, at(30)).await;
+    assert!(matches!(later, Ok(Submission::Submitted { .. })));
+    assert_eq!(waits().await, (Some(2), Some(at(10))));
+    bed.store
+        .cancel_run(&bed.tenant, first.run_id, &Actor::local("test"), at(31))
+        .await
+        .unwrap();
+    assert_eq!(waits().await, (Some(1), Some(at(30))));
 }
 
 pub(crate) async fn a_closed_store_is_unavailable(bed: &Bed) {

@@ -220,111 +220,79 @@ async fn nobody_waits_for_what_the_file_refuses() {
     }
 }
 
-/// Rules on a server that refuse what one gateway hands in: how each comes and goes, and by what it refuses.
-const RULES: &[(&str, &str, &str)] = &[
-    // Values that are none, a row that is too large, a rule that is no constraint: by triggers that name a code.
-    (
-        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry_positions FOR EACH ROW
-             WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse('22P05')",
-        "DROP TRIGGER spoilt ON telemetry_positions",
-        "22P05",
-    ),
-    (
-        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry_positions FOR EACH ROW
-             WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse('54000')",
-        "DROP TRIGGER spoilt ON telemetry_positions",
-        "54000",
-    ),
-    (
-        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry_positions FOR EACH ROW
-             WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse('23514')",
-        "DROP TRIGGER spoilt ON telemetry_positions",
-        "23514",
-    ),
-    // A division by zero, which is no lease that is over, and a code of somebody's own.
-    (
-        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry_positions FOR EACH ROW
-             WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse('22012')",
-        "DROP TRIGGER spoilt ON telemetry_positions",
-        "22012",
-    ),
-    (
-        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry_positions FOR EACH ROW
-             WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse('U0001')",
-        "DROP TRIGGER spoilt ON telemetry_positions",
-        "U0001",
-    ),
+/// A rule on a server that refuses what one gateway hands in: how it comes and goes, and by what it refuses.
+struct Rule {
+    comes: String,
+    goes: String,
+    code: &'static str,
+}
+
+impl Rule {
+    /// What a trigger named `spoilt` on a table refuses.
+    fn of_trigger(table: &str, comes: String, code: &'static str) -> Self {
+        let goes = format!("DROP TRIGGER spoilt ON {table}");
+        Self { comes, goes, code }
+    }
+
+    /// It refuses what is written of the gateway's position, by a function.
+    fn of_positions(function: &str, code: &'static str) -> Self {
+        let comes = format!(
+            "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry_positions FOR EACH ROW \
+             WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION {function}"
+        );
+        Self::of_trigger("telemetry_positions", comes, code)
+    }
+
+    /// The same, when all is done.
+    fn of_positions_in_the_end(function: &str, code: &'static str) -> Self {
+        let comes = format!(
+            "CREATE CONSTRAINT TRIGGER spoilt AFTER INSERT ON telemetry_positions DEFERRABLE INITIALLY DEFERRED \
+             FOR EACH ROW WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION {function}"
+        );
+        Self::of_trigger("telemetry_positions", comes, code)
+    }
+
+    /// It refuses the gateway's records, before or after they are there, by a function.
+    fn of_records(when: &str, function: &str, code: &'static str) -> Self {
+        let comes = format!(
+            "CREATE TRIGGER spoilt {when} INSERT ON telemetry FOR EACH ROW \
+             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION {function}"
+        );
+        Self::of_trigger("telemetry", comes, code)
+    }
+}
+
+/// Every such rule that a server may have.
+fn rules() -> Vec<Rule> {
+    let refuse = |code: &str| format!("refuse('{code}')");
+    let plainly = "refuse_plainly()";
+    let mut rules = Vec::new();
+    // Values that are none, a row that is too large, a rule that is no constraint: by triggers that name a code. A
+    // division by zero, which is no lease that is over, and a code of somebody's own.
+    for code in ["22P05", "54000", "23514", "22012", "U0001"] {
+        rules.push(Rule::of_positions(&refuse(code), code));
+    }
     // What nearly everybody writes, at the row, and when all is done.
-    (
-        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry_positions FOR EACH ROW
-             WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse_plainly()",
-        "DROP TRIGGER spoilt ON telemetry_positions",
-        "P0001",
-    ),
-    (
-        "CREATE CONSTRAINT TRIGGER spoilt AFTER INSERT ON telemetry_positions DEFERRABLE INITIALLY DEFERRED
-             FOR EACH ROW WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse_plainly()",
-        "DROP TRIGGER spoilt ON telemetry_positions",
-        "P0001",
-    ),
+    rules.push(Rule::of_positions(plainly, "P0001"));
+    rules.push(Rule::of_positions_in_the_end(plainly, "P0001"));
     // The records themselves, where a day without a table has the code of a rule.
-    (
-        "CREATE TRIGGER spoilt AFTER INSERT ON telemetry FOR EACH ROW
-             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION refuse_plainly()",
-        "DROP TRIGGER spoilt ON telemetry",
-        "P0001",
-    ),
-    (
-        "CREATE TRIGGER spoilt AFTER INSERT ON telemetry FOR EACH ROW
-             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION refuse('23514')",
-        "DROP TRIGGER spoilt ON telemetry",
-        "23514",
-    ),
-    (
-        "ALTER TABLE telemetry ADD CONSTRAINT spoilt CHECK (is_sound(agent))",
-        "ALTER TABLE telemetry DROP CONSTRAINT spoilt",
-        "23514 spoilt",
-    ),
+    rules.push(Rule::of_records("AFTER", plainly, "P0001"));
+    rules.push(Rule::of_records("AFTER", &refuse("23514"), "23514"));
+    rules.push(Rule {
+        comes: "ALTER TABLE telemetry ADD CONSTRAINT spoilt CHECK (is_sound(agent))".to_owned(),
+        goes: "ALTER TABLE telemetry DROP CONSTRAINT spoilt".to_owned(),
+        code: "23514 spoilt",
+    });
     // Codes by which a server speaks of itself: it is full, lacks rights, meets others, or is told to end.
-    (
-        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry FOR EACH ROW
-             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION refuse('53100')",
-        "DROP TRIGGER spoilt ON telemetry",
-        "53100",
-    ),
-    (
-        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry FOR EACH ROW
-             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION refuse('42501')",
-        "DROP TRIGGER spoilt ON telemetry",
-        "42501",
-    ),
-    (
-        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry FOR EACH ROW
-             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION refuse('40001')",
-        "DROP TRIGGER spoilt ON telemetry",
-        "40001",
-    ),
-    (
-        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry FOR EACH ROW
-             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION refuse('57014')",
-        "DROP TRIGGER spoilt ON telemetry",
-        "57014",
-    ),
+    for code in ["53100", "42501", "40001", "57014"] {
+        rules.push(Rule::of_records("BEFORE", &refuse(code), code));
+    }
     // A table that is not there, looked for when the rows of one gateway come.
-    (
-        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry FOR EACH ROW
-             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION look_for_nothing()",
-        "DROP TRIGGER spoilt ON telemetry",
-        "42P01",
-    ),
+    rules.push(Rule::of_records("BEFORE", "look_for_nothing()", "42P01"));
     // One that has no meaning of its own here, when all is done.
-    (
-        "CREATE CONSTRAINT TRIGGER spoilt AFTER INSERT ON telemetry_positions DEFERRABLE INITIALLY DEFERRED
-             FOR EACH ROW WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse('55000')",
-        "DROP TRIGGER spoilt ON telemetry_positions",
-        "55000",
-    ),
-];
+    rules.push(Rule::of_positions_in_the_end(&refuse("55000"), "55000"));
+    rules
+}
 
 /// What these rules call.
 const FUNCTIONS: &str = "
@@ -340,7 +308,7 @@ CREATE FUNCTION is_sound(number int) RETURNS boolean LANGUAGE plpgsql AS $$
 
 #[tokio::test]
 async fn nobody_waits_for_what_the_server_refuses() {
-    for (rule, gone, code) in RULES {
+    for Rule { comes, goes, code } in rules() {
         let folder = tempfile::tempdir().unwrap();
         let Some(store) = super::postgres(&folder).await else {
             return;
@@ -348,11 +316,11 @@ async fn nobody_waits_for_what_the_server_refuses() {
         let (server, database) = super::database(&folder).unwrap();
         let bed = Bed::new(store);
         let spoil = |agent_id: &str| {
-            let all = format!("{FUNCTIONS}{rule}").replace("GATEWAY", agent_id);
+            let all = format!("{FUNCTIONS}{comes}").replace("GATEWAY", agent_id);
             server.psql(&database, &all).unwrap();
         };
         let mend = || {
-            server.psql(&database, gone).unwrap();
+            server.psql(&database, &goes).unwrap();
         };
         nobody_waits_for_what_the_database_refuses(&bed, code, spoil, mend).await;
         bed.store.close().await;

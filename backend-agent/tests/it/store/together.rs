@@ -17,7 +17,7 @@ use viworks_testkit::postgres::Server;
 use viworks_testkit::process::eventually;
 use viworks_testkit::thief::Thief;
 
-use super::bed::{Bed, Session, agent, at, outcome, process};
+use super::bed::{Bed, LEASE, Session, agent, at, outcome, process};
 use super::instances::two_backends;
 use super::postgres_only::finish;
 use super::{database, make};
@@ -569,4 +569,104 @@ async fn a_cancel_at_another_backend_meets_the_end_of_a_command() {
         }
     }
     finish(&folder, one, other).await;
+}
+
+/// Whatever a store gathers into one transaction, each caller gets its own answer, as if it had been alone.
+pub(crate) async fn callers_at_the_same_moment_each_get_their_own_answer(bed: &Bed) {
+    const GATEWAYS: u64 = 12;
+    let gateways: Vec<_> = (1..=GATEWAYS).collect();
+    let mut sessions = Vec::new();
+    for n in &gateways {
+        bed.gateway(*n).await;
+        sessions.push(bed.session(*n, *n).await);
+    }
+    // One run for all of them, one for each, one for a gateway that does not exist, and one over its bound.
+    let mut runs = vec![bed.new_run(&gateways, true)];
+    runs.extend(gateways.iter().map(|n| bed.new_run(&[*n], true)));
+    let shared = runs[0].run_id;
+    let unknown = bed.new_run(&[99], true);
+    let mut full = bed.new_run(&[1], true);
+    full.limits.per_gateway = 0;
+    runs.extend([unknown, full]);
+    let submitted = join_all(
+        runs.into_iter()
+            .map(|new| bed.store.submit_run(&bed.tenant, new, at(10))),
+    )
+    .await;
+    let (good, bad) = submitted.split_at(submitted.len() - 2);
+    assert!(good.iter().all(Result::is_ok), "{good:?}");
+    assert!(matches!(bad[0], Err(StoreError::Missing { .. })), "{bad:?}");
+    assert!(
+        matches!(bad[1], Err(StoreError::QueueFull { .. })),
+        "{bad:?}"
+    );
+
+    let mut stranger = sessions[0].clone();
+    stranger.holder.epoch += 7;
+    let holders: Vec<_> = sessions.iter().chain([&stranger]).collect();
+    let leased = join_all(holders.iter().map(|session| {
+        bed.store
+            .lease_commands(&bed.tenant, &session.holder, LEASE, at(20))
+    }))
+    .await;
+    let (leased, fenced) = leased.split_at(sessions.len());
+    assert!(matches!(fenced[0], Err(StoreError::Fenced)), "{fenced:?}");
+    let mut reports = Vec::new();
+    for (session, leased) in sessions.iter().zip(leased) {
+        let leased = &leased.as_ref().unwrap().commands;
+        let orders: Vec<_> = leased.iter().map(|command| command.order).collect();
+        assert_eq!(orders, [1, 2], "in order, without holes");
+        for command in leased {
+            assert!(command.permitted);
+            // Twice: a gateway repeats what it does not know to have arrived.
+            reports.push((session.holder, command.command_id));
+            reports.push((session.holder, command.command_id));
+        }
+    }
+    reports.push((sessions[0].holder, bed.command_id()));
+    reports.push((stranger.holder, reports[0].1));
+    let answers = join_all(reports.iter().map(|(holder, command_id)| {
+        let outcome = outcome(OutcomeState::Succeeded);
+        bed.store
+            .complete_command(&bed.tenant, holder, *command_id, outcome, at(30))
+    }))
+    .await;
+    let (answers, odd) = answers.split_at(answers.len() - 2);
+    assert!(
+        matches!(odd[0], Ok(CompleteOutcome::Orphan { .. })),
+        "{odd:?}"
+    );
+    assert!(matches!(odd[1], Err(StoreError::Fenced)), "{odd:?}");
+    let ends = |run| {
+        answers
+            .iter()
+            .filter(|answer| {
+                matches!(answer, Ok(CompleteOutcome::Completed { settled, .. })
+                    if settled.run_id == run && settled.run_finished)
+            })
+            .count()
+    };
+    assert_eq!(ends(shared), 1, "a run is finished by one of its commands");
+    let completed = answers
+        .iter()
+        .filter(|answer| matches!(answer, Ok(CompleteOutcome::Completed { .. })));
+    assert_eq!(completed.count(), 2 * sessions.len());
+    let repeated = answers
+        .iter()
+        .filter(|answer| matches!(answer, Ok(CompleteOutcome::Repeated { .. })));
+    assert_eq!(repeated.count(), 2 * sessions.len());
+    for n in &gateways {
+        let gateway = bed.gateway_now(*n).await;
+        assert_eq!(
+            (gateway.open_commands, gateway.low_water, gateway.next_order),
+            (0, 2, 3)
+        );
+    }
+    let run = bed.store.run(&bed.tenant, shared).await.unwrap().unwrap();
+    assert_eq!(run.finished_at, Some(at(30)));
+    let audited = bed.audited().await;
+    let times = |action: &str| audited.iter().filter(|one| *one == action).count();
+    assert_eq!(times("command.end"), 2 * sessions.len());
+    assert_eq!(times("run.submit"), 1 + sessions.len() + 2);
+    assert_eq!(times("command.orphan"), 1);
 }

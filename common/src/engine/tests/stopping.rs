@@ -126,3 +126,42 @@ fn what_else_is_said_of_its_end_stays_said() {
         "the gateway agent was told to stop, and 10 s were not enough; 1 process of it was ended";
     assert_eq!(reason, wanted);
 }
+
+#[test]
+fn an_agent_that_stops_keeps_what_may_run_twice_and_ends_what_may_not() {
+    let mut world = World::new();
+    for number in [0, 1] {
+        world.act(Act::Offer(number, false, 1_000));
+        world.act(Act::Check(0, true));
+        world.act(Act::Write(0, 0));
+        world.act(Act::Go(number, 1_000));
+    }
+    world.act(Act::Stop);
+    assert!(
+        world.prepares.is_empty(),
+        "nobody waits for a slot any more"
+    );
+    world.act(Act::Write(0, 0));
+    assert!(world.engine.is_done());
+    assert_eq!(world.disk[&id_of(0)].state, EntryState::Accepted);
+    let outcome = world.disk[&id_of(1)].outcome.clone().unwrap();
+    assert_eq!(outcome.state, OutcomeState::Cancelled);
+}
+
+#[test]
+fn what_still_runs_when_the_time_for_stopping_is_over_is_ended() {
+    let mut world = World::new();
+    running(&mut world, 1);
+    world.act(Act::Stop);
+    assert!(!world.engine.is_done());
+    let due = world.engine.poll_timeout().expect("an end");
+    assert_eq!(due, Monotonic::from_duration(STOP_TIME));
+    let now = Now {
+        clock: due,
+        wall: Timestamp::default(),
+    };
+    world.engine.handle(Input::Timeout, now);
+    assert_eq!(world.engine.poll_effect(), Some(Effect::End(id_of(1))));
+    world.rest();
+    assert!(world.engine.is_done());
+}

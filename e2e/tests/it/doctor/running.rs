@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 use viworks_testkit::process::eventually;
 
-use super::super::causes::status;
+use super::super::told::status;
 use super::*;
 
 async fn epoch(ward: &Ward, folder: &Path) -> Value {
