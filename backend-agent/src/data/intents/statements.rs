@@ -103,6 +103,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
             enrolments::FORGET_CHALLENGES,
         ),
         one("enrolments::FORGET_OF", enrolments::FORGET_OF),
+        one("enrolments::GIVEN", enrolments::GIVEN),
         one("expiry::AWAY", expiry::AWAY),
         one("expiry::GENERATIONS", expiry::GENERATIONS),
         one("expiry::TALLY", expiry::TALLY),
