@@ -282,9 +282,13 @@ pub(in crate::api) async fn resolve_fork(
         ForkResolution::NoSuchHolder => {
             let allowed = "a process or an installation that viworks gateway forks shows; one that was started anew is another process, which is there once it was refused";
             let what = "no holder of this gateway's identity has this id";
+            let see = format!(
+                "viworks gateway forks {} shows both holders with their ids",
+                found.name
+            );
             return Err(ApiError::new(ProblemCode::NotFound, what)
                 .with("keep", "no holder has it", Some(allowed.to_owned()))
-                .fixed_by("viworks gateway forks NAME shows both holders with their ids"));
+                .fixed_by(see));
         }
         ForkResolution::BothHolders => {
             let allowed = "the process of one of the two, because both have this installation";
