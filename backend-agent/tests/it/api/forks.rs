@@ -145,6 +145,8 @@ async fn nobody_decides_who_keeps_the_identity_of_a_revoked_gateway() {
             detail.contains("was revoked: nobody keeps it"),
             "{problem:#}"
         );
+        let fix = problem["fix"].as_str().unwrap();
+        assert!(fix.contains("viworks gateway replace gw-1"), "{problem:#}");
     }
     let whole = backend.get("/v1/gateways/gw-1").await.json();
     assert_eq!(
