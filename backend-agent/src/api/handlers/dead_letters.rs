@@ -128,7 +128,9 @@ pub(in crate::api) async fn retry(
         let is_resolved = matches!(error, SubmitError::Resolved);
         let told = ApiError::from(error);
         if is_resolved {
-            told.fixed_by(format!("see what was decided: viworks dlq show {command_id}"))
+            told.fixed_by(format!(
+                "see what was decided: viworks dlq show {command_id}"
+            ))
         } else {
             told
         }
