@@ -465,6 +465,7 @@ suite! {
         an_api_key_is_found_by_its_digest_only,
         what_principals_do_is_audited,
         counts_follow_the_rows,
+        results_that_were_not_kept_are_told_of_by_the_next_one_that_is_recorded,
         a_closed_store_is_unavailable,
     }
 }

@@ -45,6 +45,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("authorities::UNAWARE", authorities::UNAWARE),
         one("budget::LOAD", budget::LOAD),
         one("budget::SAVE", budget::SAVE),
+        one("budget::UNTOLD", budget::UNTOLD),
         one("catalogues::LOAD", catalogues::LOAD),
         one("catalogues::MERGE", catalogues::MERGE),
         one("catalogues::MERGE_ONE", catalogues::MERGE_ONE),
