@@ -391,8 +391,8 @@ impl Room {
     }
 }
 
-/// Makes a folder where it is missing, and takes it for this process alone; with what this made of it and of those above
-/// it.
+/// Makes a folder where it is missing, and takes it for this process alone; with what this made of it and of those
+/// above it.
 fn take(target: &Path) -> Result<(FolderLock, Vec<PathBuf>), EnrolError> {
     let mut tries = 1;
     loop {

@@ -42,8 +42,8 @@ pub(in crate::api) async fn rotate(
         }
         KeyRotation::Exhausted => {
             let fix = format!(
-                "make a gateway of another name of its machine (viworks ticket create, and viworks-gateway-agent enroll \
-                 into another folder), and then viworks gateway revoke {name}"
+                "make a gateway of another name of its machine (viworks ticket create, and viworks-gateway-agent \
+                 enroll into another folder), and then viworks gateway revoke {name}"
             );
             return conflict(
                 "has the key of the last generation: give it a new identity",

@@ -286,8 +286,8 @@ pub(in crate::api) async fn resolve_fork(
             return conflict(
                 "the certificate of this holder was revoked, or another machine took the gateway's place since: it could not come back, and the one that has the identity would be cut off; nothing was changed",
                 format!(
-                    "keep the other one (viworks gateway forks {name} shows both), or let this machine in anew: viworks \
-                     gateway replace {name}"
+                    "keep the other one (viworks gateway forks {name} shows both), or let this machine in anew: \
+                     viworks gateway replace {name}"
                 ),
             );
         }
