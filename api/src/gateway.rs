@@ -260,7 +260,8 @@ pub struct Gateway {
     /// The lowest generation of its agent key that is still accepted.
     #[serde(default)]
     pub key_generation: u32,
-    /// The version of the pin set that it trusts, by its last report; 0 is the set of its own configuration.
+    /// The version of the pin set that it trusts, by its last report, or before its first session the one that it was
+    /// given; 0 is the set of its own configuration.
     #[serde(default)]
     pub pin_set_version: u64,
     /// The key that it shares with the backend, by its number.

@@ -211,17 +211,14 @@ impl PkiError {
 #[derive(Debug)]
 #[must_use = "it may go again as soon as this is dropped"]
 struct Room {
-    folder: PathBuf,
-    /// Whether this call itself made it.
-    made: bool,
+    /// What this call itself made of it and of those above it.
+    made: Vec<PathBuf>,
 }
 
 impl Drop for Room {
-    /// A folder that was made for nothing goes again; where anything is in it, it stays.
+    /// Folders that were made for nothing go again; where anything is in one, it stays.
     fn drop(&mut self) {
-        if self.made {
-            let _stays = std::fs::remove_dir(&self.folder);
-        }
+        files::remove_made(&self.made);
     }
 }
 
@@ -233,10 +230,8 @@ fn private_folder(folder: &Path, names: &[&str]) -> Result<Room, PkiError> {
             return Err(PkiError::Exists { path });
         }
     }
-    Ok(Room {
-        folder: folder.to_owned(),
-        made: files::make_private_folder(folder)?,
-    })
+    let made = files::make_private_folder(folder)?;
+    Ok(Room { made })
 }
 
 /// Whether others may read a new file.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 use viworks_common::code::CloseCode;
+use viworks_common::id::AgentId;
 use viworks_common::renewal::Against;
 use viworks_common::session::backoff::Backoff;
 use viworks_common::time::Timestamp;
@@ -45,7 +46,7 @@ pub mod security;
 
 use configured::Configured;
 use dial::Dialler;
-use ending::Ended;
+use ending::{Ended, about_this};
 use errand::{Blame, Errand};
 use failure::DialFailure;
 use lapsed::{Asking, Lapsed, has_ended};
@@ -186,7 +187,7 @@ pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
         } else {
             next_delay(&ended, &mut backoff)
         };
-        say(&ended, delay, &mut said);
+        say(&ended, material.name.agent_id, delay, &mut said);
         if ended.confirmed_for.is_some() && !ended.class.is_permanent() {
             // Files that were read while all was well are no reason to hurry.
             reloads.mark_unchanged();
@@ -230,7 +231,8 @@ async fn ask_at_door(
     }
     // What the attempt ended with is known before the door has answered.
     let wall = parts.clock.wall();
-    parts.status.failed(told(ended, wall), wall);
+    let failure = told(ended, material.name.agent_id, wall);
+    parts.status.failed(failure, wall);
     let asking = Asking {
         url,
         errand,
@@ -243,12 +245,12 @@ async fn ask_at_door(
     parts.lapsed.ask(&asking).await
 }
 
-/// What people are told of an end.
-fn told(ended: &Ended, at: Timestamp) -> Failure {
+/// What people are told of an end of this gateway's.
+fn told(ended: &Ended, agent_id: AgentId, at: Timestamp) -> Failure {
     Failure {
         at,
         cause: ended.cause.clone(),
-        fix: ended.fix.to_owned(),
+        fix: about_this(ended.fix, agent_id),
         code: ended.code.map(CloseCode::name),
     }
 }
@@ -299,11 +301,12 @@ fn next_delay(ended: &Ended, backoff: &mut Backoff) -> Duration {
 
 /// Whoever reads warnings alone learns of each lost session and of each new cause, and is not told the same again and
 /// again.
-fn say(ended: &Ended, delay: Duration, said: &mut Option<String>) {
+fn say(ended: &Ended, agent_id: AgentId, delay: Duration, said: &mut Option<String>) {
     let lost = ended.confirmed_for.is_some() && !ended.expected;
     let new = said.as_ref() != Some(&ended.cause) && !ended.expected;
     // Where time heals it, nothing is to be done, and nothing is said of that.
-    let fix = (!ended.fix.is_empty()).then_some(ended.fix);
+    let fix = (!ended.fix.is_empty()).then(|| about_this(ended.fix, agent_id));
+    let fix = fix.as_deref();
     let cause = ended.cause.as_str();
     let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
     if lost {
@@ -326,7 +329,7 @@ async fn wait(
     reloads: &mut watch::Receiver<u64>,
 ) -> Waited {
     let wall = parts.clock.wall();
-    let failure = told(ended, wall);
+    let failure = told(ended, parts.identity.name.agent_id, wall);
     parts.status.failed(failure, wall.saturating_add(delay));
     let due = parts.clock.now().saturating_add(delay);
     tokio::select! {

@@ -230,13 +230,23 @@ pub fn create_private_folder(folder: &Path) -> Result<(), FileError> {
     make_private_folder(folder).map(drop)
 }
 
-/// The same; true when this call made `folder` itself, false when it was there or somebody else made it meanwhile.
+/// The same; answers which folders this call made itself, for [`remove_made`]: none that was there, or that somebody
+/// else made meanwhile.
 ///
 /// # Errors
 ///
 /// As [`create_private_folder`].
-pub fn make_private_folder(folder: &Path) -> Result<bool, FileError> {
-    Folder::create(folder, Owners::RootAndOwn).map(|folder| folder.is_made())
+pub fn make_private_folder(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
+    Folder::create(folder, Owners::RootAndOwn).map(Folder::into_made)
+}
+
+/// Removes folders that were made for nothing. One in which anything is stays, with those above it.
+pub fn remove_made(made: &[PathBuf]) {
+    for folder in made.iter().rev() {
+        if std::fs::remove_dir(folder).is_err() {
+            return;
+        }
+    }
 }
 
 /// Exclusive use of a folder by this process, until dropped or the process dies.

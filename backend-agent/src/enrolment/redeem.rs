@@ -19,6 +19,7 @@ use viworks_common::enrolment::{
 };
 use viworks_common::id::{AgentId, GatewayName, Tenant, TicketId};
 use viworks_common::key::{Identity, MasterKey};
+use viworks_common::pin::PinSet;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::random;
@@ -284,16 +285,19 @@ impl Enrolment {
         };
         let url = self.office.agents_url().map_err(super::TicketError::from)?;
         let office = self.office.open("enrolment").await?;
+        // Once: those that are answered are those that are stored as given.
+        let pins = self.office.pins(&office);
         let redeemed = if let Some(agent_id) = place {
             let wanted = Wanted {
                 agent_id,
                 name: &wanted,
+                pins: &pins,
                 has_other_name: false,
                 replaces: true,
             };
             self.redeem_as(&office, work, &wanted).await
         } else {
-            self.redeem_as_new(&office, work, &wanted).await
+            self.redeem_as_new(&office, work, &wanted, &pins).await
         };
         let made = match redeemed? {
             Made::Gateway(made) => made,
@@ -323,7 +327,7 @@ impl Enrolment {
             key_generation,
             epoch: made.epoch,
             sealed: String::new(),
-            pins: self.office.pins(&office),
+            pins,
             binding: office.binding,
             labels: made.labels,
             url,
@@ -367,6 +371,7 @@ impl Enrolment {
         office: &Office,
         work: &Work<'_>,
         name: &GatewayName,
+        pins: &PinSet,
     ) -> Result<Made, StoreError> {
         let Work { proved, ticket, .. } = work;
         let agent_id = AgentId::from_uuid(random::uuid_v7(self.clock.wall()));
@@ -378,6 +383,7 @@ impl Enrolment {
         let wanted = Wanted {
             agent_id,
             name,
+            pins,
             has_other_name: other.is_some(),
             replaces: false,
         };
@@ -408,6 +414,7 @@ impl Enrolment {
         let Wanted {
             agent_id,
             name,
+            pins,
             has_other_name,
             replaces,
         } = *wanted;
@@ -435,6 +442,7 @@ impl Enrolment {
                 name: name.clone(),
                 labels: ticket.labels.clone(),
                 key_generation: FIRST_GENERATION,
+                pins: Some(pins.clone()),
                 certificate: Some(NewCertificate {
                     agent_id,
                     spki: csr.spki,
@@ -573,6 +581,8 @@ impl Enrolment {
 struct Wanted<'a> {
     agent_id: AgentId,
     name: &'a GatewayName,
+    /// What it is to trust.
+    pins: &'a PinSet,
     /// Whether it comes again with another name when this one is taken.
     has_other_name: bool,
     /// Whether it takes the place of that gateway.

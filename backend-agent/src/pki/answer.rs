@@ -214,6 +214,7 @@ fn make(
         name: name.clone(),
         labels: labels.clone(),
         key_generation: FIRST_GENERATION,
+        pins: Some(pins.clone()),
         certificate: Some(NewCertificate {
             agent_id,
             spki: csr.spki,

@@ -236,7 +236,7 @@ fn read_secret(path: &Path) -> Result<Zeroizing<String>, PkiError> {
 }
 
 /// Makes what a new gateway needs, and what the store must be told before any of it is worth something. Nothing of its
-/// secrets is stored there; they follow from the master key.
+/// secrets is stored there; they follow from the master key. Which pins are handed to the gateway, the caller knows.
 ///
 /// # Errors
 ///
@@ -264,6 +264,7 @@ pub fn make(
         name: request.name,
         labels: request.labels,
         key_generation: FIRST_GENERATION,
+        pins: None,
         certificate: Some(NewCertificate {
             agent_id,
             spki: certificate.facts.spki,
@@ -305,8 +306,8 @@ pub async fn issue(
 ) -> Result<AgentId, PkiError> {
     delivery.check()?;
     // Before anything is registered: without them nobody could connect.
-    let pins = pins_in_force(store, tenant, office, office.pin_set_version, clock.line()).await?;
-    let pins = shown_first(office, &pins);
+    let set = pins_in_force(store, tenant, office, office.pin_set_version, clock.line()).await?;
+    let pins = shown_first(office, &set);
     if let Some(agent_id) = delivery.unfinished()? {
         let known = store.gateway(tenant, &GatewayRef::Id(agent_id)).await?;
         if known.is_some_and(|known| known.name == request.name) {
@@ -315,7 +316,8 @@ pub async fn issue(
         }
         delivery.clear()?;
     }
-    let (material, gateway) = make(tenant, office, request, clock.wall())?;
+    let (material, mut gateway) = make(tenant, office, request, clock.wall())?;
+    gateway.pins = Some(set);
     let _room = delivery.begin(&material)?;
     let now = clock.line();
     if let Err(error) = store.create_gateway(tenant, gateway, actor, now).await {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P384_SHA384};
 use viworks_backend_agent::data::{
-    Actor, OwnPins, PinChange, PinOutcome, PinStep, Store, StoreError,
+    Actor, GatewayRef, OwnPins, PinChange, PinOutcome, PinStep, Store, StoreError,
 };
 use viworks_backend_agent::pki::PkiError;
 use viworks_backend_agent::pki::answer::{Reply, read_request, sign};
@@ -143,6 +143,13 @@ async fn stage(store: &dyn Store, office: &Office, staged: SpkiPin) {
     assert_eq!(change.await.unwrap(), PinOutcome::Done);
 }
 
+/// Which version of the pin set a gateway has confirmed.
+async fn confirmed(store: &dyn Store, name: &str) -> u64 {
+    let which = GatewayRef::Name(name.parse().unwrap());
+    let found = store.gateway(&Tenant::default_tenant(), &which).await;
+    found.unwrap().unwrap().pin_set_version
+}
+
 #[tokio::test]
 async fn a_gateway_that_is_issued_by_files_gets_the_pins_in_force() {
     let folder = initialised();
@@ -159,6 +166,7 @@ async fn a_gateway_that_is_issued_by_files_gets_the_pins_in_force() {
         let (_before, after) = rest.split_once(&format!("\"{pin}\",")).unwrap();
         rest = after;
     }
+    assert_eq!(confirmed(&*store, "gw-1").await, 4);
     store.close().await;
 }
 
@@ -200,6 +208,7 @@ async fn an_answer_has_the_pins_that_the_door_would_give() {
     let (answer, _secrets) = read_answer_file(&std::fs::read(&out).unwrap()).unwrap();
     assert_eq!((answer.pins.version, answer.pins.pins.len()), (4, 3));
     assert!(answer.pins.contains(&staged) && answer.pins.contains(&office.pins[0]));
+    assert_eq!(confirmed(&*store, "gw-1").await, 4);
     store.close().await;
 }
 

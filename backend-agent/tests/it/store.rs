@@ -244,6 +244,8 @@ suite! {
         a_gateway_that_is_revoked_or_trusts_what_nobody_made_confirms_nothing,
         a_pin_set_that_is_configured_under_a_higher_version_takes_the_place_of_the_stored_one,
         the_configured_set_is_stored_by_the_first_and_replaced_by_a_higher_version_alone,
+        a_gateway_has_confirmed_the_pins_that_it_became_one_with,
+        the_pins_of_the_last_answer_at_the_door_are_those_that_count,
     }
     authorities {
         a_gateway_has_what_it_reported_whether_it_is_connected_or_not,
@@ -474,6 +476,7 @@ suite! {
         counts_follow_the_rows,
         health_speaks_of_gateways_that_are_not_revoked_and_of_a_day,
         health_knows_since_when_the_oldest_queued_command_waits,
+        results_that_were_not_kept_are_told_of_by_the_next_one_that_is_recorded,
         a_closed_store_is_unavailable,
     }
 }

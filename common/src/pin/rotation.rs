@@ -348,6 +348,24 @@ impl Rotation {
     }
 }
 
+/// Which version a gateway has confirmed by becoming one with the set `given`, where these keys are stored: that of the
+/// set, if it has every key that gateways of this version are taken to trust. Otherwise zero, as for one that has said
+/// nothing so far: while nothing is stored, as before there are two pins, another set may yet be stored under its
+/// version.
+#[must_use]
+pub fn confirmed_with(given: &PinSet, stored: &[ServerKey]) -> u64 {
+    let made = |key: &ServerKey| key.retired_in.unwrap_or(0).max(key.staged_in);
+    let is_made = stored.iter().any(|key| made(key) >= given.version);
+    let mut promised = stored
+        .iter()
+        .filter(|key| key.is_trusted() && key.staged_in <= given.version);
+    if is_made && promised.all(|key| given.contains(&key.pin)) {
+        given.version
+    } else {
+        0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -465,6 +483,39 @@ mod tests {
             !own.may_show(&pin(3)),
             "from the first step on it takes one"
         );
+    }
+
+    #[test]
+    fn whoever_is_given_a_set_has_confirmed_its_version_where_that_is_what_is_stored() {
+        let mut own = Rotation::of(&configured(1, &[1, 2]), pin(1), Vec::new());
+        let first = configured(1, &[1, 2]);
+        assert_eq!(confirmed_with(&first, &[]), 0, "nothing is stored");
+        assert_eq!(confirmed_with(&first, &stored(&own)), 1);
+        // As a backend gives it that has no next key, under the version that another set has by now.
+        let alone = configured(1, &[1]);
+        assert_eq!(confirmed_with(&alone, &stored(&own)), 0);
+        assert_eq!(
+            confirmed_with(&configured(2, &[1, 2]), &stored(&own)),
+            0,
+            "no set was made under it"
+        );
+        own.stage(pin(3), pin(1), NOW).unwrap();
+        assert_eq!(confirmed_with(&first, &stored(&own)), 1, "the older set");
+        assert_eq!(confirmed_with(&configured(2, &[1, 2]), &stored(&own)), 0);
+        // With the key beside it that the server shows.
+        let second = configured(2, &[1, 2, 3, 9]);
+        assert_eq!(confirmed_with(&second, &stored(&own)), 2);
+        own.promote(&pin(3), 0, false, NOW).unwrap();
+        own.retire(&pin(1), &pins(&[3]), NOW).unwrap();
+        let third = configured(3, &[2, 3]);
+        assert_eq!(confirmed_with(&third, &stored(&own)), 3);
+        // What was retired since is asked of nobody.
+        assert_eq!(confirmed_with(&configured(2, &[2, 3]), &stored(&own)), 2);
+        // Who has not heard of the key that was staged again is not taken to trust it.
+        own.stage(pin(1), pin(3), NOW).unwrap();
+        assert_eq!(own.trusted_from(&pin(1)), Some(4));
+        assert_eq!(confirmed_with(&third, &stored(&own)), 3);
+        assert_eq!(confirmed_with(&configured(4, &[2, 3]), &stored(&own)), 0);
     }
 
     #[test]

@@ -223,7 +223,7 @@ async fn a_ticket_that_is_no_good_says_why_and_changes_nothing() {
         assert!(!said.stderr.contains(&good[5..]), "{said:?}");
     }
     for (name, ticket, code, told) in [
-        ("m1", mistyped, 2, "mistyped"),
+        ("m1", mistyped.clone(), 2, "mistyped"),
         ("m2", good[..100].to_owned(), 2, "cut off after 100"),
         ("m3", "hello".to_owned(), 2, "begins with vwt1_"),
         ("m4", expired, 77, "expired at"),
@@ -237,6 +237,11 @@ async fn a_ticket_that_is_no_good_says_why_and_changes_nothing() {
         assert!(said.stderr.lines().count() == 1, "{said:?}");
         assert!(!folder(&system, name).exists(), "{name}");
     }
+    // Nor is what is above it left where that was made for nothing.
+    let deep = enroll(&system, &folder(&system, "above/m9"), &mistyped, &[]);
+    let said = finish(deep, LIMIT).await.ended_with(2);
+    assert!(said.stderr.contains("mistyped"), "{said:?}");
+    assert!(!folder(&system, "above").exists());
     let names: Vec<Value> = gateways(&system)
         .await
         .iter()

@@ -9,7 +9,7 @@ use rcgen::{CertificateParams, KeyPair};
 use rustix::process::Signal;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 use viworks_common::pin::SpkiPin;
 use viworks_runtime::tls;
 use viworks_testkit::binaries::Binaries;
@@ -18,6 +18,7 @@ use viworks_testkit::postgres::Own;
 use viworks_testkit::process::{Process, Said, eventually, finish};
 use viworks_testkit::rogue::Material;
 
+use crate::enrolment::{backend, enroll, folder, ticket};
 use crate::renewals::{renew_server, shown};
 use crate::told::status_where;
 
@@ -185,6 +186,28 @@ async fn the_servers_key_is_rotated_and_nobody_is_cut_off() {
     for gateway in [&mut first, &mut second, &mut third] {
         assert!(gateway.stop(Duration::from_secs(30)).await.success());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_enrolled_with_the_pins_in_force_would_not_be_cut_off() {
+    let system = backend().await;
+    let enrolled = async |name: &str| {
+        let made = ticket(&system, &json!({"uses": 1, "name": name})).await;
+        let folder = folder(&system, name);
+        let said = finish(enroll(&system, &folder, &made, &[]), PATIENCE).await;
+        let _done = said.ended_with(0);
+    };
+    enrolled("gw-early").await;
+    let new = pin_of(&KeyPair::generate().unwrap());
+    let _done = pin(&system, &["stage", &new]).await.ended_with(0);
+    enrolled("gw-late").await;
+    // Neither has ever connected.
+    let refused = pin(&system, &["promote", &new]).await.ended_with(6);
+    for words in ["1 gateway does not trust", "gw-early"] {
+        assert!(refused.stderr.contains(words), "{words}: {refused:#?}");
+    }
+    assert!(!refused.stderr.contains("gw-late"), "{refused:#?}");
+    confirmed_by(&system, &new, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

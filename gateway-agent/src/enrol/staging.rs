@@ -95,8 +95,8 @@ pub struct Whole {
 #[derive(Debug)]
 struct Room {
     target: PathBuf,
-    /// Whether this call itself made the target.
-    made: bool,
+    /// What this call itself made of the target and of the folders above it.
+    made: Vec<PathBuf>,
     folder: PathBuf,
     _lock: FolderLock,
 }
@@ -237,11 +237,9 @@ impl Whole {
 }
 
 impl Drop for Room {
-    /// A folder that was made for nothing goes again; where anything is in it, it stays.
+    /// Folders that were made for nothing go again; where anything is in one, it stays.
     fn drop(&mut self) {
-        if self.made {
-            let _stays = std::fs::remove_dir(&self.target);
-        }
+        files::remove_made(&self.made);
     }
 }
 
@@ -393,8 +391,9 @@ impl Room {
     }
 }
 
-/// Makes a folder where it is missing, and takes it for this process alone; true when this made it.
-fn take(target: &Path) -> Result<(FolderLock, bool), EnrolError> {
+/// Makes a folder where it is missing, and takes it for this process alone; with what this made of it and of those
+/// above it.
+fn take(target: &Path) -> Result<(FolderLock, Vec<PathBuf>), EnrolError> {
     let mut tries = 1;
     loop {
         let made = files::make_private_folder(target);
@@ -437,13 +436,13 @@ mod tests {
     #[test]
     fn a_folder_is_taken_by_one_and_is_whose_call_made_it() {
         let root = tempfile::tempdir().unwrap();
-        let target = root.path().join("gateway");
+        let target = root.path().join("site/gateway");
         let (lock, made) = take(&target).unwrap();
-        assert!(made);
+        assert_eq!(made.len(), 2, "{made:?}");
         let error = take(&target).unwrap_err();
         assert!(matches!(error, EnrolError::UnderWay { .. }), "{error}");
         drop(lock);
         let (_lock, made) = take(&target).unwrap();
-        assert!(!made);
+        assert!(made.is_empty(), "{made:?}");
     }
 }

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use viworks_common::code::CloseCode;
+use viworks_common::id::AgentId;
 use viworks_common::limits::DETAIL_BYTES_MAX;
 use viworks_common::session::backoff::FailureClass;
 use viworks_common::session::state::AgentState;
@@ -46,6 +47,14 @@ impl Ended {
         let untrusted = matches!(self.code, Some(CloseCode::CertUntrusted));
         matches!(self.code, Some(CloseCode::Revoked)) || (untrusted && self.confirmed_for.is_none())
     }
+}
+
+/// What to do, with this gateway in the place of what stands for one: it knows its id, by which every verb finds it as
+/// well as by its name. What another one is to be called is for whoever makes it to say.
+pub(super) fn about_this(fix: &str, agent_id: AgentId) -> String {
+    let own = agent_id.to_string();
+    let parts = fix.split("NAME-2").map(|part| part.replace("NAME", &own));
+    parts.collect::<Vec<_>>().join("ANOTHER-NAME")
 }
 
 /// What to do when HELLO is not taken for ours.
@@ -272,6 +281,30 @@ mod tests {
     use viworks_common::code::KEPT_ANOTHER;
 
     use super::*;
+
+    #[test]
+    fn what_is_to_be_done_names_this_gateway() {
+        let id: AgentId = "01900000-0000-7000-8000-000000000013".parse().unwrap();
+        let another = "cert_untrusted: another machine has this gateway's place";
+        for (code, reason, words) in [
+            (CloseCode::Revoked, "the gateway was revoked", "replace"),
+            (CloseCode::Revoked, "the certificate was revoked", "replace"),
+            (CloseCode::CertUntrusted, another, "show"),
+            (
+                CloseCode::CertUntrusted,
+                "was replaced by a later one",
+                "forks",
+            ),
+            (CloseCode::IdentityFork, KEPT_ANOTHER, "resolve"),
+        ] {
+            let told = about_this(code.advice_for(reason), id);
+            let own = format!("viworks gateway {words} {id}");
+            assert!(told.contains(&own), "{own}: {told}");
+            let left = told.replace("--name ANOTHER-NAME,", "");
+            assert!(!left.contains("NAME"), "{told}");
+        }
+        assert_eq!(about_this("", id), "");
+    }
 
     #[test]
     fn another_certificate_is_tried_when_the_one_of_a_session_is_revoked() {

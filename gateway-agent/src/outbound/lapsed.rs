@@ -31,6 +31,7 @@ use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::{fault, random};
 
 use super::door::{self, Door, DoorFailure};
+use super::ending::about_this;
 use super::errand::Errand;
 use crate::config::door_place;
 use crate::credentials::Credentials;
@@ -466,8 +467,7 @@ impl Lapsed {
         let (again, missed) = (human::span(pause), errand.missed());
         let cause =
             format!("{amiss}; the door at {url} gave {missed}: {cause}; asking again in {again}");
-        // A gateway knows its id, by which every verb finds it as well.
-        let fix = fix.replace("NAME", &asking.material.name.agent_id.to_string());
+        let fix = about_this(fix, asking.material.name.agent_id);
         self.conditions
             .raise(condition, Severity::Fail, &cause, &fix);
         false

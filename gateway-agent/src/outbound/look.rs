@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use viworks_common::id::AgentId;
 use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig};
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::websocket::{Progress, Received, Socket};
 
 use super::dial::Dialled;
-use super::ending::{Ended, Seen};
+use super::ending::{Ended, Seen, about_this};
 use crate::material::Material;
 
 /// Why a backend that took the upgrade said nothing that leads to a session.
@@ -23,11 +24,12 @@ pub struct Unchallenged {
     pub fix: String,
 }
 
-impl From<Ended> for Unchallenged {
-    fn from(ended: Ended) -> Self {
+impl Unchallenged {
+    /// Of an attempt of this gateway.
+    fn new(ended: Ended, agent_id: AgentId) -> Self {
         Self {
             cause: ended.cause,
-            fix: ended.fix.to_owned(),
+            fix: about_this(ended.fix, agent_id),
         }
     }
 }
@@ -67,8 +69,9 @@ pub async fn challenge(
         left: None,
         presented: None,
     };
+    let unchallenged = |ended| Unchallenged::new(ended, material.name.agent_id);
     let Received::Frame(frame) = received else {
-        return Err(seen.lost(received).into());
+        return Err(unchallenged(seen.lost(received)));
     };
     session.handle_frame(&frame, SystemClock.now());
     let server_time = match session.poll_event() {
@@ -76,9 +79,8 @@ pub async fn challenge(
         _other => {
             let closed = session.closed().cloned();
             let nothing = || seen.lost(Received::Closed(None));
-            return Err(closed
-                .map_or_else(nothing, |closed| seen.closed(&closed))
-                .into());
+            let ended = closed.map_or_else(nothing, |closed| seen.closed(&closed));
+            return Err(unchallenged(ended));
         }
     };
     let now = SystemClock.now();

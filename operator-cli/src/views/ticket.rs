@@ -10,9 +10,19 @@ use viworks_common::enrolment::Ticket as Written;
 use viworks_common::human;
 use viworks_common::id::TicketId;
 use viworks_common::time::Timestamp;
+use viworks_runtime::files::quoted;
 
 use crate::failure::Failure;
 use crate::output::{self, Format, one_line};
+
+/// The command that redeems the ticket in a copy of this file, from the folder in which the copy is.
+fn enroll_with(out: &Path) -> String {
+    let name = out.file_name().map_or(out, Path::new);
+    format!(
+        "viworks-gateway-agent enroll --ticket-file {}",
+        one_line(&quoted(name))
+    )
+}
 
 /// Prints the string of a new ticket, or the file that it went into, and what is done with it.
 pub fn created(
@@ -48,9 +58,9 @@ pub fn created(
             output::note(&format!("  {what:<8} {}", one_line(&found)));
         }
     }
-    if out.is_some() {
+    if let Some(out) = out {
         output::note("  Use it   on the machine, with a copy of the file that only root can read:");
-        output::note("           sudo viworks-gateway-agent enroll --ticket-file FILE");
+        output::note(&format!("           sudo {}", enroll_with(out)));
     } else {
         output::note("  Use it   on the machine: sudo viworks-gateway-agent enroll");
         output::note(
@@ -260,6 +270,18 @@ mod tests {
     use viworks_runtime::exit::ExitCode;
 
     use super::*;
+
+    #[test]
+    fn the_command_that_redeems_a_ticket_names_its_file() {
+        for (out, command) in [
+            ("gw.ticket", "enroll --ticket-file gw.ticket"),
+            ("/root/tickets/gw-1", "enroll --ticket-file gw-1"),
+            ("my tickets/it's", "enroll --ticket-file 'it'\\''s'"),
+        ] {
+            let told = enroll_with(Path::new(out));
+            assert!(told.ends_with(command), "{told}");
+        }
+    }
 
     #[test]
     fn what_stands_in_a_ticket_is_a_document_without_its_secret() {

@@ -93,7 +93,7 @@ pub struct Folder {
     /// As it was asked for, which is what problems with its files name.
     asked: PathBuf,
     owners: Owners,
-    is_made: bool,
+    made: Vec<PathBuf>,
 }
 
 impl Folder {
@@ -117,9 +117,10 @@ impl Folder {
         walk(path, owners, Holder::Closed, true)
     }
 
-    /// Whether it was not there before: made by this call itself, and by nobody else meanwhile.
-    pub(super) const fn is_made(&self) -> bool {
-        self.is_made
+    /// What was not there before, of it and of those above it: made by this call itself, and by nobody else meanwhile;
+    /// the one that is farthest above first.
+    pub(super) fn into_made(self) -> Vec<PathBuf> {
+        self.made
     }
 
     /// The folder in which `path` lies, and the name that it has there.
@@ -352,14 +353,14 @@ const LEAF: OFlags = OFlags::NOFOLLOW
     .union(OFlags::NOCTTY);
 
 fn walk(asked: &Path, owners: Owners, holder: Holder, create: bool) -> Result<Folder, FileError> {
-    let mut made = None;
+    let mut made = Vec::new();
     let mut make = |above: &OwnedFd, name: &OsStr, path: &Path, _is_last: bool| {
         if !create {
             return Ok(false);
         }
         match fs::mkdirat(above, name, Mode::from_raw_mode(0o700)) {
             Ok(()) => {
-                made = Some(path.to_owned());
+                made.push(path.to_owned());
                 Ok(true)
             }
             // Made by somebody else meanwhile: judged like any other.
@@ -374,14 +375,12 @@ fn walk(asked: &Path, owners: Owners, holder: Holder, create: bool) -> Result<Fo
     if holder == Holder::Closed || stat.st_mode & STICKY == 0 {
         refuse_writable_folder(&fd, &path, &stat)?;
     }
-    // The last one that was made can be one above it.
-    let is_made = made.is_some_and(|made| made == path);
     Ok(Folder {
         fd,
         path,
         asked: asked.to_owned(),
         owners,
-        is_made,
+        made,
     })
 }
 

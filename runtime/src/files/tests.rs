@@ -414,11 +414,18 @@ fn a_folder_that_is_removed_before_its_lock_is_not_held() {
 fn a_folder_is_made_by_one_call() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("above/made");
-    for is_made in [true, false] {
-        assert_eq!(make_private_folder(&path).unwrap(), is_made);
-    }
-    // What is above it is not it.
-    assert!(!make_private_folder(&root.path().join("above")).unwrap());
+    let made = make_private_folder(&path).unwrap();
+    let names: Vec<_> = made.iter().map(|made| made.file_name().unwrap()).collect();
+    assert_eq!(names, ["above", "made"]);
+    assert!(make_private_folder(&path).unwrap().is_empty());
+    // Where somebody has put something, it stays, and so does what is above it.
+    let file = path.join("somebody's");
+    fs::write(&file, "").unwrap();
+    remove_made(&made);
+    assert!(file.exists());
+    fs::remove_file(&file).unwrap();
+    remove_made(&made);
+    assert!(root.path().exists() && !root.path().join("above").exists());
 }
 
 #[test]

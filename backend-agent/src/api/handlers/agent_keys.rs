@@ -27,17 +27,28 @@ pub(in crate::api) async fn rotate(
     let (id, name) = (GatewayRef::Id(found.agent_id), found.name);
     let actor = principal.actor(&request_id);
     let rotated = state.commands.rotate_key(found.agent_id, &actor).await?;
-    let conflict = |why: &str| {
-        Err(ApiError::new(
-            ProblemCode::Conflict,
-            format!("{name} {why}"),
-        ))
+    let conflict = |why: &str, fix: String| {
+        let detail = format!("{name} {why}");
+        Err(ApiError::new(ProblemCode::Conflict, detail).fixed_by(fix))
     };
     let wanted = match rotated.ok_or_else(|| ApiError::not_found("gateway"))? {
         KeyRotation::Wanted(generation) => generation,
-        KeyRotation::Revoked => return conflict("is revoked"),
+        KeyRotation::Revoked => {
+            let fix = format!(
+                "nothing, if it is out for good; a machine that is let in again gets another key: viworks gateway \
+                 replace {name}"
+            );
+            return conflict("is revoked", fix);
+        }
         KeyRotation::Exhausted => {
-            return conflict("has the key of the last generation: give it a new identity");
+            let fix = format!(
+                "make a gateway of another name of its machine (viworks ticket create, and viworks-gateway-agent \
+                 enroll into another folder), and then viworks gateway revoke {name}"
+            );
+            return conflict(
+                "has the key of the last generation: give it a new identity",
+                fix,
+            );
         }
     };
     Ok(Json(GatewayKeyRotated {

@@ -18,7 +18,7 @@ use crate::api::ApiState;
 use crate::api::extract::{Caller, NoParams, Params, Segment, listed, page};
 use crate::api::problem::{ApiError, ApiResult, stored_ref};
 use crate::api::request::{Api, RequestId};
-use crate::command::submit::{SubmitRequest, Submitted};
+use crate::command::submit::{SubmitError, SubmitRequest, Submitted};
 use crate::data::{self, DeadLetterFilter, DeadLetterRequest, TargetSelection};
 
 /// Which of them, and which page.
@@ -123,7 +123,18 @@ pub(in crate::api) async fn retry(
         risks: principal.risks(),
         actor: principal.actor(&request_id),
     };
-    let Submitted { mut run, replayed } = state.commands.submit(request).await?;
+    let sent = state.commands.submit(request).await;
+    let Submitted { mut run, replayed } = sent.map_err(|error| {
+        let is_resolved = matches!(error, SubmitError::Resolved);
+        let told = ApiError::from(error);
+        if is_resolved {
+            told.fixed_by(format!(
+                "see what was decided: viworks dlq show {command_id}"
+            ))
+        } else {
+            told
+        }
+    })?;
     named(&mut run, replayed, &principal);
     let status = if replayed {
         StatusCode::OK
@@ -153,7 +164,8 @@ pub(in crate::api) async fn discard(
         .ok_or_else(missing)?;
     if let Some(run_id) = letter.retry_run_id {
         let detail = format!("it was retried already, by run {run_id}");
-        return Err(ApiError::new(ProblemCode::Conflict, detail));
+        let fix = format!("see what came of that: viworks runs show {run_id}");
+        return Err(ApiError::new(ProblemCode::Conflict, detail).fixed_by(fix));
     }
     Ok(Json(view(letter)))
 }

@@ -265,26 +265,39 @@ pub(in crate::api) async fn resolve_fork(
         .resolve_fork(found.agent_id, decision, &actor)
         .await?
         .ok_or_else(|| ApiError::not_found("gateway"))?;
-    let conflict = |detail: &str| Err(ApiError::new(ProblemCode::Conflict, detail));
+    let name = &found.name;
+    let conflict =
+        |detail: &str, fix: String| Err(ApiError::new(ProblemCode::Conflict, detail).fixed_by(fix));
     let resolved = match resolution {
         ForkResolution::Resolved(resolved) => resolved,
-        ForkResolution::Revoked => return conflict("this gateway was revoked: nobody keeps it"),
+        ForkResolution::Revoked => {
+            return conflict(
+                "this gateway was revoked: nobody keeps it",
+                format!("to let one of the machines in again: viworks gateway replace {name}"),
+            );
+        }
         ForkResolution::NoFork => {
             return conflict(
                 "no second holder of this identity was seen: there is nothing to decide",
+                format!("nothing; viworks gateway show {name} says who has its session"),
             );
         }
         ForkResolution::HolderIsOut => {
             return conflict(
                 "the certificate of this holder was revoked, or another machine took the gateway's place since: it could not come back, and the one that has the identity would be cut off; nothing was changed",
+                format!(
+                    "keep the other one (viworks gateway forks {name} shows both), or let this machine in anew: \
+                     viworks gateway replace {name}"
+                ),
             );
         }
         ForkResolution::NoSuchHolder => {
             let allowed = "a process or an installation that viworks gateway forks shows; one that was started anew is another process, which is there once it was refused";
             let what = "no holder of this gateway's identity has this id";
+            let see = format!("viworks gateway forks {name} shows both holders with their ids");
             return Err(ApiError::new(ProblemCode::NotFound, what)
                 .with("keep", "no holder has it", Some(allowed.to_owned()))
-                .fixed_by("viworks gateway forks NAME shows both holders with their ids"));
+                .fixed_by(see));
         }
         ForkResolution::BothHolders => {
             let allowed = "the process of one of the two, because both have this installation";

@@ -137,7 +137,8 @@ async fn refused(
     pin: &SpkiPin,
     refusal: RotationRefusal,
 ) -> ApiResult<ApiError> {
-    let refused = |code| ApiError::new(code, refusal.to_string()).fixed_by(fix(refusal, pin));
+    let what_to_do = || fix(refusal, pin, known);
+    let refused = |code| ApiError::new(code, refusal.to_string()).fixed_by(what_to_do());
     if refusal == RotationRefusal::NothingToRetire {
         return Ok(refused(ProblemCode::NotFound));
     }
@@ -160,7 +161,7 @@ async fn refused(
         "gateways do not trust this key yet and would be cut off",
     );
     let detail = format!("{gateways}; nothing was changed");
-    let mut error = ApiError::new(ProblemCode::Conflict, detail).fixed_by(fix(refusal, pin));
+    let mut error = ApiError::new(ProblemCode::Conflict, detail).fixed_by(what_to_do());
     let more = missing.saturating_sub(u64::try_from(named.len()).unwrap_or(u64::MAX));
     for gateway in named {
         let session = if gateway.connected {
@@ -179,7 +180,7 @@ async fn refused(
 }
 
 /// What to do about a step that was not taken.
-fn fix(refusal: RotationRefusal, pin: &SpkiPin) -> String {
+fn fix(refusal: RotationRefusal, pin: &SpkiPin, known: &PinsKnown) -> String {
     let fix = match refusal {
         RotationRefusal::Unknown | RotationRefusal::Retired => {
             return format!("viworks pin stage {pin}, and once gateways trust it the same again");
@@ -193,6 +194,13 @@ fn fix(refusal: RotationRefusal, pin: &SpkiPin) -> String {
              again"
         }
         RotationRefusal::LiveKeyMissing => {
+            let set = known.rotation.set();
+            let missing = known.shown.iter().find(|shown| !set.contains(shown));
+            if let Some(missing) = missing {
+                return format!(
+                    "viworks pin stage {missing}, which a backend shows, and the same again"
+                );
+            }
             "viworks pin status names the key that a backend shows: viworks pin stage PIN"
         }
         RotationRefusal::CutOff => {
@@ -283,5 +291,30 @@ fn gateway(found: Untrusting) -> PinGateway {
         pin_set_version: found.version,
         online: found.connected,
         last_seen: found.last_seen_at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use viworks_common::pin::PinSet;
+    use viworks_common::pin::rotation::Rotation;
+
+    use super::*;
+
+    #[test]
+    fn the_key_that_is_to_be_staged_first_is_named() {
+        let pin = |n| SpkiPin::from_digest([n; 32]);
+        let configured = PinSet {
+            version: 1,
+            pins: [pin(1), pin(2)].into(),
+        };
+        let known = PinsKnown {
+            rotation: Rotation::of(&configured, pin(1), Vec::new()),
+            shown: [pin(1), pin(9)].into(),
+            stepped: false,
+        };
+        let fix = fix(RotationRefusal::LiveKeyMissing, &pin(4), &known);
+        let named = format!("viworks pin stage {}", pin(9));
+        assert!(fix.contains(&named), "{fix}");
     }
 }

@@ -90,6 +90,10 @@ INSERT INTO gateway_budgets (tenant, agent_id, kind, full_at, left_out)
 VALUES (:tenant, :agent_id, :kind, :full_at, :left_out)
 ON CONFLICT (tenant, agent_id, kind) DO UPDATE SET full_at = excluded.full_at, left_out = excluded.left_out";
 
+pub(super) const UNTOLD: &str = "\
+UPDATE gateway_budgets SET left_out = left_out + :left_out
+WHERE tenant = :tenant AND agent_id = :agent_id AND kind = :kind";
+
 /// Takes one from what a gateway has left, and says how many were left out since the last that was kept. `None` when
 /// this one is left out, too, and only counted, with those `before` it that were left out on their way here.
 pub(super) fn take(
@@ -115,6 +119,18 @@ pub(super) fn take(
     let full_at = u64::try_from(full_at).unwrap_or(u64::MAX);
     tx.execute(SAVE, params! { agent_id, kind, full_at, left_out })?;
     Ok(kept)
+}
+
+/// Counts those again that [`take`] said were left out, where nobody came to be told of them.
+pub(super) fn untold(
+    tx: &Tx<'_>,
+    agent_id: AgentId,
+    budget: Budget,
+    left_out: u64,
+) -> StoreResult<()> {
+    let kind = budget.kind;
+    tx.execute(UNTOLD, params! { agent_id, kind, left_out })
+        .map(drop)
 }
 
 /// The time line never steps, so a quota can be measured on it.

@@ -17,7 +17,7 @@ use viworks_runtime::sqlite::{Row, params};
 
 use super::row::Reader;
 use super::tx::{Tx, View};
-use super::{agents, certificates, replacements, tickets};
+use super::{agents, certificates, pins, replacements, tickets};
 use crate::data::{
     Actor, AnsweredChallenge, AuditOutcome, EnrolledBefore, Foreseen, Gateway, GatewayRef,
     RedeemOutcome, Redemption, RefusedRedemption, StoreError, StoreResult, StoredTicket,
@@ -40,6 +40,11 @@ SELECT ticket_id, agent_id, install_id, certificate, epoch FROM enrolments WHERE
 pub(super) const ADD: &str = "\
 INSERT INTO enrolments (tenant, spki, ticket_id, agent_id, install_id, certificate, enrolled_at, epoch)
 VALUES (:tenant, :spki, :id, :agent_id, :install_id, :certificate, :now, :epoch)";
+
+/// Of a gateway that has not been connected so far, which pins it was given last.
+pub(super) const GIVEN: &str = "\
+UPDATE gateways SET pin_set_version = :version
+WHERE tenant = :tenant AND agent_id = :agent_id AND confirmed = :epoch";
 
 pub(super) const FORGET: &str = "\
 DELETE FROM enrolments WHERE tenant = :tenant AND ticket_id IN (
@@ -279,6 +284,12 @@ fn again(
     // Its end is no matter: the gateway came of it in time. Where it is answered is.
     if !is_allowed(ticket, redemption.peer) {
         return Ok(RedeemOutcome::Refused(TicketRefusal::OtherNetwork));
+    }
+    let version = pins::given(tx, redemption.gateway.pins.as_ref())?;
+    if version != gateway.pin_set_version {
+        // The answer has the pins of this moment, and not those of the one that was lost.
+        let (agent_id, epoch) = (gateway.agent_id, enrolled.epoch);
+        tx.execute(GIVEN, params! { version, agent_id, epoch })?;
     }
     let id = redemption.ticket;
     if is_news(tx, id, &[b"again", &redemption.spki])? {

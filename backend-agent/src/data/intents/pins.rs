@@ -5,8 +5,10 @@ use std::ops::ControlFlow;
 
 use serde_json::json;
 use viworks_common::id::AgentId;
-use viworks_common::pin::SpkiPin;
-use viworks_common::pin::rotation::{KeyState, PINS_MIN, Rotation, RotationRefusal, ServerKey};
+use viworks_common::pin::rotation::{
+    KeyState, PINS_MIN, Rotation, RotationRefusal, ServerKey, confirmed_with,
+};
+use viworks_common::pin::{PinSet, SpkiPin};
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
@@ -145,6 +147,15 @@ fn is_unsaid(tx: &Tx<'_>) -> StoreResult<bool> {
         Reader::new("instances", row).get("backends")
     })?;
     Ok(backends > 0)
+}
+
+/// Which version a gateway has confirmed that becomes one with these pins, if it gets some; zero where it is none.
+pub(super) fn given(view: &View<'_>, pins: Option<&PinSet>) -> StoreResult<u64> {
+    let Some(pins) = pins else {
+        return Ok(0);
+    };
+    let stored: Vec<ServerKey> = view.all(LOAD, &[], read)?;
+    Ok(confirmed_with(pins, &stored))
 }
 
 /// Which versions gateways trust.

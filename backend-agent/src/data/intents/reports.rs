@@ -198,12 +198,15 @@ fn keep_orphan(
     let (most, most_bytes) = (ORPHANS_PER_GATEWAY_MAX, ORPHAN_BYTES_PER_GATEWAY_MAX);
     tx.execute(TRIM_ORPHANS, params! { agent_id, most, most_bytes })?;
     record.detail["results_not_kept_before"] = left_out.into();
-    note(tx, agent_id, record)?;
+    if !note(tx, agent_id, record)? && left_out > 0 {
+        // The log has no room for this one: the next one that it has room for tells of them.
+        budget::untold(tx, agent_id, ORPHANS, left_out)?;
+    }
     Ok(true)
 }
 
-/// Of what a gateway says whenever it likes, within its bounds.
-fn note(tx: &Tx<'_>, agent_id: AgentId, record: Record) -> StoreResult<()> {
+/// Of what a gateway says whenever it likes, within its bounds; `false` when it is beyond them, and only counted.
+fn note(tx: &Tx<'_>, agent_id: AgentId, record: Record) -> StoreResult<bool> {
     let record = NewAuditRecord {
         actor: Actor::gateway(agent_id),
         action: record.action.to_owned(),
@@ -211,5 +214,5 @@ fn note(tx: &Tx<'_>, agent_id: AgentId, record: Record) -> StoreResult<()> {
         outcome: AuditOutcome::Noted,
         detail: record.detail,
     };
-    audit::note(tx, agent_id, record).map(drop)
+    audit::note(tx, agent_id, record)
 }

@@ -11,6 +11,7 @@ use viworks_common::id::{
     AgentId, AgentRunId, BootId, CommandId, GatewayName, InstallId, InstanceId, SessionId, TicketId,
 };
 use viworks_common::key::MASTER_ID_BYTES;
+use viworks_common::pin::PinSet;
 use viworks_common::telemetry::{Position, RecordRefusal};
 use viworks_common::time::Timestamp;
 
@@ -27,6 +28,8 @@ pub struct NewGateway {
     pub labels: BTreeMap<String, String>,
     /// The generation of the agent key that is handed to it.
     pub key_generation: u32,
+    /// The pin set that is handed to it together with its identity, where one is.
+    pub pins: Option<PinSet>,
     /// Its first certificate, registered with it.
     pub certificate: Option<NewCertificate>,
 }
@@ -134,7 +137,8 @@ pub struct Gateway {
     pub certificate_revoked_at: Option<Timestamp>,
     /// The digest of the stored catalogue.
     pub catalogue_digest: Option<String>,
-    /// The version of the pin set it trusts, by its last report.
+    /// The version of the pin set it trusts, by its last report; before its first session that of the set that was
+    /// handed to it together with its identity.
     pub pin_set_version: u64,
     /// The bundle of authorities that it was given and has, by its digest, as it reported last.
     pub authorities: Option<String>,

@@ -78,7 +78,9 @@ async fn a_retry_is_a_run_of_its_own_that_knows_what_it_is_for() {
     assert_eq!(letter["resolved_by"], run["created_by"]);
     assert_eq!(letter["resolved_by_name"], run["created_by_name"]);
     let refused = backend.post_text(&format!("{path}/discard"), "", &[]).await;
-    refused.problem(409, "VW-N-002");
+    let problem = refused.problem(409, "VW-N-002");
+    let shows = format!("viworks runs show {}", run["id"].as_str().unwrap());
+    assert!(problem["fix"].to_string().contains(&shows), "{problem:#}");
     let object = format!("command:{}", letter["id"].as_str().unwrap());
     assert_eq!(
         actions(&backend, &object).await,
@@ -166,7 +168,9 @@ async fn what_is_discarded_is_listed_only_when_asked_for_and_not_retried() {
     assert_eq!(listed("?resolved=true").await, 1);
     assert_eq!(listed("?gateway=gw-1&resolved=true").await, 1);
     let refused = backend.post_text(&format!("{path}/retry"), "", &[]).await;
-    refused.problem(409, "VW-N-002");
+    let problem = refused.problem(409, "VW-N-002");
+    let fix = problem["fix"].to_string();
+    assert!(fix.contains("viworks dlq show "), "{problem:#}");
     let runs = backend.get("/v1/runs").await.json();
     assert_eq!(runs["items"].as_array().unwrap().len(), 1);
 }

@@ -116,7 +116,7 @@ async fn a_decision_is_for_one_of_the_two_and_not_for_both_ways() {
     let problem = problem.problem(404, "VW-N-001");
     assert_eq!(problem["errors"][0]["field"], "keep", "{problem:#}");
     let fix = problem["fix"].as_str().unwrap();
-    assert!(fix.contains("viworks gateway forks"), "{problem:#}");
+    assert!(fix.contains("viworks gateway forks gw-1"), "{problem:#}");
     let replaced = backend.post(path, &json!({"replace": true})).await.json();
     assert_eq!(replaced["session_ended"], false);
     assert_eq!(replaced["gateway"]["status"], "online");
@@ -145,6 +145,8 @@ async fn nobody_decides_who_keeps_the_identity_of_a_revoked_gateway() {
             detail.contains("was revoked: nobody keeps it"),
             "{problem:#}"
         );
+        let fix = problem["fix"].as_str().unwrap();
+        assert!(fix.contains("viworks gateway replace gw-1"), "{problem:#}");
     }
     let whole = backend.get("/v1/gateways/gw-1").await.json();
     assert_eq!(

@@ -452,6 +452,7 @@ impl Backend {
             name: name.parse().unwrap(),
             labels: BTreeMap::new(),
             key_generation: 1,
+            pins: None,
             certificate: None,
         };
         self.store

@@ -44,8 +44,10 @@ async fn nobody_who_is_revoked_or_unknown_gets_a_key() {
     let body = json!({ "reason": "stolen" });
     backend.post("/v1/gateways/gw-1/revoke", &body).await;
     let problem = backend.post_text(PATH, "", &[]).await;
-    let detail = problem.problem(409, "VW-N-002")["detail"].to_string();
+    let told = problem.problem(409, "VW-N-002");
+    let (detail, fix) = (told["detail"].to_string(), told["fix"].to_string());
     assert!(detail.contains("gw-1 is revoked"), "{detail}");
+    assert!(fix.contains("viworks gateway replace gw-1"), "{fix}");
     let unknown = "/v1/gateways/gw-2/rotate-key";
     backend
         .post_text(unknown, "", &[])

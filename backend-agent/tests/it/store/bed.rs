@@ -89,6 +89,7 @@ impl Bed {
             name: format!("gw-{n}").parse().unwrap(),
             labels: BTreeMap::new(),
             key_generation: 1,
+            pins: None,
             certificate: None,
         };
         self.store

@@ -119,6 +119,7 @@ pub(super) fn redemption(ticket: u64, n: u64) -> Redemption {
             name: format!("gw-{n}").parse().unwrap(),
             labels: BTreeMap::new(),
             key_generation: 1,
+            pins: None,
             certificate: Some(NewCertificate {
                 agent_id: agent(n),
                 spki: bytes(n),

@@ -18,6 +18,7 @@ pub(crate) fn new_gateway(n: u64, name: &str) -> NewGateway {
         name: name.parse().unwrap(),
         labels: BTreeMap::new(),
         key_generation: 1,
+        pins: None,
         certificate: None,
     }
 }

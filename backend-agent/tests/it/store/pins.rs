@@ -2,14 +2,18 @@
 
 use serde_json::Value;
 use viworks_backend_agent::data::{
-    Actor, OwnPins, Page, PinChange, PinOutcome, PinStep, PinsKnown, Untrusting,
+    Actor, NewGateway, OwnPins, Page, PinChange, PinOutcome, PinStep, PinsKnown, RedeemOutcome,
+    Redemption, Untrusting,
 };
 use viworks_common::pin::rotation::RotationRefusal;
 use viworks_common::pin::{PinSet, SpkiPin};
 
 use super::bed::{Bed, Session, agent, at};
+use super::enrolments::{challenge, create, new_ticket, redeem, redemption};
+use super::gateways::new_gateway;
 use super::instances::two_backends;
 use super::postgres_only::finish;
+use super::replacements::{newcomer_for, ticket_for};
 
 pub(crate) fn pin(n: u8) -> SpkiPin {
     SpkiPin::from_digest([n; 32])
@@ -197,6 +201,85 @@ async fn note(bed: &Bed, own: OwnPins) -> bool {
     let actor = Actor::system();
     let noted = bed.store.note_pins(&bed.tenant, own, &actor, at(4));
     noted.await.unwrap()
+}
+
+async fn version_of(bed: &Bed, n: u64) -> u64 {
+    bed.gateway_now(n).await.pin_set_version
+}
+
+/// Gateway `n`, made by hand with these pins; which version it has confirmed by that.
+async fn made_with(bed: &Bed, n: u64, pins: PinSet) -> u64 {
+    let new = NewGateway {
+        pins: Some(pins),
+        ..new_gateway(n, &format!("gw-{n}"))
+    };
+    let actor = Actor::local("test");
+    let made = bed.store.create_gateway(&bed.tenant, new, &actor, at(5));
+    made.await.unwrap();
+    version_of(bed, n).await
+}
+
+pub(crate) async fn a_gateway_has_confirmed_the_pins_that_it_became_one_with(bed: &Bed) {
+    // While nothing is stored another set may come to have that version.
+    assert_eq!(made_with(bed, 1, set(1, &[1, 2])).await, 0);
+    assert!(note(bed, showing(1)).await);
+    assert_eq!(made_with(bed, 2, set(1, &[1, 2])).await, 1);
+    assert_eq!(made_with(bed, 3, set(1, &[1])).await, 0, "one is missing");
+    assert_eq!(change(bed, stage(3)).await, PinOutcome::Done);
+    assert_eq!(made_with(bed, 4, set(2, &[1, 2, 3])).await, 2);
+    assert_eq!(made_with(bed, 5, set(2, &[1, 2])).await, 0);
+    // Whoever has an older set would be cut off, whether it has ever connected or not.
+    let named = untrusting(bed, 2, 2).await;
+    let named: Vec<_> = named.iter().map(|it| (it.agent_id, it.version)).collect();
+    let expected = [(1, 0), (2, 1), (3, 0), (5, 0)].map(|(n, version)| (agent(n), version));
+    assert_eq!(named, expected);
+    let refused = PinOutcome::Refused(RotationRefusal::CutOff);
+    assert_eq!(change(bed, promote(3)).await, refused);
+    for n in [1, 2, 3, 5] {
+        let actor = Actor::local("test");
+        let revoked = bed
+            .store
+            .revoke_gateway(&bed.tenant, agent(n), None, &actor, at(5));
+        revoked.await.unwrap();
+    }
+    assert_eq!(change(bed, promote(3)).await, PinOutcome::Done);
+    // What it says itself takes the place of that.
+    bed.session(4, 1).await;
+    assert_eq!(version_of(bed, 4).await, 1);
+}
+
+/// A redemption whose answer has these pins.
+fn with(pins: PinSet, mut redemption: Redemption) -> Redemption {
+    redemption.gateway.pins = Some(pins);
+    redemption
+}
+
+pub(crate) async fn the_pins_of_the_last_answer_at_the_door_are_those_that_count(bed: &Bed) {
+    assert!(note(bed, showing(1)).await);
+    create(bed, new_ticket(1, 1)).await;
+    let first = with(set(1, &[1, 2]), redemption(1, 1));
+    assert_eq!(redeem(bed, first, 1).await, RedeemOutcome::Enrolled);
+    assert_eq!(version_of(bed, 1).await, 1);
+    assert_eq!(change(bed, stage(3)).await, PinOutcome::Done);
+    // The answer was lost, and comes again with the pins of by now.
+    let again = Redemption {
+        challenge: challenge(50),
+        ..with(set(2, &[1, 2, 3]), redemption(1, 1))
+    };
+    let answered = redeem(bed, again, 2).await;
+    assert!(matches!(answered, RedeemOutcome::Before(_)), "{answered:?}");
+    assert_eq!(version_of(bed, 1).await, 2);
+    // Of a machine that takes a place nothing is known but what it was given.
+    bed.session(1, 1).await;
+    assert_eq!(version_of(bed, 1).await, 1);
+    for (n, pins, version) in [(2, None, 0), (3, Some(set(2, &[1, 2, 3])), 2)] {
+        create(bed, ticket_for(1, n)).await;
+        let mut newcomer = newcomer_for(1, n, 50 + n);
+        newcomer.gateway.pins = pins;
+        let taken = redeem(bed, newcomer, 3).await;
+        assert!(matches!(taken, RedeemOutcome::Replaced(_)), "{taken:?}");
+        assert_eq!(version_of(bed, 1).await, version);
+    }
 }
 
 fn other(version: u64) -> OwnPins {

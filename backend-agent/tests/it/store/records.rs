@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 use viworks_backend_agent::data::{
-    Actor, ActorKind, ApiKey, AuditFilter, AuditOutcome, AuditRecord, Command, Gateway, NewApiKey,
-    NewAuditRecord, Page, Run, SiteClaim, StoreError, Submission,
+    Actor, ActorKind, ApiKey, AuditFilter, AuditOutcome, AuditRecord, Command, CompleteOutcome,
+    Gateway, NewApiKey, NewAuditRecord, Page, Run, SiteClaim, StoreError, Submission,
 };
 use viworks_common::claims::Probed;
 use viworks_common::command::{CommandState, OutcomeState};
 use viworks_common::id::{ApiKeyId, CommandId};
 use viworks_common::limits::PAGE_BYTES_MAX;
 
-use super::bed::{Bed, agent, at};
+use super::bed::{Bed, agent, at, outcome};
 
 pub(crate) fn new_key(n: u8) -> NewApiKey {
     NewApiKey {
@@ -487,4 +487,57 @@ async fn that_older_records_were_not_looked_through_is_known() {
         "{found:?}"
     );
     bed.store.close().await;
+}
+
+pub(crate) async fn results_that_were_not_kept_are_told_of_by_the_next_one_that_is_recorded(
+    bed: &Bed,
+) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    // Of nobody's command; how many of so many are kept.
+    let report = async |results: u32, seconds| {
+        let mut all_kept = 0;
+        for _ in 0..results {
+            let (command_id, outcome) = (bed.command_id(), outcome(OutcomeState::Succeeded));
+            let completed = bed.store.complete_command(
+                &bed.tenant,
+                &session.holder,
+                command_id,
+                outcome,
+                at(seconds),
+            );
+            let CompleteOutcome::Orphan { kept, .. } = completed.await.unwrap() else {
+                panic!("nobody asked for it");
+            };
+            all_kept += u32::from(kept);
+        }
+        all_kept
+    };
+    let recorded = async || {
+        let page = Page::first(1_000);
+        let listed = bed.store.list_audit(&bed.tenant, page).await.unwrap();
+        let records = listed.items.into_iter().map(|stored| stored.record);
+        let orphans = records.filter(|record| record.action == "command.orphan");
+        orphans.map(|record| record.detail).collect::<Vec<_>>()
+    };
+    assert_eq!(report(256, 100).await, 256);
+    assert_eq!(recorded().await.len(), 200);
+    // Half a minute after the log has all its room again, when there is none for a part of a result.
+    assert_eq!(
+        report(201, 100 + 200 * 60 + 30).await,
+        200,
+        "one is left out"
+    );
+    assert_eq!(recorded().await.len(), 400);
+    // There is room for a result before there is some for a record of it.
+    assert_eq!(report(1, 100 + 201 * 60 + 5).await, 1);
+    assert_eq!(
+        recorded().await.len(),
+        400,
+        "nothing tells of the one left out"
+    );
+    assert_eq!(report(1, 100 + 202 * 60 + 5).await, 1);
+    let found = recorded().await;
+    assert_eq!(found.len(), 401);
+    assert_eq!(found[0]["results_not_kept_before"], 1, "{}", found[0]);
 }
