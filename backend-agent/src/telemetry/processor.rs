@@ -5,7 +5,7 @@
 //! stops them. Commands do not pass through here, and while they come in, telemetry leaves the writer to them.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -46,6 +46,9 @@ const ROOM_BUSY: Room = Room {
 
 /// Further tries of a gateway of which nobody knows why it fails, where there is no room to keep what is refused.
 const OPEN_TRIES: u32 = 3;
+
+/// How often there is room for one more of those that come next while a lane stands and all of them were tried.
+const MORE_TIMES: usize = 64;
 
 /// Bytes that are stored together otherwise.
 const BYTES_IDLE: usize = 512 * 1024;
@@ -413,7 +416,8 @@ impl Worker {
 
     /// Commits the writes of each gateway for themselves, since the database refused something of them: nobody else
     /// waits for whose are refused again. Where it seems to be the database that fails, one is tried at a time, another
-    /// one after each pause, and one of those that come next. `None` when the backend stops before it worked.
+    /// one after each pause, and one of those that come next and have nothing here: it would be stored past that.
+    /// `None` when the backend stops before it worked.
     async fn commit_apart(
         &mut self,
         writes: &[TelemetryWrite],
@@ -422,6 +426,7 @@ impl Worker {
     ) -> Option<Stored> {
         let mut outcomes = Vec::with_capacity(writes.len());
         let mut waiting = VecDeque::from_iter(by_gateway(writes));
+        let mut others = Others::besides(writes);
         let mut pause = Pause::new();
         while let Some((agent_id, places)) = waiting.pop_front() {
             let own = self.commit_own(agent_id, at(writes, &places)).await?;
@@ -429,8 +434,8 @@ impl Worker {
                 self.rest(&mut pause).await?;
                 if self.pending.doubts.open() > GATEWAYS_MAX {
                     waiting.push_back((agent_id, places));
-                    let next = self.compose(ahead.take(), received);
-                    self.try_another(&next.writes).await;
+                    let mut next = self.compose(ahead.take(), received);
+                    self.try_another(&mut next, &mut others).await;
                     *ahead = Some(next);
                     continue;
                 }
@@ -494,15 +499,19 @@ impl Worker {
         }
     }
 
-    /// Tries one of these gateways that did not fail: if something of it is stored, it is not the database that fails.
-    /// When its turn comes, what is stored is found to be, and is acknowledged.
-    async fn try_another(&mut self, writes: &[TelemetryWrite]) {
-        let mut others = by_gateway(writes).into_iter();
-        let another = others.find(|(agent_id, _)| !self.pending.doubts.is_open(*agent_id));
-        let Some((_, places)) = another else {
+    /// Tries one gateway of those that come next, each in its turn: if something of it is stored, it is not the
+    /// database that fails. When it comes to be stored, that is found to be, and is acknowledged.
+    async fn try_another(&mut self, next: &mut Composed<Note>, others: &mut Others) {
+        let by_gateway = by_gateway(&next.writes);
+        let mut found = by_gateway.iter().filter(|(agent_id, _)| {
+            others.may_be(**agent_id) && !self.pending.doubts.is_open(**agent_id)
+        });
+        let Some((agent_id, places)) = found.next() else {
+            others.begin_anew(next);
             return;
         };
-        let own = at(writes, &places);
+        others.tried.insert(*agent_id);
+        let own = at(&next.writes, places);
         let begun = Instant::now();
         if let Ok(outcomes) = self.try_to_commit(&own).await {
             self.are_stored(&own, &outcomes, begun);
@@ -580,6 +589,40 @@ impl Own {
     }
 }
 
+/// Those that come next while a lane stands: whom of them to try.
+struct Others {
+    /// Of whom something waits before what comes next.
+    here: BTreeSet<AgentId>,
+    /// Who had a turn.
+    tried: BTreeSet<AgentId>,
+    /// How often there may be room for more.
+    more: usize,
+}
+
+impl Others {
+    /// All who have nothing among these.
+    fn besides(writes: &[TelemetryWrite]) -> Self {
+        Self {
+            here: writes.iter().map(|write| write.agent_id).collect(),
+            tried: BTreeSet::new(),
+            more: MORE_TIMES,
+        }
+    }
+
+    fn may_be(&self, agent_id: AgentId) -> bool {
+        !self.here.contains(&agent_id) && !self.tried.contains(&agent_id)
+    }
+
+    /// All had their turn: they have another one, and so has somebody for whom there was no room yet.
+    fn begin_anew(&mut self, next: &mut Composed<Note>) {
+        self.tried.clear();
+        if next.left.is_used_up() && self.more > 0 {
+            self.more -= 1;
+            next.left = ROOM_BUSY;
+        }
+    }
+}
+
 /// What the database said where it refused something: it is not unavailable.
 fn said(error: &StoreError) -> String {
     if let StoreError::Unavailable(cause) = error {
@@ -595,13 +638,13 @@ fn has(gateway: &Gateway, epoch: u64) -> bool {
     gateway.revoked_at.is_none() && session.is_some_and(|session| session.epoch == epoch)
 }
 
-/// Which of some writes are of which gateway, in their order.
 /// Those of the writes that are at these places.
 fn at(writes: &[TelemetryWrite], places: &[usize]) -> Arc<[TelemetryWrite]> {
     let at = |place: &usize| writes.get(*place).cloned();
     places.iter().filter_map(at).collect()
 }
 
+/// Which of some writes are of which gateway, in their order.
 fn by_gateway(writes: &[TelemetryWrite]) -> BTreeMap<AgentId, Vec<usize>> {
     let mut places = BTreeMap::<AgentId, Vec<usize>>::new();
     for (place, write) in writes.iter().enumerate() {
