@@ -473,6 +473,7 @@ impl Worker {
                 self.put_off(&error, writes.len(), &mut pause).await?;
                 continue;
             };
+            lock(&self.watch).failed(agent_id);
             // Its session would be sent away for what may be over in a moment.
             let is_full = !self.pending.withheld.takes(agent_id);
             if verdict == Verdict::Open && is_full && tries > 0 {
@@ -540,6 +541,7 @@ impl Worker {
             |outcome| matches!(outcome, TelemetryOutcome::Committed(commit) if commit.stored > 0),
         );
         let of = writes.iter().map(|write| write.agent_id);
+        lock(&self.watch).stored(of.clone());
         self.pending.doubts.committed(of, stores, begun);
     }
 
