@@ -176,7 +176,8 @@ async fn nobody_waits_for_what_the_database_refuses(
     assert!(told.contains(&code), "{told} {code}");
     assert!(!told.contains("not this one"), "{told}");
     let health = bed.store.health().await.unwrap();
-    assert_eq!((health.full, health.refused), (false, None));
+    let no_room = health.full || health.full_for_telemetry;
+    assert_eq!((no_room, health.refused), (false, None));
     for answer in &mut spoilt {
         let answer = answer.try_recv();
         assert!(answer.is_err(), "{answer:?}");
@@ -310,6 +311,25 @@ const RULES: &[(&str, &str, &str)] = &[
         "DROP TRIGGER spoilt ON telemetry",
         "57014",
     ),
+    // Or takes no more connections, ends one that idles, or is shut down: by these it would end the connection.
+    (
+        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry FOR EACH ROW
+             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION refuse('53300')",
+        "DROP TRIGGER spoilt ON telemetry",
+        "53300",
+    ),
+    (
+        "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry FOR EACH ROW
+             WHEN (NOT is_sound(NEW.agent)) EXECUTE FUNCTION refuse('25P03')",
+        "DROP TRIGGER spoilt ON telemetry",
+        "25P03",
+    ),
+    (
+        "CREATE CONSTRAINT TRIGGER spoilt AFTER INSERT ON telemetry_positions DEFERRABLE INITIALLY DEFERRED
+             FOR EACH ROW WHEN (NEW.agent_id = 'GATEWAY') EXECUTE FUNCTION refuse('57P01')",
+        "DROP TRIGGER spoilt ON telemetry_positions",
+        "57P01",
+    ),
     // A table that is not there, looked for when the rows of one gateway come.
     (
         "CREATE TRIGGER spoilt BEFORE INSERT ON telemetry FOR EACH ROW
@@ -423,7 +443,8 @@ async fn everybody_waits_for_a_file_that_lacks_something() {
 
 #[tokio::test]
 async fn everybody_waits_for_a_server_that_fails() {
-    let is_full: fn(&StoreHealth) -> bool = |health| health.full;
+    // As far as is known that is so of telemetry alone, which keeps no backend from being ready.
+    let is_full: fn(&StoreHealth) -> bool = |health| health.full_for_telemetry && !health.full;
     let is_unfit: fn(&StoreHealth) -> bool = |health| {
         let told = health.refused.as_deref();
         told.is_some_and(|told| told.contains("42501") && !told.contains("not this one"))
