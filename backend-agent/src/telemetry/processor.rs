@@ -5,7 +5,7 @@
 //! stops them. Commands do not pass through here, and while they come in, telemetry leaves the writer to them.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use viworks_runtime::lifecycle::Lifecycle;
 use super::composed::{Composed, Dropped, Room};
 use super::doubts::{Proof, Verdict};
 use super::line::Waiting;
+use super::others::Others;
 use super::pause::Pause;
 pub use super::pending::{Answer, Standing};
 use super::pending::{Malformed, Note, Pending, Stored, Written, tell};
@@ -46,9 +47,6 @@ const ROOM_BUSY: Room = Room {
 
 /// Further tries of a gateway of which nobody knows why it fails, where there is no room to keep what is refused.
 const OPEN_TRIES: u32 = 3;
-
-/// How often there is room for one more of those that come next while a lane stands and all of them were tried.
-const MORE_TIMES: usize = 64;
 
 /// Bytes that are stored together otherwise.
 const BYTES_IDLE: usize = 512 * 1024;
@@ -426,7 +424,7 @@ impl Worker {
     ) -> Option<Stored> {
         let mut outcomes = Vec::with_capacity(writes.len());
         let mut waiting = VecDeque::from_iter(by_gateway(writes));
-        let mut others = Others::besides(writes);
+        let mut others = Others::than_those_of(writes);
         let mut pause = Pause::new();
         while let Some((agent_id, places)) = waiting.pop_front() {
             let own = self.commit_own(agent_id, at(writes, &places)).await?;
@@ -508,10 +506,10 @@ impl Worker {
             others.may_be(**agent_id) && !self.pending.doubts.is_open(**agent_id)
         });
         let Some((agent_id, places)) = found.next() else {
-            others.begin_anew(next);
+            others.begin_anew(next, ROOM_BUSY);
             return;
         };
-        others.tried.insert(*agent_id);
+        others.took_turn(*agent_id);
         let own = at(&next.writes, places);
         let begun = Instant::now();
         if let Ok(outcomes) = self.try_to_commit(&own).await {
@@ -587,40 +585,6 @@ impl Own {
         match self {
             Self::Stored(outcomes) => outcomes.into_iter().map(Some).collect(),
             Self::Waits | Self::Stands => vec![None; writes],
-        }
-    }
-}
-
-/// Those that come next while a lane stands: whom of them to try.
-struct Others {
-    /// Of whom something waits before what comes next.
-    here: BTreeSet<AgentId>,
-    /// Who had a turn.
-    tried: BTreeSet<AgentId>,
-    /// How often there may be room for more.
-    more: usize,
-}
-
-impl Others {
-    /// All who have nothing among these.
-    fn besides(writes: &[TelemetryWrite]) -> Self {
-        Self {
-            here: writes.iter().map(|write| write.agent_id).collect(),
-            tried: BTreeSet::new(),
-            more: MORE_TIMES,
-        }
-    }
-
-    fn may_be(&self, agent_id: AgentId) -> bool {
-        !self.here.contains(&agent_id) && !self.tried.contains(&agent_id)
-    }
-
-    /// All had their turn: they have another one, and so has somebody for whom there was no room yet.
-    fn begin_anew(&mut self, next: &mut Composed<Note>) {
-        self.tried.clear();
-        if next.left.is_used_up() && self.more > 0 {
-            self.more -= 1;
-            next.left = ROOM_BUSY;
         }
     }
 }
