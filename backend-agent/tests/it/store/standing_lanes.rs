@@ -50,6 +50,7 @@ async fn one_that_does_not_fail_is_stored_while_a_lane_stands() {
     let before = processor.put_off();
     until(|| processor.put_off() >= before + 2).await;
     assert_eq!(stored(&bed, REFUSED).await, 0);
+    assert_eq!(processor.waiting(), REFUSED.to_string());
     waiting.push(processor.hand_in(ONE_MORE, 1, packed(1, 3)).await);
     let sound = processor.hand_in(SOUND, 1, packed(1, 5)).await;
     assert!(matches!(answered(sound).await, Answer::Committed(_)));
