@@ -361,7 +361,7 @@ pub struct StoreHealth {
     pub problem: Option<String>,
     /// Whether writes found no room lately, although it works otherwise.
     pub full: bool,
-    /// Whether telemetry of nobody found any lately, as far as can be seen: a rule may say so of some gateways' as well.
+    /// Whether telemetry of nobody found any lately, as far as can be seen: a rule may say so of some gateways', too.
     pub full_for_telemetry: bool,
     /// What the schema lacks that no statement fails without: what makes it fast, or keeps mistakes out.
     pub lacks: Option<String>,
