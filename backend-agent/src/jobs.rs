@@ -36,6 +36,7 @@ use crate::metrics::BackendMetrics;
 mod absent;
 mod expiry;
 mod retention;
+mod room;
 
 /// Rows that one step of a job handles, so that the writer is never held for long.
 const STEP: usize = 500;
@@ -82,15 +83,6 @@ const SLOW: &str = "store.slow";
 const SLOW_AFTER: Duration = Duration::from_secs(3);
 
 const SLOW_FIX: &str = "see what its server or disk is busy with, and how far away it is";
-
-/// The condition of a store that has no room for more.
-const ROOM: &str = "store.room";
-
-const ROOM_CAUSE: &str =
-    "the database found no room for something within the last minute: its disk is full";
-
-const ROOM_FIX: &str = "make room where the database is; what was refused meanwhile is not lost: gateways keep what they \
-                        could not deliver, and callers were told";
 
 /// The condition of backends of the database that are gone.
 const GIVEN_UP: &str = "instances.given_up";
@@ -294,9 +286,7 @@ impl Jobs {
         let took = self.clock.now().saturating_since(begun);
         match &health {
             Ok(health) => {
-                let problem = health.problem.as_deref();
-                // What still fits is stored; what does not is refused, so whoever looks for a place to ask is told.
-                let problem = problem.or_else(|| health.full.then_some(ROOM_CAUSE));
+                let problem = room::in_the_way(health);
                 self.store_latch
                     .set(problem.is_none(), problem.unwrap_or("open"));
             }
@@ -310,11 +300,12 @@ impl Jobs {
             Severity::Warn,
             SLOW_FIX,
         );
-        if health.as_ref().is_ok_and(|health| health.full) {
-            self.conditions
-                .raise(ROOM, Severity::Fail, ROOM_CAUSE, ROOM_FIX);
-        } else {
-            self.conditions.clear(ROOM);
+        match health.as_ref().ok().and_then(room::lacking) {
+            Some((cause, fix)) => {
+                self.conditions
+                    .raise(room::CONDITION, Severity::Fail, cause, fix);
+            }
+            None => self.conditions.clear(room::CONDITION),
         }
         let connected = human::counted(self.manager.len(), "gateway", "gateways");
         let connected = format!("{connected} connected");

@@ -38,6 +38,8 @@ pub struct BackendMetrics {
     pub telemetry_refused: Counter,
     /// Gateways whose telemetry waits, because the database refuses it.
     pub telemetry_withheld: Gauge,
+    /// Gateways of whose telemetry nothing could be stored when it was tried last, whoever is to blame.
+    pub telemetry_waiting: Gauge,
     /// By how many seconds the wall clock is ahead of the time line.
     pub clock_apart: Gauge,
     /// Records whose time the backend derived.
@@ -119,6 +121,7 @@ impl BackendMetrics {
             ]),
             telemetry_refused: Counter::default(),
             telemetry_withheld: Gauge::default(),
+            telemetry_waiting: Gauge::default(),
             telemetry_retimed: Counter::default(),
             telemetry_purged: Counter::default(),
             telemetry_records_refused: Family::default(),
@@ -250,6 +253,11 @@ impl BackendMetrics {
                 "telemetry_withheld_gateways",
                 "Gateways whose telemetry waits, because the database refuses it",
                 own.telemetry_withheld.clone(),
+            );
+            registry.register(
+                "telemetry_waiting_gateways",
+                "Gateways whose telemetry waits, because storing it for itself failed, by whatever",
+                own.telemetry_waiting.clone(),
             );
             registry.register(
                 "certificate_not_after_seconds",

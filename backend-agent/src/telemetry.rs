@@ -3,6 +3,7 @@
 mod composed;
 mod doubts;
 mod line;
+mod others;
 mod pause;
 mod pending;
 pub mod processor;

@@ -12,7 +12,8 @@ use viworks_common::id::AgentId;
 /// So many gateways fail one after another, and nothing is stored of anybody: no more are tried without a pause.
 const IN_A_ROW_MAX: usize = 4;
 
-/// So long one that nobody can be compared with fails until it is believed that the database does.
+/// So long one that nobody can be compared with fails until it is believed that the database does, and so long what was
+/// stored of others speaks against one that fails again.
 const ALONE_MAX: Duration = Duration::from_secs(30);
 
 /// Of whom a failure speaks.
@@ -42,29 +43,50 @@ impl Proof {
     }
 }
 
+/// A gateway whose telemetry failed like that.
+#[derive(Debug, Clone, Copy)]
+struct Doubt {
+    /// When it did first: from then on it counts that something of another one is stored.
+    since: Instant,
+    /// When it did last.
+    last: Instant,
+}
+
 /// The gateways of a lane whose telemetry failed like that, and was not stored since.
 #[derive(Debug)]
 pub(super) struct Doubts {
-    /// When each failed first.
-    since: BTreeMap<AgentId, Instant>,
+    of: BTreeMap<AgentId, Doubt>,
     proof: Proof,
 }
 
 impl Doubts {
     pub(super) const fn new(proof: Proof) -> Self {
         Self {
-            since: BTreeMap::new(),
+            of: BTreeMap::new(),
             proof,
         }
     }
 
     /// What a gateway handed in failed, and there was nothing of another one with it.
     pub(super) fn failed(&mut self, agent_id: AgentId, now: Instant) -> Verdict {
-        let first = *self.since.entry(agent_id).or_insert(now);
-        if self.is_proven_since(first) {
-            return Verdict::Given;
+        let proof = self.proof.latest();
+        let doubt = self.of.entry(agent_id).or_insert(Doubt {
+            since: now,
+            last: now,
+        });
+        let last = std::mem::replace(&mut doubt.last, now);
+        if let Some(begun) = proof
+            && begun > doubt.since
+        {
+            let is_recent = now.saturating_duration_since(begun) < ALONE_MAX;
+            if begun > last || is_recent {
+                return Verdict::Given;
+            }
+            // Nothing was stored of anybody since it failed before: by now the disk may be full. It is looked at as
+            // for the first time.
+            doubt.since = now;
         }
-        let is_long = now.saturating_duration_since(first) >= ALONE_MAX;
+        let is_long = now.saturating_duration_since(doubt.since) >= ALONE_MAX;
         if is_long || self.open() > IN_A_ROW_MAX {
             Verdict::Database
         } else {
@@ -80,7 +102,7 @@ impl Doubts {
         begun: Instant,
     ) {
         for agent_id in of {
-            self.since.remove(&agent_id);
+            self.of.remove(&agent_id);
         }
         // Of a table to which nothing was added nothing is known.
         if stores {
@@ -90,20 +112,20 @@ impl Doubts {
 
     /// Nothing of a gateway waits any more.
     pub(super) fn forget(&mut self, agent_id: AgentId) {
-        self.since.remove(&agent_id);
+        self.of.remove(&agent_id);
     }
 
     /// Whether it is not known of whom the failures of a gateway speak.
     pub(super) fn is_open(&self, agent_id: AgentId) -> bool {
-        let first = self.since.get(&agent_id);
-        first.is_some_and(|first| !self.is_proven_since(*first))
+        let doubt = self.of.get(&agent_id);
+        doubt.is_some_and(|doubt| !self.is_proven_since(doubt.since))
     }
 
     /// Of how many it is not known.
     pub(super) fn open(&self) -> usize {
-        let firsts = self.since.values();
-        firsts
-            .filter(|first| !self.is_proven_since(**first))
+        let doubts = self.of.values();
+        doubts
+            .filter(|doubt| !self.is_proven_since(doubt.since))
             .count()
     }
 
@@ -147,10 +169,10 @@ mod tests {
         doubts.committed([agent(2)].into_iter(), true, time.at(5));
         assert!(!doubts.is_open(agent(1)));
         assert_eq!(doubts.failed(agent(1), time.at(6)), Verdict::Given);
-        // It goes on to be, until something of it is stored.
-        assert_eq!(doubts.failed(agent(1), time.at(600)), Verdict::Given);
-        doubts.committed([agent(1)].into_iter(), true, time.at(601));
-        assert_eq!(doubts.failed(agent(1), time.at(602)), Verdict::Open);
+        // It goes on to be for a while, and is over once something of it is stored.
+        assert_eq!(doubts.failed(agent(1), time.at(20)), Verdict::Given);
+        doubts.committed([agent(1)].into_iter(), true, time.at(21));
+        assert_eq!(doubts.failed(agent(1), time.at(22)), Verdict::Open);
     }
 
     #[tokio::test(start_paused = true)]
@@ -193,5 +215,40 @@ mod tests {
         assert_eq!(doubts.failed(agent(1), time.at(31)), Verdict::Database);
         doubts.committed([agent(2)].into_iter(), true, time.at(32));
         assert_eq!(doubts.failed(agent(1), time.at(33)), Verdict::Given);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_stored_long_ago_speaks_against_nobody() {
+        let time = Time(Instant::now());
+        let mut doubts = Doubts::new(Proof::default());
+        assert_eq!(doubts.failed(agent(1), time.at(0)), Verdict::Open);
+        doubts.committed([agent(2)].into_iter(), true, time.at(1));
+        assert_eq!(doubts.failed(agent(1), time.at(2)), Verdict::Given);
+        // For a while it does not matter that nobody else has anything to store.
+        assert_eq!(doubts.failed(agent(1), time.at(30)), Verdict::Given);
+        assert!(!doubts.is_open(agent(1)));
+        // By now the disk is full: it is looked at as for the first time, and tried again soon.
+        assert_eq!(doubts.failed(agent(1), time.at(94)), Verdict::Open);
+        assert!(doubts.is_open(agent(1)));
+        assert_eq!(doubts.failed(agent(1), time.at(123)), Verdict::Open);
+        assert_eq!(doubts.failed(agent(1), time.at(124)), Verdict::Database);
+        assert_eq!(doubts.failed(agent(1), time.at(129)), Verdict::Database);
+        // Or it was about the gateway all the same.
+        doubts.committed([agent(2)].into_iter(), true, time.at(130));
+        assert_eq!(doubts.failed(agent(1), time.at(131)), Verdict::Given);
+        assert_eq!(doubts.failed(agent(1), time.at(132)), Verdict::Given);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_fails_beside_others_that_are_stored_goes_on_to_be_about_what_was_given() {
+        let time = Time(Instant::now());
+        let mut doubts = Doubts::new(Proof::default());
+        doubts.failed(agent(1), time.at(0));
+        for round in 1..100 {
+            let seconds = round * 60;
+            doubts.committed([agent(2)].into_iter(), true, time.at(seconds - 1));
+            assert_eq!(doubts.failed(agent(1), time.at(seconds)), Verdict::Given);
+            assert_eq!(doubts.open(), 0);
+        }
     }
 }

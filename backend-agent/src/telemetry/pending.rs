@@ -149,8 +149,12 @@ impl Pending {
     pub(super) fn take(&mut self, mut waiting: Waiting<Note>) {
         let (agent_id, epoch) = (waiting.agent_id, waiting.epoch);
         let had_place = self.withheld.has(agent_id);
+        // Of one that stands in the lane nothing is withheld yet, and what is known of it stays.
+        let is_known = !self.withheld.knows_nothing_of(agent_id);
         self.fence(agent_id, epoch, Vec::new());
-        self.settle_withheld(agent_id);
+        if is_known {
+            self.settle_withheld(agent_id);
+        }
         if had_place && !self.withheld.has(agent_id) {
             self.withheld.reserve(agent_id, Instant::now());
         }

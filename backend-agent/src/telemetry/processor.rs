@@ -24,6 +24,7 @@ use viworks_runtime::lifecycle::Lifecycle;
 use super::composed::{Composed, Dropped, Room};
 use super::doubts::{Proof, Verdict};
 use super::line::Waiting;
+use super::others::Others;
 use super::pause::Pause;
 pub use super::pending::{Answer, Standing};
 use super::pending::{Malformed, Note, Pending, Stored, Written, tell};
@@ -413,7 +414,8 @@ impl Worker {
 
     /// Commits the writes of each gateway for themselves, since the database refused something of them: nobody else
     /// waits for whose are refused again. Where it seems to be the database that fails, one is tried at a time, another
-    /// one after each pause, and one of those that come next. `None` when the backend stops before it worked.
+    /// one after each pause, and one of those that come next and have nothing here: it would be stored past that.
+    /// `None` when the backend stops before it worked.
     async fn commit_apart(
         &mut self,
         writes: &[TelemetryWrite],
@@ -422,6 +424,7 @@ impl Worker {
     ) -> Option<Stored> {
         let mut outcomes = Vec::with_capacity(writes.len());
         let mut waiting = VecDeque::from_iter(by_gateway(writes));
+        let mut others = Others::than_those_of(writes);
         let mut pause = Pause::new();
         while let Some((agent_id, places)) = waiting.pop_front() {
             let own = self.commit_own(agent_id, at(writes, &places)).await?;
@@ -429,8 +432,8 @@ impl Worker {
                 self.rest(&mut pause).await?;
                 if self.pending.doubts.open() > GATEWAYS_MAX {
                     waiting.push_back((agent_id, places));
-                    let next = self.compose(ahead.take(), received);
-                    self.try_another(&next.writes).await;
+                    let mut next = self.compose(ahead.take(), received);
+                    self.try_another(&mut next, &mut others).await;
                     *ahead = Some(next);
                     continue;
                 }
@@ -468,6 +471,7 @@ impl Worker {
                 self.put_off(&error, writes.len(), &mut pause).await?;
                 continue;
             };
+            lock(&self.watch).failed(agent_id);
             // Its session would be sent away for what may be over in a moment.
             let is_full = !self.pending.withheld.takes(agent_id);
             if verdict == Verdict::Open && is_full && tries > 0 {
@@ -494,15 +498,19 @@ impl Worker {
         }
     }
 
-    /// Tries one of these gateways that did not fail: if something of it is stored, it is not the database that fails.
-    /// When its turn comes, what is stored is found to be, and is acknowledged.
-    async fn try_another(&mut self, writes: &[TelemetryWrite]) {
-        let mut others = by_gateway(writes).into_iter();
-        let another = others.find(|(agent_id, _)| !self.pending.doubts.is_open(*agent_id));
-        let Some((_, places)) = another else {
+    /// Tries one gateway of those that come next, each in its turn: if something of it is stored, it is not the
+    /// database that fails. When it comes to be stored, that is found to be, and is acknowledged.
+    async fn try_another(&mut self, next: &mut Composed<Note>, others: &mut Others) {
+        let by_gateway = by_gateway(&next.writes);
+        let mut found = by_gateway.iter().filter(|(agent_id, _)| {
+            others.may_be(**agent_id) && !self.pending.doubts.is_open(**agent_id)
+        });
+        let Some((agent_id, places)) = found.next() else {
+            others.begin_anew(next, ROOM_BUSY);
             return;
         };
-        let own = at(writes, &places);
+        others.took_turn(*agent_id);
+        let own = at(&next.writes, places);
         let begun = Instant::now();
         if let Ok(outcomes) = self.try_to_commit(&own).await {
             self.are_stored(&own, &outcomes, begun);
@@ -531,6 +539,7 @@ impl Worker {
             |outcome| matches!(outcome, TelemetryOutcome::Committed(commit) if commit.stored > 0),
         );
         let of = writes.iter().map(|write| write.agent_id);
+        lock(&self.watch).stored(of.clone());
         self.pending.doubts.committed(of, stores, begun);
     }
 
@@ -595,13 +604,13 @@ fn has(gateway: &Gateway, epoch: u64) -> bool {
     gateway.revoked_at.is_none() && session.is_some_and(|session| session.epoch == epoch)
 }
 
-/// Which of some writes are of which gateway, in their order.
 /// Those of the writes that are at these places.
 fn at(writes: &[TelemetryWrite], places: &[usize]) -> Arc<[TelemetryWrite]> {
     let at = |place: &usize| writes.get(*place).cloned();
     places.iter().filter_map(at).collect()
 }
 
+/// Which of some writes are of which gateway, in their order.
 fn by_gateway(writes: &[TelemetryWrite]) -> BTreeMap<AgentId, Vec<usize>> {
     let mut places = BTreeMap::<AgentId, Vec<usize>>::new();
     for (place, write) in writes.iter().enumerate() {

@@ -45,6 +45,8 @@ pub(super) struct Watch {
     withheld: BTreeMap<AgentId, GatewayName>,
     /// Of whom it refuses that, as far as is known: where it takes nothing of anybody, no gateway is named.
     refused: BTreeSet<AgentId>,
+    /// What of whom could not be committed when it was tried last, whoever is to blame.
+    failing: BTreeSet<AgentId>,
     withheld_logged: BTreeMap<AgentId, Monotonic>,
     /// By which code or rule that was refused last.
     refused_by: String,
@@ -64,6 +66,7 @@ impl Watch {
             logged: BTreeMap::new(),
             withheld: BTreeMap::new(),
             refused: BTreeSet::new(),
+            failing: BTreeSet::new(),
             withheld_logged: BTreeMap::new(),
             refused_by: String::new(),
         }
@@ -87,16 +90,48 @@ impl Watch {
     pub(super) fn withheld(&mut self, agent_id: AgentId, gateway: &GatewayName) {
         if self.withheld.insert(agent_id, gateway.clone()).is_none() {
             self.tell_withheld();
+            self.count_waiting();
         }
+    }
+
+    /// What a gateway handed in could not be committed, and there was nothing of another one with it.
+    pub(super) fn failed(&mut self, agent_id: AgentId) {
+        if self.failing.insert(agent_id) {
+            self.count_waiting();
+        }
+    }
+
+    /// A transaction with what these handed in was committed.
+    pub(super) fn stored(&mut self, of: impl Iterator<Item = AgentId>) {
+        if self.failing.is_empty() {
+            return;
+        }
+        for agent_id in of {
+            self.failing.remove(&agent_id);
+        }
+        self.count_waiting();
     }
 
     /// Nothing of a gateway waits for that any more.
     pub(super) fn released(&mut self, agent_id: AgentId) {
         self.refused.remove(&agent_id);
+        let failed = self.failing.remove(&agent_id);
         if let Some(gateway) = self.withheld.remove(&agent_id) {
             debug!(%gateway, %agent_id, "no telemetry of the gateway waits for the database to take it any more");
             self.tell_withheld();
+            self.count_waiting();
+        } else if failed {
+            self.count_waiting();
         }
+    }
+
+    fn count_waiting(&self) {
+        let apart = self.failing.iter();
+        let apart = apart.filter(|agent_id| !self.withheld.contains_key(*agent_id));
+        let count = self.withheld.len() + apart.count();
+        self.metrics
+            .telemetry_waiting
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     fn tell_withheld(&self) {
@@ -254,6 +289,39 @@ mod tests {
         assert!(conditions.list().is_empty());
         watch.withheld(agents[1], &"gw-2".parse().unwrap());
         assert!(conditions.list().is_empty());
+    }
+
+    #[test]
+    fn whoever_waits_is_counted_whatever_for() {
+        let metrics = Metrics::new("test", "0", Timestamp::from_unix_micros(0));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let conditions = Conditions::new(Arc::clone(&clock));
+        let mut watch = Watch::new(BackendMetrics::register(&metrics), clock, conditions);
+        let counted = |gauge: &str, count: usize| {
+            let text = metrics.encode().unwrap();
+            let line = format!("_{gauge}_gateways {count}\n");
+            assert!(text.contains(&line), "{line} {text}");
+        };
+        let agents = [1, 2, 3].map(|n| AgentId::from_uuid(Uuid::from_u128(n)));
+        // Two fail, of which one is withheld; nobody knows yet whether the database refuses it.
+        watch.failed(agents[0]);
+        watch.failed(agents[1]);
+        watch.withheld(agents[1], &"gw-2".parse().unwrap());
+        counted("telemetry_waiting", 2);
+        counted("telemetry_withheld", 0);
+        watch.refuses(agents[1], "53100".to_owned(), "no room for 17");
+        counted("telemetry_waiting", 2);
+        counted("telemetry_withheld", 1);
+        watch.stored([agents[0], agents[2]].into_iter());
+        counted("telemetry_waiting", 1);
+        watch.stored([agents[1]].into_iter());
+        watch.released(agents[1]);
+        counted("telemetry_waiting", 0);
+        watch.failed(agents[2]);
+        counted("telemetry_waiting", 1);
+        watch.released(agents[2]);
+        counted("telemetry_waiting", 0);
+        counted("telemetry_withheld", 0);
     }
 
     #[test]

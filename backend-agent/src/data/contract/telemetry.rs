@@ -32,7 +32,7 @@ pub trait TelemetryStore: Send + Sync {
         now: Timestamp,
     ) -> StoreResult<Vec<TelemetryOutcome>>;
     /// What committing telemetry met speaks of the database, and not of what was given: until this is called, health
-    /// says nothing of an error that is [in doubt](StoreError::is_in_doubt).
+    /// says nothing of an error that is [in doubt](StoreError::is_in_doubt). Of room it is told as telemetry's.
     fn believe(&self, error: StoreError);
     /// How far the spool epochs of a gateway are committed.
     async fn telemetry_positions(

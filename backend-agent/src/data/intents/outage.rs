@@ -171,6 +171,7 @@ mod tests {
             schema_version: 1,
             problem: None,
             full: false,
+            full_for_telemetry: false,
             lacks: None,
             refused: None,
             held: None,

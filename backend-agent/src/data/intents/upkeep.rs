@@ -56,6 +56,7 @@ pub(in crate::data) fn health(view: &View<'_>, kind: &'static str) -> StoreResul
         schema_version: view.one(VERSION, &[], column("_sqlx_migrations", "version"))?,
         problem: None,
         full: false,
+        full_for_telemetry: false,
         lacks: None,
         refused: None,
         held: None,

@@ -361,6 +361,8 @@ pub struct StoreHealth {
     pub problem: Option<String>,
     /// Whether writes found no room lately, although it works otherwise.
     pub full: bool,
+    /// Whether telemetry of nobody found any lately, as far as can be seen: a rule may say so of some gateways', too.
+    pub full_for_telemetry: bool,
     /// What the schema lacks that no statement fails without: what makes it fast, or keeps mistakes out.
     pub lacks: Option<String>,
     /// What a statement lately found to be lacking, although nothing is found to be when it is looked for.

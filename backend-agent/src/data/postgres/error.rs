@@ -334,7 +334,8 @@ impl Error {
     /// The same about a commit: where the way to the server broke, nobody knows whether it was made.
     pub(super) fn while_committing(self) -> Self {
         // A rule that looks at the end only: the server says that there is nothing of it. Of a failure of its own, or
-        // of the system beneath, that is not certain.
+        // of the system beneath, that is not certain: one that comes behind the record of the commit is told in the
+        // same way before the server ends itself by it.
         let has_failed = self.beneath().and_then(|source| code_of(source));
         let has_failed =
             has_failed.is_some_and(|code| code.starts_with("58") || code.starts_with("XX000"));
@@ -408,12 +409,19 @@ impl Error {
             NO_TABLE | "42703" | "42883" | "42704" | "3F000" | "42P10" => Self::Lacking(source),
             // It takes no writes, so another server has become the primary, or it does again soon.
             READ_ONLY => Self::Lost(source),
-            // Shut down, crashed, starting, terminated for idling, too many connections, standby.
-            "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "53300" => Self::Lost(source),
+            code if is_the_last_word(code, is_of_a_statement(&source)) => Self::Lost(source),
             code if code.starts_with("08") => Self::Lost(source),
             _ => Self::Other(source),
         }
     }
+}
+
+/// Whether a server ends the connection by what it says, or lets none begin: it is shut down, has crashed, is starting
+/// or a standby, ends one that idles, or has too many. After what it says of a statement it goes on, so that one of
+/// these codes is what a trigger raised.
+fn is_the_last_word(code: &str, is_of_a_statement: bool) -> bool {
+    let codes = ["57P01", "57P02", "57P03", "57P05", "25P03", "53300"];
+    codes.contains(&code) && !is_of_a_statement
 }
 
 /// Whether what a server answers speaks of what it was given, by
@@ -515,6 +523,20 @@ impl From<Error> for StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_server_goes_on_after_is_not_the_end_of_the_connection() {
+        for code in ["57P01", "57P02", "57P03", "57P05", "25P03", "53300"] {
+            assert!(is_the_last_word(code, false), "{code}");
+            // It is no value that such a rule speaks of, as far as is known: that is for the telemetry of others to
+            // tell.
+            assert!(!is_the_last_word(code, true), "{code}");
+            assert!(!is_about_what_was_given(code), "{code}");
+        }
+        for code in ["57014", "53200", "25006", "P0001"] {
+            assert!(!is_the_last_word(code, false), "{code}");
+        }
+    }
 
     #[test]
     fn whatever_is_not_about_the_server_is_about_what_it_was_given() {

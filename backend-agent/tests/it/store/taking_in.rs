@@ -1,144 +1,18 @@
 //! What becomes of batches that cannot be stored, while others want to have theirs stored.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tempfile::TempDir;
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
-use viworks_backend_agent::config::TelemetryConfig;
-use viworks_backend_agent::data::{Page, StoreHealth, TelemetryLimits, TelemetryQuery};
-use viworks_backend_agent::metrics::BackendMetrics;
-use viworks_backend_agent::telemetry::processor::{Answer, HandedIn, Standing, TelemetryProcessor};
+use tokio::sync::watch;
+use viworks_backend_agent::data::StoreHealth;
+use viworks_backend_agent::telemetry::processor::{Answer, Standing};
 use viworks_common::telemetry::BatchColumns;
 use viworks_common::wire::PackedBatch;
-use viworks_runtime::clock::{SystemClock, Timeline};
-use viworks_runtime::conditions::Conditions;
-use viworks_runtime::lifecycle::Lifecycle;
-use viworks_runtime::metrics::Metrics;
 
-use super::bed::{Bed, agent, at};
+use super::bed::{Bed, agent};
+use super::lane::{
+    PATIENCE, Processor, WAITING_BYTES_MAX, alter_file, answered, packed, stored, until,
+};
 use super::telemetry::{batch, gaps};
-
-const PATIENCE: Duration = Duration::from_secs(30);
-
-const WAITING_BYTES_MAX: usize = 1024 * 1024;
-
-const WITHHELD: &str = "viworks_telemetry_withheld_gateways";
-
-const PUT_OFF: &str = "viworks_telemetry_refused_batches_total";
-
-/// A processor of telemetry over a store.
-struct Processor {
-    processor: TelemetryProcessor,
-    metrics: Metrics,
-    conditions: Conditions,
-    lifecycle: Lifecycle,
-}
-
-impl Processor {
-    fn over(bed: &Bed) -> Self {
-        let clock = Arc::new(Timeline::unstored(Arc::new(SystemClock)));
-        let metrics = Metrics::new("viworks-test", "0", clock.wall());
-        let conditions = Conditions::new(Arc::<Timeline>::clone(&clock));
-        let lifecycle = Lifecycle::new();
-        let config = TelemetryConfig {
-            // What is handed in at once is stored at once.
-            coalesce: Duration::from_millis(200),
-            rows_max: 2_000,
-            batches_waiting_max: 64,
-            waiting_bytes_max: WAITING_BYTES_MAX,
-            limits: TelemetryLimits::default(),
-        };
-        let processor = TelemetryProcessor::start(
-            Arc::clone(&bed.store),
-            bed.tenant.clone(),
-            clock,
-            BackendMetrics::register(&metrics),
-            conditions.clone(),
-            config,
-            &lifecycle,
-        );
-        Self {
-            processor,
-            metrics,
-            conditions,
-            lifecycle,
-        }
-    }
-
-    async fn hand_in(&self, n: u64, epoch: u64, packed: PackedBatch) -> oneshot::Receiver<Answer> {
-        let standing = watch::Sender::new(Standing::InTurn);
-        self.hand_in_with((n, epoch), packed, None, &standing).await
-    }
-
-    async fn hand_in_with(
-        &self,
-        (n, epoch): (u64, u64),
-        packed: PackedBatch,
-        share: Option<OwnedSemaphorePermit>,
-        standing: &watch::Sender<Standing>,
-    ) -> oneshot::Receiver<Answer> {
-        let place = self.processor.clone().place(agent(n)).await.unwrap();
-        place.hand_in(HandedIn {
-            gateway: format!("gw-{n}").parse().unwrap(),
-            agent_id: agent(n),
-            epoch,
-            skew_ms: None,
-            batch: packed,
-            share,
-            standing: standing.clone(),
-        })
-    }
-
-    /// How many gateways' batches wait until the database does not refuse them any more.
-    fn withheld(&self) -> String {
-        let text = self.metrics.encode().unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(WITHHELD));
-        line.unwrap().trim().to_owned()
-    }
-
-    /// How many batches had to wait so far because the database seemed to fail.
-    fn put_off(&self) -> u64 {
-        let text = self.metrics.encode().unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(PUT_OFF));
-        line.unwrap().trim().parse().unwrap()
-    }
-
-    /// What health says of them.
-    fn told(&self) -> String {
-        let found = self.conditions.list().into_iter();
-        let mut causes = found.filter(|it| it.name == "telemetry.withheld");
-        causes.next().map(|it| it.cause).unwrap_or_default()
-    }
-}
-
-impl Drop for Processor {
-    fn drop(&mut self) {
-        self.lifecycle.stop();
-    }
-}
-
-async fn answered(answer: oneshot::Receiver<Answer>) -> Answer {
-    let answered = tokio::time::timeout(PATIENCE, answer).await;
-    answered.expect("a batch is answered").unwrap()
-}
-
-fn packed(from_seq: u64, to_seq: u64) -> PackedBatch {
-    PackedBatch::pack(&BatchColumns::from(batch(from_seq, to_seq)))
-}
-
-async fn stored(bed: &Bed, n: u64) -> usize {
-    let everything = TelemetryQuery {
-        stream: None,
-        from: at(-1_000_000_000),
-        until: at(1_000_000_000),
-        newest_first: false,
-    };
-    let listed = bed
-        .store
-        .query_telemetry(&bed.tenant, agent(n), &everything, Page::first(1_000));
-    listed.await.unwrap().items.len()
-}
 
 /// One gateway's batches are such that a rule of the database refuses them, or the first of them; those of another come
 /// at the same time. Once the rule is gone, all of them are stored in their order, and nothing is missing.
@@ -176,7 +50,8 @@ async fn nobody_waits_for_what_the_database_refuses(
     assert!(told.contains(&code), "{told} {code}");
     assert!(!told.contains("not this one"), "{told}");
     let health = bed.store.health().await.unwrap();
-    assert_eq!((health.full, health.refused), (false, None));
+    let no_room = health.full || health.full_for_telemetry;
+    assert_eq!((no_room, health.refused), (false, None));
     for answer in &mut spoilt {
         let answer = answer.try_recv();
         assert!(answer.is_err(), "{answer:?}");
@@ -191,11 +66,6 @@ async fn nobody_waits_for_what_the_database_refuses(
     assert_eq!(stored(bed, 1).await, 9);
     assert_eq!(gaps(bed, 1).await, []);
     assert_eq!(processor.withheld(), "0");
-}
-
-fn alter_file(folder: &TempDir, rule: &str) {
-    let database = rusqlite::Connection::open(folder.path().join("backend.db")).unwrap();
-    database.execute_batch(rule).unwrap();
 }
 
 #[tokio::test]
@@ -287,6 +157,11 @@ fn rules() -> Vec<Rule> {
     for code in ["53100", "42501", "40001", "57014"] {
         rules.push(Rule::of_records("BEFORE", &refuse(code), code));
     }
+    // Or takes no more connections, ends one that idles, or is shut down: by these it would end the connection.
+    for code in ["53300", "25P03"] {
+        rules.push(Rule::of_records("BEFORE", &refuse(code), code));
+    }
+    rules.push(Rule::of_positions_in_the_end(&refuse("57P01"), "57P01"));
     // A table that is not there, looked for when the rows of one gateway come.
     rules.push(Rule::of_records("BEFORE", "look_for_nothing()", "42P01"));
     // One that has no meaning of its own here, when all is done.
@@ -360,6 +235,7 @@ async fn everybody_waits_for_a_database_that_fails(
         (processor.withheld().as_str(), processor.told()),
         ("0", String::new())
     );
+    assert_ne!(processor.waiting(), "0");
     for answer in &mut answers {
         assert!(answer.try_recv().is_err());
     }
@@ -372,6 +248,7 @@ async fn everybody_waits_for_a_database_that_fails(
         assert_eq!(stored(bed, *n).await, 3);
     }
     assert_eq!(processor.withheld(), "0");
+    until(|| processor.waiting() == "0").await;
 }
 
 #[tokio::test]
@@ -391,7 +268,8 @@ async fn everybody_waits_for_a_file_that_lacks_something() {
 
 #[tokio::test]
 async fn everybody_waits_for_a_server_that_fails() {
-    let is_full: fn(&StoreHealth) -> bool = |health| health.full;
+    // As far as is known that is so of telemetry alone, which keeps no backend from being ready.
+    let is_full: fn(&StoreHealth) -> bool = |health| health.full_for_telemetry && !health.full;
     let is_unfit: fn(&StoreHealth) -> bool = |health| {
         let told = health.refused.as_deref();
         told.is_some_and(|told| told.contains("42501") && !told.contains("not this one"))
@@ -491,6 +369,7 @@ async fn those_who_find_no_room_to_wait_come_again() {
         }
     }
     until(|| processor.withheld() == GATEWAYS.to_string()).await;
+    assert_eq!(processor.waiting(), GATEWAYS.to_string());
     // What comes behind waits as well; and of one that comes again meanwhile, that of before is fenced.
     left.push(processor.hand_in(GATEWAYS, 1, packed(704, 706)).await);
     let before: Vec<_> = left.drain(..2).collect();
@@ -617,15 +496,4 @@ async fn nothing_of_a_session_is_stored_past_what_was_forgotten_with_it() {
     assert_eq!(stored(&bed, 1).await, 0);
     assert_eq!(gaps(&bed, 1).await, []);
     bed.store.close().await;
-}
-
-async fn until(holds: impl Fn() -> bool + Send + Sync) {
-    let waits = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, waits)
-        .await
-        .expect("it comes");
 }

@@ -59,6 +59,11 @@ impl<E: Engine> TelemetryStore for SqlStore<E> {
     }
 
     fn believe(&self, error: StoreError) {
+        // Whether there is room for anything else, what else is written finds out.
+        if let StoreError::Full(_) = &error {
+            self.room.doubt(&error);
+            return;
+        }
         drop(self.noted::<()>(Err(error)));
     }
 

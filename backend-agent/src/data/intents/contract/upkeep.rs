@@ -159,6 +159,7 @@ impl<E: Engine> UpkeepStore for SqlStore<E> {
         let health = self.room.note(self.outage.explain(health))?;
         Ok(StoreHealth {
             full: self.room.is_full(),
+            full_for_telemetry: self.room.is_doubted(),
             ..health
         })
     }
