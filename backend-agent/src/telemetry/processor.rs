@@ -45,9 +45,6 @@ const ROOM_BUSY: Room = Room {
     bytes: 64 * 1024,
 };
 
-/// Further tries of a gateway of which nobody knows why it fails, where there is no room to keep what is refused.
-const OPEN_TRIES: u32 = 3;
-
 /// Bytes that are stored together otherwise.
 const BYTES_IDLE: usize = 512 * 1024;
 
@@ -350,7 +347,7 @@ impl Worker {
             // Where its session has ended, what is not acknowledged comes again with the next one.
             if self.pending.waits(agent_id, &mut parts) {
                 let writes: Arc<[_]> = parts.writes.into();
-                let own = self.commit_own(agent_id, Arc::clone(&writes)).await?;
+                let own = self.commit_own(agent_id, Arc::clone(&writes), true).await?;
                 let stored = own.outcomes(writes.len());
                 let written = Written {
                     writes,
@@ -426,18 +423,26 @@ impl Worker {
         let mut waiting = VecDeque::from_iter(by_gateway(writes));
         let mut others = Others::than_those_of(writes);
         let mut pause = Pause::new();
+        // Those of them that need a place among the withheld.
+        let mut newly = 0;
         while let Some((agent_id, places)) = waiting.pop_front() {
-            let own = self.commit_own(agent_id, at(writes, &places)).await?;
+            let has_place = self.pending.withheld.takes_beside(agent_id, newly);
+            let own = self.commit_own(agent_id, at(writes, &places), has_place);
+            let own = own.await?;
             if let Own::Stands = own {
                 self.rest(&mut pause).await?;
-                if self.pending.doubts.open() > GATEWAYS_MAX {
+                // Whoever has no place would be thrown out for what may be about the database.
+                let has_place = self.pending.withheld.takes_beside(agent_id, newly);
+                if !has_place || self.pending.doubts.open() > GATEWAYS_MAX {
                     waiting.push_back((agent_id, places));
-                    let mut next = self.compose(ahead.take(), received);
+                    let next = self.retry(ahead.take()).await?;
+                    let mut next = self.compose(next, received);
                     self.try_another(&mut next, &mut others).await;
                     *ahead = Some(next);
                     continue;
                 }
             }
+            newly += usize::from(own.needs_place() && !self.pending.withheld.has(agent_id));
             let own = own.outcomes(places.len());
             outcomes.extend(places.into_iter().zip(own));
         }
@@ -445,15 +450,15 @@ impl Worker {
         Some(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
     }
 
-    /// Commits what one gateway wants to have stored, unless the database does not take it. `None` when the backend
-    /// stops before it worked.
+    /// Commits what one gateway wants to have stored, unless the database does not take it, which has a place for it
+    /// among those that are withheld or not. `None` when the backend stops before it worked.
     async fn commit_own(
         &mut self,
         agent_id: AgentId,
         writes: Arc<[TelemetryWrite]>,
+        has_place: bool,
     ) -> Option<Own> {
         let mut pause = Pause::new();
-        let mut tries = OPEN_TRIES;
         loop {
             let begun = Instant::now();
             let error = match self.try_to_commit(&writes).await {
@@ -472,13 +477,6 @@ impl Worker {
                 continue;
             };
             lock(&self.watch).failed(agent_id);
-            // Its session would be sent away for what may be over in a moment.
-            let is_full = !self.pending.withheld.takes(agent_id);
-            if verdict == Verdict::Open && is_full && tries > 0 {
-                tries -= 1;
-                self.put_off(&error, writes.len(), &mut pause).await?;
-                continue;
-            }
             return Some(match verdict {
                 Verdict::Given => {
                     lock(&self.watch).refuses(agent_id, error.refused_by(), &said(&error));
@@ -487,10 +485,11 @@ impl Worker {
                 Verdict::Open => {
                     let error = in_full(&error);
                     debug!(%agent_id, error, "telemetry of a gateway could not be committed; others are tried");
-                    Own::Waits
+                    if has_place { Own::Waits } else { Own::Stands }
                 }
                 Verdict::Database => {
                     self.tell_put_off(&error, writes.len());
+                    lock(&self.watch).takes_nothing(&error.refused_by());
                     self.store.believe(error);
                     Own::Stands
                 }
@@ -539,7 +538,7 @@ impl Worker {
             |outcome| matches!(outcome, TelemetryOutcome::Committed(commit) if commit.stored > 0),
         );
         let of = writes.iter().map(|write| write.agent_id);
-        lock(&self.watch).stored(of.clone());
+        lock(&self.watch).stored(of.clone(), stores);
         self.pending.doubts.committed(of, stores, begun);
     }
 
@@ -575,11 +574,16 @@ enum Own {
     Stored(Vec<TelemetryOutcome>),
     /// The database does not take them: they wait, and nobody else does.
     Waits,
-    /// It seems to take nothing of anybody.
+    /// It seems to take nothing of anybody, or nobody knows and there is no place where they could wait.
     Stands,
 }
 
 impl Own {
+    /// Whether they wait.
+    const fn needs_place(&self) -> bool {
+        matches!(self, Self::Waits | Self::Stands)
+    }
+
     /// The outcome of each of so many writes.
     fn outcomes(self, writes: usize) -> Stored {
         match self {

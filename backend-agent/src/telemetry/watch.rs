@@ -25,6 +25,13 @@ const WITHHELD_FIX: &str = "nothing of it is lost while it fits into their spool
                             tables (a trigger, a rule), or put the row right that is damaged; a value that the database \
                             does not take is a fault to be reported";
 
+/// The condition while the database takes no telemetry of anybody.
+const STALLED: &str = "telemetry.stalled";
+
+const STALLED_FIX: &str = "nothing of it is lost while it fits into the gateways' spools, and it is tried again every few \
+                           seconds; the code is the database's, its words are in the log: see what is wrong with the \
+                           database, and what somebody added to the tables of telemetry (a trigger, a rule)";
+
 /// How long after the last refusal health speaks of it, and how often a gateway's refusals are logged.
 const HOUR: Duration = Duration::from_secs(3_600);
 /// Gateways whose last line in the log is remembered.
@@ -50,6 +57,8 @@ pub(super) struct Watch {
     withheld_logged: BTreeMap<AgentId, Monotonic>,
     /// By which code or rule that was refused last.
     refused_by: String,
+    /// Whether it is told that the database takes nothing of anybody.
+    stalled: bool,
 }
 
 impl Watch {
@@ -69,6 +78,7 @@ impl Watch {
             failing: BTreeSet::new(),
             withheld_logged: BTreeMap::new(),
             refused_by: String::new(),
+            stalled: false,
         }
     }
 
@@ -101,8 +111,21 @@ impl Watch {
         }
     }
 
-    /// A transaction with what these handed in was committed.
-    pub(super) fn stored(&mut self, of: impl Iterator<Item = AgentId>) {
+    /// As far as can be seen, the database takes no telemetry of anybody, by this code.
+    pub(super) fn takes_nothing(&mut self, by: &str) {
+        self.stalled = true;
+        let cause = format!(
+            "the database takes no telemetry of any gateway; its code is {by}, its words are in the log"
+        );
+        self.conditions
+            .raise(STALLED, Severity::Fail, &cause, STALLED_FIX);
+    }
+
+    /// A transaction with what these handed in was committed; whether it stored records.
+    pub(super) fn stored(&mut self, of: impl Iterator<Item = AgentId>, stores: bool) {
+        if stores && std::mem::take(&mut self.stalled) {
+            self.conditions.clear(STALLED);
+        }
         if self.failing.is_empty() {
             return;
         }
@@ -292,6 +315,28 @@ mod tests {
     }
 
     #[test]
+    fn where_nothing_of_anybody_is_stored_that_is_told_until_something_is() {
+        let metrics = Metrics::new("test", "0", Timestamp::from_unix_micros(0));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let conditions = Conditions::new(Arc::clone(&clock));
+        let own = BackendMetrics::register(&metrics);
+        let mut watch = Watch::new(own, clock, conditions.clone());
+        let agent = AgentId::from_uuid(Uuid::from_u128(1));
+        watch.failed(agent);
+        assert!(conditions.list().is_empty());
+        watch.takes_nothing("57014");
+        let told = conditions.list().remove(0);
+        assert_eq!(told.severity, Severity::Fail);
+        let cause = "the database takes no telemetry of any gateway; its code is 57014, its words are in the log";
+        assert_eq!(told.cause, cause);
+        // Of a transaction that added nothing nothing is known.
+        watch.stored([agent].into_iter(), false);
+        assert_eq!(conditions.list().len(), 1);
+        watch.stored([agent].into_iter(), true);
+        assert!(conditions.list().is_empty());
+    }
+
+    #[test]
     fn whoever_waits_is_counted_whatever_for() {
         let metrics = Metrics::new("test", "0", Timestamp::from_unix_micros(0));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -312,9 +357,9 @@ mod tests {
         watch.refuses(agents[1], "53100".to_owned(), "no room for 17");
         counted("telemetry_waiting", 2);
         counted("telemetry_withheld", 1);
-        watch.stored([agents[0], agents[2]].into_iter());
+        watch.stored([agents[0], agents[2]].into_iter(), true);
         counted("telemetry_waiting", 1);
-        watch.stored([agents[1]].into_iter());
+        watch.stored([agents[1]].into_iter(), true);
         watch.released(agents[1]);
         counted("telemetry_waiting", 0);
         watch.failed(agents[2]);

@@ -63,7 +63,12 @@ impl<T> Withheld<T> {
 
     /// Whether there is room for this gateway.
     pub(super) fn takes(&self, agent_id: AgentId) -> bool {
-        self.room() > 0 || self.has(agent_id) || self.reserved.contains_key(&agent_id)
+        self.takes_beside(agent_id, 0)
+    }
+
+    /// The same beside so many others that are to be kept as well.
+    pub(super) fn takes_beside(&self, agent_id: AgentId, others: usize) -> bool {
+        self.room() > others || self.has(agent_id) || self.reserved.contains_key(&agent_id)
     }
 
     /// For how many more there is room.

@@ -349,7 +349,10 @@ mod tests {
                     assert_eq!(record.detail["started_by"], json!(run(2)));
                     change
                 }
-                other => panic!("it does not end: {other:?}"),
+                other @ (Reported::Denies(None, _)
+                | Reported::Late(..)
+                | Reported::Repeated
+                | Reported::Orphan(_)) => panic!("it does not end: {other:?}"),
             };
             (change.command.state, change.result.is_some())
         };
@@ -399,16 +402,16 @@ mod tests {
             Reported::Repeated
         );
         // Nor where it had ended by something else, and that is told of as well.
+        let late = told(denied.clone(), OutcomeState::Succeeded);
+        assert!(matches!(late, Reported::Late(ended, _) if ended.state == OutcomeState::Succeeded));
         let given_up = Command {
             reason: Some(Cow::Borrowed(UNHEARD)),
-            ..denied.clone()
+            ..denied
         };
         assert!(matches!(
             told(given_up, OutcomeState::Expired),
             Reported::Denies(None, _)
         ));
-        let late = told(denied, OutcomeState::Succeeded);
-        assert!(matches!(late, Reported::Late(ended, _) if ended.state == OutcomeState::Succeeded));
         // What may run twice was begun anew, and may have been withdrawn then.
         let Reported::Ends(change) = told(running(true), OutcomeState::Cancelled) else {
             panic!("it ends");

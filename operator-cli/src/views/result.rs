@@ -196,7 +196,7 @@ mod tests {
 
     use super::*;
 
-    fn command(state: &str, reason: Option<&str>, outcome: serde_json::Value) -> CommandView {
+    fn command(state: &str, reason: Option<&str>, outcome: &serde_json::Value) -> CommandView {
         let command = json!({
             "kind": "Command", "id": "01940f5e-0001-7000-8000-000000000001",
             "run_id": "01940f5e-0002-7000-8000-000000000002",
@@ -215,14 +215,14 @@ mod tests {
             "exit_code": 3, "started_at": "2026-01-02T01:00:01Z", "duration_ms": 12, "late": true,
             "late_state": "failed", "reason": "it left something running",
         });
-        let rejected = command("rejected", Some("not here"), late);
+        let rejected = command("rejected", Some("not here"), &late);
         let row = rows(&[rejected], &[], |_id| Told::default());
         let told =
             "not here; the gateway said later that it ran: failed; it left something running";
         assert!(row.contains("✕ rejected") && row.contains(told), "{row}");
         // In time, what the gateway says takes the place of what is known here.
         let in_time = json!({"duration_ms": 0, "reason": "no such unit"});
-        let rejected = command("rejected", Some("not here"), in_time);
+        let rejected = command("rejected", Some("not here"), &in_time);
         assert_eq!(why(&rejected), ["no such unit"]);
         let row = rows(&[rejected], &[], |_id| Told::default());
         assert!(

@@ -120,8 +120,17 @@ impl Processor {
 
     /// What health says of them.
     pub(super) fn told(&self) -> String {
+        self.cause("telemetry.withheld")
+    }
+
+    /// What health says where nothing of anybody is stored.
+    pub(super) fn stalled(&self) -> String {
+        self.cause("telemetry.stalled")
+    }
+
+    fn cause(&self, condition: &str) -> String {
         let found = self.conditions.list().into_iter();
-        let mut causes = found.filter(|it| it.name == "telemetry.withheld");
+        let mut causes = found.filter(|it| it.name == condition);
         causes.next().map(|it| it.cause).unwrap_or_default()
     }
 }

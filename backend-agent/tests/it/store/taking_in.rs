@@ -206,7 +206,7 @@ async fn nobody_waits_for_what_the_server_refuses() {
 /// Whatever anybody hands in fails: nobody is blamed, and everything is stored once it does not.
 async fn everybody_waits_for_a_database_that_fails(
     bed: &Bed,
-    is_told: impl Fn(&StoreHealth) -> bool + Send + Sync,
+    (code, is_told): (&str, impl Fn(&StoreHealth) -> bool + Send + Sync),
     spoil: impl FnOnce(),
     mend: impl FnOnce(),
 ) {
@@ -223,14 +223,23 @@ async fn everybody_waits_for_a_database_that_fails(
     for n in &all {
         answers.push(processor.hand_in(*n, 1, packed(1, 3)).await);
     }
+    let by = format!("its code is {code},");
+    let is_stalled = || processor.stalled().contains(&by);
     let waits = async {
-        while processor.put_off() < 3 || !is_told(&bed.store.health().await.unwrap()) {
+        while processor.put_off() < 3
+            || !is_stalled()
+            || !is_told(&bed.store.health().await.unwrap())
+        {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
     tokio::time::timeout(PATIENCE, waits)
         .await
         .expect("it is told");
+    // What comes behind that while it stands is stored behind it.
+    for n in &all {
+        answers.push(processor.hand_in(*n, 1, packed(4, 6)).await);
+    }
     assert_eq!(
         (processor.withheld().as_str(), processor.told()),
         ("0", String::new())
@@ -240,15 +249,18 @@ async fn everybody_waits_for_a_database_that_fails(
         assert!(answer.try_recv().is_err());
     }
     mend();
-    for (n, answer) in all.iter().zip(answers) {
+    for answer in answers {
         let Answer::Committed(commit) = answered(answer).await else {
             panic!("what the database takes now was not committed");
         };
-        assert_eq!((commit.stored, commit.missing), (3, 0));
-        assert_eq!(stored(bed, *n).await, 3);
+        assert_eq!((commit.missing, commit.rolled_back), (0, false));
+    }
+    for n in &all {
+        assert_eq!(stored(bed, *n).await, 6, "{n}");
+        assert_eq!(gaps(bed, *n).await, [], "{n}");
     }
     assert_eq!(processor.withheld(), "0");
-    until(|| processor.waiting() == "0").await;
+    until(|| processor.waiting() == "0" && processor.stalled().is_empty()).await;
 }
 
 #[tokio::test]
@@ -262,7 +274,7 @@ async fn everybody_waits_for_a_file_that_lacks_something() {
         alter_file(&folder, rule);
     };
     let mend = || alter_file(&folder, "DROP TRIGGER spoilt");
-    everybody_waits_for_a_database_that_fails(&bed, |_health| true, spoil, mend).await;
+    everybody_waits_for_a_database_that_fails(&bed, ("1", |_health| true), spoil, mend).await;
     bed.store.close().await;
 }
 
@@ -291,7 +303,7 @@ async fn everybody_waits_for_a_server_that_fails() {
             ));
         };
         let mend = || ask("DROP TRIGGER spoilt ON telemetry");
-        everybody_waits_for_a_database_that_fails(&bed, is_told, spoil, mend).await;
+        everybody_waits_for_a_database_that_fails(&bed, (code, is_told), spoil, mend).await;
         bed.store.close().await;
         server.drop(&database);
     }
