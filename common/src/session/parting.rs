@@ -1,5 +1,5 @@
-//! When a gateway leaves a session that is well because the newest pin set leaves out the key of its server: decided
-//! without a clock, a file or a socket.
+//! When a gateway leaves a session that is well because the newest pin set leaves out the key of its server, or another
+//! one that it goes on accepting until it has dialled with that set: decided without a clock, a file or a socket.
 
 use std::time::Duration;
 
@@ -29,11 +29,16 @@ impl Partings {
     /// again, and `random` is uniform over all of `u64`.
     #[must_use]
     pub fn plan(&self, now: Monotonic, slot: Duration, random: u64) -> (Monotonic, Monotonic) {
-        let slot = slot.clamp(SPREAD_MIN, SPREAD_MAX);
         let earliest = self.last.map_or(now, |last| last.saturating_add(PAUSE));
-        let from = earliest
-            .max(now)
-            .saturating_add(between(Duration::ZERO, slot, random));
+        Self::once(earliest.max(now), slot, random)
+    }
+
+    /// The same of a session in which a set was taken over that lets an earlier key go. No other one is left for that
+    /// set, because the next one is dialled with it, so there is no pause.
+    #[must_use]
+    pub fn once(now: Monotonic, slot: Duration, random: u64) -> (Monotonic, Monotonic) {
+        let slot = slot.clamp(SPREAD_MIN, SPREAD_MAX);
+        let from = now.saturating_add(between(Duration::ZERO, slot, random));
         (from, from.saturating_add(QUIET_MAX))
     }
 
@@ -80,6 +85,8 @@ mod tests {
             left += 1;
         }
         assert!((47..=49).contains(&left), "{left}");
+        // What is left once for each set waits for none of them.
+        assert_eq!(Partings::once(now, Duration::ZERO, 0).0, now);
         // One that was left long ago holds nothing up.
         let later = at(48 * 3_600);
         assert_eq!(partings.plan(later, Duration::ZERO, 0).0, later);

@@ -242,7 +242,7 @@ impl Seen {
                 (None, cause.to_owned(), "")
             }
             (End::Agent, None) if self.left == Some(Left::Repinned) => {
-                let cause = "the server's key was retired, and the gateway connects to the one that follows it";
+                let cause = "a key of the server was retired, and the gateway connects anew, to trust it no longer";
                 (None, cause.to_owned(), "")
             }
             (End::Agent | End::Backend, code) => (code, said, advice),

@@ -68,6 +68,8 @@ pub struct Taken {
     /// The set that came is a newer one and leaves out the key of the session that it came over: it is taken over in
     /// one with another key.
     pub leaves_out_the_live_key: bool,
+    /// The set that came was taken over, and a key that it lacks is accepted until a session was dialled with it.
+    pub lets_a_key_go: bool,
 }
 
 /// What one attempt to connect may accept.
@@ -156,10 +158,14 @@ impl Pins {
     /// force.
     pub async fn take(&self, offered: Option<PinSet>, live: &SpkiPin) -> Taken {
         let mut leaves_out_the_live_key = false;
+        let mut lets_a_key_go = false;
         if let Some(offered) = offered {
             let version = offered.version;
             match self.adopt(offered, live).await {
-                Ok(()) => info!(version, "took over the backend's pin set"),
+                Ok(()) => {
+                    info!(version, "took over the backend's pin set");
+                    lets_a_key_go = self.lets_a_key_go();
+                }
                 Err(PinsError::Refused(PinSetRefusal::LiveKeyMissing)) => {
                     leaves_out_the_live_key = true;
                     warn!(
@@ -174,7 +180,15 @@ impl Pins {
         Taken {
             version: self.current().version,
             leaves_out_the_live_key,
+            lets_a_key_go,
         }
+    }
+
+    /// Whether a key is accepted that the newest set lacks.
+    fn lets_a_key_go(&self) -> bool {
+        let kept = self.lock();
+        let previous = kept.previous.as_ref();
+        previous.is_some_and(|before| !before.pins.is_subset(&kept.set.pins))
     }
 
     /// From when and by when to leave a session in which such a set came; `slot` is the time within which the backend
@@ -183,6 +197,12 @@ impl Pins {
     pub fn parting(&self, now: Monotonic, slot: Duration) -> (Monotonic, Monotonic) {
         let random = u64::from_ne_bytes(random::bytes());
         self.partings().plan(now, slot, random)
+    }
+
+    /// The same of a session in which a set came that lets a key go: the next one is dialled with that set.
+    #[must_use]
+    pub fn proving(now: Monotonic, slot: Duration) -> (Monotonic, Monotonic) {
+        Partings::once(now, slot, u64::from_ne_bytes(random::bytes()))
     }
 
     /// One was left.
@@ -322,22 +342,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_newer_set_without_the_live_key_asks_for_another_session() {
+    async fn a_newer_set_without_a_key_that_is_accepted_asks_for_another_session() {
         let folder = tempfile::tempdir().unwrap();
         let opened = Pins::open(folder.path(), pins(&[1, 2]));
-        for (offered, version, leaves_out_the_live_key) in [
-            (None, 0, false),
-            (Some(set(0, &[2, 3])), 0, false),
-            (Some(set(4, &[3])), 0, false),
-            (Some(set(4, &[2, 3])), 0, true),
-            (Some(set(5, &[1, 3])), 5, false),
+        for (offered, version, leaves_out_the_live_key, lets_a_key_go) in [
+            (None, 0, false, false),
+            (Some(set(0, &[2, 3])), 0, false, false),
+            (Some(set(4, &[3])), 0, false, false),
+            (Some(set(4, &[2, 3])), 0, true, false),
+            // One more, and one less.
+            (Some(set(5, &[1, 2, 3])), 5, false, false),
+            (Some(set(6, &[1, 3])), 6, false, true),
         ] {
             let expected = Taken {
                 version,
                 leaves_out_the_live_key,
+                lets_a_key_go,
             };
             assert_eq!(opened.take(offered, &pin(1)).await, expected);
         }
+        // The next session is dialled with it, and lets the other key go.
+        assert_eq!(opened.accepted().pins, pins(&[1, 2, 3]));
+        assert!(opened.proved(6, &pin(1)).await.unwrap());
+        assert_eq!(opened.accepted().pins, pins(&[1, 3]));
     }
 
     #[tokio::test]

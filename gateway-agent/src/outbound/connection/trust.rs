@@ -10,6 +10,7 @@ use viworks_common::wire::message::{AgentMessage, CertRequest, PinReport, TrustR
 use viworks_runtime::blocking;
 
 use super::super::ending::Left;
+use super::super::pins::Pins;
 use super::super::renewing::Done;
 use super::Connection;
 use crate::trust;
@@ -32,14 +33,17 @@ impl Connection<'_> {
     }
 
     /// Takes over a set that may follow the one in force, and reports which one is: durable by then. One that leaves
-    /// out the key of this very session asks for a session of its own.
+    /// out the key of this very session asks for another session, to be taken over in; and one that lets another key
+    /// go, to be dialled with: until then that key is accepted.
     pub(super) async fn take_pins(&mut self, offered: Option<PinSet>) {
         let pins = &self.parts.pins;
         let taken = pins.take(offered, &self.pin).await;
         let planned = self.parting.take();
+        let now = self.parts.clock.now();
         if taken.leaves_out_the_live_key {
-            let now = self.parts.clock.now();
             self.parting = planned.or_else(|| Some(pins.parting(now, self.slot)));
+        } else if taken.lets_a_key_go {
+            self.parting = Some(Pins::proving(now, self.slot));
         }
         let version = taken.version;
         self.control(AgentMessage::PinReport(PinReport { version }));
@@ -106,7 +110,7 @@ impl Connection<'_> {
         let parting = self.parting;
         if parting.is_some_and(|(from, latest)| now >= latest || (quiet && now >= from)) {
             self.parts.pins.parted(now);
-            return self.leave(Left::Repinned, "the server's key was retired");
+            return self.leave(Left::Repinned, "a key of the server was retired");
         }
         // A later one that somebody put there needs none; the next session shows it.
         let shown = self.parts.credentials.get();
