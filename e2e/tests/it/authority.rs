@@ -448,6 +448,17 @@ async fn a_stolen_authority_is_taken_out_by_a_restart_and_whoever_is_cut_off_is_
     let told = told.ended_with(20);
     let said = format!("{}{}", told.stdout, told.stderr);
     assert!(said.contains("1 gateway is cut off"), "{told:#?}");
+    // Whoever has a certificate of it gets in no more.
+    let socket = folder.join("state/api.sock");
+    status_where("it is refused", system.binaries(), &socket, |status| {
+        let cause = status["connection"]["last_failure"]["cause"].as_str();
+        cause.is_some_and(|cause| cause.contains("UnknownCA"))
+    })
+    .await;
+    let shown = system.get("/v1/gateways/gw-1").await;
+    assert_eq!(shown["status"], "offline", "{shown:#}");
+    let status = system.get("/v1/authorities").await;
+    assert_eq!(status["authorities"].as_array().unwrap().len(), 1);
     // Others may be taken up meanwhile: it was out before.
     reload(&mut system).await;
 

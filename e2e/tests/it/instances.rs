@@ -180,7 +180,6 @@ async fn a_gateway_that_is_revoked_loses_its_session_at_whichever_backend() {
     for (folder, name) in folders.iter().zip(names) {
         let mut gateway = site.other.start_gateway(folder, Start::default());
         site.is_with(&site.other, name).await;
-        let begun = SystemClock.now();
         if name == "gw-1" {
             // On a backend's host, by the database.
             let config = site.one.backend_config();
@@ -200,13 +199,15 @@ async fn a_gateway_that_is_revoked_loses_its_session_at_whichever_backend() {
             let told = site.one.post(&path, &json!({"reason": why})).await;
             assert_eq!(told["session_ended"], true, "{told:#}");
         }
+        let revoked = SystemClock.now();
         eventually("its session is closed", PATIENCE, async || {
             gateway.log().contains("revoked").then_some(())
         })
         .await;
-        let took = SystemClock.now().saturating_since(begun);
-        // A quarter of a second is the rule; beside it, programs start here. A job would find it after an hour.
-        assert!(took < Duration::from_secs(15), "{took:?}");
+        let took = SystemClock.now().saturating_since(revoked);
+        // A quarter of a second is the rule, and a second what is promised; on a busy machine, processes wait for their
+        // turns beside it. A job would find it after an hour.
+        assert!(took < Duration::from_secs(4), "{took:?}");
         gateway.kill();
     }
     // A gateway whose certificate was revoked is none that was.
