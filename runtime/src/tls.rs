@@ -11,6 +11,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, ConfigBuilder, ConnectionCommon, RootCertStore, ServerConfig, version};
 use sha2::{Digest, Sha256};
+use x509_parser::oid_registry::OID_X509_EXT_NAME_CONSTRAINTS;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 mod error;
@@ -61,7 +62,7 @@ pub fn spki_sha256(certificate: &[u8]) -> Result<[u8; 32], TlsError> {
 }
 
 /// What TLS knows an authority by: SHA-256 over its name and its key, which are the same in every certificate that
-/// there is of it.
+/// there is of it, and over the constraints of names in this one, if it has any: with others it lets others in.
 ///
 /// # Errors
 ///
@@ -72,10 +73,14 @@ pub fn anchor_sha256(certificate: &[u8]) -> Result<[u8; 32], TlsError> {
             reason: error.to_string(),
         })?;
     // Each says where it ends.
-    let both = Sha256::new()
+    let mut known_by = Sha256::new()
         .chain_update(certificate.subject().as_raw())
         .chain_update(certificate.tbs_certificate.subject_pki.raw);
-    Ok(both.finalize().into())
+    let mut extensions = certificate.extensions().iter();
+    if let Some(names) = extensions.find(|it| it.oid == OID_X509_EXT_NAME_CONSTRAINTS) {
+        known_by.update(names.value);
+    }
+    Ok(known_by.finalize().into())
 }
 
 /// What a listener asks of a client certificate: that it leads to one of `roots`, is valid now, and is for clients.

@@ -143,7 +143,9 @@ pub fn refusal(needing: &Holders, unknown: &Holders) -> String {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
+    use rcgen::{
+        BasicConstraints, CertificateParams, DnType, GeneralSubtree, IsCa, KeyPair, NameConstraints,
+    };
     use rustls::pki_types::CertificateDer;
 
     use super::*;
@@ -224,6 +226,37 @@ mod tests {
         assert_eq!(of(&renewed), 0);
         assert_eq!(of(&Authorities::of(&[authority("other", &one)])), 1);
         assert_eq!(of(&Authorities::of(&[authority("site", &other)])), 1);
+    }
+
+    #[test]
+    fn a_certificate_of_an_authority_that_lets_others_in_is_another_authority() {
+        let key = KeyPair::generate().unwrap();
+        let of_names = |excluded: &[&str]| {
+            let mut params = CertificateParams::default();
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, "site");
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let excluded = excluded.iter().map(|name| {
+                let name = (*name).to_owned();
+                GeneralSubtree::DnsName(name)
+            });
+            params.name_constraints = Some(NameConstraints {
+                permitted_subtrees: Vec::new(),
+                excluded_subtrees: excluded.collect(),
+            });
+            params.self_signed(&key).unwrap().der().clone()
+        };
+        let before = Authorities::of(&[authority("site", &key)]);
+        let stored = || before.issuers().into_iter().map(|one| signed(Some(one), 3));
+        let after = Authorities::of(&[of_names(&["internal"])]);
+        assert_eq!(needing(stored().collect(), &before, &after).0.len(), 1);
+        let renewed = Authorities::of(&[of_names(&["internal"])]);
+        assert_eq!(after.issuers(), renewed.issuers());
+        assert_ne!(
+            after.issuers(),
+            Authorities::of(&[of_names(&["other"])]).issuers()
+        );
     }
 
     #[test]

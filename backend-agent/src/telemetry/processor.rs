@@ -534,9 +534,7 @@ impl Worker {
         outcomes: &[TelemetryOutcome],
         begun: Instant,
     ) {
-        let stores = outcomes.iter().any(
-            |outcome| matches!(outcome, TelemetryOutcome::Committed(commit) if commit.stored > 0),
-        );
+        let stores = outcomes.iter().any(TelemetryOutcome::stores);
         let of = writes.iter().map(|write| write.agent_id);
         lock(&self.watch).stored(of.clone(), stores);
         self.pending.doubts.committed(of, stores, begun);

@@ -95,10 +95,12 @@ impl<T> Withheld<T> {
         one.parts.append(parts);
     }
 
-    /// What is kept of a gateway is tried again soon, for it may not be about that at all.
+    /// What is kept of a gateway is tried again soon, for it may not be about that at all. How often that was so makes
+    /// no pause longer.
     pub(super) fn hurry(&mut self, agent_id: AgentId, now: Instant) {
         if let Some(one) = self.of.get_mut(&agent_id) {
             one.due = one.due.min(now + RETRY_OPEN);
+            one.pause = one.pause.min(RETRY_OPEN);
         }
     }
 
@@ -244,7 +246,13 @@ mod tests {
             assert!(withheld.due(Instant::now()).is_none());
             withheld.hurry(agent_id, Instant::now());
         }
-        assert_eq!(pauses, [1, 1, 1, 2, 5, 5, 5, 5]);
+        assert_eq!(pauses, [1, 1, 1, 2, 3, 3, 3, 3]);
+        // Once it is known to be about the gateway, it goes on from there.
+        tokio::time::sleep_until(withheld.next_due().unwrap()).await;
+        let (agent_id, parts) = withheld.due(Instant::now()).unwrap();
+        withheld.keep(agent_id, parts, Instant::now());
+        let next = withheld.next_due().unwrap();
+        assert_eq!(next - Instant::now(), RETRY_OPEN);
     }
 
     #[tokio::test(start_paused = true)]

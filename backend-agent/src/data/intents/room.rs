@@ -1,5 +1,6 @@
 //! Whether writes met a full disk lately.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ pub(super) struct Room {
     last_refused: Mutex<Option<Monotonic>>,
     /// When telemetry seemed to find none. A rule that somebody made may say so as well, of some gateways' alone.
     last_doubted: Mutex<Option<Monotonic>>,
+    /// Whether nothing of it was stored since.
+    doubted: AtomicBool,
 }
 
 impl Room {
@@ -33,10 +36,16 @@ impl Room {
 
     /// Telemetry of nobody is stored, and this is what the database says.
     pub(super) fn doubt(&self, error: &StoreError) {
+        self.doubted.store(true, Ordering::Relaxed);
         if is_news(&self.last_doubted) {
             let error = in_full(error);
             warn!(error, "the database seems to have no room for telemetry");
         }
+    }
+
+    /// Telemetry of somebody was stored: it was about others.
+    pub(super) fn found_for_telemetry(&self) {
+        self.doubted.store(false, Ordering::Relaxed);
     }
 
     /// Whether one of the last writes found no room.
@@ -46,7 +55,7 @@ impl Room {
 
     /// Whether telemetry of nobody found room lately, as far as can be seen.
     pub(super) fn is_doubted(&self) -> bool {
-        is_recent(&self.last_doubted)
+        self.doubted.load(Ordering::Relaxed) && is_recent(&self.last_doubted)
     }
 }
 
@@ -90,5 +99,9 @@ mod tests {
         assert!(room.is_doubted() && !room.is_full());
         let full = room.note::<()>(Err(StoreError::Full("full".into())));
         assert!(full.is_err() && room.is_doubted() && room.is_full());
+        room.found_for_telemetry();
+        assert!(!room.is_doubted() && room.is_full());
+        room.doubt(&StoreError::Full("full".into()));
+        assert!(room.is_doubted());
     }
 }

@@ -35,6 +35,14 @@ pub enum TelemetryOutcome {
     Malformed(MalformedBatch),
 }
 
+impl TelemetryOutcome {
+    /// Whether records were stored.
+    #[must_use]
+    pub const fn stores(&self) -> bool {
+        matches!(self, Self::Committed(commit) if commit.stored > 0)
+    }
+}
+
 /// Which records are wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TelemetryQuery {

@@ -55,6 +55,10 @@ impl<E: Engine> TelemetryStore for SqlStore<E> {
             written => self.noted(written)?,
         };
         fault::point("store.telemetry.after_commit");
+        let stores = outcomes.iter().any(TelemetryOutcome::stores);
+        if stores {
+            self.room.found_for_telemetry();
+        }
         Ok(outcomes)
     }
 
