@@ -45,6 +45,9 @@ const ROOM_BUSY: Room = Room {
     bytes: 64 * 1024,
 };
 
+/// Further tries of a gateway of which nobody knows why it fails, where there is no place to keep what is refused.
+const OPEN_TRIES: u32 = 3;
+
 /// Bytes that are stored together otherwise.
 const BYTES_IDLE: usize = 512 * 1024;
 
@@ -431,9 +434,7 @@ impl Worker {
             let own = own.await?;
             if let Own::Stands = own {
                 self.rest(&mut pause).await?;
-                // Whoever has no place would be thrown out for what may be about the database.
-                let has_place = self.pending.withheld.takes_beside(agent_id, newly);
-                if !has_place || self.pending.doubts.open() > GATEWAYS_MAX {
+                if self.pending.doubts.open() > GATEWAYS_MAX {
                     waiting.push_back((agent_id, places));
                     let next = self.retry(ahead.take()).await?;
                     let mut next = self.compose(next, received);
@@ -450,8 +451,9 @@ impl Worker {
         Some(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
     }
 
-    /// Commits what one gateway wants to have stored, unless the database does not take it, which has a place for it
-    /// among those that are withheld or not. `None` when the backend stops before it worked.
+    /// Commits what one gateway wants to have stored, unless the database does not take it. One that has no place among
+    /// those that are withheld is tried a few times more: its session would be thrown out for what may be over in a
+    /// moment. `None` when the backend stops before it worked.
     async fn commit_own(
         &mut self,
         agent_id: AgentId,
@@ -459,6 +461,7 @@ impl Worker {
         has_place: bool,
     ) -> Option<Own> {
         let mut pause = Pause::new();
+        let mut tries = if has_place { 0 } else { OPEN_TRIES };
         loop {
             let begun = Instant::now();
             let error = match self.try_to_commit(&writes).await {
@@ -477,6 +480,11 @@ impl Worker {
                 continue;
             };
             lock(&self.watch).failed(agent_id);
+            if verdict != Verdict::Given && tries > 0 {
+                tries -= 1;
+                self.put_off(&error, writes.len(), &mut pause).await?;
+                continue;
+            }
             return Some(match verdict {
                 Verdict::Given => {
                     lock(&self.watch).refuses(agent_id, error.refused_by(), &said(&error));
@@ -485,7 +493,7 @@ impl Worker {
                 Verdict::Open => {
                     let error = in_full(&error);
                     debug!(%agent_id, error, "telemetry of a gateway could not be committed; others are tried");
-                    if has_place { Own::Waits } else { Own::Stands }
+                    Own::Waits
                 }
                 Verdict::Database => {
                     self.tell_put_off(&error, writes.len());
@@ -572,7 +580,7 @@ enum Own {
     Stored(Vec<TelemetryOutcome>),
     /// The database does not take them: they wait, and nobody else does.
     Waits,
-    /// It seems to take nothing of anybody, or nobody knows and there is no place where they could wait.
+    /// It seems to take nothing of anybody.
     Stands,
 }
 
