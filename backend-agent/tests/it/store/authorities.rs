@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use viworks_backend_agent::data::{
     Actor, AdmitRequest, Admitted, AuthorityBundle, AuthorityTrust, CertificateRef, ConfirmOutcome,
-    NewCertificate, NewGateway, RedeemOutcome, Redemption, ReissueOutcome, RenewalOutcome, SignedBy,
-    StoreError, Tally, Unaware,
+    NewCertificate, NewGateway, RedeemOutcome, Redemption, ReissueOutcome, RenewalOutcome,
+    SignedBy, StoreError, Tally, Unaware,
 };
 
 use super::bed::{Bed, Session, agent, at};
