@@ -142,8 +142,8 @@ pub struct Gateway {
     /// The version of the pin set it trusts, by its last report; before its first session that of the set that was
     /// handed to it together with its identity.
     pub pin_set_version: u64,
-    /// The bundle of authorities that it was given and has, by its digest, as it reported last; before its first session
-    /// that which was handed to it together with its identity.
+    /// The bundle of authorities that it was given and has, by its digest, as it reported last; before its first
+    /// session that which was handed to it together with its identity.
     pub authorities: Option<String>,
     /// Since when it has that.
     pub authorities_at: Option<Timestamp>,
