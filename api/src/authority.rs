@@ -14,8 +14,8 @@ pub struct AuthorityGateway {
     pub id: AgentId,
     /// Its name.
     pub name: GatewayName,
-    /// SHA-256 of the bundle that it has, 64 hexadecimal digits; none before it reported one, and where its agent takes
-    /// none.
+    /// SHA-256 of the bundle that it has, 64 hexadecimal digits, by its last report, or before its first session that
+    /// which it enrolled with; none where neither is known, and where its agent takes none.
     pub bundle: Option<String>,
     /// Since when it has that.
     pub since: Option<Timestamp>,

@@ -267,7 +267,8 @@ pub struct Gateway {
     /// The key that it shares with the backend, by its number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<GatewayKey>,
-    /// The authorities that it was given and has, by its last report.
+    /// The authorities that it was given and has, by its last report, or before its first session those that it
+    /// enrolled with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorities: Option<GatewayAuthorities>,
     /// Its labels.

@@ -443,6 +443,7 @@ impl Enrolment {
                 labels: ticket.labels.clone(),
                 key_generation: FIRST_GENERATION,
                 pins: Some(pins.clone()),
+                authorities: office.given(),
                 certificate: Some(NewCertificate {
                     agent_id,
                     spki: csr.spki,

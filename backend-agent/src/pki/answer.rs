@@ -215,6 +215,7 @@ fn make(
         labels: labels.clone(),
         key_generation: FIRST_GENERATION,
         pins: Some(pins.clone()),
+        authorities: office.given(),
         certificate: Some(NewCertificate {
             agent_id,
             spki: csr.spki,

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::client::verify_server_name;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::ParsedCertificate;
 use uuid::Uuid;
 use viworks_common::catalogue::SHIPPED;
@@ -23,8 +24,11 @@ use zeroize::Zeroizing;
 
 use super::authority::{Authority, Issued, Standby};
 use super::{PkiError, Room, Secrecy, private_folder, write_new};
+use crate::agent::authorities::Authorities;
 use crate::config::{AgentsConfig, Config, KeysConfig};
-use crate::data::{Actor, GatewayRef, NewCertificate, NewGateway, OwnPins, Store, StoreError};
+use crate::data::{
+    Actor, AuthorityBundle, GatewayRef, NewCertificate, NewGateway, OwnPins, Store, StoreError,
+};
 
 /// How long a gateway's certificate lives when nobody says: a stolen one is worth something for one season at most.
 pub const GATEWAY_LIFE: Duration = Duration::from_secs(90 * 24 * 3_600);
@@ -116,6 +120,16 @@ impl Office {
             binding: config.agents.binding,
             door,
         })
+    }
+
+    /// The authorities that a new gateway gets together with its identity, as it would report them; none where they
+    /// are more than gateways are given.
+    #[must_use]
+    pub fn given(&self) -> Option<AuthorityBundle> {
+        let handed = self.authority.certificate().as_bytes();
+        let handed: Result<Vec<CertificateDer<'static>>, _> =
+            CertificateDer::pem_slice_iter(handed).collect();
+        Authorities::of(&handed.ok()?).noted()
     }
 }
 
@@ -265,6 +279,7 @@ pub fn make(
         labels: request.labels,
         key_generation: FIRST_GENERATION,
         pins: None,
+        authorities: office.given(),
         certificate: Some(NewCertificate {
             agent_id,
             spki: certificate.facts.spki,

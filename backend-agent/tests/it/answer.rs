@@ -5,7 +5,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P384_SHA384};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair,
+    PKCS_ECDSA_P384_SHA384,
+};
+use viworks_backend_agent::agent::authorities::Authorities;
 use viworks_backend_agent::data::{
     Actor, GatewayRef, OwnPins, PinChange, PinOutcome, PinStep, Store, StoreError,
 };
@@ -167,6 +171,38 @@ async fn a_gateway_that_is_issued_by_files_gets_the_pins_in_force() {
         rest = after;
     }
     assert_eq!(confirmed(&*store, "gw-1").await, 4);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_made_by_files_is_known_to_have_the_authorities_that_are_in_them() {
+    let folder = initialised();
+    let config = config(&folder);
+    // Another one behind the one that signs, which no backend has given so far.
+    let file = &config.agents.client_ca_file;
+    let mut params = plain();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let another = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+    let both = std::fs::read_to_string(file).unwrap() + &another.pem();
+    std::fs::write(file, both).unwrap();
+    let given = Authorities::of(&tls::load_certificates(file).unwrap());
+    assert_eq!(given.all().len(), 2);
+
+    let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
+    let delivery = delivery(&folder);
+    deliver(&*store, &office, "gw-1", &delivery).await.unwrap();
+    let (csr, out) = (made(), folder.path().join("gw-2.answer"));
+    signed(&*store, &office, &csr, "gw-2", &out).await.unwrap();
+    let tenant = Tenant::default_tenant();
+    for name in ["gw-1", "gw-2"] {
+        let which = GatewayRef::Name(name.parse().unwrap());
+        let known = store.gateway(&tenant, &which).await.unwrap().unwrap();
+        // As it will report them, in whatever order they are in its file.
+        assert_eq!(known.authorities.as_deref(), Some(given.digest()));
+    }
+    let trust = store.authority_trust(&tenant).await.unwrap();
+    assert_eq!(trust.all().gateways, 2);
+    assert_eq!(trust.lacking(&given.ids()).gateways, 0);
     store.close().await;
 }
 

@@ -253,6 +253,8 @@ suite! {
         a_gateway_has_what_it_reported_whether_it_is_connected_or_not,
         only_the_session_of_a_gateway_that_is_not_revoked_reports_what_it_has,
         a_bundle_is_forgotten_once_no_gateway_has_it_and_no_backend_gives_it,
+        a_gateway_has_the_authorities_that_it_became_one_with,
+        the_authorities_of_the_last_answer_at_the_door_are_those_that_count,
         which_authority_signed_a_certificate_is_kept_however_it_was_issued,
         who_signed_a_certificate_is_learned_with_a_session_of_its_gateway_alone,
         who_signed_the_certificate_of_before_is_not_stored_of_one_from_the_door,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use viworks_backend_agent::data::{Actor, GatewayRef};
 use viworks_backend_agent::material::ServerMaterial;
-use viworks_backend_agent::pki::issue::{IssueRequest, Office, make};
+use viworks_backend_agent::pki::issue::{IssueRequest, Material, Office, make};
 use viworks_common::id::Tenant;
 use viworks_common::key::Secret;
 use viworks_common::session::AgentEvent;
@@ -42,6 +42,22 @@ async fn has(backend: &Backend) -> Option<String> {
     gateway.unwrap().unwrap().authorities
 }
 
+/// Lets a gateway join of which it is not known which authorities it was given, as of one of before.
+async fn join_before(backend: &Backend, office: &Office, name: &str) -> Material {
+    let (tenant, now) = (Tenant::default_tenant(), SystemClock.wall());
+    let request = IssueRequest {
+        name: name.parse().unwrap(),
+        labels: [].into(),
+        life: Duration::from_secs(24 * 3_600),
+    };
+    let (material, mut gateway) = make(&tenant, office, request, now).unwrap();
+    gateway.authorities = None;
+    let actor = Actor::system();
+    let made = backend.store.create_gateway(&tenant, gateway, &actor, now);
+    made.await.unwrap();
+    material
+}
+
 fn report(gateway: &mut Gateway, digest: &str) {
     let report = AgentMessage::TrustReport(TrustReport {
         digest: digest.to_owned(),
@@ -53,10 +69,12 @@ fn report(gateway: &mut Gateway, digest: &str) {
 #[tokio::test]
 async fn a_session_begins_with_the_authorities_where_the_gateway_takes_them() {
     let folder = pki::initialised();
-    let material = ServerMaterial::load(&pki::config(&folder)).unwrap();
-    let authorities = material.authorities;
+    let config = pki::config(&folder);
+    let authorities = ServerMaterial::load(&config).unwrap().authorities;
+    let office = Office::open(&config).unwrap();
     let backend = Backend::start_on(folder, Arc::new(SystemClock)).await;
-    let (first, second) = (backend.join("gw-1").await, backend.join("gw-2").await);
+    let first = join_before(&backend, &office, "gw-1").await;
+    let second = join_before(&backend, &office, "gw-2").await;
     let mut able = backend.dial(&first).await;
     able.capabilities = vec![TRUST_UPDATE.to_owned()];
     able.hello(1, 0, &first.token).await;

@@ -18,6 +18,7 @@ use viworks_testkit::door::FalseDoor;
 use viworks_testkit::process::{Said, eventually, finish};
 use viworks_testkit::rogue::{Material, upgrade};
 
+use crate::enrolment::{enroll, folder, ticket};
 use crate::lapsed::{audited, condition, in_haste, knowing, socket, with_door};
 use crate::reissued::{renew, renew_of};
 use crate::renewals::renew_server;
@@ -474,6 +475,48 @@ async fn a_stolen_authority_is_taken_out_by_a_restart_and_whoever_is_cut_off_is_
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
 }
 
+/// A certificate of the authority that signs now, for the server's key, beside the one in place.
+struct Rotation {
+    certificate: PathBuf,
+    /// The backend that is to take it over.
+    process: String,
+}
+
+impl Rotation {
+    fn of(system: &mut Deployment) -> Self {
+        let backend = system.path().join("backend");
+        let (in_place, certificate) = (backend.join("server.crt"), backend.join("other.crt"));
+        let kept = std::fs::read(&in_place).unwrap();
+        let key = std::fs::read_to_string(backend.join("server.key")).unwrap();
+        let key = KeyPair::from_pem(&key).unwrap();
+        let issued = renew_server(&backend, &key, time::Duration::days(60));
+        std::fs::write(&certificate, issued).unwrap();
+        std::fs::write(&in_place, kept).unwrap();
+        Self {
+            certificate,
+            process: system.backend().pid().to_string(),
+        }
+    }
+
+    /// Puts it in place.
+    async fn run(&self, system: &Deployment, more: &[&str]) -> Said {
+        let config = system.backend_config();
+        let arguments = [
+            "--config",
+            config.to_str().unwrap(),
+            "--certificate",
+            self.certificate.to_str().unwrap(),
+            "--connect",
+            system.agents_address(),
+            "--pid",
+            &self.process,
+            "--names-change",
+        ];
+        let arguments = [&arguments[..], more].concat();
+        asks(system, script("rotate_certificates.sh"), &arguments).await
+    }
+}
+
 /// What a command says that asks this backend.
 async fn asks(system: &Deployment, mut command: Command, arguments: &[&str]) -> Said {
     command
@@ -503,6 +546,9 @@ async fn a_gateway_that_is_off_is_named_and_no_certificate_of_an_authority_that_
     system.start_backend(Start::default()).await;
     let mut first = system.start_gateway(&folders[0], Start::default());
     let mut second = system.start_gateway(&folders[1], Start::default());
+    for name in ["gw-1", "gw-2"] {
+        system.online(name).await;
+    }
     let before = lacking(&system, 0).await;
     assert!(second.stop(Duration::from_secs(30)).await.success());
 
@@ -515,8 +561,8 @@ async fn a_gateway_that_is_off_is_named_and_no_certificate_of_an_authority_that_
         (&json!(2), &json!(1))
     );
     assert_ne!(status["bundle"], before["bundle"]);
-    let process = system.backend().pid().to_string();
-    let cli = || Command::new(system.binaries().cli());
+    let binaries = system.binaries();
+    let cli = || Command::new(binaries.cli());
     let told = asks(&system, cli(), &["authority", "status"]).await;
     let told = told.ended_with(20).stdout;
     assert!(told.contains("gw-2") && !told.contains("gw-1"), "{told}");
@@ -532,30 +578,10 @@ async fn a_gateway_that_is_off_is_named_and_no_certificate_of_an_authority_that_
     .await;
 
     // A certificate of the new one, for the key in place, beside it.
-    let (in_place, other) = (backend.join("server.crt"), backend.join("other.crt"));
+    let in_place = backend.join("server.crt");
     let kept = std::fs::read(&in_place).unwrap();
-    let key = std::fs::read_to_string(backend.join("server.key")).unwrap();
-    let key = KeyPair::from_pem(&key).unwrap();
-    let issued = renew_server(&backend, &key, time::Duration::days(60));
-    std::fs::write(&other, issued).unwrap();
-    std::fs::write(&in_place, &kept).unwrap();
-    let config = system.backend_config();
-    let place = system.agents_address().to_owned();
-    let arguments = [
-        "--config",
-        config.to_str().unwrap(),
-        "--certificate",
-        other.to_str().unwrap(),
-        "--connect",
-        &place,
-        "--pid",
-        &process,
-        "--names-change",
-    ];
-    let rotate = async |more: &[&str]| {
-        let arguments = [&arguments[..], more].concat();
-        asks(&system, script("rotate_certificates.sh"), &arguments).await
-    };
+    let rotation = Rotation::of(&mut system);
+    let rotate = async |more: &[&str]| rotation.run(&system, more).await;
     let refused = rotate(&[]).await.ended_with(6);
     let why = "1 of 2 gateways know the authority";
     assert!(refused.stderr.contains(why), "{refused:#?}");
@@ -583,4 +609,65 @@ async fn a_gateway_that_is_off_is_named_and_no_certificate_of_an_authority_that_
     for gateway in [&mut first, &mut again] {
         assert!(gateway.stop(Duration::from_secs(30)).await.success());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_enrolled_while_both_authorities_are_given_lacks_neither_of_them() {
+    if !has_openssl() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    let backend = system.path().join("backend");
+    let (old, new) = (
+        Authority::of(&backend),
+        Authority::create("the next authority"),
+    );
+    system.start_backend(with_door()).await;
+    let enrolled = async |system: &Deployment, name: &str| {
+        let made = ticket(system, &json!({"uses": 1, "name": name})).await;
+        let command = enroll(system, &folder(system, name), &made, &[]);
+        drop(finish(command, PATIENCE).await.ended_with(0));
+    };
+    enrolled(&system, "gw-early").await;
+    lacking(&system, 0).await;
+    new.signs_beside(&backend, &[&old]);
+    reload(&mut system).await;
+    enrolled(&system, "gw-late").await;
+
+    // Neither has ever connected, and one of them was given both.
+    let status = lacking(&system, 1).await;
+    assert_eq!(status["gateways"], 2, "{status:#}");
+    let shown = system.get("/v1/gateways/gw-late").await;
+    assert_eq!(shown["authorities"]["current"], true, "{shown:#}");
+    let binaries = system.binaries();
+    let cli = || Command::new(binaries.cli());
+    let told = asks(&system, cli(), &["authority", "status"]).await;
+    let told = told.ended_with(20).stdout;
+    assert!(
+        told.contains("gw-early") && !told.contains("gw-late"),
+        "{told}"
+    );
+    eventually("health names the early one alone", PATIENCE, async || {
+        let named = check(&system, "trust.gateways").await?.to_string();
+        (named.contains("gw-early") && !named.contains("gw-late")).then_some(())
+    })
+    .await;
+    let rotation = Rotation::of(&mut system);
+    let refused = rotation.run(&system, &[]).await.ended_with(6);
+    assert!(
+        refused.stderr.contains("refuse the server: gw-early"),
+        "{refused:#?}"
+    );
+    assert!(!refused.stderr.contains("gw-late"), "{refused:#?}");
+
+    // Without the early one nobody is cut off, and the late one accepts what is put in place.
+    let why = json!({ "reason": "it was sold" });
+    system.post("/v1/gateways/gw-early/revoke", &why).await;
+    lacking(&system, 0).await;
+    let told = asks(&system, cli(), &["authority", "status"]).await;
+    drop(told.ended_with(0));
+    drop(rotation.run(&system, &[]).await.ended_with(0));
+    let mut late = system.start_gateway(&folder(&system, "gw-late"), Start::default());
+    system.online("gw-late").await;
+    assert!(late.stop(Duration::from_secs(30)).await.success());
 }

@@ -15,7 +15,7 @@ use super::link::{LinkError, Sql, conflict_or};
 use super::page::{following, listing, rows_wanted};
 use super::row::{Reader, to_json};
 use super::tx::{Tx, View};
-use super::{audit, certificates, pins, sessions, settle, tickets};
+use super::{audit, authorities, certificates, pins, sessions, settle, tickets};
 use crate::data::{
     Actor, AuditOutcome, Gateway, GatewayFilter, GatewayRef, GatewaySession, HeartbeatFigures,
     Label, LabelSource, Letter, Listing, NewGateway, Page, Revocation, Revoked, StoreError,
@@ -66,8 +66,9 @@ macro_rules! both {
 }
 
 pub(super) const CREATE: &str = "\
-INSERT INTO gateways (tenant, agent_id, name, created_at, key_generation, pin_set_version)
-VALUES (:tenant, :agent_id, :name, :now, :key_generation, :version) ON CONFLICT (tenant, agent_id) DO NOTHING";
+INSERT INTO gateways (tenant, agent_id, name, created_at, key_generation, pin_set_version, authorities, authorities_at)
+VALUES (:tenant, :agent_id, :name, :now, :key_generation, :version, :digest, :given_at)
+ON CONFLICT (tenant, agent_id) DO NOTHING";
 
 macro_rules! add_labels {
     ($each:literal) => {
@@ -190,7 +191,9 @@ pub(super) fn create(tx: &Tx<'_>, new: &NewGateway, actor: &Actor) -> StoreResul
     } = new;
     release_name(tx, name, actor)?;
     let version = pins::given(tx, new.pins.as_ref())?;
-    let made = tx.try_execute(CREATE, params! { agent_id, name, key_generation, version });
+    let (digest, given_at) = authorities::given(tx, new.authorities.as_ref())?;
+    let params = params! { agent_id, name, key_generation, version, digest, given_at };
+    let made = tx.try_execute(CREATE, params);
     if made.map_err(|error| name_conflict(error, name))? == 0 {
         let known = load(tx, &GatewayRef::Id(*agent_id))?;
         // Made before, and the answer to that was lost; or somebody else has the id.

@@ -8,7 +8,7 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
 use super::page::following;
-use super::row::Reader;
+use super::row::{Reader, column};
 use super::sessions::fence;
 use super::tx::{Tx, View};
 use crate::data::{
@@ -19,6 +19,10 @@ use crate::data::{
 pub(super) const NOTE: &str = "\
 INSERT INTO authority_bundles (tenant, digest, authority, noted_at) VALUES (:tenant, :digest, :authority, :now)
 ON CONFLICT (tenant, digest, authority) DO UPDATE SET noted_at = excluded.noted_at";
+
+/// What is noted of a bundle, and not about to be forgotten.
+pub(super) const FRESH: &str = "\
+SELECT authority FROM authority_bundles WHERE tenant = :tenant AND digest = :digest AND noted_at > :since";
 
 /// Those that a gateway has stay: what is in them decides whether it would be cut off.
 pub(super) const FORGET: &str = "\
@@ -78,14 +82,42 @@ pub(in crate::data) const SIGNED_FOR: &str = concat!(
 
 /// Notes what is in a bundle that is given now, and forgets those that nobody has or gives.
 pub(super) fn note(tx: &Tx<'_>, bundle: &AuthorityBundle) -> StoreResult<()> {
+    write(tx, bundle)?;
+    let since = tx.now.saturating_sub(BUNDLE_KEPT_FOR);
+    tx.execute(FORGET, params! { since }).map(drop)
+}
+
+fn write(tx: &Tx<'_>, bundle: &AuthorityBundle) -> StoreResult<()> {
     // Backends that start at once write the same rows.
     tx.lock_name("authorities")?;
     let digest = &bundle.digest;
     for authority in &bundle.authorities {
         tx.execute(NOTE, params! { digest, authority })?;
     }
-    let since = tx.now.saturating_sub(BUNDLE_KEPT_FOR);
-    tx.execute(FORGET, params! { since }).map(drop)
+    Ok(())
+}
+
+/// Which bundle a gateway has that becomes one with this, if it gets one, and since when. What is in it is stored with
+/// that: the files of the answer may be newer than what any backend gives, and of a bundle that nobody knows whoever
+/// has it counts as having nothing.
+pub(super) fn given<'b>(
+    tx: &Tx<'_>,
+    bundle: Option<&'b AuthorityBundle>,
+) -> StoreResult<(Option<&'b str>, Option<Timestamp>)> {
+    let Some(bundle) = bundle else {
+        return Ok((None, None));
+    };
+    let (digest, since) = (
+        bundle.digest.as_str(),
+        tx.now.saturating_sub(BUNDLE_KEPT_FOR / 2),
+    );
+    // What a backend gives is noted over and over: those that enrol at once do not wait for each other because of it.
+    let read = column::<String>("authority_bundles", "authority");
+    let fresh = tx.all(FRESH, params! { digest, since }, read)?;
+    if fresh.len() < bundle.authorities.len() {
+        write(tx, bundle)?;
+    }
+    Ok((Some(digest), Some(tx.now)))
 }
 
 /// Stores which bundle a gateway has, on behalf of its session.

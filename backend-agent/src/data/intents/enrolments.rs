@@ -17,7 +17,7 @@ use viworks_runtime::sqlite::{Row, params};
 
 use super::row::Reader;
 use super::tx::{Tx, View};
-use super::{agents, certificates, pins, replacements, tickets};
+use super::{agents, authorities, certificates, pins, replacements, tickets};
 use crate::data::{
     Actor, AnsweredChallenge, AuditOutcome, EnrolledBefore, Foreseen, Gateway, GatewayRef,
     RedeemOutcome, Redemption, RefusedRedemption, StoreError, StoreResult, StoredTicket,
@@ -41,9 +41,9 @@ pub(super) const ADD: &str = "\
 INSERT INTO enrolments (tenant, spki, ticket_id, agent_id, install_id, certificate, enrolled_at, epoch)
 VALUES (:tenant, :spki, :id, :agent_id, :install_id, :certificate, :now, :epoch)";
 
-/// Of a gateway that has not been connected so far, which pins it was given last.
+/// Of a gateway that has not been connected so far, which pins and authorities it was given last.
 pub(super) const GIVEN: &str = "\
-UPDATE gateways SET pin_set_version = :version
+UPDATE gateways SET pin_set_version = :version, authorities = :digest, authorities_at = :given_at
 WHERE tenant = :tenant AND agent_id = :agent_id AND confirmed = :epoch";
 
 pub(super) const FORGET: &str = "\
@@ -286,10 +286,12 @@ fn again(
         return Ok(RedeemOutcome::Refused(TicketRefusal::OtherNetwork));
     }
     let version = pins::given(tx, redemption.gateway.pins.as_ref())?;
-    if version != gateway.pin_set_version {
-        // The answer has the pins of this moment, and not those of the one that was lost.
+    let (digest, given_at) = authorities::given(tx, redemption.gateway.authorities.as_ref())?;
+    if version != gateway.pin_set_version || digest != gateway.authorities.as_deref() {
+        // The answer has the pins and authorities of this moment, and not those of the one that was lost.
         let (agent_id, epoch) = (gateway.agent_id, enrolled.epoch);
-        tx.execute(GIVEN, params! { version, agent_id, epoch })?;
+        let params = params! { version, digest, given_at, agent_id, epoch };
+        tx.execute(GIVEN, params)?;
     }
     let id = redemption.ticket;
     if is_news(tx, id, &[b"again", &redemption.spki])? {

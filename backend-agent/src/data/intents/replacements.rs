@@ -17,7 +17,7 @@ use super::enrolments::{self, Enrolled};
 use super::inbox::Post;
 use super::row::{Reader, column};
 use super::tx::{Tx, View};
-use super::{agents, certificates, pins, sessions, settle, tickets};
+use super::{agents, authorities, certificates, pins, sessions, settle, tickets};
 use crate::data::{
     Actor, AuditOutcome, Gateway, GatewayRef, Letter, RedeemOutcome, Redemption, Replaced, Revoked,
     Settled, StoreError, StoreResult, StoredTicket, TicketRefusal,
@@ -30,11 +30,11 @@ const HEARD_LATELY_SECONDS: u64 = 60;
 /// The epoch is above every one that was issued, so that nothing the machine before has is worth anything: a HELLO of
 /// it is below the confirmed epoch, and its key below the generation that is accepted. Counters of orders go on.
 /// What is known of the machine before says nothing of this one: neither what its agent can, nor of which master key
-/// its secrets are, nor which pins it has: this one has those that it is given.
+/// its secrets are, nor which pins and authorities it has: this one has those that it is given.
 pub(super) const REPLACE: &str = "\
 UPDATE gateways SET revoked_at = NULL, revoked_by = NULL, revoked_reason = NULL, issued = issued + 1,
        confirmed = issued + 1, key_generation = :generation, key_wanted = NULL, takes_keys = NULL, key_master = NULL,
-       authorities = NULL, authorities_at = NULL, pin_set_version = :version,
+       authorities = :digest, authorities_at = :given_at, pin_set_version = :version,
        last_agent_run_id = NULL, session_epoch = NULL, session_instance = NULL, favoured_run = NULL,
        favoured_until = NULL, take_overs = '[]', kept_epoch = NULL, last_seen_at = :now
 WHERE tenant = :tenant AND agent_id = :agent_id
@@ -123,7 +123,8 @@ fn replace(
     let agent_id = gateway.agent_id;
     let actor = &Actor::gateway(agent_id).at_address(Some(*peer));
     let version = pins::given(tx, redemption.gateway.pins.as_ref())?;
-    let params = params! { agent_id, generation, version };
+    let (digest, given_at) = authorities::given(tx, redemption.gateway.authorities.as_ref())?;
+    let params = params! { agent_id, generation, version, digest, given_at };
     let (epoch, key_generation) = tx.one(REPLACE, params, |row| {
         let row = Reader::new("gateways", row);
         Ok((

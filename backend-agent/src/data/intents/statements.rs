@@ -37,6 +37,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("audit::TOP", audit::TOP),
         one("authorities::BUNDLES", authorities::BUNDLES),
         one("authorities::FORGET", authorities::FORGET),
+        one("authorities::FRESH", authorities::FRESH),
         one("authorities::NOTE", authorities::NOTE),
         one("authorities::REPORT", authorities::REPORT),
         one("authorities::SIGNED", authorities::SIGNED),

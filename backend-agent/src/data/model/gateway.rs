@@ -15,7 +15,7 @@ use viworks_common::pin::PinSet;
 use viworks_common::telemetry::{Position, RecordRefusal};
 use viworks_common::time::Timestamp;
 
-use super::{NewCertificate, OpenCommand, Settled, SignedBy};
+use super::{AuthorityBundle, NewCertificate, OpenCommand, Settled, SignedBy};
 
 /// A gateway to be created.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct NewGateway {
     pub key_generation: u32,
     /// The pin set that is handed to it together with its identity, where one is.
     pub pins: Option<PinSet>,
+    /// The authorities that are handed to it as well, as it would report them.
+    pub authorities: Option<AuthorityBundle>,
     /// Its first certificate, registered with it.
     pub certificate: Option<NewCertificate>,
 }
@@ -140,7 +142,8 @@ pub struct Gateway {
     /// The version of the pin set it trusts, by its last report; before its first session that of the set that was
     /// handed to it together with its identity.
     pub pin_set_version: u64,
-    /// The bundle of authorities that it was given and has, by its digest, as it reported last.
+    /// The bundle of authorities that it was given and has, by its digest, as it reported last; before its first
+    /// session that which was handed to it together with its identity.
     pub authorities: Option<String>,
     /// Since when it has that.
     pub authorities_at: Option<Timestamp>,

@@ -453,6 +453,7 @@ impl Backend {
             labels: BTreeMap::new(),
             key_generation: 1,
             pins: None,
+            authorities: None,
             certificate: None,
         };
         self.store

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use viworks_backend_agent::data::{
     Actor, AdmitRequest, Admitted, AuthorityBundle, AuthorityTrust, CertificateRef, ConfirmOutcome,
-    NewCertificate, ReissueOutcome, RenewalOutcome, SignedBy, StoreError, Tally, Unaware,
+    NewCertificate, NewGateway, RedeemOutcome, Redemption, ReissueOutcome, RenewalOutcome,
+    SignedBy, StoreError, Tally, Unaware,
 };
 
 use super::bed::{Bed, Session, agent, at};
-use super::gateways::new_certificate;
+use super::gateways::{new_certificate, new_gateway};
 use super::renewals::{certificate, confirmed_with, renewal};
+use super::replacements::{newcomer_for, ticket_for};
 use super::{enrolments, reissues};
 
 /// A digest of which one letter is known.
@@ -164,6 +166,91 @@ pub(crate) async fn a_bundle_is_forgotten_once_no_gateway_has_it_and_no_backend_
     note(bed, bundle("2", &["b"]), 1_100).await;
     assert_eq!(digests().await, ["2"].map(digest));
     assert_eq!(names(&unaware(bed, "b").await), ["gw-1", "gw-2", "gw-3"]);
+}
+
+/// Gateway `n`, made by hand with these authorities.
+async fn made_with(bed: &Bed, n: u64, authorities: Option<AuthorityBundle>, seconds: i64) {
+    let new = NewGateway {
+        authorities,
+        ..new_gateway(n, &format!("gw-{n}"))
+    };
+    let actor = Actor::local("test");
+    let made = bed
+        .store
+        .create_gateway(&bed.tenant, new, &actor, at(seconds));
+    made.await.unwrap();
+}
+
+pub(crate) async fn a_gateway_has_the_authorities_that_it_became_one_with(bed: &Bed) {
+    note(bed, bundle("1", &["a"]), 1).await;
+    made_with(bed, 1, Some(bundle("1", &["a"])), 2).await;
+    made_with(bed, 2, None, 2).await;
+    // The files have more than any backend gives so far.
+    made_with(bed, 3, Some(bundle("2", &["a", "b"])), 3).await;
+    let shown = bed.gateway_now(3).await;
+    assert_eq!(
+        (shown.authorities, shown.authorities_at),
+        (Some(digest("2")), Some(at(3)))
+    );
+    let shown = bed.gateway_now(2).await;
+    assert_eq!((shown.authorities, shown.authorities_at), (None, None));
+    assert_eq!(names(&unaware(bed, "a").await), ["gw-2"]);
+    assert_eq!(names(&unaware(bed, "b").await), ["gw-1", "gw-2"]);
+    assert_eq!(names(&known_unaware(bed, "b", 10).await), ["gw-1"]);
+    let known = trust(bed).await;
+    assert_eq!(known.known_to_lack(&set(&["a"])), Tally::default());
+    assert_eq!(known.lacking(&set(&["a", "b"])).gateways, 2);
+
+    // It is known what is in it for as long as somebody has it, also when no backend has ever given it.
+    let digests = async || trust(bed).await.bundles.into_keys().collect::<Vec<_>>();
+    note(bed, bundle("1", &["a"]), 1_000).await;
+    assert_eq!(digests().await, ["1", "2"].map(digest));
+    assert_eq!(names(&unaware(bed, "b").await), ["gw-1", "gw-2"]);
+
+    // What it says itself takes the place of that.
+    let session = bed.session(3, 1).await;
+    assert_eq!(session.confirmed.authorities, Some(digest("2")));
+    report(bed, &session, Some("1")).await.unwrap();
+    assert_eq!(names(&unaware(bed, "b").await), ["gw-1", "gw-2", "gw-3"]);
+    note(bed, bundle("1", &["a"]), 1_100).await;
+    assert_eq!(digests().await, ["1"].map(digest));
+}
+
+/// A redemption whose answer has these authorities.
+fn with(authorities: AuthorityBundle, mut redemption: Redemption) -> Redemption {
+    redemption.gateway.authorities = Some(authorities);
+    redemption
+}
+
+pub(crate) async fn the_authorities_of_the_last_answer_at_the_door_are_those_that_count(bed: &Bed) {
+    let has = async || bed.gateway_now(1).await.authorities;
+    enrolments::create(bed, enrolments::new_ticket(1, 1)).await;
+    let first = with(bundle("1", &["a"]), enrolments::redemption(1, 1));
+    let made = enrolments::redeem(bed, first, 1).await;
+    assert_eq!(made, RedeemOutcome::Enrolled);
+    assert_eq!(has().await, Some(digest("1")));
+    // The answer was lost, and comes again with the authorities of by now.
+    let again = Redemption {
+        challenge: enrolments::challenge(50),
+        ..with(bundle("2", &["a", "b"]), enrolments::redemption(1, 1))
+    };
+    let answered = enrolments::redeem(bed, again, 2).await;
+    assert!(matches!(answered, RedeemOutcome::Before(_)), "{answered:?}");
+    assert_eq!(has().await, Some(digest("2")));
+    assert!(unaware(bed, "b").await.is_empty());
+    // Of a machine that takes a place nothing is known but what it was given.
+    let session = bed.session(1, 1).await;
+    report(bed, &session, Some("1")).await.unwrap();
+    let both = bundle("3", &["a", "b"]);
+    for (n, given, expected) in [(2, None, None), (3, Some(both), Some(digest("3")))] {
+        enrolments::create(bed, ticket_for(1, n)).await;
+        let mut newcomer = newcomer_for(1, n, 50 + n);
+        newcomer.gateway.authorities = given;
+        let taken = enrolments::redeem(bed, newcomer, 3).await;
+        assert!(matches!(taken, RedeemOutcome::Replaced(_)), "{taken:?}");
+        assert_eq!(has().await, expected);
+    }
+    assert!(unaware(bed, "b").await.is_empty());
 }
 
 /// A certificate of gateway `n` for a key, which this authority signed.

@@ -90,6 +90,7 @@ impl Bed {
             labels: BTreeMap::new(),
             key_generation: 1,
             pins: None,
+            authorities: None,
             certificate: None,
         };
         self.store

@@ -120,6 +120,7 @@ pub(super) fn redemption(ticket: u64, n: u64) -> Redemption {
             labels: BTreeMap::new(),
             key_generation: 1,
             pins: None,
+            authorities: None,
             certificate: Some(NewCertificate {
                 agent_id: agent(n),
                 spki: bytes(n),

@@ -19,6 +19,7 @@ pub(crate) fn new_gateway(n: u64, name: &str) -> NewGateway {
         labels: BTreeMap::new(),
         key_generation: 1,
         pins: None,
+        authorities: None,
         certificate: None,
     }
 }
