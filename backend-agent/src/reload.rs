@@ -1,6 +1,6 @@
 //! SIGHUP: takes over what of the configuration can change while the backend runs, a renewed server certificate, its
-//! key and the authorities of the gateways' certificates, unless a gateway needs one that is missing, or whoever becomes
-//! one would not know the server's; tells when one of them ends, and which keys wait for a restart.
+//! key and the authorities of the gateways' certificates, unless a gateway needs one that is missing, or whoever
+//! becomes one would not know the server's; tells when one of them ends, and which keys wait for a restart.
 
 use std::sync::Arc;
 use std::time::Duration;

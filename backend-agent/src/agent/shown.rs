@@ -22,8 +22,9 @@ pub const UNKNOWN_FIX: &str = "put a certificate of an authority that client_ca_
                                into ca_file of each machine that becomes a gateway";
 
 /// Why a reload that would make it so is refused.
-pub const LOST: &str = "the server's certificate would be of no authority in client_ca_file, and is of one that is \
-                        there now: machines that enrol are given what that file has, and would not connect";
+pub const LOST: &str = "the server's certificate would be of no authority in client_ca_file, and is of one that is in \
+                        force now: machines that enrol are given what that file has, before a reload as well, and do \
+                        not connect";
 
 /// What to do first.
 pub const LOST_FIX: &str = "put a server's certificate of an authority that stays in client_ca_file in place first, \
@@ -65,8 +66,8 @@ impl Shown {
 }
 
 /// Whether what is shown and given after a reload leaves those who become gateways without the authority of the
-/// server's certificate, and what is shown and given before it does not. Where it was so before, it is so on purpose, or
-/// told of already.
+/// server's certificate, and what is shown and given before it does not. Where it was so before, it is so on purpose,
+/// or told of already.
 #[must_use]
 pub fn is_lost(
     before: (&Shown, &Authorities),

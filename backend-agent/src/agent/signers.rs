@@ -21,7 +21,7 @@ pub const CUT_OFF_FIX: &str = "put its certificate back behind the others in the
                                gives them another one, or revoke those that are gone";
 
 /// What keeps them in where no backend has taken such a file yet, or brings them back.
-pub const WOULD_BE_CUT_OFF_FIX: &str = "put its certificate back behind the others in the file of client_ca_file, until \
+pub const WOULD_BE_CUT_OFF_FIX: &str = "put its certificate back behind the others in the file of client_ca_file until \
                                         viworks authority status says that no gateway needs it; where it was taken \
                                         out on purpose, such as because its key was stolen, have a certificate signed \
                                         by hand for each of them (docs/errors/cert_untrusted.md), or revoke those \
