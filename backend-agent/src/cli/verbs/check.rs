@@ -33,8 +33,8 @@ async fn look(flag: &ConfigFlag, connect: bool, checked: &mut Checked) -> anyhow
     Ok(())
 }
 
-/// That gateways have certificates of an authority that is not in the file, which a backend may have taken or not. Where
-/// the database cannot tell, it is not told here: what is wrong with it is for others to say.
+/// That gateways have certificates of an authority that is not in the file, which a backend may have taken or not.
+/// Where the database cannot tell, it is not told here: what is wrong with it is for others to say.
 async fn cut_off(setup: &Setup) -> Option<Problem> {
     let trusted = &setup.material.authorities;
     let holders = database::cut_off(&setup.config, trusted).await.ok()?;
