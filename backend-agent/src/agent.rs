@@ -14,5 +14,6 @@ pub mod rates;
 pub mod reach;
 pub mod registry;
 pub mod shelf;
+pub mod shown;
 pub mod signers;
 pub mod strays;

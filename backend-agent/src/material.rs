@@ -12,10 +12,11 @@ use viworks_runtime::config::{Problem, Problems};
 use viworks_runtime::tls::{self, Purpose, ServerSide};
 
 use crate::agent::authorities::{Authorities, Side};
-use crate::config::{AgentsConfig, Config};
+use crate::agent::shown::{self, Shown};
+use crate::config::{AgentsConfig, Config, TlsEnd};
 use crate::pki::crl;
 use crate::pki::issue::{load_master, open_authority, server_pins};
-use crate::pki::place::strange_urls;
+use crate::pki::place::strange_public_url;
 
 /// What the listener for agents works with.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub struct ServerMaterial {
     pub pins: BTreeSet<SpkiPin>,
     /// The authorities that gateways are given over their sessions.
     pub authorities: Arc<Authorities>,
+    /// What gateways are shown of the server.
+    pub shown: Shown,
 }
 
 impl ServerMaterial {
@@ -69,20 +72,20 @@ impl ServerMaterial {
         }
         let pin = pins.as_ref().and_then(|pins| pins.first().copied());
         match (server, master, pins, pin) {
-            (
-                Some((server, authorities, not_before, not_after)),
-                Some(master),
-                Some(pins),
-                Some(pin),
-            ) if problems.is_empty() => Ok(Self {
-                pin,
-                server,
-                not_before,
-                not_after,
-                master,
-                pins: pins.into_iter().collect(),
-                authorities,
-            }),
+            (Some((server, shown, not_before, not_after)), Some(master), Some(pins), Some(pin))
+                if problems.is_empty() =>
+            {
+                Ok(Self {
+                    pin,
+                    authorities: Arc::clone(&server.authorities),
+                    server,
+                    not_before,
+                    not_after,
+                    master,
+                    pins: pins.into_iter().collect(),
+                    shown,
+                })
+            }
             _incomplete => Err(Problems::new(problems)),
         }
     }
@@ -109,10 +112,20 @@ impl ServerMaterial {
             let help = "leave those that nothing is signed by any more out of it, or put them on each gateway by hand";
             warnings.push(Problem::of_file(ca, message, help));
         }
+        if !self.is_known_to_newcomers(now) {
+            let chain = &agents.certificate_file;
+            warnings.push(Problem::of_file(chain, shown::UNKNOWN, shown::UNKNOWN_FIX));
+        }
         warnings.extend(crl::warning(config));
         warnings.extend(crl::strange_place(config));
-        warnings.extend(strange_urls(config));
+        warnings.extend(strange_public_url(config));
         warnings
+    }
+
+    /// Whether those take the server's certificate who become gateways, and have what `client_ca_file` has.
+    #[must_use]
+    pub fn is_known_to_newcomers(&self, now: Timestamp) -> bool {
+        self.shown.is_known_by(&self.authorities, now)
     }
 
     /// No reason not to start: the clock that reads the dates may be the one that is wrong, and operators need the API.
@@ -142,7 +155,7 @@ impl ServerMaterial {
     }
 }
 
-type Server = (Arc<Side>, Arc<Authorities>, Timestamp, Timestamp);
+type Server = (Arc<Side>, Shown, Timestamp, Timestamp);
 
 fn load_server(agents: &AgentsConfig) -> Result<Server, Vec<Problem>> {
     let mut problems = Vec::new();
@@ -159,9 +172,13 @@ fn load_server(agents: &AgentsConfig) -> Result<Server, Vec<Problem>> {
     let refused = |error: tls::TlsError| vec![error.problem(chain)];
     let leaf = identity.chain.first().map(AsRef::as_ref);
     let (not_before, not_after) = tls::validity(leaf.unwrap_or_default()).map_err(refused)?;
+    let shown = match agents.tls_ends_at {
+        TlsEnd::Backend => Shown::by_the_backend(identity.chain.clone()),
+        TlsEnd::Proxy => Shown::by_a_proxy(),
+    };
     let side = Side {
         tls: ServerSide::new(identity, roots).map_err(refused)?,
-        authorities: Arc::clone(&authorities),
+        authorities,
     };
-    Ok((Arc::new(side), authorities, not_before, not_after))
+    Ok((Arc::new(side), shown, not_before, not_after))
 }

@@ -1,6 +1,6 @@
 //! SIGHUP: takes over what of the configuration can change while the backend runs, a renewed server certificate, its
-//! key and the authorities of the gateways' certificates, unless a gateway needs one that is missing; tells when one of
-//! them ends, and which keys wait for a restart.
+//! key and the authorities of the gateways' certificates, unless a gateway needs one that is missing, or whoever
+//! becomes one would not know the server's; tells when one of them ends, and which keys wait for a restart.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use viworks_runtime::tls;
 use crate::agent::authorities::{Authorities, Side, Trust};
 use crate::agent::manager::Manager;
 use crate::agent::pins::ServerPins;
+use crate::agent::shown;
 use crate::agent::signers::{self, Holders};
 use crate::auth::quota::Quotas;
 use crate::config::{Config, LIVE};
@@ -216,6 +217,12 @@ impl Reload {
                 return Err((reason, Some(NEEDED_FIX)));
             }
         }
+        let (before, after) = (&self.current, &material);
+        let before = (&before.shown, &*before.authorities);
+        let after = (&after.shown, &*after.authorities);
+        if shown::is_lost(before, after, self.clock.wall()) {
+            return Err((shown::LOST.to_owned(), Some(shown::LOST_FIX)));
+        }
         let taken = self.take_over(material);
         taken.map_err(|reason| (reason.to_owned(), None))
     }
@@ -296,6 +303,17 @@ impl Reload {
             );
         }
         self.tell_gateways();
+        self.tell_newcomers();
+    }
+
+    /// Whoever becomes a gateway does not know the authority of the server's certificate.
+    fn tell_newcomers(&self) {
+        if self.current.is_known_to_newcomers(self.clock.wall()) {
+            return self.conditions.clear(shown::SERVER);
+        }
+        let (cause, fix) = (shown::UNKNOWN, shown::UNKNOWN_FIX);
+        self.conditions
+            .raise(shown::SERVER, Severity::Warn, cause, fix);
     }
 
     fn tell(&self, name: &'static str, what: &str, from: Timestamp, to: Timestamp) {

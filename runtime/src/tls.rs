@@ -5,11 +5,12 @@
 use std::sync::Arc;
 
 use rustls::client::danger::ServerCertVerifier;
-use rustls::client::{Resumption, WantsClientCert};
+use rustls::client::{Resumption, WantsClientCert, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::{ClientConfig, ConfigBuilder, ConnectionCommon, RootCertStore, ServerConfig, version};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha256};
 use x509_parser::oid_registry::OID_X509_EXT_NAME_CONSTRAINTS;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -94,6 +95,22 @@ pub fn client_verifier(roots: RootCertStore) -> Result<Arc<dyn ClientCertVerifie
     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
         .build()
         .map_err(TlsError::Verifier)
+}
+
+/// Whether a server's certificate leads to one of `roots`, through those between where it needs any, as callers judge
+/// it at a moment. Which names it has is not looked at.
+#[must_use]
+pub fn server_leads_to(
+    roots: &RootCertStore,
+    leaf: &CertificateDer<'_>,
+    between: &[CertificateDer<'_>],
+    at: UnixTime,
+) -> bool {
+    let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
+    let Ok(leaf) = ParsedCertificate::try_from(leaf) else {
+        return false;
+    };
+    verify_server_cert_signed_by_trust_anchor(&leaf, roots, between, at, algorithms.all).is_ok()
 }
 
 /// The listener's side: shows `identity` and requires a client certificate that leads to `client_roots`.

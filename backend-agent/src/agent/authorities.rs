@@ -64,6 +64,17 @@ impl Authority {
         let verifier = tls::roots([self.certificate.clone()]).and_then(tls::client_verifier);
         verifier.is_ok_and(|verifier| verifier.verify_client_cert(leaf, between, at).is_ok())
     }
+
+    /// Whether a server's certificate leads to it, as a gateway judges that has nothing else.
+    fn is_led_to_by_server(
+        &self,
+        leaf: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        at: UnixTime,
+    ) -> bool {
+        let roots = tls::roots([self.certificate.clone()]);
+        roots.is_ok_and(|roots| tls::server_leads_to(&roots, leaf, between, at))
+    }
 }
 
 /// What gateways are given.
@@ -151,10 +162,22 @@ impl Authorities {
         if let (Some(only), 1) = (named.first(), named.len()) {
             return Some(*only);
         }
-        let since_epoch = u64::try_from(at.unix_micros()).unwrap_or(0);
-        let at = UnixTime::since_unix_epoch(Duration::from_micros(since_epoch));
+        let at = moment(at);
         let found = self.all.iter().find(|one| one.is_led_to(leaf, between, at));
         found.map(|one| one.issuer)
+    }
+
+    /// Whether the certificate of a server leads to one of them, through these where it needs any.
+    #[must_use]
+    pub fn vouch_for_server(
+        &self,
+        leaf: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        at: Timestamp,
+    ) -> bool {
+        let at = moment(at);
+        let mut all = self.all.iter();
+        all.any(|one| one.is_led_to_by_server(leaf, between, at))
     }
 
     /// What is in the bundle, where there is one.
@@ -171,6 +194,11 @@ impl Authorities {
     pub const fn are_several(&self) -> bool {
         self.all.len() > 1
     }
+}
+
+fn moment(at: Timestamp) -> UnixTime {
+    let since_epoch = u64::try_from(at.unix_micros()).unwrap_or(0);
+    UnixTime::since_unix_epoch(Duration::from_micros(since_epoch))
 }
 
 /// What callers are met with. Both are of one reading of the files.

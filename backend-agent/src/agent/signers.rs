@@ -20,6 +20,13 @@ pub const CUT_OFF_FIX: &str = "put its certificate back behind the others in the
                                (docs/errors/cert_untrusted.md), wait until theirs have ended, from when on a door \
                                gives them another one, or revoke those that are gone";
 
+/// What keeps them in where no backend has taken such a file yet, or brings them back.
+pub const WOULD_BE_CUT_OFF_FIX: &str = "put its certificate back behind the others in the file of client_ca_file until \
+                                        viworks authority status says that no gateway needs it; where it was taken \
+                                        out on purpose, such as because its key was stolen, have a certificate signed \
+                                        by hand for each of them (docs/errors/cert_untrusted.md), or revoke those \
+                                        that are gone";
+
 /// Gateways whose certificates some authorities signed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Holders {
@@ -79,9 +86,23 @@ impl Holders {
     #[must_use]
     pub fn cut_off(&self) -> String {
         let gateways = human::counted_all(self.tally.gateways, "gateway is", "gateways are");
+        format!("{gateways} cut off: {}", self.signed_by_another())
+    }
+
+    /// That they would be, of authorities that a file has and of which it is not known whether a backend took them.
+    #[must_use]
+    pub fn would_be_cut_off(&self) -> String {
+        let gateways = human::counted_all(self.tally.gateways, "gateway", "gateways");
         format!(
-            "{gateways} cut off: an authority that is not in client_ca_file signed the registered certificate: {}",
-            self.names()
+            "{gateways} would be cut off by a start with this file: {}",
+            self.signed_by_another()
+        )
+    }
+
+    fn signed_by_another(&self) -> String {
+        let names = self.names();
+        format!(
+            "an authority that is not in client_ca_file signed the registered certificate: {names}"
         )
     }
 }
@@ -280,6 +301,11 @@ mod tests {
         assert_eq!(
             holders(1, &["gw-1"]).cut_off(),
             "1 gateway is cut off: an authority that is not in client_ca_file signed the registered certificate: gw-1"
+        );
+        assert_eq!(
+            holders(2, &["gw-1", "gw-2"]).would_be_cut_off(),
+            "2 gateways would be cut off by a start with this file: an authority that is not in client_ca_file signed \
+             the registered certificate: gw-1, gw-2"
         );
     }
 }

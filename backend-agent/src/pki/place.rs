@@ -45,23 +45,12 @@ pub fn authority(
     })
 }
 
-/// What is to be said of the public addresses of a configuration: those whose host the server's certificate is not for.
+/// What is to be said of the public address of a configuration: that the server's certificate is not for its host. The
+/// door's needs no name there: whoever dials it goes by the server's key alone.
 #[must_use]
-pub fn strange_urls(config: &Config) -> Vec<Problem> {
-    let agents = &config.agents;
-    let mut found = Vec::new();
-    if let Some(url) = &agents.public_url {
-        found.extend(strange_url(agents, url, "public_url in [agents]"));
-    }
-    let door = &config.enrolment;
-    if door.listen.is_some()
-        && let Some(url) = &door.public_url
-    {
-        // No proxy ends the TLS of this one.
-        let certificate = &agents.certificate_file;
-        found.extend(strange(certificate, url, "public_url in [enrolment]"));
-    }
-    found
+pub fn strange_public_url(config: &Config) -> Option<Problem> {
+    let url = config.agents.public_url.as_deref()?;
+    strange_url(&config.agents, url, "public_url in [agents]")
 }
 
 /// What is to be said of an address that gateways are given, which is called so: that the server's certificate is not

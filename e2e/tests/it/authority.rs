@@ -402,7 +402,8 @@ async fn no_authority_is_taken_out_by_a_reload_while_a_gateway_has_a_certificate
     command.args(["check-config", "--config", config.to_str().unwrap()]);
     let checked = finish(command, PATIENCE).await;
     let said = format!("{}{}", checked.stdout, checked.stderr);
-    assert!(said.contains("1 gateway is cut off"), "{checked:#?}");
+    let would = "1 gateway would be cut off by a start with this file";
+    assert!(said.contains(would), "{checked:#?}");
     assert!(said.contains("gw-2"), "{checked:#?}");
 
     // Once it has another one as well, nothing keeps the old one.
@@ -410,6 +411,7 @@ async fn no_authority_is_taken_out_by_a_reload_while_a_gateway_has_a_certificate
     let mut second = system.start_gateway(&folders[1], Start::default());
     system.online("gw-2").await;
     needed_by(&system, OLD, 0).await;
+    of_the_one_that_signs(&backend);
     reload(&mut system).await;
     let status = system.get("/v1/authorities").await;
     assert_eq!(status["authorities"].as_array().unwrap().len(), 1);
@@ -421,6 +423,92 @@ async fn no_authority_is_taken_out_by_a_reload_while_a_gateway_has_a_certificate
     for gateway in [&mut first, &mut second] {
         assert!(gateway.stop(Duration::from_secs(30)).await.success());
     }
+}
+
+/// Puts a server's certificate of the authority that signs now in place, for the same key.
+fn of_the_one_that_signs(backend: &Path) {
+    let key = std::fs::read_to_string(backend.join("server.key")).unwrap();
+    let key = KeyPair::from_pem(&key).unwrap();
+    renew_server(backend, &key, time::Duration::days(60));
+}
+
+/// What a check of the backend's configuration says, which is valid.
+async fn checked(system: &Deployment) -> String {
+    let config = system.backend_config();
+    let mut command = Command::new(system.binaries().backend());
+    command.args(["check-config", "--config", config.to_str().unwrap()]);
+    let checked = finish(command, PATIENCE).await.ended_with(0);
+    format!("{}{}", checked.stdout, checked.stderr)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_old_authority_does_not_leave_before_the_server_has_a_certificate_of_the_new_one() {
+    const UNKNOWN: &str = "server's certificate is of no authority in client_ca_file";
+    let mut system = Deployment::new(Binaries::shipped());
+    let backend = system.path().join("backend");
+    let (old, new) = (Authority::of(&backend), Authority::create(NEW));
+    system.start_backend(Start::default()).await;
+    new.signs_beside(&backend, &[&old]);
+    reload(&mut system).await;
+    assert!(!checked(&system).await.contains(UNKNOWN));
+
+    // Nobody's own certificate keeps the old one, and the server's is of it.
+    new.signs_beside(&backend, &[]);
+    system.backend().signal(Signal::HUP);
+    let refused = eventually("the reload is refused", PATIENCE, async || {
+        check(&system, "reload").await
+    })
+    .await;
+    let said = refused.to_string();
+    for words in [
+        "server's certificate would be of no authority in client_ca_file",
+        "machines that enrol",
+        "scripts/rotate_certificates.sh",
+    ] {
+        assert!(said.contains(words), "{refused:#}");
+    }
+    let status = system.get("/v1/authorities").await;
+    assert_eq!(status["authorities"].as_array().unwrap().len(), 2);
+    assert!(check(&system, "trust.server").await.is_none());
+    assert!(checked(&system).await.contains(UNKNOWN));
+
+    // A restart takes it, and as long as it is so health says it; nothing is refused because of it.
+    assert!(system.backend().stop(PATIENCE).await.success());
+    system.start_backend(Start::default()).await;
+    let told = eventually("health tells of it", PATIENCE, async || {
+        check(&system, "trust.server").await
+    })
+    .await;
+    assert_eq!(told["status"], "warn", "{told:#}");
+    assert!(told.to_string().contains(UNKNOWN), "{told:#}");
+    reload(&mut system).await;
+    assert!(check(&system, "trust.server").await.is_some());
+
+    // With a certificate of the new one all is well.
+    of_the_one_that_signs(&backend);
+    reload(&mut system).await;
+    eventually("health has nothing to say of it", PATIENCE, async || {
+        let all = [
+            check(&system, "trust.server").await,
+            check(&system, "reload").await,
+        ];
+        all.iter().all(Option::is_none).then_some(())
+    })
+    .await;
+    assert!(!checked(&system).await.contains(UNKNOWN));
+    assert!(system.backend().stop(PATIENCE).await.success());
+
+    // In the right order nothing is refused: the server first, then the old one leaves.
+    old.signs_beside(&backend, &[&new]);
+    of_the_one_that_signs(&backend);
+    new.signs_beside(&backend, &[&old]);
+    system.start_backend(Start::default()).await;
+    of_the_one_that_signs(&backend);
+    reload(&mut system).await;
+    new.signs_beside(&backend, &[]);
+    reload(&mut system).await;
+    assert!(check(&system, "reload").await.is_none());
+    assert!(check(&system, "trust.server").await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

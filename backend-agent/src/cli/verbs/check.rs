@@ -7,7 +7,7 @@ use super::super::exit;
 use super::super::flags::{ConfigFlag, Format};
 use super::migrate;
 use super::open::load_all;
-use crate::agent::signers::CUT_OFF_FIX;
+use crate::agent::signers::WOULD_BE_CUT_OFF_FIX;
 use crate::database;
 use crate::setup::Setup;
 
@@ -33,13 +33,14 @@ async fn look(flag: &ConfigFlag, connect: bool, checked: &mut Checked) -> anyhow
     Ok(())
 }
 
-/// That gateways have certificates of an authority that is not trusted any more. Where the database cannot tell, it is
-/// not told here: what is wrong with it is for others to say.
+/// That gateways have certificates of an authority that is not in the file, which a backend may have taken or not.
+/// Where the database cannot tell, it is not told here: what is wrong with it is for others to say.
 async fn cut_off(setup: &Setup) -> Option<Problem> {
     let trusted = &setup.material.authorities;
     let holders = database::cut_off(&setup.config, trusted).await.ok()?;
     let file = &setup.config.agents.client_ca_file;
-    (!holders.are_none()).then(|| Problem::of_file(file, holders.cut_off(), CUT_OFF_FIX))
+    let told = (!holders.are_none()).then(|| holders.would_be_cut_off());
+    told.map(|told| Problem::of_file(file, told, WOULD_BE_CUT_OFF_FIX))
 }
 
 /// Shows what was found, and ends as the check did: an error is told by whoever gets it, and stands in the document as
