@@ -342,8 +342,24 @@ fn what_is_wrong_says_what_to_do() {
     let blank = FileError::OthersCanWrite {
         path: "/it's a/file".into(),
         mode: 0o666,
+        is_private: false,
     };
     assert_eq!(blank.fix(), r"run: chmod go-w '/it'\''s a/file'");
+}
+
+#[test]
+fn a_private_file_that_others_can_change_is_closed_to_them_in_one_step() {
+    let (_root, file) = sound();
+    let to_run = format!("run: chmod 600 {}", file.display());
+    for mode in [0o666, 0o622, 0o644] {
+        set_mode(&file, mode);
+        assert_eq!(read_private(&file).unwrap_err().fix(), to_run, "{mode:o}");
+        assert_eq!(
+            examine_private(&file).unwrap_err().fix(),
+            to_run,
+            "{mode:o}"
+        );
+    }
 }
 
 #[test]
