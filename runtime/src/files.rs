@@ -127,8 +127,14 @@ fn give_back(
     folder.sync()
 }
 
-/// The folder for a file that is to be made.
+/// The folder for a file that is to be made. A path that ends as that of a folder is none of a file.
 fn folder_for(path: &Path, holder: Holder) -> Result<(Folder, OsString), FileError> {
+    let written = path.as_os_str().as_encoded_bytes();
+    if written.ends_with(b"/") || written.ends_with(b"/.") {
+        return Err(FileError::NotAFile {
+            path: path.to_owned(),
+        });
+    }
     let held = Folder::holding(path, Owners::RootAndOwn, holder);
     held.map_err(|mut error| {
         // Nothing was to be opened but the way to it.

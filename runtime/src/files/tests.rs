@@ -363,6 +363,24 @@ fn a_private_file_that_others_can_change_is_closed_to_them_in_one_step() {
 }
 
 #[test]
+fn a_path_that_ends_as_that_of_a_folder_is_not_made_a_file() {
+    let (root, _file) = sound();
+    for end in ["new/", "new/."] {
+        let path = root.path().join("a/b").join(end);
+        let writes = [
+            write_new(&path, b"1", 0o600),
+            write_atomic(&path, b"1"),
+            replace_judged(&path, b"1", 0o600, |_before| Ok(())),
+        ];
+        for written in writes {
+            let refused = written.unwrap_err();
+            assert!(matches!(refused, FileError::NotAFile { .. }), "{refused}");
+        }
+    }
+    assert!(!root.path().join("a/b/new").exists());
+}
+
+#[test]
 fn an_atomic_write_replaces_the_contents_and_leaves_nothing_beside_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.json");
