@@ -24,7 +24,8 @@ usage: scripts/rotate_certificates.sh --config FILE --certificate FILE [--key FI
   --dry-run             checks everything, says what would be done, and does nothing
 
 Checked before anything is changed: that the key fits, that the certificate leads to that authority as a server's, that
-it is valid now, that it has the names of the one in place, and that gateways trust its key. They trust the key in place
+it is valid now, that it has the names of the one in place, that gateways trust its key, and that the one in place is
+shown where it is looked at afterwards. They trust the key in place
 and the one of next_key_file. Where `viworks pin status` answers, that counts: another key has to be promoted there, or,
 as long as nobody took a step, be the one of next_key_file and confirmed by every gateway.
 A certificate that leads to another authority than the one in place is put there when `viworks authority status` says
@@ -279,8 +280,6 @@ if [ "$(fingerprint "$certificate")" = "$(fingerprint "$new")" ] && [ -z "$chang
   say 'the new certificate is in place already; nothing to do'
   exit 0
 fi
-if [ -n "$dry_run" ]; then say 'a dry run: everything was checked, and nothing was changed'; exit 0; fi
-
 # Nothing is written as root into a folder that is another user's: that one may make links there.
 as=()
 owner=$(stat -L -c %U -- "$(dirname -- "$certificate")")
@@ -323,9 +322,12 @@ is_shown() {
   done
 }
 
+look='see that the backend runs, and name where it takes gateways: --connect HOST:PORT'
+[ -n "$name" ] || look="$look; where something in front of it needs the name that gateways ask for: --name NAME"
 is_shown "$certificate" ||
   refuse "$place does not show the certificate in $certificate, so that nobody could tell afterwards whether it shows the new one" \
-    'see that the backend runs, and name where it takes gateways: --connect HOST:PORT'
+    "$look"
+if [ -n "$dry_run" ]; then say 'a dry run: everything was checked, and nothing was changed'; exit 0; fi
 
 # Why a reload came to nothing, which the backend says as long as the files are there that it did not take.
 why_not() {

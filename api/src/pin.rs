@@ -77,7 +77,7 @@ pub struct PinStatus {
     pub kind: Kind,
     /// The version of the set that gateways are to trust.
     pub version: u64,
-    /// Gateways that are not revoked.
+    /// Gateways that are neither revoked themselves nor by their only certificate.
     pub gateways: u64,
     /// The keys: those that may be shown, those that are staged, those that were retired.
     pub pins: Vec<Pin>,

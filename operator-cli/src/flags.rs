@@ -229,14 +229,23 @@ mod tests {
 
     #[test]
     fn a_script_may_say_yes_to_every_verb_that_revokes() {
-        let id = "01940f5e-7000-7000-8000-0000000000d1";
-        for words in [
-            &["viworks", "ticket", "revoke", id, "--yes"][..],
-            &[
-                "viworks", "gateway", "revoke", "gw-1", "--reason", "x", "--yes",
-            ],
-        ] {
-            Arguments::try_parse_from(words).unwrap();
+        fn look(command: &clap::Command, way: &str, found: &mut Vec<String>) {
+            for verb in command.get_subcommands() {
+                let way = format!("{way} {}", verb.get_name());
+                if verb.get_name() == "revoke" {
+                    let has_yes = verb
+                        .get_arguments()
+                        .any(|flag| flag.get_long() == Some("yes"));
+                    assert!(has_yes, "{way} has no --yes");
+                    found.push(way.clone());
+                }
+                look(verb, &way, found);
+            }
+        }
+        let mut found = Vec::new();
+        look(&Arguments::command(), "viworks", &mut found);
+        for known in ["viworks ticket revoke", "viworks gateway revoke"] {
+            assert!(found.iter().any(|way| way == known), "{found:?}");
         }
     }
 

@@ -127,8 +127,14 @@ fn give_back(
     folder.sync()
 }
 
-/// The folder for a file that is to be made.
+/// The folder for a file that is to be made. A path that ends as that of a folder is none of a file.
 fn folder_for(path: &Path, holder: Holder) -> Result<(Folder, OsString), FileError> {
+    let written = path.as_os_str().as_encoded_bytes();
+    if written.ends_with(b"/") || written.ends_with(b"/.") {
+        return Err(FileError::NotAFile {
+            path: path.to_owned(),
+        });
+    }
     let held = Folder::holding(path, Owners::RootAndOwn, holder);
     held.map_err(|mut error| {
         // Nothing was to be opened but the way to it.
@@ -378,7 +384,7 @@ pub fn examine_database(path: &Path) -> Result<bool, FileError> {
 /// When it is missing, a link, not a file, too large, or not private.
 pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
     let (folder, name) = Folder::holding(path, Owners::RootAndOwn, Holder::Closed)?;
-    let (file, stat) = folder.open_file(&name)?;
+    let (file, stat) = folder.open_file(&name).map_err(as_private)?;
     check_private(&folder, path, &stat)?;
     read_text(path, file, PRIVATE_BYTES_MAX).map(Zeroizing::new)
 }
@@ -471,7 +477,8 @@ pub fn examine(path: &Path) -> Result<(), FileError> {
 /// As [`examine`], or [`FileError::OthersCanRead`].
 pub fn examine_private(path: &Path) -> Result<(), FileError> {
     let (folder, name) = Folder::holding(path, Owners::RootAndOwn, Holder::Closed)?;
-    check_private(&folder, path, &folder.examine(&name)?)
+    let stat = folder.examine(&name).map_err(as_private)?;
+    check_private(&folder, path, &stat)
 }
 
 /// Refuses a program that could be exchanged by others than `owners`. Links are followed where they are themselves
@@ -572,6 +579,14 @@ fn examine_if_there(folder: &Folder, name: &OsStr) -> Result<bool, FileError> {
         Err(error) if error.is_missing() => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Of a private file that others can change: they are not to read it either, and one step mends both.
+fn as_private(mut error: FileError) -> FileError {
+    if let FileError::OthersCanWrite { is_private, .. } = &mut error {
+        *is_private = true;
+    }
+    error
 }
 
 fn check_private(folder: &Folder, path: &Path, stat: &Stat) -> Result<(), FileError> {

@@ -323,7 +323,9 @@ async fn fleet(state: &ApiState, patience: Duration) -> Vec<HealthCheck> {
 fn fleet_fix(counts: &Counts) -> Option<String> {
     if let Some(first) = counts.forked_first.first() {
         return Some(format!(
-            "see both holders: viworks gateway forks {first}; decide: viworks gateway resolve {first}"
+            "see both holders: viworks gateway forks {first}; decide: viworks gateway resolve {first} --keep ID, with \
+             the ID of the one that is to go on as forks shows it, or --replace where the refused one is to get an \
+             identity of its own"
         ));
     }
     (counts.orphans > 0).then(|| {
@@ -482,7 +484,11 @@ mod tests {
         };
         assert_eq!(of(Vec::new(), 0), None);
         let forked = of(vec!["gw-b".parse().unwrap()], 1).unwrap();
-        assert!(forked.contains("viworks gateway resolve gw-b"), "{forked}");
+        assert!(
+            forked.contains("viworks gateway resolve gw-b --keep ID"),
+            "{forked}"
+        );
+        assert!(forked.contains("--replace"), "{forked}");
         let orphans = of(Vec::new(), 1).unwrap();
         assert!(orphans.contains("viworks gateway orphans"), "{orphans}");
         let now = Timestamp::from_unix_micros(1_800_000_000_000_000);

@@ -87,6 +87,10 @@ pub(super) fn agents(whole: &Whole<'_>, findings: &mut Findings) {
             findings.refuse(problem);
             return;
         }
+        if let Some(problem) = listener.ended_in_http(whole, findings) {
+            findings.refuse(problem);
+            return;
+        }
         let address = &listener.address;
         let missing =
             format!("no server in a stream block leads to {address}, where gateways are taken");
@@ -302,15 +306,42 @@ impl Listener<'_> {
 
     fn not_led(&self, map: &Directive, host: &str) -> Problem {
         let (dial, section) = (self.words.dial, self.section);
+        let own = format!("the upstream that has {}", self.address);
+        let help = match names::chosen(map, host) {
+            // A second line of one name is none, and the one that is there may be somebody else's by right.
+            Chosen::Line(line) if line.name == host => format!(
+                "the line {host} leads to {}: write {own} into it, or where others are led by that name, give these a \
+                 name of their own in public_url in {section}, and a line with {own}",
+                line.value()
+            ),
+            Chosen::Line(_) | Chosen::Perhaps(_) | Chosen::Nothing => {
+                format!("write a line {host} with {own}")
+            }
+        };
         map.problem(
             format!(
                 "{dial} {host} (public_url in {section}), and that name does not lead to the backend"
             ),
-            format!(
-                "write a line {host} with the upstream that has {}",
-                self.address
-            ),
+            help,
         )
+    }
+
+    /// That a location leads there, as it should where nginx ends their TLS, of which the backend was not told.
+    fn ended_in_http(&self, whole: &Whole<'_>, findings: &mut Findings) -> Option<Problem> {
+        let mut ways = whole
+            .blocks("http")
+            .flat_map(|http| Targets::of(http, &self.place).ways(findings));
+        let way = ways.next()?;
+        Some(way.pass.problem(
+            format!(
+                "leads to {}, where gateways are taken, from a place where nginx ends their TLS, and tls_ends_at in \
+                 {} says that the backend ends it",
+                self.address, self.section
+            ),
+            "write tls_ends_at = \"proxy\" in [agents], with the other settings that check-config asks for then, and \
+             restart the backend; or have viworks-backend-agent nginx render write a file that leaves their TLS to the \
+             backend",
+        ))
     }
 
     /// That their name leads to something else of this backend, or of this nginx, where nothing leads to the listener.

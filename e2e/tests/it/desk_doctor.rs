@@ -445,7 +445,7 @@ async fn all_is_well_and_what_somebody_should_look_at_is_told() {
     for words in [
         "1 gateway has never connected: gw-1",
         "viworks-gateway-agent doctor",
-        "nothing is in the way; 1 warning above",
+        "1 thing above is to be looked at; nothing else is in the way",
     ] {
         assert!(alone.stdout.contains(words), "{words}: {alone:#?}");
     }

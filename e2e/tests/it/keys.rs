@@ -300,4 +300,9 @@ async fn the_master_key_is_rotated_while_both_are_accepted_and_nobody_is_cut_off
     }
     answers(&system, "alone").await;
     ticket_is(&system, "key_gone").await;
+    // Whoever asks again is not sent to begin.
+    let said = rotate_master_key(&system, &["--finish"]).await;
+    let said = said.ended_with(0);
+    assert!(said.stdout.contains("nothing is left to do"), "{said:#?}");
+    assert_eq!(audited(&system, "site.finish_master_key").await, 1);
 }

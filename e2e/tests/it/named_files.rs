@@ -216,6 +216,12 @@ async fn a_list_of_revoked_certificates_takes_the_place_of_a_list_alone() {
         assert!(said.stderr.contains(why), "{said:#?}");
         assert_eq!(std::fs::read(&kept).unwrap(), before, "{}", kept.display());
     }
+    // Neither what ends as a folder does, nor what stands for the standard output, is the name of a new file.
+    let folder = root.path().join("lists/");
+    drop(write(&folder).await.ended_with(CONFIG));
+    assert!(!root.path().join("lists").exists());
+    let said = write(Path::new("-")).await.ended_with(2);
+    assert!(said.stderr.contains("./-"), "{said:#?}");
     // Nobody waits for what is no file.
     let pipe = root.path().join("pipe");
     let made = Command::new("mkfifo").arg(&pipe).status().unwrap();

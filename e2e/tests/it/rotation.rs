@@ -275,6 +275,62 @@ async fn another_server_certificate_is_put_in_place_or_the_one_before_is_back() 
     assert_eq!(shown().await, next);
 }
 
+/// Something that shows the certificate of a server to whoever asks for a name, and one of its own to all others.
+struct Proxy {
+    place: String,
+    _process: Process,
+}
+
+impl Proxy {
+    const NAME: &str = "agents.example.org";
+
+    fn before(folder: &Path) -> Self {
+        let key = ["genpkey", "-algorithm", "EC", "-pkeyopt"];
+        let curve = ["ec_paramgen_curve:P-256", "-out", "own.key"];
+        openssl(folder, &[&key[..], &curve[..]].concat());
+        let own = certificate(folder, "own.key", "DNS:example.org", "20", "own.crt");
+        // Free by now, and nobody else asks for it.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let place = free.local_addr().unwrap().to_string();
+        drop(free);
+        let mut command = Command::new("openssl");
+        command.current_dir(folder);
+        command.args(["s_server", "-www", "-accept", &place, "-cert"]);
+        command.arg(own).args(["-key", "own.key"]);
+        command.args(["-servername", Self::NAME]);
+        command.args(["-cert2", "server.crt", "-key2", "server.key"]);
+        let process = Process::start(&mut command, &folder.join("proxy.log")).unwrap();
+        Self {
+            place,
+            _process: process,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dry_run_finds_out_that_a_name_is_missing_where_it_is_looked_at() {
+    if !has_openssl() {
+        return;
+    }
+    let renewed = Renewed::start().await;
+    let proxy = Proxy::before(&renewed.folder);
+    let dry = |more: &[&str]| {
+        let mut command = renewed.rotation();
+        command.args(["--connect", &proxy.place, "--dry-run"]);
+        command.args(more);
+        command
+    };
+    let named = dry(&["--name", Proxy::NAME]);
+    let named = finish(named, PATIENCE).await.ended_with(0);
+    assert!(named.stdout.contains("nothing was changed"), "{named:#?}");
+    let refused = finish(dry(&[]), PATIENCE).await.ended_with(6);
+    assert!(
+        refused.stderr.contains("does not show the certificate"),
+        "{refused:#?}"
+    );
+    assert!(refused.stderr.contains("--name NAME"), "{refused:#?}");
+}
+
 /// A process that is told to reload and does nothing about it.
 fn deaf(folder: &Path) -> Process {
     let mut command = Command::new("sh");
@@ -339,6 +395,43 @@ async fn a_certificate_that_nobody_takes_over_is_taken_back_and_it_is_said_why()
     let command = with_tools(renewed.rotation(), &tools);
     let failed = finish(command, PATIENCE).await.ended_with(3);
     let why = "within 15 s; the backend says of its reload: the key does not fit \"it\"";
+    assert!(failed.stderr.contains(why), "{failed:#?}");
+    assert!(failed.stderr.contains("nothing has changed"), "{failed:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn why_a_certificate_was_not_taken_over_is_what_the_backend_itself_says() {
+    if !has_openssl() {
+        return;
+    }
+    let mut renewed = Renewed::start().await;
+    // A reload that is refused, of files that are sound again when the script looks at them.
+    let key = renewed.folder.join("server.key");
+    let sound = std::fs::read(&key).unwrap();
+    let unfit = std::fs::read(renewed.folder.join("ca.key")).unwrap();
+    std::fs::write(&key, unfit).unwrap();
+    renewed.system.backend().signal(Signal::HUP);
+    eventually("the reload is refused", PATIENCE, async || {
+        let health = renewed.system.get("/v1/health").await;
+        let mut checks = health["checks"].as_array()?.iter();
+        let is_told = checks.any(|check| check["name"] == "reload");
+        is_told.then_some(())
+    })
+    .await;
+    std::fs::write(&key, sound).unwrap();
+    let mut command = renewed.rotation();
+    command
+        .env("HOME", renewed.system.path())
+        .env("VIWORKS_CONFIG_DIR", renewed.system.path().join("config"))
+        .env("VIWORKS_SERVER", renewed.system.api_url())
+        .env(
+            "VIWORKS_TOKEN_FILE",
+            renewed.system.path().join("operator.key"),
+        )
+        .env_remove("VIWORKS_CONTEXT")
+        .env_remove("VIWORKS_OUTPUT");
+    let failed = finish(command, PATIENCE).await.ended_with(3);
+    let why = "within 15 s; the backend says of its reload: what SIGHUP asked to be read again cannot be used";
     assert!(failed.stderr.contains(why), "{failed:#?}");
     assert!(failed.stderr.contains("nothing has changed"), "{failed:#?}");
 }

@@ -290,9 +290,11 @@ pub(super) fn look_for_agent() -> String {
         .map(|root| Path::new(root).join("systemd/system").join(UNIT))
         .any(|file| file.exists());
     if managed && unit {
-        format!("see whether it runs: systemctl status {UNIT}")
+        format!(
+            "see whether it runs: systemctl status {UNIT}; where it does not, start it: systemctl start {UNIT}"
+        )
     } else {
-        "see whether it runs: pgrep -f viworks-gateway-agent; its log is where its standard error output goes, and in a container: the container's log".to_owned()
+        "see whether it runs: pgrep -f viworks-gateway-agent; where it does not, start it: viworks-gateway-agent run --config FILE; its log is where its standard error output goes, and in a container: the container's log".to_owned()
     }
 }
 

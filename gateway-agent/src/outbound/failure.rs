@@ -640,7 +640,10 @@ const fn fix_of_status(status: u16) -> &'static str {
             "no action: the gateway tries again when it was told to; if that does not end, check that the backend runs, \
              and where a proxy in front of it forwards to"
         }
-        404 => "check the path of [outbound] url, which without one is /agent/v1/connect",
+        404 => {
+            "check the path of [outbound] url, which without one is /agent/v1/connect, and its port: where the answer \
+             speaks of machines that become gateways, it is that of the door, which belongs to door_url"
+        }
         200..=399 => {
             "something in between answers and does not pass the upgrade on: check that [outbound] url leads to the \
              backend's listener for agents, and that a proxy in front of it passes Upgrade and Connection on"

@@ -470,7 +470,10 @@ fn some_of(mut found: Vec<(String, String)>, rest: &Rest) -> Vec<(String, String
 
 /// What to do about a second holder of an identity.
 fn decide(name: &GatewayName) -> String {
-    format!("see both: viworks gateway forks {name}; decide: viworks gateway resolve {name}")
+    format!(
+        "see both: viworks gateway forks {name}; decide: viworks gateway resolve {name} --keep ID, with the ID of the \
+         one that is to go on as forks shows it, or --replace where the refused one is to get an identity of its own"
+    )
 }
 
 /// A part of the backend that is not well, and what to do about it. What was found may end with that already.
@@ -543,6 +546,16 @@ mod tests {
         // A backend of before says it among what was found alone.
         check.fix = None;
         assert_eq!(told(&check), pair("fleet: 1 fork", HEALTH_FIX));
+    }
+
+    #[test]
+    fn a_second_holder_is_decided_about_in_one_of_two_ways() {
+        let told = decide(&"gw-1".parse().unwrap());
+        assert!(
+            told.contains("viworks gateway resolve gw-1 --keep ID"),
+            "{told}"
+        );
+        assert!(told.contains("--replace"), "{told}");
     }
 
     #[test]

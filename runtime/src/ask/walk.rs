@@ -226,8 +226,11 @@ impl Walk {
             (Some(stop), _) => format!("Result: {}: {}\n", stop.step, stop.cause),
             (None, 0) => "Result: all is well\n".to_owned(),
             (None, warned) => {
-                let warnings = human::counted(warned, "warning", "warnings");
-                format!("Result: nothing is in the way; {warnings} above\n")
+                let things = human::counted(warned, "thing", "things");
+                let verb = if warned == 1 { "is" } else { "are" };
+                format!(
+                    "Result: {things} above {verb} to be looked at; nothing else is in the way\n"
+                )
             }
         });
         lines.join("\n")
@@ -276,7 +279,15 @@ mod tests {
         well.warn("gateways", "one is away", "look at it");
         let told = well.lines(None);
         assert!(
-            told.ends_with("Result: nothing is in the way; 1 warning above\n"),
+            told.ends_with(
+                "Result: 1 thing above is to be looked at; nothing else is in the way\n"
+            ),
+            "{told}"
+        );
+        well.warn("gateways", "another one is away", "look at it");
+        let told = well.lines(None);
+        assert!(
+            told.contains("2 things above are to be looked at"),
             "{told}"
         );
     }

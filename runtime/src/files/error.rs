@@ -32,6 +32,8 @@ pub enum FileError {
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
+        /// Whether it is a file that others must not read either.
+        is_private: bool,
     },
     /// It belongs to a user who is not trusted with it, and who could change it at any time.
     Owner {
@@ -194,7 +196,12 @@ impl FileError {
             Self::OthersCanWrite { mode, .. } if mode & 0o1000 != 0 => {
                 "use a folder of its own, such as one in there".to_owned()
             }
-            Self::OthersCanWrite { path, .. } => format!("run: chmod go-w {}", quoted(path)),
+            Self::OthersCanWrite {
+                path, is_private, ..
+            } => {
+                let mode = if *is_private { "600" } else { "go-w" };
+                format!("run: chmod {mode} {}", quoted(path))
+            }
             Self::Owner {
                 path,
                 own_is_trusted,

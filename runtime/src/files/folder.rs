@@ -531,6 +531,7 @@ fn refuse_writable(path: &Path, stat: &Stat) -> Result<(), FileError> {
     Err(FileError::OthersCanWrite {
         path: path.to_owned(),
         mode: stat.st_mode & 0o7777,
+        is_private: false,
     })
 }
 

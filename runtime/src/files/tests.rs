@@ -342,8 +342,42 @@ fn what_is_wrong_says_what_to_do() {
     let blank = FileError::OthersCanWrite {
         path: "/it's a/file".into(),
         mode: 0o666,
+        is_private: false,
     };
     assert_eq!(blank.fix(), r"run: chmod go-w '/it'\''s a/file'");
+}
+
+#[test]
+fn a_private_file_that_others_can_change_is_closed_to_them_in_one_step() {
+    let (_root, file) = sound();
+    let to_run = format!("run: chmod 600 {}", file.display());
+    for mode in [0o666, 0o622, 0o644] {
+        set_mode(&file, mode);
+        assert_eq!(read_private(&file).unwrap_err().fix(), to_run, "{mode:o}");
+        assert_eq!(
+            examine_private(&file).unwrap_err().fix(),
+            to_run,
+            "{mode:o}"
+        );
+    }
+}
+
+#[test]
+fn a_path_that_ends_as_that_of_a_folder_is_not_made_a_file() {
+    let (root, _file) = sound();
+    for end in ["new/", "new/."] {
+        let path = root.path().join("a/b").join(end);
+        let writes = [
+            write_new(&path, b"1", 0o600),
+            write_atomic(&path, b"1"),
+            replace_judged(&path, b"1", 0o600, |_before| Ok(())),
+        ];
+        for written in writes {
+            let refused = written.unwrap_err();
+            assert!(matches!(refused, FileError::NotAFile { .. }), "{refused}");
+        }
+    }
+    assert!(!root.path().join("a/b/new").exists());
 }
 
 #[test]

@@ -36,16 +36,37 @@ pub(super) struct Wanted {
 pub(super) async fn rotate(config: &Config, wanted: &Wanted) -> anyhow::Result<ExitCode> {
     let master = load_masters(&config.keys)?;
     let Some(previous) = master.other() else {
-        say(
-            "error: there is one master key in [keys]: name the new one in master_key_file and the one so far in \
-             previous_master_key_file on every backend, and start each anew; then give this command again",
-        );
-        return Ok(ExitCode::Config);
+        return with_one(config, &master, wanted).await;
     };
     let store = open(config).await?;
     let done = carry_out(&*store, &master, &previous, wanted).await;
     store.close().await;
     done
+}
+
+/// Without a key beside it nothing is rotated: the rotation is over, or was not begun.
+async fn with_one(
+    config: &Config,
+    master: &MasterKey,
+    wanted: &Wanted,
+) -> anyhow::Result<ExitCode> {
+    if wanted.finish {
+        let store = open(config).await?;
+        let belongs_to = store.site_key_check().await;
+        store.close().await;
+        if belongs_to? == Some(master.check()) {
+            print(
+                "nothing is left to do: there is one master key in [keys], and the database belongs to it",
+            )?;
+            return Ok(ExitCode::Ok);
+        }
+    }
+    say(
+        "error: there is one master key in [keys]. Where a rotation is over, nothing is left to do; to begin one, name \
+         the new one in master_key_file and the one so far in previous_master_key_file on every backend, and start each \
+         anew; then give this command again",
+    );
+    Ok(ExitCode::Config)
 }
 
 async fn carry_out(

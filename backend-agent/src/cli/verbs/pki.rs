@@ -112,7 +112,7 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<ExitCode> {
                 say(&remark);
             }
         }
-        PkiCommand::Crl { config, out } => list_withdrawn(&load(&config)?, &out).await?,
+        PkiCommand::Crl { config, out } => return list_withdrawn(&load(&config)?, &out).await,
         PkiCommand::ReplaceMasterKey { config } => replace_master_key(&load(&config)?).await?,
         PkiCommand::RotateMasterKey {
             config,
@@ -134,7 +134,12 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<ExitCode> {
 }
 
 /// Writes the list of certificates that are withdrawn.
-async fn list_withdrawn(config: &Config, out: &Path) -> anyhow::Result<()> {
+async fn list_withdrawn(config: &Config, out: &Path) -> anyhow::Result<ExitCode> {
+    if out == Path::new("-") {
+        say("error: --out names a file, and - stands for the standard output elsewhere");
+        say("  fix: name a file; one of that name is ./-");
+        return Ok(ExitCode::Usage);
+    }
     let store = open(config).await?;
     let now = SystemClock.wall();
     let listed = store
@@ -152,7 +157,7 @@ async fn list_withdrawn(config: &Config, out: &Path) -> anyhow::Result<()> {
     if let Some(warning) = crl::warning(config) {
         say(&format!("warning: {warning}"));
     }
-    Ok(())
+    Ok(ExitCode::Ok)
 }
 
 /// Ties the database to the master key that is configured now.

@@ -51,19 +51,37 @@ WHERE i.instance <> :own AND NOT i.ended AND i.lease_until > clock_timestamp() A
     SELECT 1 FROM shown_pins AS s WHERE s.tenant = :tenant AND s.shown_by = i.instance AND s.shown_at > :since)",
 );
 
-pub(super) const TRUST: &str = "\
-SELECT pin_set_version, count(*) AS gateways FROM gateways
-WHERE tenant = :tenant AND revoked_at IS NULL GROUP BY pin_set_version";
+/// Gateways that a step can cut off: neither revoked themselves, nor by the only certificate that they had.
+macro_rules! not_out {
+    () => {
+        "g.tenant = :tenant AND g.revoked_at IS NULL AND (EXISTS ( \
+             SELECT 1 FROM certificates AS k \
+             WHERE k.tenant = g.tenant AND k.agent_id = g.agent_id AND k.retired_at IS NULL) \
+           OR NOT EXISTS ( \
+             SELECT 1 FROM certificates AS k \
+             WHERE k.tenant = g.tenant AND k.agent_id = g.agent_id AND k.revoked_at IS NOT NULL)) "
+    };
+}
 
-pub(super) const UNTRUSTING_COUNT: &str = "\
-SELECT count(*) AS gateways FROM gateways
-WHERE tenant = :tenant AND revoked_at IS NULL AND (pin_set_version < :from OR pin_set_version > :to)";
+pub(super) const TRUST: &str = concat!(
+    "SELECT g.pin_set_version, count(*) AS gateways FROM gateways AS g WHERE ",
+    not_out!(),
+    "GROUP BY g.pin_set_version"
+);
 
-pub(super) const UNTRUSTING: &str = "\
-SELECT agent_id, name, pin_set_version, session_epoch IS NOT NULL AS connected, last_seen_at FROM gateways
-WHERE tenant = :tenant AND agent_id > :after AND revoked_at IS NULL
-      AND (pin_set_version < :from OR pin_set_version > :to)
-ORDER BY agent_id LIMIT :limit";
+pub(super) const UNTRUSTING_COUNT: &str = concat!(
+    "SELECT count(*) AS gateways FROM gateways AS g WHERE ",
+    not_out!(),
+    "AND (g.pin_set_version < :from OR g.pin_set_version > :to)"
+);
+
+pub(super) const UNTRUSTING: &str = concat!(
+    "SELECT g.agent_id, g.name, g.pin_set_version, g.session_epoch IS NOT NULL AS connected, g.last_seen_at \
+     FROM gateways AS g WHERE ",
+    not_out!(),
+    "AND g.agent_id > :after AND (g.pin_set_version < :from OR g.pin_set_version > :to) \
+     ORDER BY g.agent_id LIMIT :limit"
+);
 
 /// What is known of the pins.
 pub(super) fn known(view: &View<'_>, own: &OwnPins, now: Timestamp) -> StoreResult<PinsKnown> {

@@ -192,7 +192,8 @@ fn where_nothing_leads_to_the_backend_is_said_with_what_to_write() {
             "agents.example.org  viworks_agents;",
             "agents.example.org  viworks_enrolment;",
             "gateways dial agents.example.org (public_url in [agents]), and that name does not lead to the backend",
-            "write a line agents.example.org with the upstream that has 127.0.0.1:8081",
+            "the line agents.example.org leads to viworks_enrolment: write the upstream that has 127.0.0.1:8081 into \
+             it, or where others are led by that name, give these a name of their own in public_url in [agents]",
         ),
         (
             "proxy_pass http://viworks_api;",

@@ -36,11 +36,15 @@ fn the_shipped_file_that_ends_tls_is_rendered_for_the_backends_certificates() {
         });
     assert_eq!(rendered, placed);
     // It is not what a backend needs whose own TLS it is, and the other way round.
-    assert!(
-        Scene::new()
-            .told(&rendered)
-            .contains("no server in a stream block")
-    );
+    let told = Scene::new().told(&rendered);
+    for part in [
+        "leads to 127.0.0.1:8081, where gateways are taken, from a place where nginx ends their TLS",
+        "write tls_ends_at = \"proxy\" in [agents]",
+    ] {
+        assert!(told.contains(part), "{part} is not in:\n{told}");
+    }
+    let missing = "no server in a stream block leads to 127.0.0.1:8081";
+    assert!(!told.contains(missing), "{told}");
     assert!(
         scene
             .told(SHIPPED)

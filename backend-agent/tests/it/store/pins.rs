@@ -2,15 +2,15 @@
 
 use serde_json::Value;
 use viworks_backend_agent::data::{
-    Actor, NewGateway, OwnPins, Page, PinChange, PinOutcome, PinStep, PinsKnown, RedeemOutcome,
-    Redemption, Untrusting,
+    Actor, CertificateRef, NewCertificate, NewGateway, OwnPins, Page, PinChange, PinOutcome,
+    PinStep, PinsKnown, RedeemOutcome, Redemption, Untrusting,
 };
 use viworks_common::pin::rotation::RotationRefusal;
 use viworks_common::pin::{PinSet, SpkiPin};
 
 use super::bed::{Bed, Session, agent, at};
 use super::enrolments::{challenge, create, new_ticket, redeem, redemption};
-use super::gateways::new_gateway;
+use super::gateways::{new_certificate, new_gateway};
 use super::instances::two_backends;
 use super::postgres_only::finish;
 use super::replacements::{newcomer_for, ticket_for};
@@ -170,6 +170,37 @@ pub(crate) async fn a_gateway_that_is_revoked_or_trusts_what_nobody_made_confirm
         revoked.await.unwrap();
     }
     assert!(untrusting(bed, 2, 2).await.is_empty());
+    assert_eq!(change(bed, promote(3)).await, PinOutcome::Done);
+}
+
+pub(crate) async fn a_gateway_whose_only_certificate_was_revoked_is_not_cut_off_by_a_step(
+    bed: &Bed,
+) {
+    let [first, _second] = two(bed).await;
+    change(bed, stage(3)).await;
+    trusts(bed, &first, 2).await;
+    let (tenant, actor) = (&bed.tenant, Actor::local("test"));
+    for key in [3, 4] {
+        let new = NewCertificate {
+            fingerprint: [key; 32],
+            ..new_certificate(2, key)
+        };
+        let registered = bed.store.register_certificate(tenant, new, &actor, at(4));
+        registered.await.unwrap();
+    }
+    let refused = PinOutcome::Refused(RotationRefusal::CutOff);
+    // With another certificate it may come back.
+    for (key, left) in [(3, 1), (4, 0)] {
+        assert_eq!(change(bed, promote(3)).await, refused);
+        let which = CertificateRef::Fingerprint([key; 32]);
+        let revoked = bed
+            .store
+            .revoke_certificate(tenant, agent(2), &which, "test", &actor, at(5));
+        revoked.await.unwrap();
+        assert_eq!(untrusting(bed, 2, 2).await.len(), left, "{key}");
+    }
+    let trust = bed.store.pin_trust(tenant).await.unwrap();
+    assert_eq!(trust, [(2, 1)].into());
     assert_eq!(change(bed, promote(3)).await, PinOutcome::Done);
 }
 

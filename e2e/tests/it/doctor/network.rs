@@ -273,7 +273,11 @@ async fn what_the_backend_itself_refuses_is_named() {
     hold(&ward, &unknown, &url, wanted).await;
 
     let lost = format!("{url}/elsewhere");
-    let wanted = case("a wrong path", &["404"], &["path of [outbound] url"]);
+    let wanted = case(
+        "a wrong path",
+        &["404"],
+        &["path of [outbound] url", "that of the door"],
+    );
     hold(&ward, &ward.copy("gw-1"), &lost, wanted).await;
 
     // All is well, but nobody has started it.
@@ -282,7 +286,7 @@ async fn what_the_backend_itself_refuses_is_named() {
         step: "session",
         code: 69,
         cause: &["no agent runs", "api.sock"],
-        fix: &["see whether it runs"],
+        fix: &["see whether it runs", "start it: "],
     };
     hold(&ward, &ward.copy("gw-1"), &url, wanted).await;
 }

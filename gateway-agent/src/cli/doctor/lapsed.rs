@@ -229,7 +229,7 @@ fn verdict(door: &AtDoor, status: Option<&Value>) -> (String, String) {
             format!(
                 "an agent that runs asks the door, {url}, for another one by itself; the door answers, and no agent runs"
             ),
-            format!("start the agent; {}; {clock}", look_for_agent()),
+            format!("start the agent: {}; {clock}", look_for_agent()),
         ),
         (AtDoor::Answers { url }, Some(status)) => {
             let asks = format!(
@@ -286,7 +286,7 @@ mod tests {
                 "no door is there",
                 "signed for its key by hand",
             ),
-            (&answers, None, "no agent runs", "start the agent"),
+            (&answers, None, "no agent runs", "start it: "),
             (
                 &answers,
                 Some(&waiting),
