@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod audit;
+mod authorities;
 mod authority;
 mod behind_nginx;
 mod busy_api;
