@@ -18,7 +18,9 @@ use viworks_testkit::rogue::{Material, Rogue};
 use viworks_testkit::stand_in::{Answer, StandIn};
 
 use super::reissued::renew;
-use super::told::{cause, delay, fails_with, failure, is_waiting, status_where, told_there};
+use super::told::{
+    advice, cause, delay, fails_with, failure, is_waiting, status_where, told_there,
+};
 
 fn gateway_of(system: &Deployment, folder: &Path, url: &str) -> Process {
     let mut command = Command::new(system.binaries().gateway());
@@ -49,7 +51,7 @@ async fn every_signed_refusal_shows_its_code_its_reason_and_what_to_do() {
         if *code == CloseCode::BadEnvelope {
             assert!(fix.contains("state folder"), "{status:#}");
         } else {
-            assert_eq!(fix, code.advice(), "{status:#}");
+            assert_eq!(fix, advice(*code, &folder), "{status:#}");
         }
         if code.is_permanent() {
             assert!(delay(&status) >= Duration::from_secs(15 * 60), "{status:#}");
@@ -144,7 +146,8 @@ async fn what_nobody_signed_is_shown_as_such_with_what_to_do_and_asked_again_soo
         })
         .await;
         assert_eq!(exit, 69, "{what}: {status:#}");
-        assert_eq!(failure(&status)["fix"], code.advice(), "{what}: {status:#}");
+        let fix = advice(code, &folder);
+        assert_eq!(failure(&status)["fix"], fix, "{what}: {status:#}");
         let unsigned = cause(&status).contains("not signed");
         assert_eq!(unsigned, by_frame || by_http, "{what}: {status:#}");
         if by_http {

@@ -11,7 +11,9 @@ use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::process::{eventually, finish};
 
 use super::desk::viworks;
-use super::told::{cause, delay, fails_with, failure, is_waiting, status_where, told_there};
+use super::told::{
+    advice, cause, delay, fails_with, failure, is_waiting, status_where, told_there,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_is_thrown_out_by_an_operator_and_knows_at_once() {
@@ -94,7 +96,7 @@ async fn a_gateway_is_thrown_out_by_an_operator_and_knows_at_once() {
     let by = shown.stdout.lines().find(|it| it.starts_with("revoked by"));
     assert!(by.is_some_and(|it| it.ends_with(" tests")), "{shown:#?}");
     assert!(!cause(&told).contains("not signed"), "{told:#}");
-    assert_eq!(failure(&told)["fix"], CloseCode::Revoked.advice());
+    assert_eq!(failure(&told)["fix"], advice(CloseCode::Revoked, &folder));
     assert!(delay(&told) >= Duration::from_secs(15 * 60), "{told:#}");
     let log = gateway.log();
     let warned = |line: &&str| {

@@ -5,10 +5,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
+use viworks_common::code::CloseCode;
 use viworks_common::time::Timestamp;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, text};
 use viworks_testkit::process::{Said, eventually, finish};
+use viworks_testkit::rogue::Material;
 
 /// What `status` says, by its JSON, and how it ends.
 pub(crate) async fn status(binaries: &Binaries, socket: &Path) -> Said {
@@ -35,6 +37,16 @@ pub(crate) async fn status_where(
         assert!(tokio::time::Instant::now() < deadline, "{what}: {said:#?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// What is to be done about a code, as the gateway of this folder says it: it is named by its id.
+pub(crate) fn advice(code: CloseCode, folder: &Path) -> String {
+    let own = Material::read(folder).unwrap().identity.agent_id;
+    let advice = code.advice().replace("NAME-2", "ANOTHER-NAME");
+    // What another one is called is for whoever makes it to say.
+    let words = advice.split("ANOTHER-NAME");
+    let words = words.map(|words| words.replace("NAME", &own.to_string()));
+    words.collect::<Vec<_>>().join("ANOTHER-NAME")
 }
 
 /// Why it is not connected, as it says: code, cause, fix and time.

@@ -64,6 +64,7 @@ pub(super) fn notes(action: &str) -> Budget {
         "gateway.replaced_certificate" => ("note:gateway.replaced_certificate", KNOCKS),
         "gateway.revoked_certificate" => ("note:gateway.revoked_certificate", KNOCKS),
         "command.orphan" => ("note:command.orphan", NOTES),
+        "command.late_outcome" => ("note:command.late_outcome", NOTES),
         // What it reports by itself, in words that it chooses.
         _ => ("note", NOTES),
     };
