@@ -185,7 +185,7 @@ async fn a_database_of_the_first_schema_on_a_server_is_migrated_and_goes_on() {
     );
     let refused = backend(&["serve"], 78).await.stderr;
     assert!(
-        refused.contains("12 migrations of the schema are not applied"),
+        refused.contains("13 migrations of the schema are not applied"),
         "{refused}"
     );
     let done = backend(&["migrate"], 0).await.stdout;

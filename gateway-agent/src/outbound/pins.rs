@@ -68,7 +68,8 @@ pub struct Taken {
     /// The set that came is a newer one and leaves out the key of the session that it came over: it is taken over in
     /// one with another key.
     pub leaves_out_the_live_key: bool,
-    /// The set that came was taken over, and a key that it lacks is accepted until a session was dialled with it.
+    /// A key is accepted that the set in force lacks, until a session was dialled with that; this server has one of its
+    /// keys.
     pub lets_a_key_go: bool,
 }
 
@@ -158,14 +159,10 @@ impl Pins {
     /// force.
     pub async fn take(&self, offered: Option<PinSet>, live: &SpkiPin) -> Taken {
         let mut leaves_out_the_live_key = false;
-        let mut lets_a_key_go = false;
         if let Some(offered) = offered {
             let version = offered.version;
             match self.adopt(offered, live).await {
-                Ok(()) => {
-                    info!(version, "took over the backend's pin set");
-                    lets_a_key_go = self.lets_a_key_go();
-                }
+                Ok(()) => info!(version, "took over the backend's pin set"),
                 Err(PinsError::Refused(PinSetRefusal::LiveKeyMissing)) => {
                     leaves_out_the_live_key = true;
                     warn!(
@@ -180,15 +177,16 @@ impl Pins {
         Taken {
             version: self.current().version,
             leaves_out_the_live_key,
-            lets_a_key_go,
+            lets_a_key_go: self.lets_a_key_go(live),
         }
     }
 
-    /// Whether a key is accepted that the newest set lacks.
-    fn lets_a_key_go(&self) -> bool {
+    fn lets_a_key_go(&self, live: &SpkiPin) -> bool {
         let kept = self.lock();
         let previous = kept.previous.as_ref();
-        previous.is_some_and(|before| !before.pins.is_subset(&kept.set.pins))
+        let lacks_one = previous.is_some_and(|before| !before.pins.is_subset(&kept.set.pins));
+        // A server that shows another key would be left over and over.
+        lacks_one && kept.set.contains(live)
     }
 
     /// From when and by when to leave a session in which such a set came; `slot` is the time within which the backend
@@ -361,10 +359,14 @@ mod tests {
             };
             assert_eq!(opened.take(offered, &pin(1)).await, expected);
         }
+        // It stays so, whatever else comes in the session; a server with the other key proves nothing.
+        assert!(opened.take(None, &pin(1)).await.lets_a_key_go);
+        assert!(!opened.take(None, &pin(2)).await.lets_a_key_go);
         // The next session is dialled with it, and lets the other key go.
         assert_eq!(opened.accepted().pins, pins(&[1, 2, 3]));
         assert!(opened.proved(6, &pin(1)).await.unwrap());
         assert_eq!(opened.accepted().pins, pins(&[1, 3]));
+        assert!(!opened.take(None, &pin(1)).await.lets_a_key_go);
     }
 
     #[tokio::test]

@@ -42,8 +42,8 @@ impl Connection<'_> {
         let now = self.parts.clock.now();
         if taken.leaves_out_the_live_key {
             self.parting = planned.or_else(|| Some(pins.parting(now, self.slot)));
-        } else if taken.lets_a_key_go {
-            self.parting = Some(Pins::proving(now, self.slot));
+        } else if taken.lets_a_key_go && self.dialled_with < taken.version {
+            self.parting = planned.or_else(|| Some(Pins::proving(now, self.slot)));
         }
         let version = taken.version;
         self.control(AgentMessage::PinReport(PinReport { version }));
