@@ -74,7 +74,7 @@ impl Judge {
             1..=FEW_PATTERNS => &self.short,
             _ => &self.long,
         };
-        let Ok(_turn) = turn.acquire().await else {
+        let Ok(turn) = Arc::clone(turn).acquire_owned().await else {
             // It is never closed.
             return None;
         };
@@ -83,10 +83,12 @@ impl Judge {
         let work = move || {
             // Of this thread only; one that may not yield judges all the same.
             let _refused = nice(NICE).err();
-            take_report_while(entries, || !given_up.load(Ordering::Relaxed))
+            let judged = take_report_while(entries, || !given_up.load(Ordering::Relaxed));
+            // The turn lasts as long as the work: whoever gives it up does not stop the thread at once.
+            (judged, turn)
         };
         match blocking::call("catalogue", JUDGING_TIME, work).await {
-            Ok(judged) => judged,
+            Ok((judged, _turn)) => judged,
             Err(error) => {
                 tracing::warn!(%error, "a gateway's catalogue could not be judged");
                 None
