@@ -133,6 +133,15 @@ impl Watch {
             self.failing.remove(&agent_id);
         }
         self.count_waiting();
+        self.settle_stalled();
+    }
+
+    /// Where nobody waits any more, nobody is left by whom it could be seen that the database goes on.
+    fn settle_stalled(&mut self) {
+        let nobody = self.failing.is_empty() && self.withheld.is_empty();
+        if nobody && std::mem::take(&mut self.stalled) {
+            self.conditions.clear(STALLED);
+        }
     }
 
     /// Nothing of a gateway waits for that any more.
@@ -146,6 +155,7 @@ impl Watch {
         } else if failed {
             self.count_waiting();
         }
+        self.settle_stalled();
     }
 
     fn count_waiting(&self) {
@@ -321,8 +331,9 @@ mod tests {
         let conditions = Conditions::new(Arc::clone(&clock));
         let own = BackendMetrics::register(&metrics);
         let mut watch = Watch::new(own, clock, conditions.clone());
-        let agent = AgentId::from_uuid(Uuid::from_u128(1));
+        let [agent, other] = [1, 2].map(|n| AgentId::from_uuid(Uuid::from_u128(n)));
         watch.failed(agent);
+        watch.failed(other);
         assert!(conditions.list().is_empty());
         watch.takes_nothing("57014");
         let told = conditions.list().remove(0);
@@ -333,6 +344,10 @@ mod tests {
         watch.stored([agent].into_iter(), false);
         assert_eq!(conditions.list().len(), 1);
         watch.stored([agent].into_iter(), true);
+        assert!(conditions.list().is_empty());
+        // Those that failed are gone, and nobody else has anything to store.
+        watch.takes_nothing("57014");
+        watch.released(other);
         assert!(conditions.list().is_empty());
     }
 
