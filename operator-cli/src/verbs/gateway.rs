@@ -103,7 +103,7 @@ pub(super) async fn execute(
                 meant(client, &gateway).await?
             };
             let revoked = client.revoke_gateway(&gateway, &reason).await?;
-            views::gateway::revoked(&revoked, format, SystemClock.wall())?;
+            views::gateway::farewell::revoked(&revoked, format, SystemClock.wall())?;
         }
     }
     Ok(ExitCode::Ok)
@@ -162,7 +162,7 @@ async fn revoke_of(
         for gateway in &list.items {
             output::note(&format!("  {}  {}", gateway.id, gateway.name));
         }
-        let question = views::gateway::farewell_of(ticket, &list.items);
+        let question = views::gateway::farewell::of_ticket(ticket, &list.items);
         prompt::ask(&question, "--yes", "nothing was changed")?;
     }
     let mut revoked = Vec::new();
@@ -178,7 +178,7 @@ async fn revoke_of(
             }
         }
     }
-    views::gateway::all_revoked(ticket, &revoked, format, now)
+    views::gateway::farewell::all_revoked(ticket, &revoked, format, now)
 }
 
 /// The id of a gateway that somebody wants to be rid of, once they have said so: its name may mean another one a moment
@@ -186,7 +186,7 @@ async fn revoke_of(
 async fn meant(client: &Client, reference: &str) -> Result<String, Failure> {
     let found = client.gateway(reference).await?;
     if found.status != GatewayStatus::Revoked {
-        let question = views::gateway::farewell(&found);
+        let question = views::gateway::farewell::of_gateway(&found);
         prompt::ask(&question, "--yes", "nothing was changed")?;
     }
     Ok(found.id.to_string())
