@@ -351,6 +351,28 @@ impl Deployment {
         &self.addresses.as_ref().expect("the backend was started").1
     }
 
+    /// Lets a program of operators ask this backend with a key, as on a machine that knows nothing else.
+    ///
+    /// # Panics
+    /// When the backend was never started.
+    pub fn ask_with(&self, key: &Path, command: &mut Command) {
+        command
+            .env("HOME", self.path())
+            .env("VIWORKS_CONFIG_DIR", self.path().join("config"))
+            .env("VIWORKS_SERVER", self.api_url())
+            .env("VIWORKS_TOKEN_FILE", key)
+            .env_remove("VIWORKS_CONTEXT")
+            .env_remove("VIWORKS_OUTPUT");
+    }
+
+    /// The same with the key of its operator.
+    ///
+    /// # Panics
+    /// When the backend was never started.
+    pub fn ask(&self, command: &mut Command) {
+        self.ask_with(&self.path().join("operator.key"), command);
+    }
+
     /// The API's address.
     ///
     /// # Panics

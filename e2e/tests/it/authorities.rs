@@ -302,14 +302,8 @@ impl Rotation {
 
 /// What a command says that asks this backend.
 async fn asks(system: &Deployment, mut command: Command, arguments: &[&str]) -> Said {
-    command
-        .args(arguments)
-        .env("HOME", system.path())
-        .env("VIWORKS_CONFIG_DIR", system.path().join("config"))
-        .env("VIWORKS_SERVER", system.api_url())
-        .env("VIWORKS_TOKEN_FILE", system.path().join("operator.key"))
-        .env_remove("VIWORKS_CONTEXT")
-        .env_remove("VIWORKS_OUTPUT");
+    command.args(arguments);
+    system.ask(&mut command);
     finish(command, PATIENCE).await
 }
 

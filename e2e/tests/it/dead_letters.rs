@@ -15,14 +15,8 @@ const BEFORE_IT_IS_TAKEN: &str = "journal.accepted.before_commit";
 
 async fn viworks(system: &Deployment, arguments: &[&str]) -> Said {
     let mut command = Command::new(Binaries::shipped().cli());
-    command
-        .args(arguments)
-        .env("HOME", system.path())
-        .env("VIWORKS_CONFIG_DIR", system.path().join("config"))
-        .env("VIWORKS_SERVER", system.api_url())
-        .env("VIWORKS_TOKEN_FILE", system.path().join("operator.key"))
-        .env_remove("VIWORKS_CONTEXT")
-        .env_remove("VIWORKS_OUTPUT");
+    command.args(arguments);
+    system.ask(&mut command);
     finish(command, PATIENCE).await
 }
 

@@ -33,15 +33,8 @@ pattern = "{pattern}"
 /// The command line with a key, as somebody types it who has nothing else on this machine.
 pub(crate) fn viworks(system: &Deployment, token: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(system.binaries().cli());
-    command
-        .args(arguments)
-        .current_dir(system.path())
-        .env("HOME", system.path())
-        .env("VIWORKS_CONFIG_DIR", system.path().join("config"))
-        .env("VIWORKS_SERVER", system.api_url())
-        .env("VIWORKS_TOKEN_FILE", token)
-        .env_remove("VIWORKS_CONTEXT")
-        .env_remove("VIWORKS_OUTPUT");
+    command.args(arguments).current_dir(system.path());
+    system.ask_with(token, &mut command);
     command
 }
 

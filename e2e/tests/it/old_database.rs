@@ -21,15 +21,8 @@ const OLD: &[u8] = include_bytes!("../fixtures/backend_schema_0001.sqlite");
 
 async fn viworks(system: &Deployment, key: &Path, arguments: &[&str], code: i32) -> Value {
     let mut command = Command::new(system.binaries().cli());
-    command
-        .args(arguments)
-        .args(["-o", "json"])
-        .env("HOME", system.path())
-        .env("VIWORKS_CONFIG_DIR", system.path().join("config"))
-        .env("VIWORKS_SERVER", system.api_url())
-        .env("VIWORKS_TOKEN_FILE", key)
-        .env_remove("VIWORKS_CONTEXT")
-        .env_remove("VIWORKS_OUTPUT");
+    command.args(arguments).args(["-o", "json"]);
+    system.ask_with(key, &mut command);
     finish(command, PATIENCE).await.ended_with(code).json()
 }
 

@@ -25,15 +25,8 @@ use crate::told::status_where;
 /// `viworks pin …`.
 pub(crate) async fn pin(system: &Deployment, arguments: &[&str]) -> Said {
     let mut command = Command::new(system.binaries().cli());
-    command
-        .arg("pin")
-        .args(arguments)
-        .env("HOME", system.path())
-        .env("VIWORKS_CONFIG_DIR", system.path().join("config"))
-        .env("VIWORKS_SERVER", system.api_url())
-        .env("VIWORKS_TOKEN_FILE", system.path().join("operator.key"))
-        .env_remove("VIWORKS_CONTEXT")
-        .env_remove("VIWORKS_OUTPUT");
+    command.arg("pin").args(arguments);
+    system.ask(&mut command);
     finish(command, PATIENCE).await
 }
 

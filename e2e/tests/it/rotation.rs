@@ -420,16 +420,7 @@ async fn why_a_certificate_was_not_taken_over_is_what_the_backend_itself_says() 
     .await;
     std::fs::write(&key, sound).unwrap();
     let mut command = renewed.rotation();
-    command
-        .env("HOME", renewed.system.path())
-        .env("VIWORKS_CONFIG_DIR", renewed.system.path().join("config"))
-        .env("VIWORKS_SERVER", renewed.system.api_url())
-        .env(
-            "VIWORKS_TOKEN_FILE",
-            renewed.system.path().join("operator.key"),
-        )
-        .env_remove("VIWORKS_CONTEXT")
-        .env_remove("VIWORKS_OUTPUT");
+    renewed.system.ask(&mut command);
     let failed = finish(command, PATIENCE).await.ended_with(3);
     let why = "within 15 s; the backend says of its reload: what SIGHUP asked to be read again cannot be used";
     assert!(failed.stderr.contains(why), "{failed:#?}");

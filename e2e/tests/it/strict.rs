@@ -13,15 +13,8 @@ use viworks_testkit::rogue::{Material, Refused, Rogue};
 
 async fn viworks(system: &Deployment, arguments: &[&str]) -> Said {
     let mut command = Command::new(system.binaries().cli());
-    command
-        .args(arguments)
-        .current_dir(system.path())
-        .env("HOME", system.path())
-        .env("VIWORKS_CONFIG_DIR", system.path().join("config"))
-        .env("VIWORKS_SERVER", system.api_url())
-        .env("VIWORKS_TOKEN_FILE", system.path().join("operator.key"))
-        .env_remove("VIWORKS_CONTEXT")
-        .env_remove("VIWORKS_OUTPUT");
+    command.args(arguments).current_dir(system.path());
+    system.ask(&mut command);
     finish(command, PATIENCE).await
 }
 
