@@ -9,8 +9,10 @@ mod patience;
 mod pins;
 mod refusal;
 mod route;
+mod runs;
 mod silence;
 mod soundings;
+mod telemetry;
 mod tickets;
 mod trust;
 
@@ -20,24 +22,20 @@ use std::time::Duration;
 use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
 use viworks_api::{
-    CatalogueCommand, CatalogueList, CommandList, CommandView, DeadLetter, DeadLetterList,
-    ForkList, ForkResolved, Gateway, GatewayKeyRotated, GatewayList, GatewayRevoked,
-    IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, OrphanList, Paged, ProblemCode, ResolveForkRequest,
-    RevokeRequest, Run, RunCancelled, RunList, RunPlan, RunRequest, RunWait, SkippedGateway,
-    SkippedList, TelemetryGapList, TelemetryList, TelemetryRefusalList, TelemetryStepList,
-    TelemetryStreamList, WAIT_MS_MAX,
+    CatalogueCommand, CatalogueList, DeadLetter, DeadLetterList, ForkList, ForkResolved, Gateway,
+    GatewayKeyRotated, GatewayList, GatewayRevoked, OrphanList, Paged, ResolveForkRequest,
+    RevokeRequest, Run,
 };
-use viworks_common::id::{CommandId, RunId};
-use viworks_common::telemetry::steps::{Aggregate, Step};
-use viworks_common::time::Timestamp;
+use viworks_common::id::CommandId;
 use viworks_runtime::config::environment;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
 pub use self::audit::Sought;
 pub use self::look::{Dialled, NotThere, Standing};
-use self::patience::Patience;
+pub use self::runs::Results;
 use self::silence::QUIET;
+pub use self::telemetry::Numbers;
 use crate::failure::{Failure, chain};
 
 /// How long one ordinary request may take.
@@ -52,21 +50,6 @@ const UNREACHED: &str = "fix: is the backend running, and is this its address? T
 const PAGE: usize = 500;
 /// As many rows as there are.
 pub const ALL: usize = usize::MAX;
-/// How many commands' output is fetched for a table, which shows a line of each.
-const OUTPUTS_MAX: usize = 50;
-/// How often one request is sent again because its key had none left.
-const PAUSES_MAX: u32 = 60;
-/// How long such a pause is where the backend does not say.
-const PAUSE: Duration = Duration::from_secs(1);
-
-/// What became of a run.
-#[derive(Debug)]
-pub struct Results {
-    /// Its commands.
-    pub commands: Vec<CommandView>,
-    /// Of how many of them the output was not asked for.
-    pub without_output: usize,
-}
 
 /// A connection to one backend with one key.
 #[derive(Debug)]
@@ -79,19 +62,6 @@ pub struct Client {
     proxy: Option<route::Proxy>,
     /// What to do when nobody answers there.
     unreached: String,
-}
-
-/// Which numbers are wanted over time.
-#[derive(Debug, Clone, Copy)]
-pub struct Numbers<'n> {
-    /// The stream that they are in.
-    pub stream: &'n str,
-    /// The field that they are in.
-    pub field: &'n str,
-    /// How long each step is.
-    pub step: Step,
-    /// What is told of each.
-    pub aggregate: Aggregate,
 }
 
 impl Client {
@@ -238,41 +208,6 @@ impl Client {
             .await
     }
 
-    /// Submits a run; with a key the submission is safe to repeat. Says whether it is the answer to an earlier one.
-    pub async fn submit(
-        &self,
-        request: &RunRequest,
-        idempotency_key: Option<&str>,
-    ) -> Result<(Run, bool), Failure> {
-        let mut builder = self.request(Method::POST, "/v1/runs").json(request);
-        if let Some(key) = idempotency_key {
-            builder = builder.header(IDEMPOTENCY_KEY, key);
-        }
-        let unknown = match idempotency_key {
-            None => {
-                "whether the run was accepted is not known: runs ls shows it; to send it again without running it \
-                 twice, give each submission an --idempotency-key"
-            }
-            Some(_) => {
-                "whether the run was accepted is not known: send it again with the same --idempotency-key, and it \
-                 is not run twice"
-            }
-        };
-        let submitted = self.submitted(builder).await;
-        submitted.map_err(|failure| failure.if_unanswered(unknown))
-    }
-
-    async fn submitted(&self, builder: RequestBuilder) -> Result<(Run, bool), Failure> {
-        self.promptly(builder, async |response| {
-            let replayed = response
-                .headers()
-                .get(IDEMPOTENCY_REPLAYED)
-                .is_some_and(|value| value == "true");
-            Ok((self.read(response).await?, replayed))
-        })
-        .await
-    }
-
     /// Commands that could not be delivered, of one gateway or of all; with those that are decided about if `resolved`.
     pub async fn dead_letters(
         &self,
@@ -305,180 +240,6 @@ impl Client {
         let unknown =
             "whether it was discarded is not known: discard it again, which changes nothing more";
         discarded.map_err(|failure: Failure| failure.if_unanswered(unknown))
-    }
-
-    /// What a submission would do; nothing is run.
-    pub async fn plan(&self, request: &RunRequest) -> Result<RunPlan, Failure> {
-        let builder = self.request(Method::POST, "/v1/runs/plan").json(request);
-        self.answer(builder).await
-    }
-
-    /// The latest runs, at most so many.
-    pub async fn runs(&self, limit: usize) -> Result<RunList, Failure> {
-        self.list("/v1/runs", &[], limit).await
-    }
-
-    /// One run.
-    pub async fn run(&self, id: RunId) -> Result<Run, Failure> {
-        self.get(&format!("/v1/runs/{id}"), &[]).await
-    }
-
-    /// The commands of a run, without their output.
-    pub async fn run_commands(&self, id: RunId) -> Result<Vec<CommandView>, Failure> {
-        let path = format!("/v1/runs/{id}/commands");
-        Ok(self.list::<CommandList>(&path, &[], ALL).await?.items)
-    }
-
-    /// The same command with its retained output, if it has any. There may be more of them than the key has requests
-    /// at once: then this takes its time.
-    pub async fn with_output(
-        &self,
-        id: RunId,
-        command: CommandView,
-    ) -> Result<CommandView, Failure> {
-        if command.outcome.is_none() {
-            return Ok(command);
-        }
-        let path = format!("/v1/runs/{id}/commands/{}", command.id);
-        let mut pauses = 0;
-        loop {
-            match self.get(&path, &[]).await {
-                Err(failure) if failure.is(ProblemCode::RateLimited) && pauses < PAUSES_MAX => {
-                    pauses += 1;
-                    let told = failure.problem.and_then(|problem| problem.retry_after_ms);
-                    tokio::time::sleep(told.map_or(PAUSE, Duration::from_millis)).await;
-                }
-                answer => return answer,
-            }
-        }
-    }
-
-    /// The commands of a run, with the retained output of each, or of none where there are more than a person reads.
-    pub async fn run_results(&self, id: RunId) -> Result<Results, Failure> {
-        let mut commands = self.run_commands(id).await?;
-        let mut without_output = 0;
-        if commands.len() > OUTPUTS_MAX {
-            let has_some = |command: &&CommandView| command.outcome.is_some();
-            without_output = commands.iter().filter(has_some).count();
-        } else {
-            for command in &mut commands {
-                *command = self.with_output(id, command.clone()).await?;
-            }
-        }
-        Ok(Results {
-            commands,
-            without_output,
-        })
-    }
-
-    /// The gateways that a run was meant for and that got no command.
-    pub async fn run_skipped(&self, run: &Run) -> Result<Vec<SkippedGateway>, Failure> {
-        if run.skipped == 0 {
-            return Ok(Vec::new());
-        }
-        let path = format!("/v1/runs/{}/skipped", run.id);
-        Ok(self.list::<SkippedList>(&path, &[], ALL).await?.items)
-    }
-
-    /// Asks for a run to be cancelled.
-    pub async fn cancel(&self, id: RunId) -> Result<RunCancelled, Failure> {
-        let builder = self.request(Method::POST, &format!("/v1/runs/{id}/cancel"));
-        let unknown =
-            "whether it was cancelled is not known: cancel it again, which changes nothing more";
-        let cancelled = self.answer(builder).await;
-        cancelled.map_err(|failure: Failure| failure.if_unanswered(unknown))
-    }
-
-    /// Waits until a run is finished, at most for `limit`.
-    pub async fn wait(&self, id: RunId, limit: Duration) -> Result<RunWait, Failure> {
-        let deadline = tokio::time::Instant::now() + limit;
-        loop {
-            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            let held = left.min(Duration::from_millis(WAIT_MS_MAX));
-            let query = [("timeout_ms", held.as_millis().to_string())];
-            let builder = self
-                .request(Method::GET, &format!("/v1/runs/{id}/wait"))
-                .query(&query);
-            let limit = held + REQUEST_TIMEOUT;
-            let answer = self.within(held + QUIET, limit, builder, async |response| {
-                self.read::<RunWait>(response).await
-            });
-            let answer = answer.await?;
-            if answer.finished || held == left {
-                return Ok(answer);
-            }
-        }
-    }
-
-    /// Waits until a run is finished, through what passes.
-    async fn wait_out(&self, id: RunId) -> Result<(), Failure> {
-        let mut patience = Patience::with(id);
-        loop {
-            match self.wait(id, Duration::from_millis(WAIT_MS_MAX)).await {
-                Ok(answer) if answer.finished => return Ok(()),
-                Ok(_goes_on) => patience.renew(),
-                Err(failure) if failure.exit == ExitCode::Unavailable => {
-                    patience.pause(failure).await?;
-                }
-                Err(failure) => return Err(failure),
-            }
-        }
-    }
-
-    /// Telemetry records of one stream since a time, the newest first and at most so many.
-    pub async fn telemetry(
-        &self,
-        gateway: &str,
-        stream: &str,
-        from: Timestamp,
-        limit: usize,
-    ) -> Result<TelemetryList, Failure> {
-        let query = [
-            ("gateway", gateway.to_owned()),
-            ("stream", stream.to_owned()),
-            ("from", from.to_string()),
-            // The newest is what is looked for; what the limit leaves out is old.
-            ("order", "desc".to_owned()),
-        ];
-        self.list("/v1/telemetry", &query, limit).await
-    }
-
-    /// The numbers of one field over time, the newest steps first and at most so many.
-    pub async fn telemetry_steps(
-        &self,
-        gateway: &str,
-        numbers: &Numbers<'_>,
-        from: Timestamp,
-        limit: usize,
-    ) -> Result<TelemetryStepList, Failure> {
-        let query = [
-            ("gateway", gateway.to_owned()),
-            ("stream", numbers.stream.to_owned()),
-            ("field", numbers.field.to_owned()),
-            ("step", numbers.step.to_string()),
-            ("agg", numbers.aggregate.name().to_owned()),
-            ("from", from.to_string()),
-            ("order", "desc".to_owned()),
-        ];
-        self.list("/v1/telemetry", &query, limit).await
-    }
-
-    /// The streams of one gateway.
-    pub async fn telemetry_streams(&self, gateway: &str) -> Result<TelemetryStreamList, Failure> {
-        let query = [("gateway", gateway.to_owned())];
-        self.list("/v1/telemetry/streams", &query, ALL).await
-    }
-
-    /// What was refused of one gateway's telemetry.
-    pub async fn telemetry_refusals(&self, gateway: &str) -> Result<TelemetryRefusalList, Failure> {
-        let query = [("gateway", gateway.to_owned())];
-        self.list("/v1/telemetry/refusals", &query, ALL).await
-    }
-
-    /// The reported gaps of one gateway.
-    pub async fn telemetry_gaps(&self, gateway: &str) -> Result<TelemetryGapList, Failure> {
-        let query = [("gateway", gateway.to_owned())];
-        self.list("/v1/telemetry/gaps", &query, ALL).await
     }
 
     /// Page after page, until there is none or `limit` rows are there; then it has the cursor of what follows.
