@@ -28,6 +28,7 @@ mod pins;
 mod postgres_only;
 mod records;
 mod recount;
+mod refusals;
 mod reissues;
 mod renewals;
 mod replacements;
@@ -306,8 +307,10 @@ suite! {
         a_rolled_back_database_raises_its_counters,
         a_gateway_that_claims_every_number_gets_orders_that_it_takes,
         a_hello_learns_about_the_live_session,
-        refused_hellos_without_end_leave_so_many_audit_records,
         sessions_that_are_never_confirmed_are_bounded_too,
+    }
+    refusals {
+        refused_hellos_without_end_leave_so_many_audit_records,
         what_a_gateway_reports_leaves_room_in_the_audit_log_for_what_it_does_wrong,
         why_a_gateway_was_last_refused_is_found,
     }
