@@ -246,6 +246,7 @@ suite! {
         a_key_is_promoted_against_whoever_does_not_trust_it_only_by_force,
         a_gateway_that_is_revoked_or_trusts_what_nobody_made_confirms_nothing,
         a_gateway_whose_only_certificate_was_revoked_is_not_cut_off_by_a_step,
+        a_gateway_of_which_a_holder_can_be_kept_with_a_retired_certificate_is_cut_off_by_a_step,
         a_pin_set_that_is_configured_under_a_higher_version_takes_the_place_of_the_stored_one,
         the_configured_set_is_stored_by_the_first_and_replaced_by_a_higher_version_alone,
         a_gateway_has_confirmed_the_pins_that_it_became_one_with,

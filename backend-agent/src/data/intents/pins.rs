@@ -51,7 +51,8 @@ WHERE i.instance <> :own AND NOT i.ended AND i.lease_until > clock_timestamp() A
     SELECT 1 FROM shown_pins AS s WHERE s.tenant = :tenant AND s.shown_by = i.instance AND s.shown_at > :since)",
 );
 
-/// Gateways that a step can cut off: neither revoked themselves, nor by the only certificate that they had.
+/// Gateways that a step can cut off: neither revoked themselves, nor by the only certificate that they had. One that
+/// retired may be good again where a holder in a fork is known by its key: see [`super::resolutions::UNRETIRE`].
 macro_rules! not_out {
     () => {
         "g.tenant = :tenant AND g.revoked_at IS NULL AND (EXISTS ( \
@@ -59,7 +60,15 @@ macro_rules! not_out {
              WHERE k.tenant = g.tenant AND k.agent_id = g.agent_id AND k.retired_at IS NULL) \
            OR NOT EXISTS ( \
              SELECT 1 FROM certificates AS k \
-             WHERE k.tenant = g.tenant AND k.agent_id = g.agent_id AND k.revoked_at IS NOT NULL)) "
+             WHERE k.tenant = g.tenant AND k.agent_id = g.agent_id AND k.revoked_at IS NOT NULL) \
+           OR EXISTS ( \
+             SELECT 1 FROM forks AS f \
+             JOIN certificates AS k ON k.tenant = f.tenant AND k.agent_id = f.agent_id \
+             WHERE f.tenant = g.tenant AND f.agent_id = g.agent_id AND k.revoked_at IS NULL AND k.replaced_at IS NULL \
+               AND (k.fingerprint IN (f.refused_fingerprint, f.accepted_fingerprint) OR EXISTS ( \
+                 SELECT 1 FROM reissued AS e \
+                 WHERE e.tenant = k.tenant AND e.agent_id = k.agent_id AND e.spki = k.spki \
+                   AND e.fingerprint IN (f.refused_fingerprint, f.accepted_fingerprint))))) "
     };
 }
 
