@@ -506,7 +506,8 @@ impl Worker {
     }
 
     /// Tries one gateway of those that come next, each in its turn: if something of it is stored, it is not the
-    /// database that fails. When it comes to be stored, that is found to be, and is acknowledged.
+    /// database that fails. What is committed by that does not come next any more: it is counted and answered here, or
+    /// it would be found to be known, and what was refused of it would be told to nobody.
     async fn try_another(&mut self, next: &mut Composed<Note>, others: &mut Others) {
         let by_gateway = by_gateway(&next.writes);
         let mut found = by_gateway.iter().filter(|(agent_id, _)| {
@@ -516,11 +517,20 @@ impl Worker {
             others.begin_anew(next, ROOM_BUSY);
             return;
         };
-        others.took_turn(*agent_id);
+        let agent_id = *agent_id;
+        others.took_turn(agent_id);
         let own = at(&next.writes, places);
         let begun = Instant::now();
         if let Ok(outcomes) = self.try_to_commit(&own).await {
             self.are_stored(&own, &outcomes, begun);
+            let parts = next.take_out(agent_id, None);
+            let written = Written {
+                writes: own,
+                numbers: parts.numbers,
+                ending: parts.ending,
+            };
+            let stored = outcomes.into_iter().map(Some).collect();
+            self.pending.settle(written, stored, Some(next));
         }
     }
 

@@ -9,7 +9,7 @@ use viworks_backend_agent::config::TelemetryConfig;
 use viworks_backend_agent::data::{Page, TelemetryLimits, TelemetryQuery};
 use viworks_backend_agent::metrics::BackendMetrics;
 use viworks_backend_agent::telemetry::processor::{Answer, HandedIn, Standing, TelemetryProcessor};
-use viworks_common::telemetry::BatchColumns;
+use viworks_common::telemetry::{Batch, BatchColumns, RecordRefusal};
 use viworks_common::wire::PackedBatch;
 use viworks_runtime::clock::{SystemClock, Timeline};
 use viworks_runtime::conditions::Conditions;
@@ -28,6 +28,10 @@ const WITHHELD: &str = "viworks_telemetry_withheld_gateways";
 const WAITING: &str = "viworks_telemetry_waiting_gateways";
 
 const PUT_OFF: &str = "viworks_telemetry_refused_batches_total";
+
+const ROWS: &str = "viworks_telemetry_rows_total";
+
+const REFUSED: &str = "viworks_telemetry_refused_records_total";
 
 /// A processor of telemetry over a store.
 pub(super) struct Processor {
@@ -112,6 +116,17 @@ impl Processor {
         self.metric(PUT_OFF).parse().unwrap()
     }
 
+    /// How many records are counted as stored so far.
+    pub(super) fn rows(&self) -> u64 {
+        self.metric(ROWS).parse().unwrap()
+    }
+
+    /// How many are counted as refused for this reason.
+    pub(super) fn refused(&self, reason: RecordRefusal) -> u64 {
+        let name = format!("{REFUSED}{{reason=\"{}\"}}", reason.name());
+        self.metric(&name).parse().unwrap()
+    }
+
     fn metric(&self, name: &str) -> String {
         let text = self.metrics.encode().unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -147,7 +162,12 @@ pub(super) async fn answered(answer: oneshot::Receiver<Answer>) -> Answer {
 }
 
 pub(super) fn packed(from_seq: u64, to_seq: u64) -> PackedBatch {
-    PackedBatch::pack(&BatchColumns::from(batch(from_seq, to_seq)))
+    pack(batch(from_seq, to_seq))
+}
+
+/// A batch as it travels.
+pub(super) fn pack(batch: Batch) -> PackedBatch {
+    PackedBatch::pack(&BatchColumns::from(batch))
 }
 
 pub(super) async fn stored(bed: &Bed, n: u64) -> usize {

@@ -1,11 +1,14 @@
 //! A lane in which more gateways fail than can be withheld: whoever does not fail is stored all the same.
 
+use std::collections::BTreeMap;
+
 use tokio::sync::watch;
 use viworks_backend_agent::telemetry::processor::{Answer, Standing};
+use viworks_common::telemetry::RecordRefusal;
 
 use super::bed::{Bed, agent};
-use super::lane::{Processor, alter_file, answered, packed, stored, until};
-use super::telemetry::gaps;
+use super::lane::{Processor, alter_file, answered, pack, packed, stored, until};
+use super::telemetry::{batch, gaps};
 
 /// So many are withheld in a lane.
 const WITHHELD: u64 = 16;
@@ -52,9 +55,20 @@ async fn one_that_does_not_fail_is_stored_while_a_lane_stands() {
     assert_eq!(stored(&bed, REFUSED).await, 0);
     assert_eq!(processor.waiting(), REFUSED.to_string());
     waiting.push(processor.hand_in(ONE_MORE, 1, packed(1, 3)).await);
-    let sound = processor.hand_in(SOUND, 1, packed(1, 5)).await;
-    assert!(matches!(answered(sound).await, Answer::Committed(_)));
-    assert_eq!(stored(&bed, SOUND).await, 5);
+    let mut mixed = batch(1, 5);
+    mixed.records[1].1.fields.clear();
+    let sound = processor.hand_in(SOUND, 1, pack(mixed)).await;
+    let Answer::Committed(commit) = answered(sound).await else {
+        panic!("not committed");
+    };
+    // What became of it is told as of any other, and is counted once.
+    let refused = BTreeMap::from([(RecordRefusal::FieldCount, 1)]);
+    assert_eq!((commit.stored, commit.refused), (4, refused));
+    assert_eq!(stored(&bed, SOUND).await, 4);
+    let more = processor.hand_in(SOUND, 1, packed(6, 7)).await;
+    assert!(matches!(answered(more).await, Answer::Committed(_)));
+    until(|| processor.rows() == 6).await;
+    assert_eq!(processor.refused(RecordRefusal::FieldCount), 1);
     for n in 1..=SOUND {
         assert_eq!(gaps(&bed, n).await, [], "{n}");
         assert!(n == SOUND || stored(&bed, n).await == 0, "{n}");
