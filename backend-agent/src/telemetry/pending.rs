@@ -115,9 +115,10 @@ impl Pending {
         waits
     }
 
-    /// Lets those in that wait outside, as far as there is room or their time has come: they are to hand in again.
-    pub(super) fn let_in(&mut self) {
-        for (agent_id, notes) in self.withheld.let_in(Instant::now()) {
+    /// Lets those in that wait outside, as far as there is room beside so many that are to be kept as well, or their
+    /// time has come: they are to hand in again.
+    pub(super) fn let_in(&mut self, to_be_kept: usize) {
+        for (agent_id, notes) in self.withheld.let_in(Instant::now(), to_be_kept) {
             for note in notes {
                 tell(note, Answer::Unstorable);
             }

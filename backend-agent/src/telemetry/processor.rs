@@ -202,7 +202,7 @@ impl Worker {
     async fn run(mut self, mut received: mpsc::Receiver<Waiting<Note>>) {
         let mut ahead: Option<Composed<Note>> = None;
         loop {
-            let Some(next) = self.retry(ahead.take()).await else {
+            let Some(next) = self.retry(ahead.take(), 0).await else {
                 return;
             };
             ahead = next;
@@ -344,8 +344,13 @@ impl Worker {
     }
 
     /// Tries again what the database refused of one gateway, if it is time for that: what takes long keeps others from
-    /// their turns once each time. `None` when the backend stops meanwhile; what was composed ahead otherwise.
-    async fn retry(&mut self, mut ahead: Option<Composed<Note>>) -> Option<Option<Composed<Note>>> {
+    /// their turns once each time. Places among the withheld that are free by that are those of so many first that are
+    /// to be kept. `None` when the backend stops meanwhile; what was composed ahead otherwise.
+    async fn retry(
+        &mut self,
+        mut ahead: Option<Composed<Note>>,
+        to_be_kept: usize,
+    ) -> Option<Option<Composed<Note>>> {
         if let Some((agent_id, mut parts)) = self.pending.withheld.due(Instant::now()) {
             // Where its session has ended, what is not acknowledged comes again with the next one.
             if self.pending.waits(agent_id, &mut parts) {
@@ -361,7 +366,7 @@ impl Worker {
             }
             self.pending.settle_withheld(agent_id);
         }
-        self.pending.let_in();
+        self.pending.let_in(to_be_kept);
         Some(ahead)
     }
 
@@ -436,7 +441,7 @@ impl Worker {
                 self.rest(&mut pause).await?;
                 if self.pending.doubts.open() > GATEWAYS_MAX {
                     waiting.push_back((agent_id, places));
-                    let next = self.retry(ahead.take()).await?;
+                    let next = self.retry(ahead.take(), newly).await?;
                     let mut next = self.compose(next, received);
                     self.try_another(&mut next, &mut others).await;
                     *ahead = Some(next);

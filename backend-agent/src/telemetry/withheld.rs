@@ -161,14 +161,15 @@ impl<T> Withheld<T> {
         self.of.get(&agent_id).is_some_and(settled) && self.of.remove(&agent_id).is_some()
     }
 
-    /// Those outside whose time has come, and as many others as there is room for: with another session, they hand in
-    /// again. Their places are kept for them meanwhile, or all would be sent away for the same one.
-    pub(super) fn let_in(&mut self, now: Instant) -> Vec<(AgentId, Vec<T>)> {
+    /// Those outside whose time has come, and as many others as there is room for beside those that are to be kept as
+    /// well: with another session, they hand in again. Their places are kept for them meanwhile, or all would be sent
+    /// away for the same one.
+    pub(super) fn let_in(&mut self, now: Instant, to_be_kept: usize) -> Vec<(AgentId, Vec<T>)> {
         self.reserved.retain(|_, until| *until > now);
         let next = self
             .outside
             .keys()
-            .take(self.room())
+            .take(self.room().saturating_sub(to_be_kept))
             .copied()
             .collect::<Vec<_>>();
         for agent_id in &next {
@@ -298,15 +299,18 @@ mod tests {
         let began = Instant::now();
         withheld.leave_outside((agent(100), 1), [()], began);
         withheld.leave_outside((agent(101), 1), [()], began);
-        assert!(withheld.let_in(began).is_empty());
+        assert!(withheld.let_in(began, 0).is_empty());
         let (first, _parts) = withheld.due(began + RETRY.0).unwrap();
         assert!(withheld.settle(first));
-        assert_eq!(withheld.let_in(began), [(agent(100), vec![()])]);
+        assert_eq!(withheld.let_in(began, 0), [(agent(100), vec![()])]);
         // One place is for one.
-        assert!(withheld.let_in(began).is_empty());
+        assert!(withheld.let_in(began, 0).is_empty());
         withheld.keep(agent(100), parts(100, 1), began);
-        assert!(withheld.let_in(began).is_empty());
-        assert_eq!(withheld.let_in(began + RETRY.1), [(agent(101), vec![()])]);
+        assert!(withheld.let_in(began, 0).is_empty());
+        assert_eq!(
+            withheld.let_in(began + RETRY.1, 0),
+            [(agent(101), vec![()])]
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -322,13 +326,38 @@ mod tests {
             assert!(withheld.settle(agent(0)));
             withheld.reserve(agent(0), began);
             assert!(withheld.takes(agent(0)) && !withheld.takes(agent(200)));
-            assert!(withheld.let_in(began).is_empty());
+            assert!(withheld.let_in(began, 0).is_empty());
             if kept {
                 withheld.keep(agent(0), parts(0, 1), began);
-                assert!(withheld.let_in(began + RESERVED).is_empty());
+                assert!(withheld.let_in(began + RESERVED, 0).is_empty());
             }
         }
-        assert_eq!(withheld.let_in(began + RESERVED), [(agent(100), vec![()])]);
+        assert_eq!(
+            withheld.let_in(began + RESERVED, 0),
+            [(agent(100), vec![()])]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_let_in_for_the_place_of_one_that_is_to_be_kept() {
+        let mut withheld = Withheld::new();
+        let began = Instant::now();
+        for n in 2..u128::try_from(GATEWAYS_MAX).unwrap() {
+            withheld.keep(agent(n), parts(n, 1), began);
+        }
+        for n in 100..=102 {
+            withheld.leave_outside((agent(n), 1), [()], began);
+        }
+        // There is room for two more. One of them failed and is kept once all of its transaction have had their turn.
+        assert!(withheld.takes(agent(50)));
+        assert_eq!(withheld.let_in(began, 1), [(agent(100), vec![()])]);
+        assert!(withheld.let_in(began, 1).is_empty());
+        assert!(withheld.takes(agent(50)));
+        // More may fail than there is room for.
+        assert!(withheld.let_in(began, 2).is_empty());
+        // Whose time has come goes all the same.
+        let due = withheld.let_in(began + RETRY.1, 20);
+        assert_eq!(due, [(agent(101), vec![()]), (agent(102), vec![()])]);
     }
 
     #[test]
