@@ -17,34 +17,75 @@ const QUIET_MAX: Duration = Duration::from_secs(600);
 /// The pause between two sessions that are left for this: a server that goes on showing the key costs no more.
 const PAUSE: Duration = Duration::from_secs(1_800);
 
-/// The sessions that were left for this.
+/// Why a session is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// A set came that leaves out the key of its server.
+    LiveKey,
+    /// A set was taken over that lets another key go. No other session is left for that set, because the next one is
+    /// dialled with it.
+    OtherKey,
+}
+
+/// When a session is left, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parting {
+    /// From this moment on where no command runs.
+    pub from: Monotonic,
+    /// At this one in any case.
+    pub latest: Monotonic,
+    /// Why.
+    pub cause: Cause,
+}
+
+impl Parting {
+    /// Whether to leave it now, where no command runs (`quiet`) or some do.
+    #[must_use]
+    pub fn is_due(&self, quiet: bool, now: Monotonic) -> bool {
+        now >= self.latest || (quiet && now >= self.from)
+    }
+}
+
+/// The sessions that were left because the key of their server was in no set any more.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Partings {
     last: Option<Monotonic>,
 }
 
 impl Partings {
-    /// When to leave a session in which a set came that leaves its server's key out: from the first moment on where no
-    /// command runs, at the second in any case. `slot` is the time within which the backend takes its gateways in
-    /// again, and `random` is uniform over all of `u64`.
+    /// When to leave a session: as `planned` before, whatever for, or at some moment within `slot`, the time within
+    /// which the backend takes its gateways in again. `random` is uniform over all of `u64`.
     #[must_use]
-    pub fn plan(&self, now: Monotonic, slot: Duration, random: u64) -> (Monotonic, Monotonic) {
-        let earliest = self.last.map_or(now, |last| last.saturating_add(PAUSE));
-        Self::once(earliest.max(now), slot, random)
-    }
-
-    /// The same of a session in which a set was taken over that lets an earlier key go. No other one is left for that
-    /// set, because the next one is dialled with it, so there is no pause.
-    #[must_use]
-    pub fn once(now: Monotonic, slot: Duration, random: u64) -> (Monotonic, Monotonic) {
+    pub fn plan(
+        &self,
+        planned: Option<Parting>,
+        cause: Cause,
+        now: Monotonic,
+        slot: Duration,
+        random: u64,
+    ) -> Parting {
+        if let Some(planned) = planned {
+            return Parting { cause, ..planned };
+        }
+        let earliest = match (cause, self.last) {
+            (Cause::LiveKey, Some(last)) => now.max(last.saturating_add(PAUSE)),
+            (Cause::LiveKey, None) | (Cause::OtherKey, _) => now,
+        };
         let slot = slot.clamp(SPREAD_MIN, SPREAD_MAX);
-        let from = now.saturating_add(between(Duration::ZERO, slot, random));
-        (from, from.saturating_add(QUIET_MAX))
+        let from = earliest.saturating_add(between(Duration::ZERO, slot, random));
+        Parting {
+            from,
+            latest: from.saturating_add(QUIET_MAX),
+            cause,
+        }
     }
 
-    /// One was left.
-    pub const fn left(&mut self, now: Monotonic) {
-        self.last = Some(now);
+    /// One was left. What is left once for each set costs no more by itself, and holds up none that is left for the key
+    /// of its server: that may be a stolen one.
+    pub const fn left(&mut self, cause: Cause, now: Monotonic) {
+        if matches!(cause, Cause::LiveKey) {
+            self.last = Some(now);
+        }
     }
 }
 
@@ -56,19 +97,39 @@ mod tests {
         Monotonic::from_duration(Duration::from_secs(seconds))
     }
 
+    /// When a session is left of which nothing was planned before, with the backend's shortest slot.
+    fn plan(partings: Partings, cause: Cause, now: Monotonic, random: u64) -> Parting {
+        partings.plan(None, cause, now, Duration::ZERO, random)
+    }
+
     #[test]
     fn a_session_is_left_within_the_slot_of_the_backend() {
         let partings = Partings::default();
+        let within = |now, slot, random| partings.plan(None, Cause::LiveKey, now, slot, random);
         let slot = Duration::from_secs(60);
-        let (soonest, _) = partings.plan(at(100), slot, 0);
-        let (latest, in_any_case) = partings.plan(at(100), slot, u64::MAX);
+        let soonest = within(at(100), slot, 0).from;
+        let Parting { from, latest, .. } = within(at(100), slot, u64::MAX);
         assert_eq!(soonest, at(100));
-        assert!(latest > at(159) && latest <= at(160), "{latest:?}");
-        assert!(in_any_case > at(759) && in_any_case <= at(760));
+        assert!(from > at(159) && from <= at(160), "{from:?}");
+        assert!(latest > at(759) && latest <= at(760), "{latest:?}");
         // However little or much it says.
         for (said, bound) in [(Duration::ZERO, 2), (Duration::MAX, 600)] {
-            let (from, _) = partings.plan(at(0), said, u64::MAX);
+            let from = within(at(0), said, u64::MAX).from;
             assert!(from > at(bound - 1) && from <= at(bound), "{from:?}");
+        }
+    }
+
+    #[test]
+    fn it_is_left_while_no_command_runs_and_after_a_while_anyway() {
+        let parting = plan(Partings::default(), Cause::LiveKey, at(10), 0);
+        for (now, quiet, due) in [
+            (9, true, false),
+            (10, true, true),
+            (10, false, false),
+            (609, false, false),
+            (610, false, true),
+        ] {
+            assert_eq!(parting.is_due(quiet, at(now)), due, "{now} {quiet}");
         }
     }
 
@@ -78,17 +139,31 @@ mod tests {
         let (mut now, mut left) = (at(0), 0);
         // Each next session brings the same set at once.
         while now < at(24 * 3_600) {
-            let (from, latest) = partings.plan(now, Duration::ZERO, u64::MAX / 2);
+            let Parting { from, latest, .. } = plan(partings, Cause::LiveKey, now, u64::MAX / 2);
             assert!(from >= now && latest > from);
             now = from;
-            partings.left(now);
+            partings.left(Cause::LiveKey, now);
             left += 1;
         }
         assert!((47..=49).contains(&left), "{left}");
         // What is left once for each set waits for none of them.
-        assert_eq!(Partings::once(now, Duration::ZERO, 0).0, now);
+        assert_eq!(plan(partings, Cause::OtherKey, now, 0).from, now);
         // One that was left long ago holds nothing up.
         let later = at(48 * 3_600);
-        assert_eq!(partings.plan(later, Duration::ZERO, 0).0, later);
+        assert_eq!(plan(partings, Cause::LiveKey, later, 0).from, later);
+    }
+
+    #[test]
+    fn a_session_that_was_left_for_another_key_holds_none_up_that_is_left_for_its_server_s() {
+        let mut partings = Partings::default();
+        partings.left(Cause::OtherKey, at(0));
+        assert_eq!(plan(partings, Cause::LiveKey, at(1), 0).from, at(1));
+        // One whose cause has changed until it was left counts as what it was left for.
+        let planned = plan(partings, Cause::OtherKey, at(2), u64::MAX / 2);
+        let live = partings.plan(Some(planned), Cause::LiveKey, at(3), Duration::ZERO, 0);
+        assert_eq!((live.from, live.latest), (planned.from, planned.latest));
+        partings.left(live.cause, at(3));
+        let next = plan(partings, Cause::LiveKey, at(4), 0).from;
+        assert_eq!(next, at(3).saturating_add(PAUSE));
     }
 }

@@ -17,6 +17,7 @@ use viworks_common::id::AgentRunId;
 use viworks_common::pin::SpkiPin;
 use viworks_common::rules::Complete;
 use viworks_common::session::backoff::FailureClass;
+use viworks_common::session::parting::Parting;
 use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig, SendRefusal};
 use viworks_common::telemetry::{Batch, Position};
 use viworks_common::time::{Monotonic, Timestamp};
@@ -151,8 +152,8 @@ struct Connection<'p> {
     rekeying: Rekeying,
     /// The time within which the backend takes its gateways in again.
     slot: Duration,
-    /// From when and by when this session is left because the newest pin set leaves its server's key out.
-    parting: Option<(Monotonic, Monotonic)>,
+    /// When this session is left because the newest pin set leaves out its server's key, or another one.
+    parting: Option<Parting>,
 }
 
 /// What the loop waited for.

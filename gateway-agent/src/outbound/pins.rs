@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 use viworks_common::pin::{PinSet, PinSetRefusal, SpkiPin};
-use viworks_common::session::parting::Partings;
+use viworks_common::session::parting::{Cause, Parting, Partings};
 use viworks_common::time::Monotonic;
 use viworks_runtime::blocking::{self, Unanswered};
 use viworks_runtime::files::{self, FileError};
@@ -189,23 +189,23 @@ impl Pins {
         lacks_one && kept.set.contains(live)
     }
 
-    /// From when and by when to leave a session in which such a set came; `slot` is the time within which the backend
-    /// takes its gateways in again.
+    /// When to leave a session for this, of which that may have been planned before; `slot` is the time within which the
+    /// backend takes its gateways in again.
     #[must_use]
-    pub fn parting(&self, now: Monotonic, slot: Duration) -> (Monotonic, Monotonic) {
+    pub fn parting(
+        &self,
+        planned: Option<Parting>,
+        cause: Cause,
+        now: Monotonic,
+        slot: Duration,
+    ) -> Parting {
         let random = u64::from_ne_bytes(random::bytes());
-        self.partings().plan(now, slot, random)
+        self.partings().plan(planned, cause, now, slot, random)
     }
 
-    /// The same of a session in which a set came that lets a key go: the next one is dialled with that set.
-    #[must_use]
-    pub fn proving(now: Monotonic, slot: Duration) -> (Monotonic, Monotonic) {
-        Partings::once(now, slot, u64::from_ne_bytes(random::bytes()))
-    }
-
-    /// One was left.
-    pub fn parted(&self, now: Monotonic) {
-        self.partings().left(now);
+    /// One was left for this.
+    pub fn parted(&self, cause: Cause, now: Monotonic) {
+        self.partings().left(cause, now);
     }
 
     /// Takes over a set that came on a connection with the key `live`; durable once this returns. The set that was in
@@ -367,6 +367,22 @@ mod tests {
         assert!(opened.proved(6, &pin(1)).await.unwrap());
         assert_eq!(opened.accepted().pins, pins(&[1, 3]));
         assert!(!opened.take(None, &pin(1)).await.lets_a_key_go);
+    }
+
+    #[test]
+    fn a_session_is_left_for_a_retired_key_soon_after_one_that_was_left_for_another_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let opened = Pins::open(folder.path(), pins(&[1, 2]));
+        let now = Monotonic::from_duration(Duration::from_secs(100));
+        let wait = |cause| {
+            let parting = opened.parting(None, cause, now, Duration::ZERO);
+            parting.from.saturating_since(now)
+        };
+        opened.parted(Cause::OtherKey, now);
+        assert!(wait(Cause::LiveKey) < Duration::from_secs(60));
+        opened.parted(Cause::LiveKey, now);
+        assert!(wait(Cause::LiveKey) > Duration::from_secs(60));
+        assert!(wait(Cause::OtherKey) < Duration::from_secs(60));
     }
 
     #[tokio::test]

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 use viworks_common::pin::PinSet;
+use viworks_common::session::parting::Cause;
 use viworks_common::time::Timestamp;
 use viworks_common::wire::message::{AgentMessage, CertRequest, PinReport, TrustReport};
 use viworks_runtime::blocking;
 
 use super::super::ending::Left;
-use super::super::pins::Pins;
 use super::super::renewing::Done;
 use super::Connection;
 use crate::trust;
@@ -38,13 +38,15 @@ impl Connection<'_> {
     pub(super) async fn take_pins(&mut self, offered: Option<PinSet>) {
         let pins = &self.parts.pins;
         let taken = pins.take(offered, &self.pin).await;
-        let planned = self.parting.take();
-        let now = self.parts.clock.now();
-        if taken.leaves_out_the_live_key {
-            self.parting = planned.or_else(|| Some(pins.parting(now, self.slot)));
+        let cause = if taken.leaves_out_the_live_key {
+            Some(Cause::LiveKey)
         } else if taken.lets_a_key_go && self.dialled_with < taken.version {
-            self.parting = planned.or_else(|| Some(Pins::proving(now, self.slot)));
-        }
+            Some(Cause::OtherKey)
+        } else {
+            None
+        };
+        let (planned, now) = (self.parting.take(), self.parts.clock.now());
+        self.parting = cause.map(|cause| pins.parting(planned, cause, now, self.slot));
         let version = taken.version;
         self.control(AgentMessage::PinReport(PinReport { version }));
     }
@@ -107,9 +109,10 @@ impl Connection<'_> {
         if self.rekeying.wants_session(quiet, now) {
             return self.leave(Left::Rekeyed, "a later agent key is there");
         }
-        let parting = self.parting;
-        if parting.is_some_and(|(from, latest)| now >= latest || (quiet && now >= from)) {
-            self.parts.pins.parted(now);
+        if let Some(parting) = self.parting
+            && parting.is_due(quiet, now)
+        {
+            self.parts.pins.parted(parting.cause, now);
             return self.leave(Left::Repinned, "a key of the server was retired");
         }
         // A later one that somebody put there needs none; the next session shows it.
