@@ -181,11 +181,12 @@ impl App {
         let pins = Arc::clone(&shared.pins);
         let conditions = shared.conditions.clone();
         let shared_config = Arc::new(config.clone());
-        let tickets = TicketOffice::new(shared_config, addresses, master, pins, conditions);
 
         let stored_at_the_end = Arc::clone(&shared.clock);
         let dispatcher = shared.start_dispatcher(config, lifecycle).await?;
         let (reload, side) = shared.start_agents(config, material, lifecycle, agents, &dispatcher);
+        let shown = side.clone();
+        let tickets = TicketOffice::new(shared_config, addresses, master, pins, shown, conditions);
         if let Some(door) = door {
             shared.start_door(config, lifecycle, door, side, tickets.clone());
         }
@@ -364,6 +365,18 @@ impl Shared {
     ) -> (Reload, watch::Receiver<Arc<Side>>) {
         let agents = &config.agents;
         let handshake = agents.tls_timeout + agents.upgrade_timeout + agents.hello_timeout;
+        let master = Arc::new(material.master.clone());
+        let tools = Tools {
+            store: Arc::clone(&self.store),
+            tenant: self.tenant.clone(),
+            manager: Arc::clone(&self.manager),
+            pins: Arc::clone(&self.pins),
+            trust: Arc::clone(&self.trust),
+            metrics: self.counters.clone(),
+            conditions: self.conditions.clone(),
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+        };
+        let (reload, server) = Reload::new(config.clone(), material, tools);
         let inbound = Inbound {
             store: Arc::clone(&self.store),
             registry: Registry::new(Arc::clone(&self.store), agents.trust_domain.clone()),
@@ -386,11 +399,12 @@ impl Shared {
                 total: agents.connections_max.saturating_mul(NONCES_PER_CONNECTION),
                 per_agent: NONCES_PER_AGENT,
             }),
-            master: Arc::new(material.master.clone()),
+            master,
             clock: Arc::clone(&self.clock),
             judge: Judge::new(),
             renewals: Arc::new(Renewals::new(
                 Arc::new(config.clone()),
+                server.clone(),
                 Arc::clone(&self.store),
                 Arc::clone(&self.clock),
                 self.counters.clone(),
@@ -407,17 +421,6 @@ impl Shared {
             per_source: agents.per_source_max,
             openings: agents.openings_max,
         });
-        let tools = Tools {
-            store: Arc::clone(&self.store),
-            tenant: self.tenant.clone(),
-            manager: Arc::clone(&self.manager),
-            pins: Arc::clone(&self.pins),
-            trust: Arc::clone(&self.trust),
-            metrics: self.counters.clone(),
-            conditions: self.conditions.clone(),
-            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
-        };
-        let (reload, server) = Reload::new(config.clone(), material, tools);
         let proxies = Proxies::from(agents);
         let side = server.clone();
         let listener = Listener::new(listener, server, gate, proxies, Arc::new(inbound));

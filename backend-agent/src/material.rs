@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use viworks_common::key::MasterKey;
+use viworks_common::pem;
 use viworks_common::pin::SpkiPin;
 use viworks_common::time::Timestamp;
 use viworks_runtime::config::{Problem, Problems};
@@ -179,6 +180,10 @@ fn load_server(agents: &AgentsConfig) -> Result<Server, Vec<Problem>> {
     let side = Side {
         tls: ServerSide::new(identity, roots).map_err(refused)?,
         authorities,
+        signing: certificates
+            .iter()
+            .map(|one| pem::certificate(one))
+            .collect(),
     };
     Ok((Arc::new(side), shown, not_before, not_after))
 }

@@ -120,6 +120,16 @@ pub enum PkiError {
          make another request (remove .enrolling on the machine, and run enroll --request-out there)"
     )]
     KeyInUse,
+    /// The authority's key is another one than that of the authority that is in force.
+    #[error(
+        "the key in {} is not that of the authority that is in force, which is the first in client_ca_file as it was \
+         read last: put that key back, or send SIGHUP once the certificate of this one is first in that file",
+        key.display()
+    )]
+    NotInForce {
+        /// The key's file.
+        key: PathBuf,
+    },
     /// The authority's private key is not on this machine.
     #[error(
         "this backend has no authority of its own; set ca_key_file or ca_sign_command in [keys]"
@@ -177,7 +187,9 @@ impl PkiError {
                 self.to_string(),
                 "it must be the file that pki init wrote: with another key no gateway is recognised",
             ),
-            Self::Key { path, .. } => Problem::of_file(path, self.to_string(), ""),
+            Self::Key { path, .. } | Self::NotInForce { key: path } => {
+                Problem::of_file(path, self.to_string(), "")
+            }
             Self::Authority { key, .. } => Problem::of_file(
                 key,
                 self.to_string(),

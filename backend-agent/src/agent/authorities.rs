@@ -208,6 +208,9 @@ pub struct Side {
     pub tls: ServerSide,
     /// The authorities by which it judges.
     pub authorities: Arc<Authorities>,
+    /// The certificates of their file in its own order, PEM: that of the one that signs comes first, those above it
+    /// follow.
+    pub signing: String,
 }
 
 /// What gateways are given. Of one process.

@@ -23,8 +23,7 @@ pub const UNKNOWN_FIX: &str = "put a certificate of an authority that client_ca_
 
 /// Why a reload that would make it so is refused.
 pub const LOST: &str = "the server's certificate would be of no authority in client_ca_file, and is of one that is in \
-                        force now: machines that enrol are given what that file has, before a reload as well, and do \
-                        not connect";
+                        force now: machines that enrol would be given what that file has, and would not connect";
 
 /// What to do first.
 pub const LOST_FIX: &str = "put a server's certificate of an authority that stays in client_ca_file in place first, \

@@ -181,6 +181,7 @@ fn of_pki(error: &PkiError) -> ExitCode {
         | PkiError::MasterKey { .. }
         | PkiError::Key { .. }
         | PkiError::Authority { .. }
+        | PkiError::NotInForce { .. }
         | PkiError::NotAnAuthority { .. }
         | PkiError::NoAuthority
         | PkiError::Signer { .. } => ExitCode::Config,

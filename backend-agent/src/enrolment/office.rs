@@ -1,4 +1,5 @@
-//! Where tickets are written: what stands in one is read from the files of this moment, as what is redeemed is.
+//! Where tickets are written. What stands in one, and what a machine is given for it, is what is in force: files that no
+//! reload has taken over yet are nothing to either.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 use viworks_common::enrolment::{NameRule, TICKET_URL_BYTES_MAX, Ticket};
 use viworks_common::id::{AgentId, Tenant, TicketId};
 use viworks_common::key::MasterKey;
@@ -17,14 +19,15 @@ use viworks_runtime::conditions::Conditions;
 use viworks_runtime::random;
 use zeroize::Zeroizing;
 
+use crate::agent::authorities::Side;
 use crate::agent::pins::ServerPins;
 use crate::config::Config;
 use crate::data::{Actor, NewTicket, Store, StoreError, StoredTicket, TicketBounds, TicketOutcome};
-use crate::pki::issue::Office;
+use crate::pki::issue::{Office, authority_in_force};
 use crate::pki::place::authority;
 use crate::pki::{PkiError, signing};
 
-/// How long reading the authority's and the server's files may take.
+/// How long reading the authority's key may take.
 const READ_TIME: Duration = Duration::from_secs(5);
 
 /// Tickets that can be used at a time.
@@ -107,6 +110,8 @@ pub struct TicketOffice {
     master: Arc<MasterKey>,
     /// What gateways are to trust.
     pins: Arc<ServerPins>,
+    /// The authorities that are in force, of which the first signs.
+    side: watch::Receiver<Arc<Side>>,
     /// Where it is told that nothing can be signed.
     conditions: Conditions,
 }
@@ -121,13 +126,14 @@ pub struct Addresses {
 }
 
 impl TicketOffice {
-    /// Of a backend with this configuration and master key that listens there.
+    /// Of a backend with this configuration and master key that listens there, and meets its callers with `side`.
     #[must_use]
     pub const fn new(
         config: Arc<Config>,
         addresses: Addresses,
         master: Arc<MasterKey>,
         pins: Arc<ServerPins>,
+        side: watch::Receiver<Arc<Side>>,
         conditions: Conditions,
     ) -> Self {
         Self {
@@ -135,6 +141,7 @@ impl TicketOffice {
             addresses,
             master,
             pins,
+            side,
             conditions,
         }
     }
@@ -144,17 +151,21 @@ impl TicketOffice {
         &self.master
     }
 
-    /// What certificates are made of at this moment. `purpose` names the calls that wait for a disk together.
+    /// What certificates are made of at this moment: of the files the authority's key alone is read, everything else
+    /// is what is in force. `purpose` names the calls that wait for a disk together.
     pub(super) async fn open(&self, purpose: &'static str) -> Result<Office, TicketError> {
         let config = Arc::clone(&self.config);
-        let open = move || Office::open(&config);
+        let side = Arc::clone(&self.side.borrow());
+        let open = move || authority_in_force(&config, &side.signing);
         let error = match blocking::call(purpose, READ_TIME, open).await {
-            Ok(Ok(office)) => {
+            Ok(Ok(authority)) => {
                 // A key that was read signs; of a program nobody knows before it has.
-                if !office.authority.is_asked() {
+                if !authority.is_asked() {
                     signing::tell(&self.conditions, &Ok(()));
                 }
-                return Ok(office);
+                let master = MasterKey::clone(&self.master);
+                let shown = vec![self.pins.own().live];
+                return Ok(Office::of(&self.config, authority, master, shown));
             }
             Ok(Err(error)) => TicketError::from(error),
             Err(error) => TicketError::from(error),
@@ -192,7 +203,7 @@ impl TicketOffice {
         self.config.enrolment.certificate_life()
     }
 
-    /// The pins that a gateway gets, where the files have those of `office`.
+    /// The pins that a gateway gets, where the server shows the key that `office` has.
     pub(super) fn pins(&self, office: &Office) -> PinSet {
         self.pins.for_newcomers(&office.pins)
     }

@@ -423,7 +423,9 @@ impl Handshake {
         let now = inbound.clock.wall();
         let since_epoch = Duration::from_micros(u64::try_from(now.unix_micros()).unwrap_or(0));
         let moment = UnixTime::since_unix_epoch(since_epoch);
-        let Side { tls, authorities } = &*self.side;
+        let Side {
+            tls, authorities, ..
+        } = &*self.side;
         if let Err(error) = tls.clients.verify_client_cert(&leaf, &[], moment) {
             inbound.metrics.refused("untrusted_certificate");
             self.strangers(|left_out| {
@@ -482,7 +484,9 @@ impl Handshake {
         let then = from.saturating_add(to.saturating_since(from) / 2);
         let since_epoch = u64::try_from(then.unix_micros()).unwrap_or(0);
         let moment = UnixTime::since_unix_epoch(Duration::from_micros(since_epoch));
-        let Side { tls, authorities } = &*self.side;
+        let Side {
+            tls, authorities, ..
+        } = &*self.side;
         tls.clients.verify_client_cert(&leaf, &[], moment).ok()?;
         let registry = &self.inbound.registry;
         let peer = registry.recognise(&leaf, &[], authorities, then).await;

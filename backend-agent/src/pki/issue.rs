@@ -81,7 +81,7 @@ pub struct Material {
     pub token: Secret,
 }
 
-/// Loads what issuing needs from the files that the configuration names.
+/// What issuing needs: of the files that the configuration names, or as far as a running backend has taken those over.
 #[derive(Debug)]
 pub struct Office {
     /// The authority.
@@ -101,25 +101,37 @@ pub struct Office {
 }
 
 impl Office {
-    /// Opens it.
+    /// Opens it by the files of this moment.
     ///
     /// # Errors
     ///
     /// When this backend has no authority, or a file is not what it should be.
     pub fn open(config: &Config) -> Result<Self, PkiError> {
-        let authority = Arc::new(open_authority(config)?);
+        let authority = open_authority(config)?;
         let pins = server_pins(&config.agents)?;
+        let master = load_masters(&config.keys)?;
+        Ok(Self::of(config, authority, master, pins))
+    }
+
+    /// That of a backend with this configuration, with an authority, a master key and pins that were read before.
+    #[must_use]
+    pub fn of(
+        config: &Config,
+        authority: Authority,
+        master: MasterKey,
+        pins: Vec<SpkiPin>,
+    ) -> Self {
         let door = &config.enrolment;
         let door = door.listen.and_then(|_listens| door.public_url.clone());
-        Ok(Self {
-            authority,
-            master: load_masters(&config.keys)?,
+        Self {
+            authority: Arc::new(authority),
+            master,
             trust_domain: config.agents.trust_domain.clone(),
             pins,
             pin_set_version: config.agents.pin_set_version,
             binding: config.agents.binding,
             door,
-        })
+        }
     }
 
     /// The authorities that a new gateway gets together with its identity, as it would report them; none where they
@@ -176,13 +188,50 @@ pub fn open_authority(config: &Config) -> Result<Authority, PkiError> {
     if let Some(key_file) = &config.keys.ca_key_file {
         return load_authority(certificate_file, key_file);
     }
-    let command = &config.keys.ca_sign_command;
-    let program = command.first().ok_or(PkiError::NoAuthority)?;
-    // Found out at the start, and not when the first gateway asks.
-    files::examine_program(Path::new(program), Owners::RootAndOwn)?;
+    let command = signing_program(&config.keys)?;
     // First for what it says of a file that holds no certificate.
     tls::load_certificates(certificate_file)?;
     Authority::asking(&read(certificate_file)?, command)
+}
+
+/// The authority of a backend that runs: by the certificates that it took over last, that of the one that signs first.
+/// Their file may be half written, or have what a reload refused, and whoever is signed for by an authority that is not
+/// in force is let in by nobody. The key, which is kept nowhere else, is read now.
+///
+/// # Errors
+///
+/// When there is none, or its key cannot be used or is another one's.
+pub fn authority_in_force(config: &Config, certificates: &str) -> Result<Authority, PkiError> {
+    let Some(key_file) = &config.keys.ca_key_file else {
+        return Authority::asking(certificates, signing_program(&config.keys)?);
+    };
+    let (key, pin) = signing_key(key_file)?;
+    let first = CertificateDer::from_pem_slice(certificates.as_bytes());
+    let first = first.map_err(|_unreadable| rcgen::Error::CouldNotParseCertificate)?;
+    if pin != SpkiPin::from_digest(tls::spki_sha256(&first)?) {
+        return Err(PkiError::NotInForce {
+            key: key_file.clone(),
+        });
+    }
+    Authority::load(certificates, &key).map_err(|error| unusable(key_file, &error))
+}
+
+/// The program that has the authority's key, with its arguments.
+fn signing_program(keys: &KeysConfig) -> Result<&[String], PkiError> {
+    let command = &keys.ca_sign_command;
+    let program = command.first().ok_or(PkiError::NoAuthority)?;
+    // Found out at the start, and not when the first gateway asks.
+    files::examine_program(Path::new(program), Owners::RootAndOwn)?;
+    Ok(command)
+}
+
+/// The authority's private key, PEM, and its pin.
+fn signing_key(file: &Path) -> Result<(Zeroizing<String>, SpkiPin), PkiError> {
+    // First for what it says of a file that holds no key, or an encrypted one.
+    tls::load_key(file)?;
+    let key = read_secret(file)?;
+    let standby = Standby::load(&key).map_err(|error| unusable(file, &error))?;
+    Ok((key, standby.pin))
 }
 
 /// Reads the authority: its certificate, the first in its file, and its private key.
@@ -192,11 +241,9 @@ pub fn open_authority(config: &Config) -> Result<Authority, PkiError> {
 /// When a file is not what it should be, or one does not fit the other.
 pub fn load_authority(certificate_file: &Path, key_file: &Path) -> Result<Authority, PkiError> {
     let certificates = tls::load_certificates(certificate_file)?;
-    tls::load_key(key_file)?;
-    let key = read_secret(key_file)?;
-    let standby = Standby::load(&key).map_err(|error| unusable(key_file, &error))?;
+    let (key, pin) = signing_key(key_file)?;
     let first = certificates.first().map(AsRef::as_ref).unwrap_or_default();
-    if standby.pin != SpkiPin::from_digest(tls::spki_sha256(first)?) {
+    if pin != SpkiPin::from_digest(tls::spki_sha256(first)?) {
         return Err(PkiError::Authority {
             certificate: certificate_file.to_owned(),
             key: key_file.to_owned(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tracing::{error, info, warn};
 use viworks_common::id::GatewayName;
 use viworks_common::key::Identity;
@@ -13,9 +13,10 @@ use viworks_runtime::blocking;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::Conditions;
 
-use super::issue::open_authority;
+use super::issue::authority_in_force;
 use super::request::{BadRequest, CertificateRequest};
 use super::{PkiError, signer, signing};
+use crate::agent::authorities::Side;
 use crate::config::Config;
 use crate::data::{
     Actor, AuditOutcome, NewAuditRecord, NewCertificate, Renewal, RenewalOutcome, Store,
@@ -26,7 +27,7 @@ use crate::metrics::BackendMetrics;
 /// Certificates that are made at a time: each reads the authority's key, signs and writes.
 const TURNS: usize = 8;
 
-/// How long reading the authority's files may take.
+/// How long reading the authority's key may take.
 const READ_TIME: Duration = Duration::from_secs(5);
 
 /// When to ask again where somebody has to do something first, where the request was no good, and where it passes.
@@ -50,6 +51,8 @@ pub struct Asked {
 /// Renews certificates.
 pub struct Renewals {
     config: Arc<Config>,
+    /// The authorities that are in force, of which the first signs.
+    side: watch::Receiver<Arc<Side>>,
     store: Arc<dyn Store>,
     clock: Arc<Timeline>,
     metrics: BackendMetrics,
@@ -88,10 +91,12 @@ impl From<BadRequest> for Refused {
 }
 
 impl Renewals {
-    /// Of a backend with this configuration: what signs is read from its files each time.
+    /// Of a backend with this configuration that meets its callers with `side`: by the authority that is in force
+    /// there, whatever its file has meanwhile; the key of it is read each time.
     #[must_use]
     pub fn new(
         config: Arc<Config>,
+        side: watch::Receiver<Arc<Side>>,
         store: Arc<dyn Store>,
         clock: Arc<Timeline>,
         metrics: BackendMetrics,
@@ -99,6 +104,7 @@ impl Renewals {
     ) -> Self {
         Self {
             config,
+            side,
             store,
             clock,
             metrics,
@@ -203,6 +209,7 @@ impl Renewals {
         request: &CertificateRequest,
     ) -> Result<(NewCertificate, String), Refused> {
         let config = Arc::clone(&self.config);
+        let side = Arc::clone(&self.side.borrow());
         let (key, now) = (request.key.clone(), self.clock.wall());
         let Asked {
             identity, gateway, ..
@@ -218,7 +225,8 @@ impl Renewals {
                 &config.agents.trust_domain,
                 config.enrolment.certificate_life(),
             );
-            open_authority(&config)?.gateway_of(&key, domain, &identity, &gateway, now, life)
+            let authority = authority_in_force(&config, &side.signing)?;
+            authority.gateway_of(&key, domain, &identity, &gateway, now, life)
         };
         let signed = blocking::call("renewals", limit, sign).await;
         match &signed {
@@ -233,7 +241,7 @@ impl Renewals {
                 return Err(Refused::unavailable());
             }
             Err(error) => {
-                error!(%error, "no certificate can be signed: the authority's files cannot be read");
+                error!(%error, "no certificate can be signed: the authority's key cannot be read");
                 return Err(Refused::unavailable());
             }
         };

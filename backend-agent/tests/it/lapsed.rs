@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use rustls::pki_types::UnixTime;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
@@ -13,7 +14,7 @@ use viworks_backend_agent::data::{
     Actor, AnsweredChallenge, CertificateRef, NewCertificate, NewTicket, Page, Reissue,
     ReissueOutcome, TicketBounds, TicketOutcome,
 };
-use viworks_backend_agent::pki::authority::Issued;
+use viworks_backend_agent::pki::authority::{Authority, Issued};
 use viworks_backend_agent::pki::issue::{Material, Office};
 use viworks_common::admission::Shown;
 use viworks_common::enrolment::{
@@ -476,11 +477,8 @@ async fn redeemed(
     answer.unwrap()
 }
 
-#[tokio::test]
-async fn a_machine_that_redeems_its_ticket_without_end_is_told_when_to_come_back() {
-    let folder = pki::initialised();
-    let office = Office::open(&pki::config(&folder)).unwrap();
-    let backend = backend_in(folder, Arc::new(SystemClock)).await;
+/// A ticket for so many machines, with its secret.
+async fn ticket(backend: &Backend, office: &Office, uses_max: u32) -> (TicketId, Secret) {
     let (tenant, actor) = (Tenant::default_tenant(), Actor::local("test"));
     let now = SystemClock.wall();
     let id = TicketId::from_uuid(random::uuid_v7(now));
@@ -488,7 +486,7 @@ async fn a_machine_that_redeems_its_ticket_without_end_is_told_when_to_come_back
     let ticket = NewTicket {
         id,
         sha256: Sha256::digest(secret.expose()).into(),
-        uses_max: 2,
+        uses_max,
         labels: BTreeMap::new(),
         naming: NameRule::Prefix("gw-".to_owned()),
         networks: Vec::new(),
@@ -506,6 +504,48 @@ async fn a_machine_that_redeems_its_ticket_without_end_is_told_when_to_come_back
         .store
         .create_ticket(&tenant, ticket, bounds, &actor, now);
     assert_eq!(made.await.unwrap(), TicketOutcome::Made);
+    (id, secret)
+}
+
+#[tokio::test]
+async fn what_no_reload_has_taken_over_of_the_authorities_changes_nothing_for_whoever_enrols_or_renews()
+ {
+    let folder = pki::initialised();
+    let office = Office::open(&pki::config(&folder)).unwrap();
+    let file = folder.path().join("b/ca.crt");
+    let backend = backend_in(folder, Arc::new(SystemClock)).await;
+    let lapsed = backend.join_for("gw-1", SHORT).await;
+    let (id, secret) = ticket(&backend, &office, 9).await;
+    let authority = office.authority.certificate();
+    let (other, _key) = Authority::create(SystemClock.wall()).unwrap();
+    let beside = format!("{}{authority}", other.certificate());
+    for (n, text) in ["", &authority[..authority.len() / 2], beside.as_str()]
+        .into_iter()
+        .enumerate()
+    {
+        std::fs::write(&file, text).unwrap();
+        let own = csr(&KeyPair::generate().unwrap());
+        let (status, said) = redeemed(&backend, authority.as_bytes(), (id, &secret), &own).await;
+        assert_eq!(status, 200, "{n}: {said}");
+        assert_eq!(said["authority"], authority, "{n}");
+        let certificate = said["certificate"].as_str().unwrap();
+        let certificate = tls::one_certificate(certificate.as_bytes()).unwrap();
+        let roots = tls::one_certificate(authority.as_bytes()).unwrap();
+        let verifier = tls::roots([roots]).and_then(tls::client_verifier).unwrap();
+        let judged = verifier.verify_client_cert(&certificate, &[], UnixTime::now());
+        assert!(judged.is_ok(), "{n}: {judged:?}");
+    }
+    let (status, said) = changed(&backend, &lapsed, |_as_it_is| {}).await;
+    assert_eq!(status, 200, "{said}");
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn a_machine_that_redeems_its_ticket_without_end_is_told_when_to_come_back() {
+    let folder = pki::initialised();
+    let office = Office::open(&pki::config(&folder)).unwrap();
+    let backend = backend_in(folder, Arc::new(SystemClock)).await;
+    let (id, secret) = ticket(&backend, &office, 2).await;
     let authority = office.authority.certificate().as_bytes();
     let own = csr(&KeyPair::generate().unwrap());
     let mut told = Vec::new();

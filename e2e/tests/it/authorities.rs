@@ -448,3 +448,53 @@ async fn whoever_enrolled_while_both_authorities_are_given_lacks_neither_of_them
     system.online("gw-late").await;
     assert!(late.stop(Duration::from_secs(30)).await.success());
 }
+
+/// Has the running backend refuse to read its files again, for a reason with these words.
+async fn not_taken_over(system: &mut Deployment, words: &str) {
+    system.backend().signal(Signal::HUP);
+    eventually("the reload is refused", PATIENCE, async || {
+        let refused = check(system, "reload").await?.to_string();
+        refused.contains(words).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn machines_that_enrol_are_given_the_authorities_in_force_until_a_reload_takes_others_over() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let backend = system.path().join("backend");
+    let (old, new) = (Authority::of(&backend), Authority::create(NEW));
+    system.start_backend(with_door()).await;
+    let given = async |system: &Deployment, name: &str| {
+        let made = ticket(system, &json!({"uses": 1, "name": name})).await;
+        let place = folder(system, name);
+        let command = enroll(system, &place, &made, &[]);
+        drop(finish(command, PATIENCE).await.ended_with(0));
+        std::fs::read_to_string(place.join("ca.crt")).unwrap()
+    };
+    let before = given(&system, "gw-before").await;
+    let file = backend.join("ca.crt");
+    let whole = std::fs::read_to_string(&file).unwrap();
+
+    // Half of it is written, and a reload comes in between.
+    std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    assert_eq!(given(&system, "gw-half").await, before);
+    not_taken_over(&mut system, "cannot be used").await;
+    assert_eq!(given(&system, "gw-refused").await, before);
+    // Another one is to sign, and its key is not there yet.
+    let new_certificate = new.certificate().to_owned();
+    std::fs::write(&file, format!("{new_certificate}{whole}")).unwrap();
+    not_taken_over(&mut system, "does not fit").await;
+    assert_eq!(given(&system, "gw-unfit").await, before);
+
+    new.signs_beside(&backend, &[&old]);
+    reload(&mut system).await;
+    let after = given(&system, "gw-after").await;
+    assert_eq!(after.matches("BEGIN CERTIFICATE").count(), 2, "{after}");
+    assert_ne!(after, before);
+    for name in ["gw-half", "gw-after"] {
+        let mut gateway = system.start_gateway(&folder(&system, name), Start::default());
+        system.online(name).await;
+        assert!(gateway.stop(Duration::from_secs(30)).await.success());
+    }
+}

@@ -56,6 +56,11 @@ impl Authority {
         }
     }
 
+    /// Its certificate, PEM.
+    pub(crate) fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
     /// Lets this one sign from now on, while the others are trusted beside it. The files keep their modes.
     pub(crate) fn signs_beside(&self, backend: &Path, others: &[&Self]) {
         let mut trusted = self.certificate.clone();

@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use http::{HeaderMap, Method, Request, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use uuid::Uuid;
@@ -167,8 +168,10 @@ fn tickets(folder: &TempDir, pins: Arc<ServerPins>, conditions: &Conditions) -> 
         agents: "127.0.0.1:8081".parse().unwrap(),
     };
     let master = Arc::new(load_master(&config.keys.master_key_file).unwrap());
+    // Nothing is read again here: what was read first stays in force.
+    let (_sender, side) = watch::channel(ServerMaterial::load(&config).unwrap().server);
     let conditions = conditions.clone();
-    TicketOffice::new(Arc::new(config), addresses, master, pins, conditions)
+    TicketOffice::new(Arc::new(config), addresses, master, pins, side, conditions)
 }
 
 fn config(folder: &TempDir) -> Config {
@@ -214,6 +217,11 @@ impl Backend {
     /// The authority's key, which a test may take away.
     pub(super) fn authority_key(&self) -> PathBuf {
         self.folder.path().join("keys/ca.key")
+    }
+
+    /// The file of the authorities, which a test may spoil.
+    pub(super) fn authorities_file(&self) -> PathBuf {
+        self.folder.path().join("keys/ca.crt")
     }
 
     pub(super) async fn new() -> Self {

@@ -284,6 +284,20 @@ async fn health_says_why_no_certificate_can_be_signed_until_one_can() {
 }
 
 #[tokio::test]
+async fn a_file_of_authorities_that_no_reload_has_taken_keeps_nobody_from_a_ticket() {
+    let backend = Backend::new().await;
+    let whole = std::fs::read_to_string(backend.authorities_file()).unwrap();
+    let half = &whole[..whole.len() / 2];
+    for spoiled in [half, "no certificate", ""] {
+        std::fs::write(backend.authorities_file(), spoiled).unwrap();
+        let made = backend.post("/v1/tickets", &json!({"uses": 1})).await;
+        assert!(made.status.is_success(), "{spoiled:?}: {}", made.text);
+    }
+    let told = backend.get("/v1/health").await.text;
+    assert!(!told.contains("pki.signing"), "{told}");
+}
+
+#[tokio::test]
 async fn health_has_the_figures_of_each_part_and_what_is_over() {
     let backend = Backend::new().await;
     backend.connect("gw-1", catalogue()).await;
