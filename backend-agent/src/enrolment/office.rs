@@ -1,5 +1,5 @@
-//! Where tickets are written. What stands in one, and what a machine is given for it, is what is in force: files that no
-//! reload has taken over yet are nothing to either.
+//! Where tickets are written. What stands in one, and what a machine is given for it, is what is in force: files that
+//! no reload has taken over yet are nothing to either.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
