@@ -253,6 +253,10 @@ pub struct Gateway {
     /// revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_revoked_at: Option<Timestamp>,
+    /// Whether an authority that this backend does not trust (`client_ca_file`) signed a certificate with which it would
+    /// get in otherwise, so that TLS refuses it as of an unknown CA.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_unknown_ca: Option<bool>,
     /// Whether this backend has a door at which it gets another certificate by itself once its own has ended, if its
     /// agent knows where that is (`door_url`).
     #[serde(default, skip_serializing_if = "Option::is_none")]

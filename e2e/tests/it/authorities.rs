@@ -232,6 +232,11 @@ async fn a_stolen_authority_is_taken_out_by_a_restart_and_whoever_is_cut_off_is_
     let told = told.ended_with(20);
     let said = format!("{}{}", told.stdout, told.stderr);
     assert!(said.contains("1 gateway is cut off"), "{told:#?}");
+    let told = asks(&system, cli(), &["gateway", "ls"]).await.ended_with(0);
+    assert!(told.stdout.contains("unknown CA"), "{told:#?}");
+    let told = asks(&system, cli(), &["gateway", "show", "gw-1"]).await;
+    let told = told.ended_with(0).stdout;
+    assert!(told.contains("put that one's certificate back"), "{told}");
     // Whoever has a certificate of it gets in no more.
     let socket = folder.join("state/api.sock");
     status_where("it is refused", system.binaries(), &socket, |status| {
@@ -255,6 +260,8 @@ async fn a_stolen_authority_is_taken_out_by_a_restart_and_whoever_is_cut_off_is_
         named.is_none().then_some(())
     })
     .await;
+    let shown = system.get("/v1/gateways/gw-1").await;
+    assert_eq!(shown["certificate_unknown_ca"], false, "{shown:#}");
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
 }
 

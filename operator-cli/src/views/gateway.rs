@@ -52,7 +52,8 @@ pub fn list(list: &GatewayList, only: &str, format: Format, now: Timestamp) -> R
                 }),
             )?;
             output::note(&counts(&list.items, only));
-            if let Some(told) = undecided(&list.items) {
+            let notes = [undecided(&list.items), cut_off(&list.items)];
+            for told in notes.into_iter().flatten() {
                 output::note(&told);
             }
             Ok(())
@@ -98,8 +99,17 @@ fn standing(gateway: &Gateway, now: Timestamp) -> String {
     }
 }
 
-/// Gateways with a second holder that are named below the list.
-const FORKED_NAMED: usize = 5;
+/// Gateways of which there is something to say that are named below the list.
+const NAMED_MAX: usize = 5;
+
+/// The first few of them, and how many others there are.
+fn first_few(names: &[&str]) -> String {
+    let named = names.get(..NAMED_MAX).unwrap_or(names).join(", ");
+    match names.len().saturating_sub(NAMED_MAX) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
 
 /// About whose second holders somebody has to decide, and how.
 fn undecided(gateways: &[Gateway]) -> Option<String> {
@@ -108,23 +118,43 @@ fn undecided(gateways: &[Gateway]) -> Option<String> {
         .filter(|gateway| gateway.undecided_forks > 0);
     let open: Vec<&str> = open.map(|gateway| gateway.name.as_str()).collect();
     let first = open.first()?;
-    let named = open.get(..FORKED_NAMED).unwrap_or(&open).join(", ");
-    let more = match open.len().saturating_sub(FORKED_NAMED) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
+    let named = first_few(&open);
     let begin = match open.len() {
         1 => "",
         _ => ", and so on",
     };
     Some(format!(
-        "a second holder of the identity waits for a decision: {named}{more}; see both: {} gateway forks {first}{begin}",
+        "a second holder of the identity waits for a decision: {named}; see both: {} gateway forks {first}{begin}",
         program::name()
     ))
 }
 
-/// When its certificate ends, or that there is none because it was revoked.
+/// Who is refused because an authority that the backend does not trust signed the certificate, and where it is said
+/// what to do.
+fn cut_off(gateways: &[Gateway]) -> Option<String> {
+    let out = gateways.iter().filter(|gateway| is_cut_off(gateway));
+    let out: Vec<&str> = out.map(|gateway| gateway.name.as_str()).collect();
+    let first = out.first()?;
+    let gateways = human::counted(out.len(), "gateway is", "gateways are");
+    Some(format!(
+        "{gateways} cut off, because an authority that is not in client_ca_file signed the certificate: {}; what \
+         helps: {} gateway show {first}",
+        first_few(&out),
+        program::name()
+    ))
+}
+
+/// A backend of before does not tell.
+fn is_cut_off(gateway: &Gateway) -> bool {
+    gateway.certificate_unknown_ca == Some(true)
+}
+
+/// When its certificate ends, or that there is none because it was revoked, or that it is of an authority that is not
+/// trusted.
 fn certificate_ends(gateway: &Gateway, now: Timestamp) -> String {
+    if is_cut_off(gateway) {
+        return "unknown CA".to_owned();
+    }
     match (
         gateway.certificate_not_after,
         gateway.certificate_revoked_at,
@@ -191,6 +221,7 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
         ),
     ]);
     rows.extend(expired(gateway, now));
+    rows.extend(unknown_ca(gateway));
     rows.extend([
         ("pins", pins(gateway)),
         ("authorities", authorities(gateway, now)),
@@ -361,6 +392,27 @@ fn forks(gateway: &Gateway) -> String {
     }
 }
 
+/// What to do where an authority signed its certificate that the backend does not trust: as with one that has ended,
+/// there is no record of who was refused with it.
+fn unknown_ca(gateway: &Gateway) -> Option<(&'static str, String)> {
+    if !is_cut_off(gateway) {
+        return None;
+    }
+    let (program, name) = (program::name(), &gateway.name);
+    let door = if gateway.renews_at_door == Some(false) {
+        ""
+    } else {
+        "wait until it has ended, from when on it gets another one at the door, where its door_url is set, "
+    };
+    let fix = format!(
+        "an authority that is not in client_ca_file signed its certificate, and TLS refuses it: put that one's \
+         certificate back behind the others in that file and reload (SIGHUP); where it was taken out on purpose, have \
+         a certificate signed by hand for the key that it has (docs/errors/cert_untrusted.md), {door}or let a machine \
+         take its place: {program} gateway replace {name}"
+    );
+    Some(("unknown CA", fix))
+}
+
 /// What to do where its certificate has ended: whoever shows it is refused before anybody knows whose it is, so that
 /// there is no record of that.
 fn expired(gateway: &Gateway, now: Timestamp) -> Option<(&'static str, String)> {
@@ -479,6 +531,46 @@ mod tests {
         assert!(ended.starts_with("has ended "), "{ended}");
         let ends = certificate(Timestamp::parse(after).unwrap(), now);
         assert!(ends.starts_with("ends "), "{ends}");
+    }
+
+    #[test]
+    fn one_that_is_cut_off_by_its_authority_is_marked_and_told_what_helps() {
+        let now = Timestamp::parse("2026-01-02T02:00:00Z").unwrap();
+        let of = |name: &str, unknown: &Value| {
+            gateway(&json!({
+                "status": "offline", "name": name, "certificate_not_after": "2026-04-01T00:00:00Z",
+                "certificate_unknown_ca": unknown,
+            }))
+        };
+        let (out, well) = (of("gw-1", &json!(true)), of("gw-2", &json!(false)));
+        let before = of("gw-3", &Value::Null);
+        assert_eq!(certificate_ends(&out, now), "unknown CA");
+        for fine in [&well, &before] {
+            assert!(certificate_ends(fine, now).starts_with("in "));
+            assert_eq!(unknown_ca(fine), None);
+        }
+        let (_name, fix) = unknown_ca(&out).unwrap();
+        for way in [
+            "reload (SIGHUP)",
+            "signed by hand",
+            "door_url",
+            "gateway replace gw-1",
+        ] {
+            assert!(fix.contains(way), "{fix}");
+        }
+        let mut away = out.clone();
+        away.renews_at_door = Some(false);
+        let (_name, fix) = unknown_ca(&away).unwrap();
+        assert!(!fix.contains("door_url"), "{fix}");
+        assert_eq!(cut_off(&[well, before]), None);
+        let told = cut_off(&[out]).unwrap();
+        assert!(told.starts_with("1 gateway is cut off"), "{told}");
+        assert!(told.ends_with("gateway show gw-1"), "{told}");
+        let many: Vec<_> = (0..7)
+            .map(|n| of(&format!("gw-{n}"), &json!(true)))
+            .collect();
+        let told = cut_off(&many).unwrap();
+        assert!(told.contains("gw-4 and 2 more; "), "{told}");
     }
 
     #[test]

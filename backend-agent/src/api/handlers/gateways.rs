@@ -1,6 +1,6 @@
 //! Gateways: list, show, revoke.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
 use axum::extract::State;
@@ -12,7 +12,7 @@ use viworks_api::{
 };
 use viworks_common::command::CommandState;
 use viworks_common::fork::Apart;
-use viworks_common::id::{AgentRunId, InstanceId, TicketId};
+use viworks_common::id::{AgentId, AgentRunId, InstanceId, TicketId};
 use viworks_common::time::Timestamp;
 
 use crate::api::ApiState;
@@ -72,10 +72,10 @@ pub(in crate::api) async fn list(
         .store
         .list_gateways(&state.tenant, &filter, page)
         .await?;
-    let backends = backends(&state, &listing.items).await?;
+    let beside = Beside::of(&state, &listing.items).await?;
     let mut items = Vec::with_capacity(listing.items.len());
     for gateway in listing.items {
-        items.push(view(&state, gateway, &backends).await?);
+        items.push(view(&state, gateway, &beside).await?);
     }
     Ok(Json(GatewayList::new(
         items,
@@ -152,8 +152,8 @@ pub(super) fn given_reason(request: &RevokeRequest) -> ApiResult<&str> {
 
 /// One gateway with all that is known of it.
 pub(in crate::api) async fn whole(state: &ApiState, found: data::Gateway) -> ApiResult<Gateway> {
-    let backends = backends(state, std::slice::from_ref(&found)).await?;
-    let mut gateway = view(state, found, &backends).await?;
+    let beside = Beside::of(state, std::slice::from_ref(&found)).await?;
+    let mut gateway = view(state, found, &beside).await?;
     if gateway.status == GatewayStatus::Revoked {
         let known = state.store.revocation(&state.tenant, gateway.id).await?;
         gateway.revocation = known.map(|known| GatewayRevocation {
@@ -335,6 +335,29 @@ pub(in crate::api) async fn find(state: &ApiState, which: GatewayRef) -> ApiResu
         .ok_or_else(|| ApiError::not_found("gateway"))
 }
 
+/// What is looked up once for however many gateways are shown.
+struct Beside {
+    /// The names of the backends, where one of them is needed.
+    backends: BTreeMap<InstanceId, String>,
+    /// Those that TLS refuses here, because an authority that is not in force signed the certificate: the same that
+    /// the condition `trust.certificates` counts.
+    cut_off: BTreeSet<AgentId>,
+}
+
+impl Beside {
+    async fn of(state: &ApiState, gateways: &[data::Gateway]) -> ApiResult<Self> {
+        let (store, wall) = (&state.store, state.clock.wall());
+        let shown = gateways.iter().map(|gateway| gateway.agent_id).collect();
+        let signers = store.signers(&state.tenant, shown, wall).await?.into_iter();
+        let trusted = state.trust.current();
+        let others = signers.filter(|(_gateway, issuer)| !trusted.include(issuer));
+        Ok(Self {
+            backends: backends(state, gateways).await?,
+            cut_off: others.map(|(gateway, _issuer)| gateway).collect(),
+        })
+    }
+}
+
 /// The names of the backends, where one of some gateways says which of them has its session.
 async fn backends(
     state: &ApiState,
@@ -350,11 +373,7 @@ async fn backends(
     Ok(all.map(|backend| (backend.id, backend.name)).collect())
 }
 
-async fn view(
-    state: &ApiState,
-    gateway: data::Gateway,
-    backends: &BTreeMap<InstanceId, String>,
-) -> ApiResult<Gateway> {
+async fn view(state: &ApiState, gateway: data::Gateway, beside: &Beside) -> ApiResult<Gateway> {
     let (status, since) = status(state, &gateway).await?;
     let keys = gateway.keys();
     let revoked = status == GatewayStatus::Revoked;
@@ -373,6 +392,7 @@ async fn view(
         certificate_not_after: gateway.certificate_not_after,
         certificate_since: gateway.certificate_since,
         certificate_revoked_at: gateway.certificate_revoked_at.filter(|_at| !revoked),
+        certificate_unknown_ca: Some(beside.cut_off.contains(&gateway.agent_id)),
         renews_at_door: Some(renews_at_door),
         key_generation: gateway.key_generation,
         pin_set_version: gateway.pin_set_version,
@@ -405,7 +425,9 @@ async fn view(
             id: session.session_id,
             epoch: session.epoch,
             peer_address: session.peer_address,
-            backend: session.instance.and_then(|at| backends.get(&at).cloned()),
+            backend: session
+                .instance
+                .and_then(|at| beside.backends.get(&at).cloned()),
         }),
         catalogue_digest: gateway.catalogue_digest,
         queued_commands: gateway.open_commands,

@@ -49,4 +49,12 @@ pub trait AuthorityStore: Send + Sync {
         wall: Timestamp,
         limit: usize,
     ) -> StoreResult<Vec<SignedFor>>;
+    /// Which authorities signed such certificates of some gateways, as far as that is known: each gateway with each of
+    /// them.
+    async fn signers(
+        &self,
+        tenant: &Tenant,
+        gateways: Vec<AgentId>,
+        wall: Timestamp,
+    ) -> StoreResult<Vec<(AgentId, [u8; 32])>>;
 }

@@ -7,8 +7,9 @@ use viworks_common::id::AgentId;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
+use super::link::Sql;
 use super::page::following;
-use super::row::{Reader, column};
+use super::row::{Reader, column, to_json};
 use super::sessions::fence;
 use super::tx::{Tx, View};
 use crate::data::{
@@ -53,15 +54,25 @@ ORDER BY g.agent_id LIMIT :limit";
 /// The certificates with which gateways get in at this moment, by the wall clock, as far as what signed them is
 /// trusted. One with which no session was confirmed so far counts where its gateway has no other. Where another one was
 /// signed by hand for a registered key, that counts as well which was shown.
-macro_rules! good {
+macro_rules! is_good {
     () => {
-        "FROM gateways AS g JOIN certificates AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id \
-         WHERE g.tenant = :tenant AND g.revoked_at IS NULL AND c.retired_at IS NULL AND c.revoked_at IS NULL \
+        "g.revoked_at IS NULL AND c.retired_at IS NULL AND c.revoked_at IS NULL \
            AND (c.not_after > :wall OR c.shown_until > :wall) \
            AND (c.unproved IS NULL OR NOT EXISTS ( \
              SELECT 1 FROM certificates AS o \
              WHERE o.tenant = c.tenant AND o.agent_id = c.agent_id AND o.unproved IS NULL AND o.retired_at IS NULL \
                AND o.revoked_at IS NULL AND (o.not_after > :wall OR o.shown_until > :wall))) "
+    };
+}
+
+/// Those of all gateways.
+macro_rules! good {
+    () => {
+        concat!(
+            "FROM gateways AS g JOIN certificates AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id \
+             WHERE g.tenant = :tenant AND ",
+            is_good!()
+        )
     };
 }
 
@@ -79,6 +90,27 @@ pub(in crate::data) const SIGNED_FOR: &str = concat!(
     "AND c.issuer IS NOT DISTINCT FROM :issuer \
      GROUP BY g.agent_id, g.name, g.session_epoch, g.last_seen_at ORDER BY g.agent_id LIMIT :limit"
 );
+
+/// What signed those of some gateways, as far as that is known. The limits have each looked up by its key; of a gateway
+/// there are hardly ever two that are good.
+pub(super) const SIGNERS: Sql = Sql {
+    sqlite: concat!(
+        "SELECT g.agent_id, c.issuer FROM json_each(:gateways) AS r \
+         CROSS JOIN gateways AS g ON g.tenant = :tenant AND g.agent_id = r.value \
+         CROSS JOIN certificates AS c ON c.tenant = :tenant AND c.agent_id = g.agent_id \
+         WHERE c.issuer IS NOT NULL AND ",
+        is_good!()
+    ),
+    postgres: concat!(
+        "SELECT s.agent_id, s.issuer FROM json_array_elements_text(:gateways) AS r (agent_id) \
+         CROSS JOIN LATERAL (SELECT agent_id, revoked_at FROM gateways \
+             WHERE tenant = :tenant AND agent_id = r.agent_id LIMIT 1) AS g \
+         CROSS JOIN LATERAL (SELECT c.agent_id, c.issuer FROM certificates AS c \
+             WHERE c.tenant = :tenant AND c.agent_id = g.agent_id AND c.issuer IS NOT NULL AND ",
+        is_good!(),
+        "LIMIT 100) AS s"
+    ),
+};
 
 /// Notes what is in a bundle that is given now, and forgets those that nobody has or gives.
 pub(super) fn note(tx: &Tx<'_>, bundle: &AuthorityBundle) -> StoreResult<()> {
@@ -188,6 +220,22 @@ pub(in crate::data) fn read_signed_for(row: &Row<'_>) -> StoreResult<SignedFor> 
         not_after: row.get("not_after")?,
         connected: row.get("connected")?,
         last_seen_at: row.get("last_seen_at")?,
+    })
+}
+
+/// Which authorities signed the good certificates of some gateways, as far as that is known.
+pub(super) fn signers(
+    view: &View<'_>,
+    gateways: &[AgentId],
+    wall: Timestamp,
+) -> StoreResult<Vec<(AgentId, [u8; 32])>> {
+    if gateways.is_empty() {
+        return Ok(Vec::new());
+    }
+    let gateways = to_json(gateways);
+    view.all(SIGNERS, params! { gateways, wall }, |row| {
+        let row = Reader::new("certificates", row);
+        Ok((row.get("agent_id")?, row.get("issuer")?))
     })
 }
 

@@ -42,6 +42,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("authorities::REPORT", authorities::REPORT),
         one("authorities::SIGNED", authorities::SIGNED),
         one("authorities::SIGNED_FOR", authorities::SIGNED_FOR),
+        one("authorities::SIGNERS", authorities::SIGNERS),
         one("authorities::TRUST", authorities::TRUST),
         one("authorities::UNAWARE", authorities::UNAWARE),
         one("budget::LOAD", budget::LOAD),

@@ -97,4 +97,17 @@ async fn whoever_needs_an_authority_and_whoever_is_cut_off_without_one_is_named(
         "cut_off": 1, "cut_off_first": ["gw-2"], "unknown": 1, "unknown_first": ["gw-3"],
     });
     assert_eq!(told["signers"], expected, "{told:#}");
+
+    // Of each gateway it is said as well, in the list and where one is shown.
+    let listed = backend.get("/v1/gateways").await.json();
+    for (n, (name, is_cut_off)) in [("gw-1", false), ("gw-2", true), ("gw-3", false)]
+        .into_iter()
+        .enumerate()
+    {
+        assert_eq!(listed["items"][n]["name"], name, "{listed:#}");
+        let told = &listed["items"][n]["certificate_unknown_ca"];
+        assert_eq!(*told, is_cut_off, "{listed:#}");
+        let shown = backend.get(&format!("/v1/gateways/{name}")).await.json();
+        assert_eq!(shown["certificate_unknown_ca"], is_cut_off, "{shown:#}");
+    }
 }

@@ -7,6 +7,7 @@ use viworks_backend_agent::data::{
     NewCertificate, NewGateway, RedeemOutcome, Redemption, ReissueOutcome, RenewalOutcome,
     SignedBy, StoreError, Tally, Unaware,
 };
+use viworks_common::id::AgentId;
 
 use super::bed::{Bed, Session, agent, at};
 use super::gateways::{new_certificate, new_gateway};
@@ -291,6 +292,16 @@ async fn signed_for(bed: &Bed, issuer: Option<u8>, limit: usize) -> Vec<String> 
     named.map(|one| one.name.to_string()).collect()
 }
 
+/// What signed the certificates with which some gateways get in at a moment, as far as that is known.
+async fn signers(bed: &Bed, gateways: &[u64], seconds: i64) -> BTreeSet<(AgentId, u8)> {
+    let gateways = gateways.iter().map(|n| agent(*n)).collect();
+    let signers = bed.store.signers(&bed.tenant, gateways, at(seconds));
+    let signers = signers.await.unwrap().into_iter();
+    signers
+        .map(|(gateway, issuer)| (gateway, issuer[0]))
+        .collect()
+}
+
 pub(crate) async fn which_authority_signed_a_certificate_is_kept_however_it_was_issued(bed: &Bed) {
     let signer = async |key| certificate(bed, key).await.unwrap().issuer;
     let epoch = reissues::connected(bed, 1_000).await.holder.epoch;
@@ -403,9 +414,14 @@ pub(crate) async fn a_gateway_counts_by_the_certificates_with_which_it_gets_in(b
     // With the renewed one no session was confirmed: the answer may be lost.
     assert_eq!(signed(bed, 10).await, BTreeMap::from([(Some(1), (3, 1))]));
     assert_eq!(signed_for(bed, Some(1), 2).await, ["gw-1", "gw-2"]);
+    let expected = BTreeSet::from([(agent(1), 1), (agent(2), 1)]);
+    assert_eq!(signers(bed, &[1, 2, 4, 9], 10).await, expected);
+    assert!(signers(bed, &[], 10).await.is_empty());
     drop(confirmed_with(bed, 2, true).await);
     let expected = BTreeMap::from([(Some(1), (2, 0)), (Some(2), (1, 1))]);
     assert_eq!(signed(bed, 10).await, expected);
+    let expected = BTreeSet::from([(agent(1), 2), (agent(3), 1)]);
+    assert_eq!(signers(bed, &[1, 3], 10).await, expected);
 
     // What is revoked opens nothing.
     let (tenant, actor) = (&bed.tenant, Actor::local("test"));
@@ -419,6 +435,8 @@ pub(crate) async fn a_gateway_counts_by_the_certificates_with_which_it_gets_in(b
         .revoke_certificate(tenant, agent(3), &which, "test", &actor, at(8));
     revoked.await.unwrap();
     assert_eq!(signed(bed, 10).await, BTreeMap::from([(Some(2), (1, 1))]));
+    let expected = BTreeSet::from([(agent(1), 2)]);
+    assert_eq!(signers(bed, &[1, 2, 3], 10).await, expected);
 
     // What has ended neither, unless another one was shown for the same key, which is good yet.
     assert!(signed(bed, 1_000).await.is_empty());

@@ -72,4 +72,16 @@ impl<E: Engine> AuthorityStore for SqlStore<E> {
         })
         .await
     }
+
+    async fn signers(
+        &self,
+        tenant: &Tenant,
+        gateways: Vec<AgentId>,
+        wall: Timestamp,
+    ) -> StoreResult<Vec<(AgentId, [u8; 32])>> {
+        self.read(tenant, move |view| {
+            authorities::signers(view, &gateways, wall)
+        })
+        .await
+    }
 }
