@@ -84,6 +84,7 @@ impl ExitCode {
                 | Kind::IsADirectory
                 | Kind::ReadOnlyFilesystem
                 | Kind::InvalidInput
+                | Kind::InvalidFilename
                 | Kind::Unsupported
         );
         if stays {
@@ -198,6 +199,7 @@ mod tests {
             Errno::NOTDIR,
             Errno::ROFS,
             Errno::LOOP,
+            Errno::NAMETOOLONG,
         ] {
             assert_eq!(of(errno), ExitCode::Config, "{errno}");
             // As one that says more in its own words.

@@ -311,9 +311,10 @@ mod tests {
     fn a_file_that_cannot_be_written_says_what_to_do() {
         let path = || std::path::PathBuf::from("/x/new");
         let refused = |errno: i32| std::io::Error::from_raw_os_error(errno);
-        let (missing, broken, full) = (2, 5, 28);
+        let (missing, broken, full, long) = (2, 5, 28, 36);
         for (errno, code, told) in [
             (missing, ExitCode::Config, "in a folder that is there"),
+            (long, ExitCode::Config, "a shorter name"),
             (broken, ExitCode::Unavailable, "dmesg"),
             (full, ExitCode::Unavailable, "make room on its disk"),
         ] {

@@ -1,5 +1,6 @@
 //! A request for a certificate that came by hand, and the file that answers it.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use viworks_common::enrolment::{
@@ -40,7 +41,7 @@ impl Reply {
     fn check(&self, csr: &CertificateRequest) -> Result<(), PkiError> {
         check_url(&self.url, &["wss"])
             .map_err(|(message, help)| PkiError::Url { message, help })?;
-        if files::is_absent(&self.out) {
+        if !self.is_there()? {
             return Ok(());
         }
         let path = self.out.clone();
@@ -49,6 +50,23 @@ impl Reply {
             return Err(PkiError::Answered { path });
         }
         Err(PkiError::Exists { path })
+    }
+
+    /// Whether something has its name. A name that no file can have, such as one that is too long, for the answer or
+    /// for its draft, nothing has: it is told of as what it is.
+    fn is_there(&self) -> Result<bool, PkiError> {
+        let look = |path: &Path| match path.symlink_metadata() {
+            Ok(_found) => Ok(true),
+            Err(refused) if refused.kind() == ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(PkiError::Write {
+                path: self.out.clone(),
+                source,
+            }),
+        };
+        if look(&self.out)? {
+            return Ok(true);
+        }
+        look(&self.draft()).map(|_left| false)
     }
 
     /// The gateway of an answer that an interrupted call has left, where the request is the one that it answers.

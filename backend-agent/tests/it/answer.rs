@@ -303,3 +303,25 @@ fn a_request_by_hand_that_is_no_good_is_refused_in_one_sentence() {
         assert_eq!(refused.lines().count(), 1, "{refused}");
     }
 }
+
+#[tokio::test]
+async fn an_answer_with_too_long_a_name_is_told_of_as_that_and_nobody_is_registered() {
+    let folder = initialised();
+    let config = config(&folder);
+    let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
+    let csr = made();
+    // One that a file may have, and its draft may not, and one that no file has.
+    for length in [250, 300] {
+        let out = folder.path().join("x".repeat(length));
+        match signed(&*store, &office, &csr, "gw-1", &out).await {
+            Err(PkiError::Write { path, source }) => {
+                let kind = std::io::ErrorKind::InvalidFilename;
+                assert_eq!((path, source.kind()), (out, kind));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let which = GatewayRef::Name("gw-1".parse().unwrap());
+    let known = store.gateway(&Tenant::default_tenant(), &which).await;
+    assert!(known.unwrap().is_none());
+}

@@ -177,6 +177,17 @@ async fn a_folder_that_is_not_there_is_told_of_with_what_to_do() {
         );
     }
     assert!(!missing.exists());
+    // A name that is too long, of the gateway or of the file, is told of as that.
+    let (request, long) = (text(&request), "x".repeat(64));
+    let out = root.path().join("x".repeat(250));
+    for (name, code, words) in [(&*long, 2, "1 to 63"), ("gw-1", CONFIG, "shorter name")] {
+        let mut command = Command::new(&backend);
+        command.args(["pki", "sign-request", request, "--name", name, "--url", url]);
+        command.args(config).arg("--out").arg(&out);
+        let said = finish(command, PATIENCE).await.ended_with(code);
+        assert!(said.stderr.contains(words), "{said:#?}");
+        assert!(!said.stderr.contains("exists already"), "{said:#?}");
+    }
     // The request is still one that can be signed.
     let answer = root.path().join("gw.answer");
     run(

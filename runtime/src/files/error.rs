@@ -322,7 +322,12 @@ fn input_fix(refused: &io::Error) -> Option<&'static str> {
 /// a name that is taken.
 #[must_use]
 pub fn output_fix(refused: &io::Error) -> Option<&'static str> {
-    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    use io::ErrorKind::{InvalidFilename, QuotaExceeded, StorageFull};
+    if refused.kind() == InvalidFilename {
+        return Some(
+            "name a file with a shorter name, of 200 bytes at most: it has a longer one at first",
+        );
+    }
     if matches!(refused.kind(), StorageFull | QuotaExceeded) {
         return Some("make room on its disk, or name a place on another one, and try again");
     }
