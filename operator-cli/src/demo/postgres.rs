@@ -147,6 +147,8 @@ pub(super) async fn start(
     server.arg("-D").arg(folder.join("data"));
     // On loopback alone, and with no socket that would need a place with a short name.
     server.args(["-p", &port.to_string(), "-h", "127.0.0.1", "-k", ""]);
+    // In its folder and not beside it, where a killed server would leave it.
+    server.args(["-c", "dynamic_shared_memory_type=mmap"]);
     running.push(Running::spawn(layout, SERVER, server)?);
     let process = running.last_mut().expect("it was pushed on the line above");
     answers(layout, installed, &folder, port, process).await?;
