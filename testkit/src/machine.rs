@@ -41,12 +41,15 @@ impl Machine {
                 return None;
             }
         };
-        let root =
+        let folder =
             tempfile::TempDir::with_prefix("viworks-machine-").expect("a folder can be made");
+        // One level down: systemd-nspawn leaves a lock beside it.
+        let root = folder.path().join("root");
+        fs::create_dir(&root).expect("a folder can be made");
         let copied = Command::new("cp")
             .arg("-a")
             .arg(image.join("."))
-            .arg(root.path())
+            .arg(&root)
             .status();
         assert!(
             copied.is_ok_and(|status| status.success()),
@@ -54,7 +57,7 @@ impl Machine {
         );
         // A minimal Debian does not know itself.
         let names = "127.0.0.1 localhost\n::1 localhost\n";
-        fs::write(root.path().join("etc/hosts"), names).expect("a file can be written");
+        fs::write(root.join("etc/hosts"), names).expect("a file can be written");
         let mut command = Command::new("systemd-nspawn");
         command
             .args([
@@ -69,14 +72,16 @@ impl Machine {
                 "--boot",
                 "--directory",
             ])
-            .arg(root.path());
+            .arg(&root);
         // Killed by itself, systemd-nspawn would leave everything in its container running.
-        let keeper = keeper::start(&command, root.path(), End::KillChildren);
+        let keeper = keeper::start(&command, folder.path(), End::KillChildren);
         let mut machine = Self {
             keeper: keeper.expect("a shell starts"),
             leader: 0,
-            root: root.keep(),
+            root,
         };
+        // The keeper takes it away.
+        let _kept = folder.keep();
         machine.leader = eventually("the machine has booted", BOOT_TIME, async || {
             // While it is being made, processes come and go that are not its first.
             let leader = first_child(first_child(machine.keeper.id())?)?;

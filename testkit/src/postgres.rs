@@ -8,6 +8,7 @@ use std::process::{ChildStdin, Command};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::keeper::{End, keep};
@@ -16,6 +17,9 @@ use crate::small_disk;
 
 /// How long the server may take to start.
 const START_TIME: Duration = Duration::from_secs(60);
+
+/// How long the server may take to end; after that it is killed.
+const QUIT_TIME: Duration = Duration::from_secs(20);
 
 /// How long what a test does may take to show in what the server answers.
 const ANSWER_TIME: Duration = Duration::from_secs(60);
@@ -202,6 +206,8 @@ fn serve(programs: &Path, data: &Path, port: u16) -> Command {
         "max_connections=300",
         "shared_buffers=64MB",
         "log_min_messages=fatal",
+        // In its folder, which is taken away, whatever became of the server.
+        "dynamic_shared_memory_type=mmap",
     ] {
         server.args(["-c", setting]);
     }
@@ -213,6 +219,47 @@ fn serve(programs: &Path, data: &Path, port: u16) -> Command {
 fn own_folder() -> TempDir {
     let folder = tempfile::Builder::new().prefix("viworks-pg-").tempdir();
     folder.expect("a temporary folder can be made")
+}
+
+/// Takes away the segment of shared memory that a killed server left behind, by the folder of its data. Nobody else
+/// does, a machine has room for 4,096 of them, and without one no server starts.
+///
+/// # Panics
+/// When there is one and it cannot be removed.
+pub fn forget(data: &Path) {
+    // Its key and its number: LOCK_FILE_LINE_SHMEM_KEY in miscadmin.h of PostgreSQL. The file is gone with a server
+    // that ended by itself.
+    let file = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    let line = file.lines().nth(6).unwrap_or_default();
+    let Some(number) = line.split_whitespace().nth(1) else {
+        return;
+    };
+    let removed = Command::new("ipcrm").args(["-m", number]).output();
+    let removed = removed.expect("ipcrm of util-linux starts");
+    let said = String::from_utf8_lossy(&removed.stderr);
+    assert!(
+        removed.status.success() || said.contains("invalid id"),
+        "{said}"
+    );
+}
+
+/// Removes the folder of a server that was killed, with what that left outside it.
+///
+/// # Panics
+/// When it is still there after a while.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what a killed server has started ends by itself, and can only be asked again and again"
+)]
+pub fn remove(folder: &Path) {
+    forget(&folder.join("data"));
+    let begun = Instant::now();
+    while let Err(error) = std::fs::remove_dir_all(folder)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        assert!(begun.elapsed() < QUIT_TIME, "{}: {error}", folder.display());
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// A port that nobody has.
@@ -422,6 +469,21 @@ impl Own {
         }
     }
 
+    /// Ends it with what it shares with its children.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a server that ends can only be asked again and again, here where no runtime is"
+    )]
+    fn quit(mut process: Process) {
+        process.signal(Signal::QUIT);
+        // One that a test holds still hears nothing else.
+        process.signal(Signal::CONT);
+        let begun = Instant::now();
+        while process.ended().is_none() && begun.elapsed() < QUIT_TIME {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// The folder of its tables.
     #[must_use]
     pub fn tables(&self) -> PathBuf {
@@ -441,6 +503,15 @@ impl Own {
     #[must_use]
     pub const fn server(&self) -> &Server {
         &self.server
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if let Some(process) = self.process.take() {
+            Self::quit(process);
+        }
+        forget(&self.folder.path().join("data"));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, PipeReader};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -9,12 +10,16 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep};
 
+use crate::faketime;
+
 /// A running program; killed when it is dropped.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
     log: PathBuf,
     unread: Option<PipeReader>,
+    /// Whether it is told another time than the machine's.
+    is_told: bool,
 }
 
 impl Process {
@@ -33,6 +38,7 @@ impl Process {
             child,
             log: log.to_owned(),
             unread: None,
+            is_told: faketime::tells(command),
         })
     }
 
@@ -54,6 +60,7 @@ impl Process {
             child,
             log: log.to_owned(),
             unread: Some(reader),
+            is_told: faketime::tells(command),
         })
     }
 
@@ -63,6 +70,7 @@ impl Process {
             child,
             log: PathBuf::new(),
             unread: None,
+            is_told: false,
         }
     }
 
@@ -88,7 +96,16 @@ impl Process {
     /// # Panics
     /// When the system cannot tell.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().expect("a child can be waited for")
+        let status = self.child.try_wait().expect("a child can be waited for")?;
+        self.forget(status);
+        Some(status)
+    }
+
+    /// Takes away what the process could not, because a signal ended it.
+    fn forget(&self, status: ExitStatus) {
+        if self.is_told && status.signal().is_some() {
+            faketime::forget(self.child.id());
+        }
     }
 
     /// Sends a signal.
@@ -105,7 +122,9 @@ impl Process {
     /// When the system cannot reap it.
     pub fn kill(&mut self) -> ExitStatus {
         self.signal(Signal::KILL);
-        self.child.wait().expect("a killed child can be reaped")
+        let status = self.child.wait().expect("a killed child can be reaped");
+        self.forget(status);
+        status
     }
 
     /// Waits until it ends by itself.

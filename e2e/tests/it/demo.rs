@@ -15,6 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{PATIENCE, text};
+use viworks_testkit::postgres;
 use viworks_testkit::process::{Process, Said, eventually, finish};
 
 /// The user and group that own nothing.
@@ -164,8 +165,15 @@ impl Place {
             .collect()
     }
 
+    /// Where the files of its database server are: outside this place, where root starts it.
+    fn server(&self) -> Option<PathBuf> {
+        std::fs::canonicalize(self.data().join("postgres")).ok()
+    }
+
     /// Everything that runs with this place in its command line, by number.
     fn running(&self) -> BTreeMap<u32, String> {
+        let server = self.server();
+        let places = [Some(self.folder.path()), server.as_deref()];
         let mut found = BTreeMap::new();
         for entry in std::fs::read_dir("/proc").unwrap() {
             let entry = entry.unwrap();
@@ -175,7 +183,8 @@ impl Place {
             // A process that ended meanwhile has nothing to say; neither has one that is only waited for.
             let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let words = String::from_utf8_lossy(&words).replace('\0', " ");
-            if words.contains(text(self.folder.path())) {
+            let mut places = places.iter().flatten();
+            if places.any(|place| words.contains(text(place))) {
                 found.insert(pid, words);
             }
         }
@@ -195,6 +204,11 @@ impl Drop for Place {
                 // It may have ended since it was found.
                 let _sent = kill_process(pid, Signal::KILL);
             }
+        }
+        // What is in this place goes with it. Whatever else a test has linked there is not the demo's.
+        let elsewhere = self.server();
+        if let Some(server) = elsewhere.filter(|server| server.starts_with("/var/tmp")) {
+            postgres::remove(&server);
         }
     }
 }
