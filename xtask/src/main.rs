@@ -7,6 +7,7 @@
 )]
 
 mod deny;
+mod left;
 mod packages;
 mod recipes;
 mod shop;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::shop::{Folder, Shop, finish, has, succeeds};
-use crate::{deny, packages, skew, tidy, units};
+use crate::{deny, left, packages, skew, tidy, units};
 
 /// How long all tests may take; on two cores they take a third of it.
 const TESTS_LIMIT: &str = "45m";
@@ -208,12 +208,14 @@ fn test(shop: &mut Shop) -> Result<(), String> {
         shop.skip("the reference agent in Python: python3 is missing");
         tests.env("VIWORKS_WITHOUT_PYTHON", "1");
     }
+    let before = left::look();
     finish(&mut tests).map_err(|why| {
         format!(
             "{why}; 124 means that the tests were not over within {TESTS_LIMIT}, and the last one that is said to run \
              for over 60 seconds stood still"
         )
-    })
+    })?;
+    left::nothing_since(&before)
 }
 
 /// The folders with programs of PostgreSQL, where the test kit looks for them.
