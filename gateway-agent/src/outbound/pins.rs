@@ -189,8 +189,8 @@ impl Pins {
         lacks_one && kept.set.contains(live)
     }
 
-    /// When to leave a session for this, of which that may have been planned before; `slot` is the time within which the
-    /// backend takes its gateways in again.
+    /// When to leave a session for this, of which that may have been planned before; `slot` is the time within which
+    /// the backend takes its gateways in again.
     #[must_use]
     pub fn parting(
         &self,
