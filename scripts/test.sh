@@ -121,6 +121,30 @@ need_machine() {
   fi
 }
 
+# A disk that becomes full on the way lets tests fail that have nothing to do with it, half an hour later.
+need_room() {
+  local free
+  # In GiB, rounded up; where df tells nothing, nothing is refused.
+  free=$(df -P -BG -- "$1" 2>/dev/null | awk 'NR == 2 { sub(/G/, "", $4); print $4 }') || free=''
+  [ -n "$free" ] || return 0
+  [ "$free" -lt "$2" ] || return 0
+  printf 'error: %s GiB are free where %s is, and the checks need %s: make room there, or %s\n' \
+    "$free" "$1" "$2" "$3" >&2
+  exit 69
+}
+
+printf '\n== room\n'
+# More than half of what is compiled is there for the next compilation, which continuous integration never has.
+[ -z "${CI:-}" ] || export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
+compiled=${CARGO_TARGET_DIR:-target}
+# The tests start servers and copies of machines beside what is compiled, which is there once they have run here.
+if [ -d "$compiled/debug/deps" ]; then gib=4; elif [ "${CARGO_INCREMENTAL:-1}" = 0 ]; then gib=8; else gib=12; fi
+place=$compiled
+while [ ! -e "$place" ]; do place=$(dirname -- "$place"); done
+need_room "$place" "$gib" 'set CARGO_TARGET_DIR to a folder on another disk'
+need_room "${TMPDIR:-/tmp}" 4 'set TMPDIR to a folder on another disk'
+printf 'enough\n'
+
 printf '\n== tools\n'
 if ! command -v cargo >/dev/null 2>&1; then
   for candidate in "${CARGO_HOME:-$HOME/.cargo}/bin" /usr/local/cargo/bin; do
