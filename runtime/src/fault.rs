@@ -57,6 +57,8 @@ pub const POINTS: &[&str] = &[
     "door.answered",
     "door.kept",
     "agent_key.kept",
+    "api_key.written",
+    "api_key.stored",
 ];
 
 /// Why the armed points cannot be used.

@@ -17,10 +17,12 @@ use zeroize::Zeroizing;
 
 use crate::random;
 
+mod draft;
 mod error;
 mod folder;
 mod guard;
 
+pub use draft::Draft;
 pub use error::{FileError, output_fix, quoted};
 pub use folder::{Folder, Owners, is_hidden};
 pub use guard::{Guard, Lost, Prober};

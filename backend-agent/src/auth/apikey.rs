@@ -1,7 +1,6 @@
 //! Making, listing and revoking API keys, for the API and for the backend's own command line.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,8 +8,8 @@ use std::time::Duration;
 use viworks_api::{ApiKey, ApiKeyStatus, Kind, Scope};
 use viworks_common::id::{ApiKeyId, Tenant};
 use viworks_common::time::Timestamp;
-use viworks_runtime::files::{self, FileError};
-use viworks_runtime::random;
+use viworks_runtime::files::{Draft, FileError};
+use viworks_runtime::{fault, random};
 use zeroize::Zeroizing;
 
 use super::ApiSecret;
@@ -80,7 +79,7 @@ pub async fn issue(
 }
 
 /// Makes a key and writes its secret into the new file `out`, readable by the owner only. An existing file is never
-/// overwritten: it may hold a key that is in use.
+/// overwritten: it may hold a key that is in use. The file is there once its key is stored, whenever this is killed.
 ///
 /// # Errors
 /// Why no key was made; no file is left behind.
@@ -94,16 +93,17 @@ pub async fn create(
 ) -> Result<ApiKey, CreateError> {
     check(&request)?;
     let secret = ApiSecret::from_random(&random::bytes());
-    // First the file: a secret that opens nothing yet is harmless, a key whose secret nobody has is rubbish.
-    write_secret(out, &secret)?;
-    match store_key(store, tenant, request, &secret, actor, now).await {
-        Ok(key) => Ok(key),
-        Err(error) => {
-            // Best effort: the failure that matters is the one about to be returned.
-            drop(fs::remove_file(out));
-            Err(error.into())
-        }
+    // First the secret: one that opens nothing yet is harmless, a key whose secret nobody has is rubbish.
+    let draft = write_secret(out, &secret)?;
+    fault::point("api_key.written");
+    let key = store_key(store, tenant, request, &secret, actor, now).await?;
+    fault::point("api_key.stored");
+    if let Err(error) = draft.keep() {
+        // Best effort: the failure that matters is the one about to be returned.
+        drop(revoke(store, tenant, key.id, actor, now).await);
+        return Err(unwritten(out)(error));
     }
+    Ok(key)
 }
 
 /// One page of the keys, latest first.
@@ -211,10 +211,17 @@ fn view(key: data::ApiKey, now: Timestamp) -> ApiKey {
     }
 }
 
-fn write_secret(out: &Path, secret: &ApiSecret) -> Result<(), CreateError> {
+fn write_secret(out: &Path, secret: &ApiSecret) -> Result<Draft, CreateError> {
     let line = Zeroizing::new(format!("{}\n", secret.expose()));
-    files::write_new(out, line.as_bytes(), 0o600).map_err(|error| match error.into_io() {
-        Ok((path, source)) => CreateError::Write { path, source },
+    Draft::write(out, line.as_bytes(), 0o600).map_err(unwritten(out))
+}
+
+fn unwritten(out: &Path) -> impl Fn(FileError) -> CreateError {
+    move |error| match error.into_io() {
+        Ok((_draft, source)) => CreateError::Write {
+            path: out.to_owned(),
+            source,
+        },
         Err(error) => error.into(),
-    })
+    }
 }

@@ -3,13 +3,16 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use viworks_runtime::fault::POINTS;
+use viworks_runtime::fault::{POINTS, VARIABLE};
+use viworks_runtime::files::is_hidden;
 use viworks_testkit::binaries::Binaries;
-use viworks_testkit::deployment::{Deployment, Start};
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::{AGAIN, ONCE, mark_starts, started};
+use viworks_testkit::process::finish;
 
 use crate::enrolment::{ENROLMENT_POINTS, again};
 use crate::keys::KEY_POINTS;
@@ -119,6 +122,9 @@ pub(crate) const ENTRY_POINTS: [&str; 3] = [
     "session.routed.before_look",
 ];
 
+/// While an operator's key is made on the backend's machine.
+const API_KEY_POINTS: [&str; 2] = ["api_key.written", "api_key.stored"];
+
 #[test]
 fn every_crash_point_of_the_product_is_passed_by_a_test() {
     let tested = GATEWAY_POINTS.into_iter().chain(BACKEND_POINTS);
@@ -126,7 +132,8 @@ fn every_crash_point_of_the_product_is_passed_by_a_test() {
         .chain(ENTRY_POINTS)
         .chain(RENEWAL_POINTS)
         .chain(DOOR_POINTS)
-        .chain(KEY_POINTS);
+        .chain(KEY_POINTS)
+        .chain(API_KEY_POINTS);
     let tested = tested.chain(ENROLMENT_POINTS.map(|(point, _times)| point));
     let tested: BTreeSet<_> = tested.chain(again::BACKEND_POINTS).collect();
     assert_eq!(tested, POINTS.iter().copied().collect());
@@ -184,6 +191,36 @@ async fn a_backend_that_dies_at_any_durable_step_loses_and_repeats_nothing() {
         settled(&system, &folder, &runs, point).await;
     }
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_for_operators_has_its_file_once_it_opens_something_and_is_made_again() {
+    let (mut system, _folder) = system();
+    system.start_backend(Start::default()).await;
+    let key = system.path().join("keys/second.key");
+    std::fs::create_dir(system.path().join("keys")).unwrap();
+    let config = system.path().join("backend/backend.toml");
+    let create = |point: Option<&str>| {
+        let mut command = Command::new(system.binaries().backend());
+        command.args(["apikey", "create", "--name", "second", "--scopes", "all"]);
+        command.arg("--config").arg(&config).arg("--out").arg(&key);
+        command.envs(point.map(|point| (VARIABLE, point)));
+        command
+    };
+    for point in API_KEY_POINTS {
+        let said = finish(create(Some(point)), PATIENCE).await;
+        assert_eq!(said.code, None, "{point}: {said:#?}");
+        assert!(!key.exists(), "{point}");
+    }
+    drop(finish(create(None), PATIENCE).await.ended_with(0));
+    let mut asked = Command::new(system.binaries().cli());
+    system.ask_with(&key, asked.args(["gateway", "ls"]));
+    drop(finish(asked, PATIENCE).await.ended_with(0));
+    // What the killed ones left is no key to anybody who looks for one.
+    let names = std::fs::read_dir(system.path().join("keys")).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name());
+    let seen: Vec<_> = names.filter(|name| !is_hidden(name)).collect();
+    assert_eq!(seen, ["second.key"]);
 }
 
 /// Waits for the crash and starts a backend without one.

@@ -152,6 +152,11 @@ impl Folder {
         &self.path
     }
 
+    /// The folder itself, whatever has its name meanwhile.
+    pub(super) const fn place(&self) -> &OwnedFd {
+        &self.fd
+    }
+
     /// The path of a file in it, as problems name it.
     #[must_use]
     pub fn asked(&self, name: &OsStr) -> PathBuf {
