@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start, text};
 use viworks_testkit::postgres::Own;
 use viworks_testkit::process::{Said, eventually, finish};
-use viworks_testkit::proxy::{Network, Proxy};
+use viworks_testkit::proxy::{Ear, Heard, Network, Proxy};
 
 use super::desk::viworks;
 
@@ -319,6 +320,19 @@ async fn a_certificate_that_is_not_believed_is_named_with_the_reason() {
     let early = front("127.0.0.1", Life::Early).await;
     let named = front("backend.example", Life::Good).await;
     let gateways = format!("https://{}", system.agents_address());
+    // The word by which it breaks off is overtaken by the end of the connection, twice.
+    let connections = AtomicU32::new(0);
+    let ears = move || -> Box<dyn Ear> {
+        let overtakes = connections.fetch_add(1, Ordering::Relaxed);
+        Box::new(Overtaken {
+            pieces: 0,
+            // Whether it can be reached at all is looked at before that.
+            is_meant: (1..=2).contains(&overtakes),
+        })
+    };
+    let far = Proxy::listening(system.agents_address(), ears).await;
+    let far = far.unwrap();
+    let overtaken = format!("https://{}", far.address());
     let backend = system.path().join("backend/ca.crt");
     hold(
         &system,
@@ -348,9 +362,29 @@ async fn a_certificate_that_is_not_believed_is_named_with_the_reason() {
             Case::at("the gateways' port, trusted", &gateways)
                 .with("SSL_CERT_FILE", text(&backend))
                 .is("tls", 69, "broke TLS off", "another one than operators"),
+            Case::at("the gateways' port, far away", &overtaken)
+                .with("SSL_CERT_FILE", text(&backend))
+                .is("tls", 69, "broke TLS off", "another one than operators"),
         ],
     )
     .await;
+}
+
+/// A client's connection that ends once its own part of the handshake, what it says second, is over.
+struct Overtaken {
+    pieces: u32,
+    is_meant: bool,
+}
+
+impl Ear for Overtaken {
+    fn heard(&mut self, _said: &[u8]) -> Heard {
+        self.pieces += 1;
+        if self.is_meant && self.pieces > 1 {
+            Heard::Last
+        } else {
+            Heard::Pass
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,6 +17,9 @@ use crate::failure::Failure;
 /// Bytes that are read of an answer to /readyz.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
+/// How often it is asked where a connection is lost without a word.
+const TRIES: u32 = 3;
+
 /// What to do when somebody else answers.
 const NO_BACKEND: &str = "fix: check the address (--server, VIWORKS_SERVER, viworks context ls), and where a proxy in front of the backend forwards to";
 
@@ -98,11 +101,9 @@ impl Client {
 
     /// Whether the backend takes requests, asked without a key; the answer may take so long.
     pub async fn standing(&self, limit: Duration) -> Result<Standing, NotThere> {
-        let url = format!("{}/readyz", self.server);
-        let asked = self.http.request(Method::GET, url).timeout(limit);
-        let response = asked.send().await.map_err(|error| {
+        let response = self.ask_standing(limit).await.map_err(|error| {
             let failure = self.unsent(&error);
-            let lost = !error.is_connect() && !error.is_timeout();
+            let lost = is_lost(&error);
             let failure = if lost {
                 failure.with(WRONG_PORT)
             } else {
@@ -145,6 +146,29 @@ impl Client {
         }
     }
 
+    /// Asks it. A server that wants another certificate than it was shown says so once a client's own part of the
+    /// handshake is over (RFC 8446, 2), and the end of the connection may be noticed before that: so one that is lost
+    /// under TLS without a word is opened again.
+    async fn ask_standing(&self, limit: Duration) -> Result<Response, reqwest::Error> {
+        let url = format!("{}/readyz", self.server);
+        let ask = async || {
+            let asked = self.http.request(Method::GET, &url).timeout(limit);
+            asked.send().await
+        };
+        let mut answer = ask().await;
+        for _ in 1..TRIES {
+            match &answer {
+                Err(error)
+                    if self.is_secure()
+                        && is_lost(error)
+                        && trust::untrusted(&self.server, error).is_none() => {}
+                Ok(_) | Err(_) => break,
+            }
+            answer = ask().await;
+        }
+        answer
+    }
+
     /// The health document; the key needs `health:read`.
     pub async fn health(&self, limit: Duration) -> Result<Health, Failure> {
         let asked = self.request(Method::GET, "/v1/health");
@@ -161,6 +185,11 @@ impl Client {
             Ok(_) | Err(_) => Ok(()),
         }
     }
+}
+
+/// Whether it was connected, and the connection came to an end without an answer.
+fn is_lost(error: &reqwest::Error) -> bool {
+    !error.is_connect() && !error.is_timeout()
 }
 
 /// The text of an answer, as far as a backend's could go: whoever answers may send without an end.
