@@ -95,8 +95,13 @@ impl Outage {
         }
     }
 
-    /// Adds to what was found what statements met that it does not explain.
-    pub(super) fn explain(&self, found: StoreResult<StoreHealth>) -> StoreResult<StoreHealth> {
+    /// Adds to what was found by a look with such a doubt what statements met that it does not explain. What they met
+    /// since that look began is for the next one, which comes soon.
+    pub(super) fn explain(
+        &self,
+        doubt: Doubt,
+        found: StoreResult<StoreHealth>,
+    ) -> StoreResult<StoreHealth> {
         let now = SystemClock.now();
         let mut met = self.met();
         match found {
@@ -107,7 +112,7 @@ impl Outage {
                 self.note(Ok(health))
             }
             Ok(health) => {
-                let unfit = met.unfit.as_ref();
+                let unfit = met.unfit.as_ref().filter(|_| doubt.unfit);
                 let refused = unfit.filter(|(at, _)| now.saturating_since(*at) < LATELY);
                 let refused = refused.map(|(_, cause)| cause.clone());
                 drop(met);
@@ -182,12 +187,17 @@ mod tests {
         assert!(outage.note::<()>(Err(unfit())).is_err());
         // What works meanwhile says nothing about it.
         assert!(outage.note(Ok(())).is_ok());
-        assert!(outage.doubt().unfit);
-        let told = outage.explain(Ok(health())).unwrap();
+        // The look that had begun before was not for that.
+        let told = outage.explain(Doubt::default(), Ok(health())).unwrap();
+        assert_eq!(told.refused, None);
+        let doubt = outage.doubt();
+        assert!(doubt.unfit);
+        let told = outage.explain(doubt, Ok(health())).unwrap();
         assert_eq!(told.refused.as_deref(), Some("no table commands"));
-        assert!(outage.explain(Err(unfit())).is_err());
-        assert!(outage.doubt().unfit);
-        let told = outage.explain(Ok(health())).unwrap();
+        assert!(outage.explain(doubt, Err(unfit())).is_err());
+        let doubt = outage.doubt();
+        assert!(doubt.unfit);
+        let told = outage.explain(doubt, Ok(health())).unwrap();
         assert_eq!((told.refused, outage.doubt()), (None, Doubt::default()));
         let held = outage.note::<()>(Err(StoreError::Held("a lock".into())));
         assert!(held.is_err() && outage.doubt().held && !outage.doubt().unfit);

@@ -155,8 +155,9 @@ impl<E: Engine> UpkeepStore for SqlStore<E> {
     }
 
     async fn health(&self) -> StoreResult<StoreHealth> {
-        let health = self.engine.health(self.outage.doubt()).await;
-        let health = self.room.note(self.outage.explain(health))?;
+        let doubt = self.outage.doubt();
+        let health = self.engine.health(doubt).await;
+        let health = self.room.note(self.outage.explain(doubt, health))?;
         Ok(StoreHealth {
             full: self.room.is_full(),
             full_for_telemetry: self.room.is_doubted(),
