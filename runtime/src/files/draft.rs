@@ -9,8 +9,8 @@ use rustix::io::Errno;
 use super::folder::{Folder, Holder};
 use super::{FileError, folder_for, write_beside};
 
-/// One that is written and has no name yet; it is gone when it is dropped. What is killed meanwhile leaves a hidden file
-/// behind, and none that looks whole.
+/// One that is written and has no name yet; it is gone when it is dropped. What is killed meanwhile leaves a hidden
+/// file behind, and none that looks whole.
 #[derive(Debug)]
 pub struct Draft {
     folder: Folder,
@@ -24,7 +24,8 @@ impl Draft {
     ///
     /// # Errors
     ///
-    /// [`FileError::is_taken`] when something has that name, a link included, or when a step fails; nothing is left then.
+    /// [`FileError::is_taken`] when something has that name, a link included, or when a step fails; nothing is left
+    /// then.
     pub fn write(path: &Path, contents: &[u8], mode: u32) -> Result<Self, FileError> {
         let (folder, name) = folder_for(path, Holder::Closed)?;
         match fs::statat(folder.place(), &name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -56,7 +57,7 @@ impl Draft {
         let path = folder.asked(name);
         let place = folder.place();
         let named = match fs::renameat_with(place, temporary, place, name, RenameFlags::NOREPLACE) {
-            // Not every file system can; a second name for a file can be given by all that matter, and replaces nothing.
+            // Not every file system can; a second name can be given by all that matter, and replaces nothing.
             Err(Errno::INVAL | Errno::NOSYS) => {
                 fs::linkat(place, temporary, place, name, AtFlags::empty())
                     .and_then(|()| fs::unlinkat(place, temporary, AtFlags::empty()))
