@@ -12,7 +12,7 @@ simulation and the black-box tests of the shipped programs, documentation, and t
 
   --no-install    install nothing; checks whose tool is missing are skipped, loudly
 
-Exit code 0 means that every check passed. On two cores a first run takes about half an hour, a later one less.
+Exit code 0 means that every check passed, 69 that this machine lacks what they need. On two cores a first run takes about half an hour, a later one less.
 One check alone: `cargo xtask NAME`; `cargo xtask --help` lists them.
 TXT
 }
@@ -126,7 +126,7 @@ need_room() {
   local free
   # In GiB, rounded up; where df tells nothing, nothing is refused.
   free=$(df -P -BG -- "$1" 2>/dev/null | awk 'NR == 2 { sub(/G/, "", $4); print $4 }') || free=''
-  [ -n "$free" ] || return 0
+  case $free in '' | *[!0-9]*) return 0 ;; esac
   [ "$free" -lt "$2" ] || return 0
   printf 'error: %s GiB are free where %s is, and the checks need %s: make room there, or %s\n' \
     "$free" "$1" "$2" "$3" >&2
@@ -135,8 +135,8 @@ need_room() {
 
 printf '\n== room\n'
 # More than half of what is compiled is there for the next compilation, which continuous integration never has.
-[ -z "${CI:-}" ] || export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
-compiled=${CARGO_TARGET_DIR:-target}
+[ "${CI:-}" != true ] || export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
+compiled=${CARGO_TARGET_DIR:-${CARGO_BUILD_TARGET_DIR:-$root/target}}
 # The tests start servers and copies of machines beside what is compiled, which is there once they have run here.
 if [ -d "$compiled/debug/deps" ]; then gib=4; elif [ "${CARGO_INCREMENTAL:-1}" = 0 ]; then gib=8; else gib=12; fi
 place=$compiled

@@ -185,12 +185,12 @@ impl App {
         let stored_at_the_end = Arc::clone(&shared.clock);
         let dispatcher = shared.start_dispatcher(config, lifecycle).await?;
         let (reload, side) = shared.start_agents(config, material, lifecycle, agents, &dispatcher);
-        let shown = side.clone();
+        let (shown, listed_by) = (side.clone(), side.clone());
         let tickets = TicketOffice::new(shared_config, addresses, master, pins, shown, conditions);
         if let Some(door) = door {
             shared.start_door(config, lifecycle, door, side, tickets.clone());
         }
-        shared.start_jobs(config, lifecycle, &dispatcher);
+        shared.start_jobs(config, lifecycle, &dispatcher, listed_by);
         let quotas = shared.start_api(config, lifecycle, api, dispatcher, tickets);
         shared.start_drain(lifecycle);
         shared.keep_instance(config, lifecycle);
@@ -460,7 +460,13 @@ impl Shared {
         drop(lifecycle.spawn_critical("door for new gateways", door.run()));
     }
 
-    fn start_jobs(&self, config: &Config, lifecycle: &Lifecycle, dispatcher: &Arc<Dispatcher>) {
+    fn start_jobs(
+        &self,
+        config: &Config,
+        lifecycle: &Lifecycle,
+        dispatcher: &Arc<Dispatcher>,
+        side: watch::Receiver<Arc<Side>>,
+    ) {
         let jobs = Jobs {
             store: Arc::clone(&self.store),
             tenant: self.tenant.clone(),
@@ -492,6 +498,7 @@ impl Shared {
         if config.keys.crl_file.is_some() {
             let keeper = crl::Keeper {
                 config: Arc::new(config.clone()),
+                side,
                 store: Arc::clone(&self.store),
                 tenant: self.tenant.clone(),
                 clock: Arc::clone(&self.clock),

@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::watch;
 use tracing::{info, warn};
 use viworks_common::certificate::{Life, life};
@@ -128,7 +130,7 @@ impl Reload {
         lifecycle: Lifecycle,
     ) {
         loop {
-            self.tell_lives().await;
+            self.tell_lives();
             let next = self.clock.now().saturating_add(INTERVAL);
             tokio::select! {
                 () = lifecycle.stopping() => return,
@@ -281,26 +283,18 @@ impl Reload {
         Ok(())
     }
 
-    async fn tell_lives(&self) {
+    fn tell_lives(&self) {
         let (from, to) = (self.current.not_before, self.current.not_after);
         self.tell("server", "the server's certificate", from, to);
-        let path = self.config.agents.client_ca_file.clone();
-        let read = blocking::call("authority", READ_TIME, move || {
-            let certificates = tls::load_certificates(&path).ok()?;
-            let lives = certificates
-                .iter()
-                .filter_map(|one| tls::validity(one).ok());
-            // The one that ends last: an older one beside it is being replaced.
-            lives.max_by_key(|(_from, to)| *to)
-        });
-        // What cannot be read now was read at the start, and is told of at the next reload.
-        if let Ok(Some((from, to))) = read.await {
-            self.tell(
-                "ca",
-                "the authority of the gateways' certificates",
-                from,
-                to,
-            );
+        // Of those in force: what they sign ends with them at the latest, whatever their file has meanwhile.
+        let signing = self.current.server.signing.as_bytes();
+        let lives = CertificateDer::pem_slice_iter(signing)
+            .filter_map(Result::ok)
+            .filter_map(|one| tls::validity(&one).ok());
+        // The one that ends last: an older one beside it is being replaced.
+        if let Some((from, to)) = lives.max_by_key(|(_from, to)| *to) {
+            let what = "the authority of the gateways' certificates";
+            self.tell("ca", what, from, to);
         }
         self.tell_gateways();
         self.tell_newcomers();

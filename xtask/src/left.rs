@@ -72,15 +72,16 @@ fn files(folder: &Path) -> Vec<String> {
         .collect()
 }
 
-/// The segments of shared memory that nobody has attached, as in proc(5): the second column is the number, the
-/// fourth its size, the seventh by how many it is attached.
+/// The segments of shared memory that nobody has attached, as in proc(5): the second column is the number, the fourth
+/// its size, the seventh by how many it is attached, the eighth whose it is.
 fn unused(segments: &str) -> Vec<String> {
     let rows = segments.lines().skip(1);
     let unused = rows.filter_map(|row| {
         let columns: Vec<&str> = row.split_whitespace().collect();
-        let (number, bytes) = (columns.get(1)?, columns.get(3)?);
-        (*columns.get(6)? == "0")
-            .then(|| format!("segment {number} of shared memory, {bytes} bytes (ipcs -m)"))
+        let (number, bytes, user) = (columns.get(1)?, columns.get(3)?, columns.get(7)?);
+        (*columns.get(6)? == "0").then(|| {
+            format!("segment {number} of shared memory, {bytes} bytes of user {user} (ipcs -m)")
+        })
     });
     unused.collect()
 }
@@ -115,7 +116,7 @@ mod tests {
 ";
         assert_eq!(
             unused(table),
-            ["segment 393216 of shared memory, 56 bytes (ipcs -m)"]
+            ["segment 393216 of shared memory, 56 bytes of user 107 (ipcs -m)"]
         );
         assert_eq!(unused(""), [""; 0]);
     }

@@ -15,6 +15,7 @@ use crate::auth::risk_scope;
 use crate::command::submit::{NotOffered, SubmitError};
 use crate::data::{self, StoreError, in_full};
 use crate::enrolment::TicketError;
+use crate::pki::PkiError;
 
 /// How to submit without the gateways that stand in the way.
 const WAYS_OUT: &str = "\"targets\": {\"all_except\": [names]}, or \"skip_unable\": true to leave out whoever cannot take it \
@@ -30,6 +31,10 @@ const NOT_REVOKED: &str = "the database cannot grow, so nothing is revoked; unti
 /// What to do about a backend that cannot make tickets of what it has.
 const UNFIT_FILES: &str = "on the backend's machine, mend what is named, which viworks-backend-agent check-config judges \
                            as well, and try again";
+
+/// What to do where files that may be right have not been taken over.
+const NOT_IN_FORCE: &str = "on the backend's machine, send SIGHUP to the backend (systemctl reload); where it refuses what \
+                            it reads, the condition reload in its health says why";
 
 /// What a caller is told to wait when nothing better is known.
 pub(super) const RETRY_SOON: Duration = Duration::from_secs(1);
@@ -340,7 +345,12 @@ impl From<TicketError> for ApiError {
             ),
             // What it says is about this backend's files and addresses, which whoever may make tickets has to mend.
             TicketError::Pki(error) => {
-                Self::new(ProblemCode::Conflict, in_full(&error)).fixed_by(UNFIT_FILES)
+                let fix = if let PkiError::NotInForce { .. } = error {
+                    NOT_IN_FORCE
+                } else {
+                    UNFIT_FILES
+                };
+                Self::new(ProblemCode::Conflict, in_full(&error)).fixed_by(fix)
             }
             TicketError::Unanswered(_) => {
                 Self::new(ProblemCode::Unavailable, error.to_string()).retry_after(RETRY_SOON)

@@ -79,7 +79,8 @@ pub async fn issue(
 }
 
 /// Makes a key and writes its secret into the new file `out`, readable by the owner only. An existing file is never
-/// overwritten: it may hold a key that is in use. The file is there once its key is stored, whenever this is killed.
+/// overwritten: it may hold a key that is in use. The file is there once its key is stored, whenever this is killed; a
+/// key that is stored by then and has no file is listed, and nobody has used it.
 ///
 /// # Errors
 /// Why no key was made; no file is left behind.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::info;
 use viworks_common::human;
@@ -20,8 +21,10 @@ use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::{blocking, tls};
 use x509_parser::extensions::ParsedExtension;
 
-use super::issue::open_authority;
+use super::authority::Authority;
+use super::issue::{authority_in_force, open_authority};
 use super::{PkiError, signing, unwritten};
+use crate::agent::authorities::Side;
 use crate::config::Config;
 use crate::data::{Store, WithdrawnCertificate, in_full};
 
@@ -221,9 +224,19 @@ pub fn write(
     out: &Path,
     now: Timestamp,
 ) -> Result<(), PkiError> {
+    sign(withdrawn, out, now, || open_authority(config))
+}
+
+/// The same by an authority that is opened only for that.
+fn sign(
+    withdrawn: &[WithdrawnCertificate],
+    out: &Path,
+    now: Timestamp,
+    authority: impl FnOnce() -> Result<Authority, PkiError>,
+) -> Result<(), PkiError> {
     // Before anybody is asked to sign, which may take its time.
     may_replace(out)?;
-    let authority = open_authority(config)?;
+    let authority = authority()?;
     let list = authority.revocations(withdrawn, now, LIFE)?;
     place::put(out, list.as_bytes()).map_err(|error| {
         // It says by what.
@@ -239,6 +252,8 @@ pub fn write(
 pub struct Keeper {
     /// Which file, and who signs.
     pub config: Arc<Config>,
+    /// The authorities in force, of which the first signs.
+    pub side: watch::Receiver<Arc<Side>>,
     /// The truth.
     pub store: Arc<dyn Store>,
     /// Whose certificates.
@@ -310,8 +325,10 @@ impl Keeper {
         }
         let (config, names) = (Arc::clone(&self.config), listed.clone());
         let file = out.clone();
+        let side = Arc::clone(&self.side.borrow());
         let done = blocking::call("revocation list", WRITE_TIME, move || {
-            write(&config, &names, &file, now)
+            let authority = || authority_in_force(&config, &side.signing);
+            sign(&names, &file, now, authority)
         });
         match done.await {
             // Who signed this signs certificates as well.

@@ -175,7 +175,8 @@ impl AskedKey {
         if !self.is_signed(message, &signature) {
             return Err(Unsigned::Lasting(format!(
                 "what it answered is no signature of the authority's key ({} bytes): it must be ECDSA in DER over what it \
-                 is given, with {}",
+                 is given, with {}; that key is the one of the first certificate in client_ca_file as it was read last, \
+                 so send SIGHUP where another one is first there by now",
                 signature.len(),
                 if self.kind.key == alg_id::ECDSA_P256 {
                     "SHA-256"

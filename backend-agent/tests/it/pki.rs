@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::sync::watch;
 use viworks_backend_agent::config::{Config, TlsEnd};
 use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_backend_agent::data::{Actor, CertificateRef, GatewayRef, Store, StoreError};
@@ -14,7 +15,7 @@ use viworks_backend_agent::material::ServerMaterial;
 use viworks_backend_agent::pki::authority::Authority;
 use viworks_backend_agent::pki::init::{InitRequest, init};
 use viworks_backend_agent::pki::issue::{
-    Delivery, GATEWAY_LIFE, IssueRequest, Material, Office, issue, make,
+    Delivery, GATEWAY_LIFE, IssueRequest, Material, Office, authority_in_force, issue, make,
 };
 use viworks_backend_agent::pki::place::strange_public_url;
 use viworks_backend_agent::pki::{Home, PkiError, crl};
@@ -467,6 +468,50 @@ async fn openssl_refuses_by_the_list_what_was_revoked_and_nothing_else() {
     store.close().await;
 }
 
+/// Whoever keeps the list of a backend that has just read its files.
+fn keeper(config: Config, store: &Arc<dyn Store>, conditions: &Conditions) -> crl::Keeper {
+    let server = ServerMaterial::load(&config).unwrap().server;
+    crl::Keeper {
+        config: Arc::new(config),
+        side: watch::channel(server).1,
+        store: Arc::clone(store),
+        tenant: Tenant::default_tenant(),
+        clock: Arc::new(Timeline::unstored(Arc::new(SystemClock))),
+        conditions: conditions.clone(),
+    }
+}
+
+#[test]
+fn the_authority_in_force_signs_with_its_own_key_alone_whatever_its_file_has() {
+    let folder = initialised();
+    let config = config(&folder);
+    let (ca, key) = (
+        config.agents.client_ca_file.clone(),
+        config.keys.ca_key_file.clone().unwrap(),
+    );
+    let in_force = ServerMaterial::load(&config)
+        .unwrap()
+        .server
+        .signing
+        .clone();
+    let (next, next_key) = Authority::create(SystemClock.wall()).unwrap();
+    // The certificates of another one, or half of one, are in the file.
+    for text in [next.certificate(), "-----BEGIN CERTIFICATE-----\nMIIB"] {
+        std::fs::write(&ca, text).unwrap();
+        let signs = authority_in_force(&config, &in_force).unwrap();
+        assert_eq!(signs.certificate(), in_force);
+    }
+    std::fs::write(&key, next_key.as_bytes()).unwrap();
+    let refused = authority_in_force(&config, &in_force).unwrap_err();
+    assert!(
+        matches!(&refused, PkiError::NotInForce { key: named } if *named == key),
+        "{refused:?}"
+    );
+    assert!(refused.to_string().contains("SIGHUP"), "{refused}");
+    let signs = authority_in_force(&config, next.certificate()).unwrap();
+    assert_eq!(signs.certificate(), next.certificate());
+}
+
 #[tokio::test]
 async fn health_says_of_which_authorities_the_list_is_not() {
     let folder = initialised();
@@ -480,13 +525,7 @@ async fn health_says_of_which_authorities_the_list_is_not() {
     let conditions = Conditions::new(Arc::new(SystemClock));
     let lifecycle = Lifecycle::new();
     let store = store(&config).await;
-    let keeper = crl::Keeper {
-        config: Arc::new(config),
-        store: Arc::clone(&store),
-        tenant: Tenant::default_tenant(),
-        clock: Arc::new(Timeline::unstored(Arc::new(SystemClock))),
-        conditions: conditions.clone(),
-    };
+    let keeper = keeper(config, &store, &conditions);
     drop(lifecycle.spawn("revocation list", keeper.run(lifecycle.clone())));
     let found = eventually("it is told", Duration::from_secs(20), async || {
         let mut told = conditions.list().into_iter();
@@ -524,13 +563,7 @@ async fn a_file_that_is_no_list_is_kept_and_told_where_one_was_to_be_written() {
         matches!(&refused, PkiError::File(error) if error.is_taken()),
         "{refused:?}"
     );
-    let keeper = crl::Keeper {
-        config: Arc::new(config),
-        store: Arc::clone(&store),
-        tenant: Tenant::default_tenant(),
-        clock: Arc::new(Timeline::unstored(Arc::new(SystemClock))),
-        conditions: conditions.clone(),
-    };
+    let keeper = keeper(config, &store, &conditions);
     drop(lifecycle.spawn("revocation list", keeper.run(lifecycle.clone())));
     let found = eventually("it is told", Duration::from_secs(20), async || {
         let mut told = conditions.list().into_iter();

@@ -53,8 +53,9 @@ pub struct Partings {
 }
 
 impl Partings {
-    /// When to leave a session: as `planned` before, whatever for, or at some moment within `slot`, the time within
-    /// which the backend takes its gateways in again. `random` is uniform over all of `u64`.
+    /// When to leave a session: as `planned` before, or at some moment within `slot`, the time within which the backend
+    /// takes its gateways in again; for another key, at the sooner one where that was planned for its server's, which
+    /// may have to pause. `random` is uniform over all of `u64`.
     #[must_use]
     pub fn plan(
         &self,
@@ -64,8 +65,11 @@ impl Partings {
         slot: Duration,
         random: u64,
     ) -> Parting {
-        if let Some(planned) = planned {
-            return Parting { cause, ..planned };
+        let planned = planned.map(|planned| (planned.cause, Parting { cause, ..planned }));
+        if let Some((before, planned)) = planned
+            && (cause == Cause::LiveKey || before == Cause::OtherKey)
+        {
+            return planned;
         }
         let earliest = match (cause, self.last) {
             (Cause::LiveKey, Some(last)) => now.max(last.saturating_add(PAUSE)),
@@ -73,10 +77,14 @@ impl Partings {
         };
         let slot = slot.clamp(SPREAD_MIN, SPREAD_MAX);
         let from = earliest.saturating_add(between(Duration::ZERO, slot, random));
-        Parting {
+        let anew = Parting {
             from,
             latest: from.saturating_add(QUIET_MAX),
             cause,
+        };
+        match planned {
+            Some((_before, planned)) if planned.from < from => planned,
+            Some(_) | None => anew,
         }
     }
 
@@ -162,6 +170,13 @@ mod tests {
         let planned = plan(partings, Cause::OtherKey, at(2), u64::MAX / 2);
         let live = partings.plan(Some(planned), Cause::LiveKey, at(3), Duration::ZERO, 0);
         assert_eq!((live.from, live.latest), (planned.from, planned.latest));
+        // And one whose key is trusted again does not pause for it.
+        let mut partings_of = Partings::default();
+        partings_of.left(Cause::LiveKey, at(0));
+        let paused = plan(partings_of, Cause::LiveKey, at(1), 0);
+        assert!(paused.from >= at(1).saturating_add(PAUSE / 2));
+        let other = partings_of.plan(Some(paused), Cause::OtherKey, at(2), Duration::ZERO, 0);
+        assert_eq!((other.from, other.cause), (at(2), Cause::OtherKey));
         partings.left(live.cause, at(3));
         let next = plan(partings, Cause::LiveKey, at(4), 0).from;
         assert_eq!(next, at(3).saturating_add(PAUSE));

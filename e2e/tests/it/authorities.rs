@@ -466,6 +466,9 @@ async fn not_taken_over(system: &mut Deployment, words: &str) {
     .await;
 }
 
+/// The metric of when the authority ends.
+const CA_ENDS: &str = "viworks_certificate_not_after_seconds{certificate=\"ca\"}";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn machines_that_enrol_are_given_the_authorities_in_force_until_a_reload_takes_others_over() {
     let mut system = Deployment::new(Binaries::shipped());
@@ -479,7 +482,15 @@ async fn machines_that_enrol_are_given_the_authorities_in_force_until_a_reload_t
         drop(finish(command, PATIENCE).await.ended_with(0));
         std::fs::read_to_string(place.join("ca.crt")).unwrap()
     };
+    // What the one that signs is told to end with is that of the one in force as well.
+    let ends = async |system: &Deployment| {
+        let (_status, text) = system.request("GET", "/metrics", None).await.unwrap();
+        let mut lines = text.as_str().unwrap().lines();
+        let line = lines.find(|line| line.starts_with(CA_ENDS)).unwrap();
+        line.to_owned()
+    };
     let before = given(&system, "gw-before").await;
+    let end = ends(&system).await;
     let file = backend.join("ca.crt");
     let whole = std::fs::read_to_string(&file).unwrap();
 
@@ -493,12 +504,14 @@ async fn machines_that_enrol_are_given_the_authorities_in_force_until_a_reload_t
     std::fs::write(&file, format!("{new_certificate}{whole}")).unwrap();
     not_taken_over(&mut system, "does not fit").await;
     assert_eq!(given(&system, "gw-unfit").await, before);
+    assert_eq!(ends(&system).await, end);
 
     new.signs_beside(&backend, &[&old]);
     reload(&mut system).await;
     let after = given(&system, "gw-after").await;
     assert_eq!(after.matches("BEGIN CERTIFICATE").count(), 2, "{after}");
     assert_ne!(after, before);
+    assert_ne!(ends(&system).await, end);
     for name in ["gw-half", "gw-after"] {
         let mut gateway = system.start_gateway(&folder(&system, name), Start::default());
         system.online(name).await;

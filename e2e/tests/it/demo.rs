@@ -205,9 +205,11 @@ impl Drop for Place {
                 let _sent = kill_process(pid, Signal::KILL);
             }
         }
-        // What is in this place goes with it. Whatever else a test has linked there is not the demo's.
-        let elsewhere = self.server();
-        if let Some(server) = elsewhere.filter(|server| server.starts_with("/var/tmp")) {
+        // Whatever else a test has linked there is not the demo's.
+        let is_own = |server: &PathBuf| {
+            server.starts_with("/var/tmp") || server.starts_with(self.folder.path())
+        };
+        if let Some(server) = self.server().filter(is_own) {
             postgres::remove(&server);
         }
     }

@@ -7,6 +7,7 @@ use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
+use tokio::time::Instant;
 use viworks_api::Health;
 use viworks_common::time::Timestamp;
 use viworks_runtime::exit::ExitCode;
@@ -151,8 +152,10 @@ impl Client {
     /// under TLS without a word is opened again.
     async fn ask_standing(&self, limit: Duration) -> Result<Response, reqwest::Error> {
         let url = format!("{}/readyz", self.server);
+        let end = Instant::now() + limit;
         let ask = async || {
-            let asked = self.http.request(Method::GET, &url).timeout(limit);
+            let left = end.saturating_duration_since(Instant::now());
+            let asked = self.http.request(Method::GET, &url).timeout(left);
             asked.send().await
         };
         let mut answer = ask().await;

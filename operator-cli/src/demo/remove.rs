@@ -62,6 +62,13 @@ pub(super) fn demo(root: &Path, mark: &str) -> Result<Vec<PathBuf>, Refused> {
     for name in ROOT {
         file(&root.join(name))?;
     }
+    // What is left of a key that was being made.
+    for draft in entries(root)? {
+        let name = draft.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(".operator.key.") && name.ends_with(".tmp") {
+            file(&draft)?;
+        }
+    }
     file(&root.join(mark))?;
     empty(root)?;
     entries(root)

@@ -144,9 +144,9 @@ fn cut_off(gateways: &[Gateway]) -> Option<String> {
     ))
 }
 
-/// A backend of before does not tell.
+/// A backend of before does not tell. Of several backends another one may trust what signed its certificate.
 fn is_cut_off(gateway: &Gateway) -> bool {
-    gateway.certificate_unknown_ca == Some(true)
+    gateway.certificate_unknown_ca == Some(true) && gateway.session.is_none()
 }
 
 /// When its certificate ends, or that there is none because it was revoked, or that it is of an authority that is not

@@ -59,14 +59,20 @@ impl Draft {
         let named = match fs::renameat_with(place, temporary, place, name, RenameFlags::NOREPLACE) {
             // Not every file system can; a second name can be given by all that matter, and replaces nothing.
             Err(Errno::INVAL | Errno::NOSYS) => {
-                fs::linkat(place, temporary, place, name, AtFlags::empty())
-                    .and_then(|()| fs::unlinkat(place, temporary, AtFlags::empty()))
+                let linked = fs::linkat(place, temporary, place, name, AtFlags::empty());
+                // Best effort: what stays is hidden, and the file has its name.
+                linked.map(|()| drop(folder.remove(temporary)))
             }
             named => named,
         };
         named.map_err(|error| FileError::io("create", &path)(error.into()))?;
         self.is_kept = true;
-        self.folder.sync()
+        let synced = self.folder.sync();
+        if synced.is_err() {
+            // Best effort: a name that may be gone after a crash is told of as none.
+            drop(self.folder.remove(&self.name));
+        }
+        synced
     }
 }
 

@@ -339,8 +339,8 @@ pub(in crate::api) async fn find(state: &ApiState, which: GatewayRef) -> ApiResu
 struct Beside {
     /// The names of the backends, where one of them is needed.
     backends: BTreeMap<InstanceId, String>,
-    /// Those that TLS refuses here, because an authority that is not in force signed the certificate: the same that
-    /// the condition `trust.certificates` counts.
+    /// Those that TLS refuses here, because authorities that are not in force signed all of their certificates, as far
+    /// as that is known: whom the condition `trust.certificates` counts.
     cut_off: BTreeSet<AgentId>,
 }
 
@@ -348,12 +348,18 @@ impl Beside {
     async fn of(state: &ApiState, gateways: &[data::Gateway]) -> ApiResult<Self> {
         let (store, wall) = (&state.store, state.clock.wall());
         let shown = gateways.iter().map(|gateway| gateway.agent_id).collect();
-        let signers = store.signers(&state.tenant, shown, wall).await?.into_iter();
+        let signers = store.signers(&state.tenant, shown, wall).await?;
         let trusted = state.trust.current();
-        let others = signers.filter(|(_gateway, issuer)| !trusted.include(issuer));
+        let (well, others): (Vec<_>, Vec<_>) = signers
+            .into_iter()
+            .partition(|(_gateway, issuer)| trusted.include(issuer));
+        let mut cut_off: BTreeSet<_> = others.into_iter().map(|(gateway, _)| gateway).collect();
+        for (gateway, _issuer) in well {
+            cut_off.remove(&gateway);
+        }
         Ok(Self {
             backends: backends(state, gateways).await?,
-            cut_off: others.map(|(gateway, _issuer)| gateway).collect(),
+            cut_off,
         })
     }
 }
