@@ -20,6 +20,7 @@ mod schema;
 mod server;
 mod statement;
 mod target;
+mod values;
 mod workers;
 
 use std::sync::Arc;

@@ -295,7 +295,8 @@ pub(crate) async fn a_holder_that_gets_another_identity_is_no_fork_any_more(bed:
     assert!(again.already);
 }
 
-pub(crate) async fn the_certificate_of_the_one_that_is_kept_is_good_again(bed: &Bed) {
+/// A copy of a gateway renews the certificate, by which that of the original retires.
+pub(super) async fn retired_by_a_copy(bed: &Bed) {
     bed.gateway(1).await;
     let (tenant, actor) = (&bed.tenant, Actor::local("test"));
     let first = NewCertificate {
@@ -316,6 +317,11 @@ pub(crate) async fn the_certificate_of_the_one_that_is_kept_is_good_again(bed: &
     let mut confirm = bed.confirm_of(&hello, &admitted);
     confirm.proves = Some([8; 32]);
     bed.confirm(confirm).await;
+}
+
+pub(crate) async fn the_certificate_of_the_one_that_is_kept_is_good_again(bed: &Bed) {
+    retired_by_a_copy(bed).await;
+    let tenant = &bed.tenant;
     let is_retired = async || {
         let known = bed.store.certificate(tenant, agent(1), &[1; 32]).await;
         known.unwrap().unwrap().retired

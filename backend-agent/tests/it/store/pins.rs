@@ -3,18 +3,17 @@
 use serde_json::Value;
 use viworks_backend_agent::data::{
     Actor, AdmitOutcome, CertificateRef, NewCertificate, NewGateway, OwnPins, Page, PinChange,
-    PinOutcome, PinStep, PinsKnown, RedeemOutcome, Redemption, RenewalOutcome, Untrusting,
+    PinOutcome, PinStep, PinsKnown, RedeemOutcome, Redemption, Untrusting,
 };
 use viworks_common::pin::rotation::RotationRefusal;
 use viworks_common::pin::{PinSet, SpkiPin};
 
 use super::bed::{Bed, Session, agent, at, process};
 use super::enrolments::{challenge, create, new_ticket, redeem, redemption};
-use super::forks::{copied, keep};
+use super::forks::{keep, retired_by_a_copy};
 use super::gateways::{new_certificate, new_gateway};
 use super::instances::two_backends;
 use super::postgres_only::finish;
-use super::renewals::renewal;
 use super::replacements::{newcomer_for, ticket_for};
 
 pub(crate) fn pin(n: u8) -> SpkiPin {
@@ -209,27 +208,10 @@ pub(crate) async fn a_gateway_whose_only_certificate_was_revoked_is_not_cut_off_
 pub(crate) async fn a_gateway_of_which_a_holder_can_be_kept_with_a_retired_certificate_is_cut_off_by_a_step(
     bed: &Bed,
 ) {
-    bed.gateway(1).await;
-    let (tenant, actor) = (&bed.tenant, Actor::local("test"));
-    let first = NewCertificate {
-        fingerprint: bed.hello(1, 1, 0).fingerprint,
-        ..new_certificate(1, 1)
-    };
-    let registered = bed.store.register_certificate(tenant, first, &actor, at(0));
-    registered.await.unwrap();
-    bed.session(1, 1).await;
+    retired_by_a_copy(bed).await;
     change(bed, stage(3)).await;
-    // A copy renews the certificate, by which that of the original retires, and is put out by its own.
-    let epoch = bed.open(copied(bed, 9, 1)).await.holder.epoch;
-    let renewed = bed
-        .store
-        .renew_certificate(tenant, renewal(epoch, 8), at(10));
-    assert_eq!(renewed.await.unwrap(), RenewalOutcome::Issued);
-    let hello = copied(bed, 9, epoch);
-    let admitted = bed.admitted(hello.clone()).await;
-    let mut confirm = bed.confirm_of(&hello, &admitted);
-    confirm.proves = Some([8; 32]);
-    bed.confirm(confirm).await;
+    let (tenant, actor) = (&bed.tenant, Actor::local("test"));
+    // The copy is put out by its own.
     let which = CertificateRef::Fingerprint([8; 32]);
     let revoked = bed
         .store
