@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -208,14 +209,18 @@ pub fn write_new(path: &Path, contents: &[u8], mode: u32) -> Result<(), FileErro
 /// [`FileError::is_taken`] when something has that name, [`FileError::is_missing`] when nothing is there to be moved,
 /// or when a step fails.
 pub fn move_new(from: &Path, to: &Path) -> Result<(), FileError> {
-    let moved = match fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+    let moved = rename_new(CWD, from, to);
+    moved.map_err(|error| FileError::io("move", from)(error.into()))
+}
+
+/// Renames a file in a folder to a name that nothing has there.
+fn rename_new(folder: BorrowedFd<'_>, from: &Path, to: &Path) -> Result<(), Errno> {
+    match fs::renameat_with(folder, from, folder, to, RenameFlags::NOREPLACE) {
         // Not every file system can; a second name for a file can be given by all that matter, and replaces nothing.
-        Err(Errno::INVAL | Errno::NOSYS) => {
-            std::fs::hard_link(from, to).and_then(|()| std::fs::remove_file(from))
-        }
-        moved => moved.map_err(std::io::Error::from),
-    };
-    moved.map_err(FileError::io("move", from))
+        Err(Errno::INVAL | Errno::NOSYS) => fs::linkat(folder, from, folder, to, AtFlags::empty())
+            .and_then(|()| fs::unlinkat(folder, from, AtFlags::empty())),
+        renamed => renamed,
+    }
 }
 
 /// Makes the names in `folder` durable.

@@ -3,11 +3,34 @@
 //! A file and a semaphore, named after the process. A later process that gets the same number finds them, and one that
 //! was killed while it held the semaphore would have that one wait for ever.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use viworks_runtime::config::environment;
 
 /// Where Linux has what is named for shared memory.
 const SHARED: &str = "/dev/shm";
+
+/// Where Debian's package `faketime` has its library; another place is named by `VIWORKS_FAKETIME`. `None`, said loudly,
+/// where it is not installed.
+#[must_use]
+#[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
+pub fn library() -> Option<PathBuf> {
+    if let Some(named) = environment().get("VIWORKS_FAKETIME") {
+        return Some(PathBuf::from(named));
+    }
+    let folders = std::fs::read_dir("/usr/lib").into_iter().flatten();
+    let mut libraries = folders
+        .flatten()
+        .map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+    let found = libraries.find(|library| library.exists());
+    if found.is_none() {
+        eprintln!(
+            "SKIPPED: programs whose wall clock is set: the library of the package faketime is not installed"
+        );
+    }
+    found
+}
 
 /// Whether a command is told another time than the machine's.
 pub(crate) fn tells(command: &Command) -> bool {
@@ -40,22 +63,9 @@ mod tests {
     use super::*;
     use crate::process::{Process, eventually};
 
-    fn library() -> Option<std::path::PathBuf> {
-        let folders = std::fs::read_dir("/usr/lib").ok()?;
-        let libraries = folders
-            .flatten()
-            .map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
-        libraries.into_iter().find(|library| library.exists())
-    }
-
     #[tokio::test]
     async fn nothing_is_left_of_a_killed_program_that_was_told_another_time() {
-        let Some(library) = library() else {
-            eprintln!(
-                "SKIPPED: what libfaketime leaves: the library of the package faketime is not installed"
-            );
-            return;
-        };
+        let Some(library) = library() else { return };
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new("sleep");
         command.arg("600").env("LD_PRELOAD", library);

@@ -5,7 +5,7 @@ pub mod corpus;
 pub mod deployment;
 pub mod door;
 pub mod dump;
-mod faketime;
+pub mod faketime;
 pub mod few_files;
 pub mod foreign;
 pub mod gateway;

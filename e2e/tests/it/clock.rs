@@ -4,36 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use viworks_runtime::config::environment;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::faketime::library;
 use viworks_testkit::gateway::{ONCE, mark_starts, started};
 use viworks_testkit::postgres::Own;
 use viworks_testkit::process::eventually;
-
-/// Where Debian's package `faketime` has its library; another place is named by `VIWORKS_FAKETIME`.
-fn library() -> Option<PathBuf> {
-    if let Some(named) = environment().get("VIWORKS_FAKETIME") {
-        return Some(PathBuf::from(named));
-    }
-    let folders = std::fs::read_dir("/usr/lib").ok()?;
-    folders
-        .filter_map(Result::ok)
-        .map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"))
-        .find(|library| library.exists())
-}
-
-/// Says so when no clock can be set here.
-#[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
-pub(crate) fn can_set_clocks() -> Option<PathBuf> {
-    let found = library();
-    if found.is_none() {
-        eprintln!(
-            "SKIPPED: a backend whose wall clock is set: the library of the package faketime is not installed"
-        );
-    }
-    found
-}
 
 /// A backend whose wall clock is what a file says: `+0`, `-90s`. Its monotonic clocks are the machine's.
 struct Clocked {
@@ -132,7 +108,7 @@ fn nothing_started(folder: &Path) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_is_set_back_makes_no_command_late_also_across_a_restart() {
-    let Some(library) = can_set_clocks() else {
+    let Some(library) = library() else {
         return;
     };
     let mut clocked = Clocked::start(library).await;
@@ -159,7 +135,7 @@ async fn a_clock_that_is_set_back_makes_no_command_late_also_across_a_restart() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_is_set_forward_ends_nothing_early_also_across_a_restart() {
-    let Some(library) = can_set_clocks() else {
+    let Some(library) = library() else {
         return;
     };
     let mut clocked = Clocked::start(library).await;
@@ -186,7 +162,7 @@ async fn a_backend_whose_clock_is_an_hour_off_ends_nothing_of_another_one_early(
 }
 
 async fn beside_a_clock_that_is_off(off: &str) {
-    let (Some(library), Some(own)) = (can_set_clocks(), Own::start()) else {
+    let (Some(library), Some(own)) = (library(), Own::start()) else {
         return;
     };
     own.server().make_empty("viworks");

@@ -20,9 +20,9 @@ use viworks_testkit::dump::change;
 use viworks_testkit::process::{Process, eventually};
 
 use crate::authority::Authority;
-use crate::clock::can_set_clocks;
 use crate::pins::{confirmed_by, live, pin, pin_of};
 use crate::renewals::renew_server;
+use viworks_testkit::faketime::library;
 
 const GATEWAYS: usize = 50;
 
@@ -170,7 +170,7 @@ fn put(backend: &Path, certificate: &str, key: &KeyPair) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_a_year_of_renewals_and_rotations_nobody_is_cut_off() {
-    let Some(library) = can_set_clocks() else {
+    let Some(library) = library() else {
         return;
     };
     let mut year = Year::new(library);

@@ -3,11 +3,11 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use rustix::fs::{self, AtFlags, RenameFlags};
+use rustix::fs::{self, AtFlags};
 use rustix::io::Errno;
 
 use super::folder::{Folder, Holder};
-use super::{FileError, folder_for, write_beside};
+use super::{FileError, folder_for, rename_new, write_beside};
 
 /// One that is written and has no name yet; it is gone when it is dropped. What is killed meanwhile leaves a hidden
 /// file behind, and none that looks whole.
@@ -48,24 +48,10 @@ impl Draft {
     ///
     /// [`FileError::is_taken`] when something has that name by now, or when a step fails.
     pub fn keep(mut self) -> Result<(), FileError> {
-        let Self {
-            folder,
-            name,
-            temporary,
-            ..
-        } = &self;
-        let path = folder.asked(name);
-        let place = folder.place();
-        let named = match fs::renameat_with(place, temporary, place, name, RenameFlags::NOREPLACE) {
-            // Not every file system can; a second name can be given by all that matter, and replaces nothing.
-            Err(Errno::INVAL | Errno::NOSYS) => {
-                let linked = fs::linkat(place, temporary, place, name, AtFlags::empty());
-                // Best effort: what stays is hidden, and the file has its name.
-                linked.map(|()| drop(folder.remove(temporary)))
-            }
-            named => named,
-        };
-        named.map_err(|error| FileError::io("create", &path)(error.into()))?;
+        let (temporary, name) = (Path::new(&self.temporary), Path::new(&self.name));
+        rename_new(self.folder.place(), temporary, name).map_err(|error| {
+            FileError::io("create", &self.folder.asked(&self.name))(error.into())
+        })?;
         self.is_kept = true;
         let synced = self.folder.sync();
         if synced.is_err() {

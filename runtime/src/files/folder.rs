@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -153,8 +153,8 @@ impl Folder {
     }
 
     /// The folder itself, whatever has its name meanwhile.
-    pub(super) const fn place(&self) -> &OwnedFd {
-        &self.fd
+    pub(super) fn place(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// The path of a file in it, as problems name it.

@@ -18,7 +18,7 @@ use viworks_testkit::foreign::ForeignSigner;
 use viworks_testkit::process::finish;
 
 use super::{LIMIT, backend, enroll, folder, gateways, good_for, latest_attempt, ticket};
-use crate::clock::can_set_clocks;
+use viworks_testkit::faketime::library;
 
 /// Redeems a ticket with whatever request, proved as it should be; the status and what was said.
 pub(super) async fn redeem(
@@ -179,7 +179,7 @@ async fn a_request_or_a_name_that_is_no_good_is_told_of_audited_and_costs_nothin
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_whose_clock_is_a_year_off_is_told_by_how_much_and_asks_for_nothing() {
-    let Some(library) = can_set_clocks() else {
+    let Some(library) = library() else {
         return;
     };
     let system = backend().await;
