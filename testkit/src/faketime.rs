@@ -11,8 +11,8 @@ use viworks_runtime::config::environment;
 /// Where Linux has what is named for shared memory.
 const SHARED: &str = "/dev/shm";
 
-/// Where Debian's package `faketime` has its library; another place is named by `VIWORKS_FAKETIME`. `None`, said loudly,
-/// where it is not installed.
+/// Where Debian's package `faketime` has its library; another place is named by `VIWORKS_FAKETIME`. `None`, said
+/// loudly, where it is not installed.
 #[must_use]
 #[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
 pub fn library() -> Option<PathBuf> {
